@@ -1,0 +1,205 @@
+"""The architectures of Chinese-CLIP: names, sizes and where their official checkpoints are."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from cnclip_builder.errors import MissingRequirementError, SettingError, UnknownArchError
+
+Tower = Literal["image", "text"]
+TOWERS: tuple[Tower, ...] = ("image", "text")
+
+DEFAULT_CONTEXT_LENGTH = 52
+"""Tokens of a text that all official checkpoints were trained with (cn_clip.clip.tokenize)."""
+
+MIN_CONTEXT_LENGTH = 3
+"""`[CLS]`, one token, `[SEP]`."""
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """The official checkpoint of an architecture.
+
+    Attributes:
+        repository: the repository's name, the same on Hugging Face and ModelScope but for the organisation.
+        filename: the file in it, which is also its name on disk.
+    """
+
+    repository: str
+    filename: str
+
+
+@dataclass(frozen=True)
+class Arch:
+    """An architecture.
+
+    Attributes:
+        name: as Chinese-CLIP writes it, "ViT-B-16".
+        model_info: the keyword arguments of `cn_clip.clip.model.CLIP`.
+        hub: its official checkpoint, if there is one.
+    """
+
+    name: str
+    model_info: Mapping[str, Any]
+    hub: HubFile | None = None
+
+    @property
+    def slug(self) -> str:
+        """The name in file and model names: "vit-b-16"."""
+        return self.name.lower()
+
+    @property
+    def resolution(self) -> int:
+        """Side of the square images that the image encoder takes, in pixels."""
+        return int(self.model_info["image_resolution"])
+
+    @property
+    def embedding_size(self) -> int:
+        """Length of a feature."""
+        return int(self.model_info["embed_dim"])
+
+    @property
+    def max_context_length(self) -> int:
+        """Position embeddings of the text encoder: the longest text it takes, in tokens."""
+        return int(self.model_info["text_max_position_embeddings"])
+
+    def checked_context_length(self, context_length: int) -> int:
+        """Returns the context length if the text encoder takes it.
+
+        Raises:
+            SettingError: it is too short or beyond the position embeddings.
+        """
+        if not MIN_CONTEXT_LENGTH <= context_length <= self.max_context_length:
+            raise SettingError(
+                f"context length {context_length} is out of range for {self.name}: it has "
+                f"{self.max_context_length} position embeddings, so choose {MIN_CONTEXT_LENGTH} to "
+                f"{self.max_context_length} (its checkpoints were trained with {DEFAULT_CONTEXT_LENGTH})"
+            )
+        return context_length
+
+
+# Name, vision and text configs in cn_clip's model_configs, and the official checkpoint
+# (cn_clip/clip/utils.py, _MODEL_INFO and _MODELS).
+_OFFICIAL = (
+    ("RN50", "RN50", "RBT3-chinese", HubFile("chinese-clip-rn50", "clip_cn_rn50.pt")),
+    (
+        "ViT-B-16",
+        "ViT-B-16",
+        "RoBERTa-wwm-ext-base-chinese",
+        HubFile("chinese-clip-vit-base-patch16", "clip_cn_vit-b-16.pt"),
+    ),
+    (
+        "ViT-L-14",
+        "ViT-L-14",
+        "RoBERTa-wwm-ext-base-chinese",
+        HubFile("chinese-clip-vit-large-patch14", "clip_cn_vit-l-14.pt"),
+    ),
+    (
+        "ViT-L-14-336",
+        "ViT-L-14-336",
+        "RoBERTa-wwm-ext-base-chinese",
+        HubFile("chinese-clip-vit-large-patch14-336px", "clip_cn_vit-l-14-336.pt"),
+    ),
+    (
+        "ViT-H-14",
+        "ViT-H-14",
+        "RoBERTa-wwm-ext-large-chinese",
+        HubFile("chinese-clip-vit-huge-patch14", "clip_cn_vit-h-14.pt"),
+    ),
+)
+
+ARCH_NAMES: tuple[str, ...] = tuple(name for name, *_ in _OFFICIAL)
+
+
+def get_arch(name: str) -> Arch:
+    """Looks an architecture up.
+
+    Args:
+        name: "ViT-B-16" and so on, in any case; or the path of a JSON file with the keyword arguments of
+            `cn_clip.clip.model.CLIP`, for a model of other sizes, which is then named after the file.
+
+    Raises:
+        UnknownArchError: there is none of this name, or the file is no such description.
+    """
+    if name.endswith(".json"):
+        return _load_custom_arch(Path(name))
+    for arch in official_archs():
+        if arch.slug == name.lower():
+            return arch
+    raise UnknownArchError(
+        f"no architecture is named {name!r}: choose one of {', '.join(ARCH_NAMES)}, or name a .json file with the "
+        "keyword arguments of cn_clip.clip.model.CLIP"
+    )
+
+
+@cache
+def official_archs() -> tuple[Arch, ...]:
+    """The five architectures of Chinese-CLIP, with their sizes read from the installed cn_clip.
+
+    Raises:
+        MissingRequirementError: cn_clip is not installed.
+    """
+    configs = _cn_clip_folder() / "clip" / "model_configs"
+    return tuple(
+        Arch(name, _read_model_info(configs / f"{vision}.json", configs / f"{text}.json"), hub)
+        for name, vision, text, hub in _OFFICIAL
+    )
+
+
+def cn_clip_vocabulary() -> Path:
+    """The path of cn_clip's `vocab.txt`, which every architecture shares."""
+    return _cn_clip_folder() / "clip" / "vocab.txt"
+
+
+def _cn_clip_folder() -> Path:
+    # Found without importing it, since cn_clip.clip imports torch.
+    spec = importlib.util.find_spec("cn_clip")
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingRequirementError("cn_clip is not installed: pip install 'cn-clip-triton[builder]'")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _read_model_info(*files: Path) -> Mapping[str, Any]:
+    info: dict[str, Any] = {}
+    for file in files:
+        info.update(json.loads(file.read_text(encoding="utf-8")))
+    if isinstance(info["vision_layers"], str):
+        info["vision_layers"] = json.loads(info["vision_layers"])  # cn_clip writes RN50's as "[3,4,6,3]"
+    return info
+
+
+def _load_custom_arch(file: Path) -> Arch:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", file.stem):
+        raise UnknownArchError(
+            f"{file}: the file's name becomes the model's name, so use letters, digits, '.', '_' and '-' only"
+        )
+    if any(arch.slug == file.stem.lower() for arch in official_archs()):
+        raise UnknownArchError(f"{file}: {file.stem} is an official architecture's name; rename the file")
+    try:
+        info = _read_model_info(file)
+    except FileNotFoundError:
+        raise UnknownArchError(
+            f"{file}: no such file; official architectures are {', '.join(ARCH_NAMES)}"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UnknownArchError(f"{file} does not describe an architecture: {error!r}") from error
+    wanted = set(get_arch("ViT-B-16").model_info)
+    missing = wanted - set(info)
+    unknown = set(info) - wanted - {"vision_head_width"}
+    if missing or unknown:
+        raise UnknownArchError(
+            f"{file} does not describe an architecture: "
+            + "; ".join(
+                f"{what} {', '.join(sorted(keys))}"
+                for what, keys in (("it lacks", missing), ("CLIP takes no", unknown))
+                if keys
+            )
+        )
+    return Arch(file.stem, info)

@@ -1,0 +1,147 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from cnclip_builder.errors import BuildError, MissingRequirementError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2  # linux/fs.h
+
+
+@contextlib.contextmanager
+def replacing_file(target: Path) -> Iterator[Path]:
+    """Gives a path to write to; on a clean exit that file takes the target's place in one step.
+
+    Raises:
+        MissingRequirementError: the disk is full.
+        BuildError: the folder can't be written to.
+    """
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with explaining_disk_errors(target):
+            yield partial
+            partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """Gives a new folder beside the target; on a clean exit it takes the target's place in one step.
+
+    Whoever reads the target sees the old folder or the new one, never a mixture: on Linux the two are exchanged by
+    one system call.
+
+    Raises:
+        MissingRequirementError: the disk is full.
+        BuildError: the folder can't be written to.
+    """
+    with explaining_disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        try:
+            partial.chmod(0o755)
+            yield partial
+            _exchange(partial, target)
+        finally:
+            # After an exchange this is the old folder.
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hashes a file's bytes; returns the hex digest."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Makes the file appear at the target too, without a copy of its bytes where the file system allows it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Makes a folder with the same files appear at the target, without copies where the file system allows it."""
+    shutil.copytree(source, target, copy_function=lambda s, t: link_or_copy(Path(s), Path(t)), dirs_exist_ok=True)
+
+
+@contextlib.contextmanager
+def explaining_disk_errors(target: Path) -> Iterator[None]:
+    """Turns the errors of a full or read-only disk into ones that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise MissingRequirementError(
+                f"no space left on the disk while writing {target}; nothing half-written was kept: free some space, "
+                "or choose a folder on another disk"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise BuildError(
+                f"{error.filename or target} can't be written to ({error.strerror}): choose another folder, or "
+                "change its permissions"
+            ) from error
+        if error.errno == errno.EBUSY:
+            raise BuildError(
+                f"{target} can't be replaced because it is a mount point: choose a folder inside it"
+            ) from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise BuildError(f"{error.filename or target} is in the way ({error.strerror}): choose another path") from error
+        raise
+
+
+def _exchange(new: Path, target: Path) -> None:
+    if not target.exists():
+        new.rename(target)
+        return
+    if not target.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(target))
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is not None:
+        if renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS):  # some network file systems can't exchange
+            raise OSError(code, os.strerror(code), str(target))
+    old = new.with_name(new.name + ".old")
+    target.rename(old)
+    try:
+        new.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    old.rename(new)
+
+
+@contextlib.contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Keeps a second process from building the same target meanwhile.
+
+    Raises:
+        BuildError: another process holds the lock.
+    """
+    with explaining_disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # The lock outlives its file's use, not its process: nothing has to be cleaned up after a crash.
+        with (target.parent / f".{target.name}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BuildError(f"another process is building {target}: wait until it has ended") from None
+            yield

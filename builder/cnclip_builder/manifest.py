@@ -1,0 +1,46 @@
+"""`manifest.json` beside the models: what every served version was made from, and how well it was measured to fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cnclip_builder.errors import RepositoryError
+
+MANIFEST_NAME = "manifest.json"
+_SCHEMA = 1
+
+
+def read_manifest(repository: Path) -> dict[str, Any]:
+    """Reads what a repository serves.
+
+    Returns:
+        By model name and version number (as a string), the version's entry; empty for a new repository.
+
+    Raises:
+        RepositoryError: the file is damaged or of a later schema, or the folder holds something else.
+    """
+    path = repository / MANIFEST_NAME
+    if not path.exists():
+        if repository.is_dir() and any(repository.iterdir()):
+            raise RepositoryError(
+                f"{repository} is not empty and has no {MANIFEST_NAME}, so this builder did not make it: choose "
+                "another folder, or empty it"
+            )
+        return {}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["schema"] != _SCHEMA:
+            raise RepositoryError(f"{path} has schema {manifest['schema']}, this builder reads {_SCHEMA}: update it")
+        models: dict[str, Any] = manifest["models"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RepositoryError(f"{path} is damaged ({error!r}): delete the repository and build it again") from error
+    return models
+
+
+def write_manifest(repository: Path, models: Mapping[str, Any]) -> None:
+    """Writes the manifest of a repository."""
+    text = json.dumps({"schema": _SCHEMA, "models": models}, indent=2, ensure_ascii=False) + "\n"
+    (repository / MANIFEST_NAME).write_text(text, encoding="utf-8")

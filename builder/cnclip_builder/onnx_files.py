@@ -1,0 +1,81 @@
+"""Names and tensors of the ONNX artefacts, as cn_clip's own scripts have them, and small helpers on such files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cnclip_builder.arch import Arch, Tower
+from cnclip_builder.parity import Precision
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 18
+"""The opset that torch's exporter writes without conversion; from 17 on LayerNormalization is one operator."""
+
+EXTERNAL_DATA_SUFFIX = ".extra_file"
+"""cn_clip's suffix for the file of weights beside an .onnx file."""
+
+_FILE_PARTS: dict[Tower, str] = {"image": "img", "text": "txt"}
+
+
+@dataclass(frozen=True)
+class TensorNames:
+    """Names of an encoder's tensors.
+
+    Attributes:
+        input: what cn_clip's scripts call its input.
+        unnormalised: what they call its output.
+        served_input: what the served encoder calls its input.
+        normalised: the L2-normalised features that the served encoder adds.
+    """
+
+    input: str
+    unnormalised: str
+    served_input: str
+    normalised: str
+
+
+TENSORS: dict[Tower, TensorNames] = {
+    "image": TensorNames("image", "unnorm_image_features", "pixels", "image_features"),
+    "text": TensorNames("text", "unnorm_text_features", "text", "text_features"),
+}
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """One encoder to be exported.
+
+    Attributes:
+        checkpoint: the checkpoint's file.
+        arch: its architecture.
+        tower: which encoder.
+        onnx: the .onnx file to write.
+        reference: the .npy file for PyTorch's features of the probes.
+    """
+
+    checkpoint: Path
+    arch: Arch
+    tower: Tower
+    onnx: Path
+    reference: Path
+
+
+def onnx_name(arch: Arch, tower: Tower, precision: Precision) -> str:
+    """Names an artefact as cn_clip's pytorch_to_onnx.py does: "vit-b-16.img.fp32.onnx"."""
+    return f"{arch.slug}.{_FILE_PARTS[tower]}.{precision}.onnx"
+
+
+def external_data_of(path: Path) -> Path:
+    """The file of weights that belongs to an .onnx file."""
+    return path.with_name(path.name + EXTERNAL_DATA_SUFFIX)
+
+
+def point_external_data(model: onnx.ModelProto, location: str) -> None:
+    """Makes a model look for its weights in a file of this bare name, in its own folder."""
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location

@@ -1,0 +1,64 @@
+"""How models are served: the typed values that the config templates are filled with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from cnclip_builder.errors import SettingError
+from cnclip_builder.machine import Target
+from cnclip_builder.parity import Precision
+
+
+@dataclass(frozen=True)
+class ServingConfig:
+    """Settings of all models of one architecture.
+
+    Attributes:
+        target: whether encoders run on a CPU or a GPU.
+        precision: of the served encoders.
+        context_length: most tokens of a text.
+        max_batch_size: most rows of a request, and of a batch that Triton makes of several.
+        max_queue_size: requests that may wait for a model; past it Triton answers UNAVAILABLE.
+        encoder_instances: copies of each encoder, a GPU's for each of its GPUs.
+        encoder_queue_delay_microseconds: how long a request waits for others to share its batch.
+        encoder_threads: threads of each encoder instance on a CPU; 0 for all cores.
+        preprocess_instances: processes that decode images.
+        preprocess_threads: threads in each of them; 0 for as many as the server has cores.
+        tokenize_instances: processes that tokenise texts.
+    """
+
+    target: Target
+    precision: Precision
+    context_length: int
+    max_batch_size: int
+    max_queue_size: int = 1024
+    encoder_instances: int = 1
+    encoder_queue_delay_microseconds: int = 1000
+    encoder_threads: int = 0
+    preprocess_instances: int = 1
+    preprocess_threads: int = 0
+    tokenize_instances: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuses values out of range.
+
+        Raises:
+            SettingError: naming the setting.
+        """
+        may_be_zero = {"encoder_queue_delay_microseconds", "encoder_threads", "preprocess_threads"}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int):
+                least = 0 if field.name in may_be_zero else 1
+                if not least <= value <= 2**31 - 1:
+                    raise SettingError(f"{field.name} is {value}: choose at least {least}")
+
+    @property
+    def encoder_kind(self) -> str:
+        """Triton's kind of instance for the encoders."""
+        return "KIND_GPU" if self.target == "gpu" else "KIND_CPU"
+
+    @property
+    def encoder_parameters(self) -> dict[str, str]:
+        """Parameters of Triton's onnxruntime backend."""
+        return {"intra_op_thread_count": str(self.encoder_threads)} if self.target == "cpu" else {}

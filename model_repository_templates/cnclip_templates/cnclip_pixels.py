@@ -1,0 +1,48 @@
+"""From an encoded image to the pixels of the image encoder, equal to the byte to cn_clip's transform."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+_OBJECT_ADDRESS = re.compile(r"<[\w.]+ object at 0x[0-9a-f]+>")
+
+
+class BadImage(ValueError):
+    """The bytes are no image that Pillow decodes; the message says why."""
+
+
+def decode_pixels(encoded: bytes, resolution: int) -> npt.NDArray[np.uint8]:
+    """Decodes an image and resizes it as `cn_clip.clip.image_transform` does, up to its `ToTensor`.
+
+    The order is cn_clip's: bicubic resize to a square in the image's own mode, then conversion to RGB. The other
+    order gives other pixels for palette, alpha, CMYK and 16-bit images. EXIF orientation is ignored, and of an
+    animation the first frame is taken, as there.
+
+    Args:
+        encoded: the image file's bytes, of any format that the installed Pillow reads.
+        resolution: side of the square, in pixels.
+
+    Returns:
+        uint8 pixels of shape `[resolution, resolution, 3]`, RGB.
+
+    Raises:
+        BadImage: the bytes are no image, or a broken, truncated or oversized one.
+    """
+    if not encoded:
+        raise BadImage("0 bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels are what counts
+            with Image.open(io.BytesIO(encoded)) as image:
+                resized = image.resize((resolution, resolution), Image.Resampling.BICUBIC)
+            return np.asarray(resized.convert("RGB"))
+    # Pillow's decoders raise nearly anything on hostile files: OSError, SyntaxError, struct.error, MemoryError, ...
+    except Exception as error:
+        reason = _OBJECT_ADDRESS.sub("", str(error)).strip()
+        raise BadImage(f"{type(error).__name__}: {reason}" if reason else type(error).__name__) from error

@@ -1,0 +1,150 @@
+"""From texts to the token ids of the text encoder, equal to `cn_clip.clip.tokenize` for every string.
+
+cn_clip's tokeniser is BERT's: clean, set CJK characters apart, lower, strip accents, split at punctuation, then
+WordPiece. All but the last are a function of single characters and of two whole-string functions of Python's own
+(`str.lower`, NFD), so two translation tables that ask the same `unicodedata` questions give the same words by
+construction, whatever the Unicode version. WordPiece is the `tokenizers` library's.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers.models import WordPiece
+
+# Texts are padded to the longest of their batch in steps of this many tokens: few different shapes reach the
+# encoder, so that its batches fill, and short texts are not paid for at full length.
+LENGTH_STEP = 8
+
+_PAD_ID = 0
+_MAX_CHARACTERS_PER_WORD = 200  # cn_clip's limit; a longer word is [UNK]
+_CJK_RANGES = (
+    (0x4E00, 0x9FFF),
+    (0x3400, 0x4DBF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B73F),
+    (0x2B740, 0x2B81F),
+    (0x2B820, 0x2CEAF),
+    (0xF900, 0xFAFF),
+    (0x2F800, 0x2FA1F),
+)
+
+
+class BadText(ValueError):
+    """The bytes are no UTF-8 text; the message says why."""
+
+
+class _CleanTable(dict[int, str]):
+    """Drops control characters, turns white space into spaces and sets CJK characters apart; filled on demand."""
+
+    def __missing__(self, code_point: int) -> str:
+        character = chr(code_point)
+        category = unicodedata.category(character)
+        if character in "\t\n\r" or category == "Zs":
+            cleaned = " "
+        elif code_point in (0, 0xFFFD) or category in ("Cc", "Cf"):
+            cleaned = ""
+        elif any(first <= code_point <= last for first, last in _CJK_RANGES):
+            cleaned = f" {character} "
+        else:
+            cleaned = character
+        self[code_point] = cleaned
+        return cleaned
+
+
+class _SplitTable(dict[int, str]):
+    """Drops combining marks and sets punctuation apart; filled on demand."""
+
+    def __missing__(self, code_point: int) -> str:
+        character = chr(code_point)
+        category = unicodedata.category(character)
+        # BERT takes every printable ASCII sign that is no letter or digit for punctuation, "$" and "^" too.
+        is_ascii_sign = 33 <= code_point <= 126 and not character.isalnum()
+        if category == "Mn":
+            split = ""
+        elif is_ascii_sign or category.startswith("P"):
+            split = f" {character} "
+        else:
+            split = character
+        self[code_point] = split
+        return split
+
+
+class TokenIds:
+    """Turns texts into token ids.
+
+    Args:
+        vocabulary: cn_clip's `vocab.txt`, a token a line.
+        context_length: most tokens of a text, `[CLS]` and `[SEP]` included; longer texts are cut.
+    """
+
+    def __init__(self, vocabulary: Path, context_length: int) -> None:
+        with vocabulary.open(encoding="utf-8") as lines:
+            self._ids = {token.strip(): index for index, token in enumerate(lines)}
+        self._word_piece = WordPiece(
+            vocab=self._ids, unk_token="[UNK]", max_input_chars_per_word=_MAX_CHARACTERS_PER_WORD
+        )
+        self._cls, self._sep = self._ids["[CLS]"], self._ids["[SEP]"]
+        self._clean, self._split = _CleanTable(), _SplitTable()
+        self.context_length = context_length
+
+    def encode(self, text: str) -> list[int]:
+        """Gives a text's token ids, `[CLS]` and `[SEP]` included, at most `context_length` of them.
+
+        Raises:
+            BadText: the text holds a lone surrogate, which no UTF-8 text can.
+        """
+        room = self.context_length - 2
+        words = (
+            unicodedata.normalize("NFD", text.translate(self._clean).lower())
+            .translate(self._split)
+            # Every word is a token at least, so that what comes after `room` words is cut in any case.
+            .split(None, room)[:room]
+        )
+        ids = [self._cls]
+        for word in words:
+            whole = self._ids.get(word)
+            if whole is not None and len(word) <= _MAX_CHARACTERS_PER_WORD:
+                ids.append(whole)
+            else:
+                ids.extend(self._pieces(word))
+        del ids[room + 1 :]
+        ids.append(self._sep)
+        return ids
+
+    def encode_utf8(self, text: bytes) -> list[int]:
+        """Gives the token ids of a text in UTF-8; see `encode`.
+
+        Raises:
+            BadText: the bytes are not UTF-8.
+        """
+        try:
+            return self.encode(text.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise BadText(f"not UTF-8: {error.reason} at byte {error.start}") from error
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
+        """Pads token ids to the longest of them, in steps of `LENGTH_STEP`, `context_length` at most.
+
+        Args:
+            rows: token ids of each text.
+
+        Returns:
+            int32 ids of shape `[len(rows), length]`.
+        """
+        longest = max((len(row) for row in rows), default=1)
+        length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.context_length)
+        padded = np.full((len(rows), length), _PAD_ID, dtype=np.int32)
+        for index, row in enumerate(rows):
+            padded[index, : len(row)] = row
+        return padded
+
+    def _pieces(self, word: str) -> list[int]:
+        try:
+            return [token.id for token in self._word_piece.tokenize(word)]
+        except (TypeError, UnicodeEncodeError) as error:
+            raise BadText("a lone surrogate, which is no Unicode text") from error
