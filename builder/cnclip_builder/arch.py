@@ -185,9 +185,7 @@ def _load_custom_arch(file: Path) -> Arch:
     try:
         info = _read_model_info(file)
     except FileNotFoundError:
-        raise UnknownArchError(
-            f"{file}: no such file; official architectures are {', '.join(ARCH_NAMES)}"
-        ) from None
+        raise UnknownArchError(f"{file}: no such file; official architectures are {', '.join(ARCH_NAMES)}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnknownArchError(f"{file} does not describe an architecture: {error!r}") from error
     wanted = set(get_arch("ViT-B-16").model_info)

@@ -97,9 +97,8 @@ def build_artefacts(
         ParityError: an artefact differs from PyTorch beyond its tolerance; it is not kept.
         MissingRequirementError: the disk or the memory is too small.
     """
-    wanted: list[Kind] = [
-        (tower, precision) for tower in towers for precision in ("fp32", *(p for p in precisions if p != "fp32"))
-    ]
+    made: tuple[Precision, ...] = ("fp32", "fp16") if "fp16" in precisions else ("fp32",)
+    wanted: list[Kind] = [(tower, precision) for tower in towers for precision in made]
     with stage_process() as process:
         checkpoint = process.run(open_checkpoint, source, arch, download_root, hub)
     store = _Store(arch, folder, _fingerprint(arch, checkpoint.sha256))
@@ -130,9 +129,7 @@ class _Store:
         try:
             sidecar = self._folder / self._sidecar_name(tower, precision)
             record: dict[str, Any] = json.loads(sidecar.read_text(encoding="utf-8"))
-            whole = all(
-                (self._folder / name).stat().st_size == file["bytes"] for name, file in record["files"].items()
-            )
+            whole = all((self._folder / name).stat().st_size == file["bytes"] for name, file in record["files"].items())
             return record if whole and record["fingerprint"] == self._fingerprint else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -246,9 +243,7 @@ def _work_folder(folder: Path) -> Iterator[Path]:
 
 
 def _require_disk_space(folder: Path, checkpoint: CheckpointFacts, missing: Sequence[Kind]) -> None:
-    needed = sum(
-        checkpoint.fp32_bytes[tower] // (1 if precision == "fp32" else 2) for tower, precision in missing
-    )
+    needed = sum(checkpoint.fp32_bytes[tower] // (1 if precision == "fp32" else 2) for tower, precision in missing)
     existing = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:

@@ -102,7 +102,9 @@ def explaining_disk_errors(target: Path) -> Iterator[None]:
                 f"{target} can't be replaced because it is a mount point: choose a folder inside it"
             ) from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            raise BuildError(f"{error.filename or target} is in the way ({error.strerror}): choose another path") from error
+            raise BuildError(
+                f"{error.filename or target} is in the way ({error.strerror}): choose another path"
+            ) from error
         raise
 
 

@@ -130,9 +130,7 @@ def _plain_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         from cn_clip.clip.model import convert_state_dict
 
         # cn_clip's way back from FlashAttention's names is right only for names that start with "module.".
-        prefixed = {
-            name if name.startswith("module.") else f"module.{name}": value for name, value in tensors.items()
-        }
+        prefixed = {name if name.startswith("module.") else f"module.{name}": value for name, value in tensors.items()}
         tensors = convert_state_dict(prefixed)
     plain = {name.removeprefix("module."): value for name, value in tensors.items()}
     return {name: value for name, value in plain.items() if not name.startswith("bert.pooler.")}
@@ -141,8 +139,10 @@ def _plain_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _check_arch(path: Path, state_dict: StateDict, arch: Arch) -> None:
     foreign = _foreign_family(state_dict)
     if foreign:
-        raise CheckpointError(f"{path} is {foreign}, not a Chinese-CLIP checkpoint as cn_clip writes it: use "
-                              "a clip_cn_*.pt file, or one fine-tuned from it with cn_clip")
+        raise CheckpointError(
+            f"{path} is {foreign}, not a Chinese-CLIP checkpoint as cn_clip writes it: use "
+            "a clip_cn_*.pt file, or one fine-tuned from it with cn_clip"
+        )
     expected = expected_shapes(arch)
     found = {name: tuple(value.shape) for name, value in state_dict.items()}
     if found == expected:

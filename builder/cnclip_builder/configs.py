@@ -52,7 +52,7 @@ def parse_config(text: str, where: str) -> Any:
 
 def quote(value: object) -> str:
     """Writes a value as a string of protobuf's text format, quoted and escaped."""
-    return f'"{text_encoding.CEscape(str(value), as_utf8=True)}"'
+    return f'"{text_encoding.CEscape(str(value).encode(), as_utf8=True)}"'
 
 
 @cache

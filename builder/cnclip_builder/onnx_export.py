@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +76,8 @@ def _tidy(path: Path) -> None:
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
-    for holder in (model, model.graph, *model.graph.input, *model.graph.output, *model.graph.initializer):
+    holders: list[Any] = [model, model.graph, *model.graph.input, *model.graph.output, *model.graph.initializer]
+    for holder in holders:
         del holder.metadata_props[:]
     del model.graph.value_info[:]  # ONNX Runtime infers them; the exporter's are most of the file
     onnx.save_model(model, path)

@@ -58,10 +58,7 @@ class Parity:
 
     def within(self, tolerance: Tolerance) -> bool:
         """Whether every row passes. False for NaN."""
-        return (
-            self.cosine_distance <= tolerance.cosine_distance
-            and self.centred_distance <= tolerance.centred_distance
-        )
+        return self.cosine_distance <= tolerance.cosine_distance and self.centred_distance <= tolerance.centred_distance
 
 
 def measure_parity(features: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> Parity:

@@ -8,7 +8,7 @@ import re
 import shutil
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -79,11 +79,19 @@ def check_model_name(name: str) -> str:
     return name
 
 
-def publish(entry: RepositoryEntry, repository: Path) -> None:
+def publish(
+    entry: RepositoryEntry, repository: Path, verify: Callable[[Path], Mapping[str, Any]] | None = None
+) -> None:
     """Adds a version of an architecture's models to a repository, or replaces it, in one step.
 
     Other models and versions in the repository stay. Ensembles serve the version that was published last, and only
     that; of encoders and Python models all versions stay loaded, so that each can be called by its number.
+
+    Args:
+        entry: what to add.
+        repository: the folder; made if it is missing.
+        verify: called with the folder of the finished repository before it takes its place; it raises to refuse it,
+            and what it returns goes into the manifest.
 
     Raises:
         RepositoryError: the repository is not this builder's, or has the name in use for another architecture.
@@ -100,8 +108,10 @@ def publish(entry: RepositoryEntry, repository: Path) -> None:
         parity = _write_encoders(new, entry)
         models[entry.name] = {**versions, str(entry.version): _manifest_entry(entry, parity)}
         _write_configs(new, entry, sorted(map(int, models[entry.name])))
-        write_manifest(new, models)
         check_repository(new)
+        if verify is not None:
+            models[entry.name][str(entry.version)]["live_parity"] = verify(new)
+        write_manifest(new, models)
 
 
 def check_repository(repository: Path) -> None:
@@ -240,7 +250,15 @@ def _manifest_entry(entry: RepositoryEntry, served_parity: Mapping[str, Any]) ->
             "python": sys.version.split()[0],
             **{
                 library: importlib.metadata.version(library)
-                for library in ("cn-clip-triton", "cn_clip", "torch", "onnx", "onnxruntime", "pillow", "tokenizers")
+                for library in (
+                    "cn-clip-triton",
+                    "cn_clip",
+                    "torch",
+                    "onnx",
+                    "onnxruntime",
+                    "pillow",
+                    "tokenizers",
+                )
             },
         },
         "artefacts": {

@@ -95,14 +95,10 @@ def _add_normalised_features(graph: onnx.GraphProto, tower: Tower, embedding_siz
     graph.node.extend(
         [
             helper.make_node("ReduceL2", [names.unnormalised, "feature_axis"], ["feature_norm"], "measure_features"),
-            helper.make_node(
-                "Div", [names.unnormalised, "feature_norm"], [names.normalised], "normalise_features"
-            ),
+            helper.make_node("Div", [names.unnormalised, "feature_norm"], [names.normalised], "normalise_features"),
         ]
     )
-    graph.output.append(
-        helper.make_tensor_value_info(names.normalised, TensorProto.FLOAT, [batch, embedding_size])
-    )
+    graph.output.append(helper.make_tensor_value_info(names.normalised, TensorProto.FLOAT, [batch, embedding_size]))
 
 
 def _prepend(graph: onnx.GraphProto, *nodes: onnx.NodeProto) -> None:

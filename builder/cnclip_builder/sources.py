@@ -110,9 +110,7 @@ def _download_from_modelscope(repository: str, filename: str, folder: Path) -> N
     try:
         from modelscope.hub.file_download import model_file_download
     except ImportError:
-        raise MissingRequirementError(
-            "modelscope is not installed: pip install 'cn-clip-triton[modelscope]'"
-        ) from None
+        raise MissingRequirementError("modelscope is not installed: pip install 'cn-clip-triton[modelscope]'") from None
     model_file_download(model_id=repository, file_path=filename, local_dir=str(folder))
 
 

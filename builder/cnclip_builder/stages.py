@@ -48,9 +48,7 @@ def export_to_onnx(job: ExportJob) -> None:
     export_tower(job)
 
 
-def finish_artefact(
-    made: Path, fp32: Path, reference: Path, arch: Arch, tower: Tower, precision: Precision
-) -> Parity:
+def finish_artefact(made: Path, fp32: Path, reference: Path, arch: Arch, tower: Tower, precision: Precision) -> Parity:
     """Converts to FP16 if that is asked for, and proves the artefact; imports onnx and onnxruntime.
 
     Args:

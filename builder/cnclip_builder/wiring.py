@@ -71,7 +71,8 @@ def _check_ensemble(ensemble: Any, configs: Mapping[str, Any]) -> None:
         for name, tensor in step.input_map.items():
             if not made[tensor].fits(inputs[name]):
                 raise RepositoryError(
-                    f"{where}: tensor {tensor!r} is {made[tensor]}, but input {name!r} of {model.name} is {inputs[name]}"
+                    f"{where}: tensor {tensor!r} is {made[tensor]}, but input {name!r} of {model.name} is "
+                    f"{inputs[name]}"
                 )
             used.add(tensor)
         missing = set(inputs) - set(step.input_map)
@@ -108,9 +109,7 @@ def _in_order(ensemble: Any, made: set[str]) -> Iterable[Any]:
 
 
 def _tensors(tensors: Iterable[Any], config: Any) -> dict[str, _Tensor]:
-    return {
-        tensor.name: _Tensor(tensor.data_type, tuple(tensor.dims), config.max_batch_size > 0) for tensor in tensors
-    }
+    return {tensor.name: _Tensor(tensor.data_type, tuple(tensor.dims), config.max_batch_size > 0) for tensor in tensors}
 
 
 def _check_names(where: str, mapped: Iterable[str], known: Mapping[str, _Tensor]) -> None:

@@ -86,7 +86,9 @@ class TokenIds:
         with vocabulary.open(encoding="utf-8") as lines:
             self._ids = {token.strip(): index for index, token in enumerate(lines)}
         self._word_piece = WordPiece(
-            vocab=self._ids, unk_token="[UNK]", max_input_chars_per_word=_MAX_CHARACTERS_PER_WORD
+            vocab=self._ids,
+            unk_token="[UNK]",  # noqa: S106
+            max_input_chars_per_word=_MAX_CHARACTERS_PER_WORD,
         )
         self._cls, self._sep = self._ids["[CLS]"], self._ids["[SEP]"]
         self._clean, self._split = _CleanTable(), _SplitTable()

@@ -1,0 +1,77 @@
+# What CI runs and what the README names; `make help` lists it. Every target makes .venv first if it is missing.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+# --- Variables of `make repo`, `make serve` and `make verify`. An empty one takes the command's own default. ---
+ARCH           ?= ViT-B-16
+CHECKPOINT     ?=
+PRECISION      ?=
+TARGET         ?=
+PLATFORM       ?=
+CONTEXT_LENGTH ?=
+MAX_BATCH_SIZE ?=
+NAME           ?=
+MODEL_VERSION  ?=
+HUB            ?=
+REPOSITORY     ?= build/repository
+DOWNLOAD_ROOT  ?=
+VERIFY         ?=
+URL            ?= localhost:8001
+FLAGS          ?=
+
+# $(call option,--flag,VARIABLE): the flag if the variable is set.
+option = $(if $($(2)),$(1) "$($(2))")
+CHECKPOINT_OPTIONS = --arch "$(ARCH)" $(call option,--checkpoint,CHECKPOINT) $(call option,--name,NAME) \
+	$(call option,--hub,HUB) $(call option,--download-root,DOWNLOAD_ROOT)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo repo serve verify test test-slow check clean
+
+help:  ## List the targets.
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 12
+	@echo
+	@echo 'Variables of make repo (default): ARCH (ViT-B-16) CHECKPOINT (the official one) PRECISION (fp32 on a CPU, fp16'
+	@echo 'on a GPU) TARGET (gpu if nvidia-smi lists one, else cpu) PLATFORM (onnxruntime) CONTEXT_LENGTH (52)'
+	@echo 'MAX_BATCH_SIZE (16 on a CPU, 64 on a GPU) NAME (the arch in lower case) MODEL_VERSION (1) VERIFY=1 (off)'
+	@echo 'REPOSITORY (build/repository) DOWNLOAD_ROOT (build/checkpoints) HUB (huggingface)'
+
+demo: $(VENV)/installed  ## Build the bundled demo checkpoint, serve it, and match its pictures with Chinese captions.
+	$(BIN)/python examples/demo/demo.py
+
+repo: $(VENV)/installed  ## Build a model repository: make repo ARCH=ViT-H-14
+	$(BIN)/cnclip-build repository $(CHECKPOINT_OPTIONS) --repository "$(REPOSITORY)" \
+		$(call option,--precision,PRECISION) $(call option,--target,TARGET) $(call option,--platform,PLATFORM) \
+		$(call option,--context-length,CONTEXT_LENGTH) $(call option,--max-batch-size,MAX_BATCH_SIZE) \
+		$(call option,--model-version,MODEL_VERSION) $(if $(VERIFY),--verify) $(FLAGS)
+
+serve: $(VENV)/installed  ## Serve the repository until Ctrl-C; FLAGS= go to cnclip-serve.
+	$(BIN)/cnclip-serve "$(REPOSITORY)" $(FLAGS)
+
+verify: $(VENV)/installed  ## Compare a running server with PyTorch: make verify ARCH=... CHECKPOINT=... URL=...
+	$(BIN)/cnclip-build verify $(CHECKPOINT_OPTIONS) --url "$(URL)" $(FLAGS)
+
+test: $(VENV)/installed  ## Run the tests, those on a real tritonserver included.
+	$(BIN)/python -m pytest $(FLAGS)
+
+test-slow: $(VENV)/installed  ## Run the tests that take minutes.
+	$(BIN)/python -m pytest -m slow $(FLAGS)
+
+check: $(VENV)/installed  ## Lint, format, types and import rules.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:  ## Delete what was built; the virtual environment stays.
+	rm -rf build
+
+# cn_clip brings torch: several GB, minutes. nvidia-pytriton is wanted for its tritonserver binary alone, and without
+# its Python dependencies, one of which (numpy<2) has no wheel for Python 3.13.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --progress-bar on --editable '.[builder,server]' --group dev
+	$(BIN)/python -m pip install --quiet --no-deps 'nvidia-pytriton==0.7.0'
+	touch $@

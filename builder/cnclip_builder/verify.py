@@ -1,0 +1,136 @@
+"""Compares a live server with PyTorch: from encoded images and texts to features, through all that is served."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cnclip_builder.arch import Arch, Tower
+from cnclip_builder.checkpoint import Checkpoint, load_checkpoint
+from cnclip_builder.errors import BuildError, ParityError
+from cnclip_builder.parity import TOLERANCES, Parity, Tolerance, measure_parity
+from cnclip_builder.samples import sample_images, sample_texts
+
+logger = logging.getLogger(__name__)
+
+_LOGIT_SCALE_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a comparison of a live server with PyTorch found.
+
+    Attributes:
+        model: the name that the models are served under.
+        tolerance: what each row had to hold.
+        parity: measured, of the images and of the texts.
+    """
+
+    model: str
+    tolerance: Tolerance
+    parity: dict[Tower, Parity]
+
+    def require(self) -> None:
+        """Raises ParityError if a row is beyond the tolerance."""
+        for tower, parity in self.parity.items():
+            if not parity.within(self.tolerance):
+                raise ParityError(
+                    f"the {tower} features that {self.model} serves are not PyTorch's: 1 - cosine reaches "
+                    f"{parity.cosine_distance:.2e} in row {parity.worst_row} (at most "
+                    f"{self.tolerance.cosine_distance:.0e} passes), {parity.centred_distance:.2e} after centring (at "
+                    f"most {self.tolerance.centred_distance:.0e}): build the repository again, and check that the server "
+                    "runs the libraries that the README names"
+                )
+
+
+def verify_server(
+    url: str,
+    model: str,
+    checkpoint: Path,
+    arch: Arch,
+    images: Mapping[str, bytes] | None = None,
+    texts: Sequence[str] | None = None,
+) -> Verification:
+    """Sends images and texts to a server, and compares its features with those of cn_clip in PyTorch.
+
+    Imports torch. The reference is cn_clip's own transform, tokeniser and model, loaded from the same checkpoint.
+
+    Args:
+        url: the server's gRPC address.
+        model: the name that the models are served under.
+        checkpoint: the file that they were built from.
+        arch: its architecture.
+        images: encoded images by name; by default real ones of odd shapes and modes.
+        texts: by default real captions and odd texts.
+
+    Raises:
+        BuildError: the server does not answer, or serves another checkpoint.
+    """
+    from cnclip_client import Client, CnclipError
+
+    images = sample_images() if images is None else images
+    texts = sample_texts() if texts is None else texts
+    loaded = load_checkpoint(checkpoint, arch)
+    try:
+        with Client(url, model=model) as client:
+            info = client.info
+            _require_same_checkpoint(model, info, loaded)
+            served: dict[Tower, npt.NDArray[np.float32]] = {
+                "image": client.encode_images(list(images.values()), normalize=False),
+                "text": client.encode_texts(texts, normalize=False),
+            }
+    except CnclipError as error:
+        raise BuildError(f"{model} at {url} can't be verified: {error}") from error
+    reference = {
+        "image": _encode_images(loaded, list(images.values())),
+        "text": _encode_texts(loaded, texts, info.context_length),
+    }
+    return Verification(
+        model,
+        TOLERANCES["fp16" if info.precision == "fp16" else "fp32"],
+        {tower: measure_parity(served[tower], reference[tower]) for tower in served},
+    )
+
+
+def _require_same_checkpoint(model: str, info: Any, checkpoint: Checkpoint) -> None:
+    if info.checkpoint_sha256 != checkpoint.sha256:
+        raise BuildError(
+            f"{model} is served from a checkpoint with sha256 {info.checkpoint_sha256[:12]}…, but {checkpoint.path} "
+            f"has {checkpoint.sha256[:12]}…: name the one that the repository was built from (see its manifest.json)"
+        )
+    if abs(info.logit_scale / checkpoint.logit_scale - 1) > _LOGIT_SCALE_TOLERANCE:
+        raise ParityError(f"{model} serves logit_scale {info.logit_scale}, the checkpoint has {checkpoint.logit_scale}")
+
+
+def _encode_images(checkpoint: Checkpoint, images: Sequence[bytes]) -> npt.NDArray[np.float32]:
+    from cn_clip.clip import image_transform
+    from PIL import Image
+
+    from cnclip_builder.towers import encode, load_tower
+
+    transform = image_transform(checkpoint.arch.resolution)
+    tower = load_tower(checkpoint, "image")
+    rows = []
+    for encoded in images:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(encoded)) as image:
+                rows.append(encode(tower, transform(image)[None].numpy()))
+    return np.concatenate(rows)
+
+
+def _encode_texts(checkpoint: Checkpoint, texts: Sequence[str], context_length: int) -> npt.NDArray[np.float32]:
+    from cn_clip.clip import tokenize
+
+    from cnclip_builder.towers import encode, load_tower
+
+    tower = load_tower(checkpoint, "text")
+    return encode(tower, tokenize(list(texts), context_length=context_length).numpy())

@@ -1,0 +1,51 @@
+"""A thin client for Chinese-CLIP on Triton: features of images and texts in bulk, over gRPC.
+
+    from cnclip_client import Client
+
+    with Client("localhost:8001", model="vit-b-16") as client:
+        features = client.encode_texts(["皮卡丘", "杰尼龟"])            # float32 [2, D], L2-normalised
+        chances = client.similarity(["a.jpg"], ["皮卡丘", "杰尼龟"])    # float32 [1, 2], each row sums to 1
+
+Everything that it raises on purpose is a `CnclipError`: `TransportError` (`ServerUnreachable`, `ServerBusy`,
+`RequestTimeout`), `ModelNotFound`, `ModelNotReady`, `CheckpointMismatch`, `BadInput`, `ServerError`.
+"""
+
+from cnclip_client._blocks import Block
+from cnclip_client._catalogue import served_models
+from cnclip_client._client import Client
+from cnclip_client._exceptions import (
+    BadInput,
+    CheckpointMismatch,
+    CnclipError,
+    ModelNotFound,
+    ModelNotReady,
+    RequestTimeout,
+    ServerBusy,
+    ServerError,
+    ServerUnreachable,
+    TransportError,
+)
+from cnclip_client._info import ModelInfo
+from cnclip_client._items import ImageItem
+from cnclip_client._settings import Limits, Retry, Timeout
+
+__all__ = [
+    "BadInput",
+    "Block",
+    "CheckpointMismatch",
+    "Client",
+    "CnclipError",
+    "ImageItem",
+    "Limits",
+    "ModelInfo",
+    "ModelNotFound",
+    "ModelNotReady",
+    "RequestTimeout",
+    "Retry",
+    "ServerBusy",
+    "ServerError",
+    "ServerUnreachable",
+    "Timeout",
+    "TransportError",
+    "served_models",
+]

@@ -1,0 +1,80 @@
+"""Which slugs a server serves, and what to say where the one asked for is not among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cnclip_client._exceptions import CnclipError, ModelNotFound, ModelNotReady
+from cnclip_client._settings import Retry, Timeout
+from cnclip_client._transport import Listed, Transport
+
+__all__ = ["explain_not_found", "served_models", "slugs"]
+
+_SUFFIXES = ("-image", "-text")
+
+
+def served_models(
+    url: str = "localhost:8001", *, timeout: Timeout | None = None, retry: Retry | None = None
+) -> tuple[str, ...]:
+    """Returns the slugs that a server serves at present, sorted: an image or a text model is enough.
+
+    Args:
+        url: The server's gRPC address, `host:port`.
+        timeout: Deadlines; the defaults are those of `Timeout`.
+        retry: When to try again; the defaults are those of `Retry`.
+
+    Raises:
+        TransportError: No answer.
+        ServerError: The server does not let its repository be listed.
+    """
+    transport = Transport(url, timeout or Timeout(), retry or Retry())
+    try:
+        return slugs(transport.index())
+    finally:
+        transport.close()
+
+
+def slugs(listed: Iterable[Listed]) -> tuple[str, ...]:
+    """Returns the slugs with an ensemble that is ready, sorted."""
+    ready = (entry.name for entry in listed if entry.state == "READY")
+    return tuple(sorted({name.removesuffix(end) for name in ready for end in _SUFFIXES if name.endswith(end)}))
+
+
+def explain_not_found(transport: Transport, slug: str, error: ModelNotFound) -> CnclipError:
+    """Returns the error to raise where a server says that it has no such model.
+
+    Triton says so of a model that failed to load as well; its repository index tells the two apart, and what
+    else it has, where the server lets it be read.
+
+    Args:
+        transport: The connection.
+        slug: The slug that was asked for.
+        error: What the server said; its `model` is the ensemble's full name.
+    """
+    try:
+        listed = transport.index()
+    except CnclipError:
+        return ModelNotFound(
+            f"{error}; check the model's name (the server does not let its models be listed)",
+            model=error.model,
+            available=None,
+        )
+    entries = [entry for entry in listed if entry.name == error.model]
+    if entries and not any(entry.state == "READY" for entry in entries):
+        reason = next((entry.reason for entry in entries if entry.reason), "it is not loaded")
+        return ModelNotReady(
+            f"{error.model} is in {transport.url}'s repository but not served: {reason}; mend or load it",
+            model=error.model,
+            reason=reason,
+        )
+    available = slugs(listed)
+    if entries:
+        versions = ", ".join(sorted(entry.version for entry in entries if entry.state == "READY"))
+        fix = f"of it the server has version {versions}"
+    elif slug in available:
+        fix = f"of {slug} the server has the other tower only"
+    elif available:
+        fix = f"it serves {', '.join(available)}"
+    else:
+        fix = "it serves no Chinese-CLIP model; build one with cnclip-build"
+    return ModelNotFound(f"{error}; {fix}", model=error.model, available=available)

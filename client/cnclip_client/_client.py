@@ -1,0 +1,282 @@
+"""The client: images and texts in, features out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnclip_client._batches import batches
+from cnclip_client._blocks import Block, join
+from cnclip_client._exceptions import BadInput
+from cnclip_client._info import ModelInfo
+from cnclip_client._items import ImageItem, image_bytes, require_many, text_bytes
+from cnclip_client._pipeline import Pipeline
+from cnclip_client._settings import Limits, Retry, Timeout
+from cnclip_client._similarity import logits_per_image, softmax
+from cnclip_client._towers import Kind, Towers
+from cnclip_client._transport import Transport
+
+__all__ = ["Client"]
+
+
+# Rows a request, where the caller does not say: texts are short and cheap, images large and dear.
+_BATCH_SIZES: dict[Kind, int] = {"image": 8, "text": 32}
+_PREPARE: dict[Kind, Callable[[object, int], bytes]] = {"image": image_bytes, "text": text_bytes}
+
+
+class Client:
+    """Reads features out of a served Chinese-CLIP model.
+
+        with Client("localhost:8001", model="vit-b-16") as client:
+            features = client.encode_images(["a.jpg", "b.jpg"])
+
+    Making one is cheap and does not connect: the first call does, and the version and checkpoint that it
+    finds hold for this client's life. Threads may share a client; the limits hold for each call by itself.
+
+    Args:
+        url: The server's gRPC address, `host:port`.
+        model: The slug of the served model, such as `vit-b-16`; `served_models(url)` lists a server's.
+        version: The version to use; without one the highest that is served when first called.
+        timeout: Deadlines; the defaults are those of `Timeout`.
+        retry: When to send again; the defaults are those of `Retry`.
+        limits: What one call may hold at once; the defaults are those of `Limits`.
+
+    Raises:
+        ValueError: The address is not `host:port`, or the model's name is empty.
+    """
+
+    def __init__(
+        self,
+        url: str = "localhost:8001",
+        *,
+        model: str,
+        version: int | None = None,
+        timeout: Timeout | None = None,
+        retry: Retry | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        if not model:
+            raise ValueError("model is empty; served_models(url) lists what a server has")
+        self._limits = limits or Limits()
+        self._transport = Transport(url, timeout or Timeout(), retry or Retry())
+        self._towers = Towers(self._transport, model, version)
+
+    def __repr__(self) -> str:
+        return f"Client({self._transport.url!r}, model={self._towers.slug!r})"
+
+    def __enter__(self) -> Client:
+        self._transport.require_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection; calls under way in other threads end with RuntimeError."""
+        self._transport.close()
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the server says of the model, asked once; where it has only one of the towers, of that one.
+
+        Raises:
+            CheckpointMismatch: The two towers come of different checkpoints.
+            ModelNotFound: The server has neither tower.
+            ModelNotReady: It has one that it does not serve at present.
+            TransportError: No answer.
+        """
+        return self._towers.any()
+
+    @overload
+    def encode_images(
+        self,
+        images: Iterable[ImageItem],
+        *,
+        normalize: bool = ...,
+        batch_size: int | None = ...,
+        errors: Literal["raise"] = ...,
+    ) -> NDArray[np.float32]: ...
+
+    @overload
+    def encode_images(
+        self,
+        images: Iterable[ImageItem],
+        *,
+        normalize: bool = ...,
+        batch_size: int | None = ...,
+        errors: Literal["collect"],
+    ) -> Block: ...
+
+    def encode_images(
+        self,
+        images: Iterable[ImageItem],
+        *,
+        normalize: bool = True,
+        batch_size: int | None = None,
+        errors: Literal["raise", "collect"] = "raise",
+    ) -> NDArray[np.float32] | Block:
+        """Returns the features of images, float32 [N, D], in their order.
+
+        Args:
+            images: Paths, encoded files' bytes or PIL images, any number of them.
+            normalize: Whether each feature is divided by its length.
+            batch_size: Images a request; by default 8, never more than the server takes.
+            errors: `raise` raises `BadInput` at the end if there are bad items, naming them all; `collect`
+                returns a `Block` of the good items' features and the bad ones' reasons instead.
+
+        Raises:
+            TypeError: `images` is a single image.
+            BadInput: Some items are bad; the others' features are in its `encoded`.
+            CnclipError: The server could not be had; see the tree in the package's docstring.
+        """
+        return self._encode("image", images, normalize, batch_size, errors)
+
+    @overload
+    def encode_texts(
+        self,
+        texts: Iterable[str],
+        *,
+        normalize: bool = ...,
+        batch_size: int | None = ...,
+        errors: Literal["raise"] = ...,
+    ) -> NDArray[np.float32]: ...
+
+    @overload
+    def encode_texts(
+        self,
+        texts: Iterable[str],
+        *,
+        normalize: bool = ...,
+        batch_size: int | None = ...,
+        errors: Literal["collect"],
+    ) -> Block: ...
+
+    def encode_texts(
+        self,
+        texts: Iterable[str],
+        *,
+        normalize: bool = True,
+        batch_size: int | None = None,
+        errors: Literal["raise", "collect"] = "raise",
+    ) -> NDArray[np.float32] | Block:
+        """Returns the features of texts, float32 [N, D], in their order; as `encode_images` otherwise.
+
+        Args:
+            texts: Strings, any number of them.
+            normalize: Whether each feature is divided by its length.
+            batch_size: Texts a request; by default 32, never more than the server takes.
+            errors: As for `encode_images`.
+
+        Raises:
+            TypeError: `texts` is a single string.
+            BadInput: Some items are bad; the others' features are in its `encoded`.
+            CnclipError: The server could not be had; see the tree in the package's docstring.
+        """
+        return self._encode("text", texts, normalize, batch_size, errors)
+
+    def iter_images(
+        self, images: Iterable[ImageItem], *, normalize: bool = True, batch_size: int | None = None
+    ) -> Iterator[Block]:
+        """Yields the features of images block by block, in their order.
+
+        `images` may be endless: it is read only as far as `Limits` lets requests be under way, and memory
+        stays bounded by them. Bad items are in the blocks' `failures`. A block comes out once `batch_size`
+        items have gone in; for a source that trickles, choose it small. When an error is raised, every block
+        before it has come out.
+
+        Args:
+            images: Paths, encoded files' bytes or PIL images.
+            normalize: Whether each feature is divided by its length.
+            batch_size: Images a request; by default 8, never more than the server takes.
+
+        Raises:
+            TypeError: `images` is a single image.
+            CnclipError: The server could not be had.
+        """
+        return self._iterate("image", images, normalize, batch_size)
+
+    def iter_texts(
+        self, texts: Iterable[str], *, normalize: bool = True, batch_size: int | None = None
+    ) -> Iterator[Block]:
+        """Yields the features of texts block by block, in their order; as `iter_images` otherwise.
+
+        Args:
+            texts: Strings.
+            normalize: Whether each feature is divided by its length.
+            batch_size: Texts a request; by default 32, never more than the server takes.
+
+        Raises:
+            TypeError: `texts` is a single string.
+            CnclipError: The server could not be had.
+        """
+        return self._iterate("text", texts, normalize, batch_size)
+
+    def similarity(
+        self, images: Iterable[ImageItem], texts: Iterable[str], *, logits: bool = False
+    ) -> NDArray[np.float32]:
+        """Returns how well each text fits each image, float32 [n_images, n_texts].
+
+        A row is the softmax over the texts of `logit_scale` times the cosine, so it sums to 1: which text
+        fits best among these, not whether any fits. With `logits` it is that product itself, as cn_clip's
+        `get_similarity` gives.
+
+        Args:
+            images: Paths, encoded files' bytes or PIL images.
+            texts: Strings.
+            logits: Whether to leave out the softmax.
+
+        Raises:
+            CheckpointMismatch: The two towers come of different checkpoints; nothing was sent.
+            BadInput: Some items are bad; its `kind` tells whether they are the images or the texts.
+            CnclipError: The server could not be had.
+        """
+        require_many("image", images)
+        require_many("text", texts)
+        scale = self._towers.pair().logit_scale
+        product = logits_per_image(self.encode_images(images), self.encode_texts(texts), scale)
+        return product if logits else softmax(product)
+
+    def _encode(
+        self, kind: Kind, items: Iterable[object], normalize: bool, batch_size: int | None, errors: str
+    ) -> NDArray[np.float32] | Block:
+        if errors not in ("raise", "collect"):
+            raise ValueError(f"errors must be 'raise' or 'collect', got {errors!r}")
+        blocks = list(self._iterate(kind, items, normalize, batch_size))
+        whole = join(blocks, self._towers.one(kind).embedding_size)
+        if errors == "collect":
+            return whole
+        if whole.failures:
+            raise BadInput(kind=kind, rows=whole.failures, encoded=whole)
+        return whole.features
+
+    def _iterate(self, kind: Kind, items: Iterable[object], normalize: bool, batch_size: int | None) -> Iterator[Block]:
+        """Checks the arguments at once, and leaves the rest to the first `next`."""
+        self._transport.require_open()
+        require_many(kind, items)
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        return self._blocks(kind, items, normalize, batch_size or _BATCH_SIZES[kind])
+
+    def _blocks(self, kind: Kind, items: Iterable[object], normalize: bool, batch_size: int) -> Iterator[Block]:
+        info = self._towers.one(kind)
+        output = f"{kind}_features"
+        pipeline = Pipeline(
+            self._transport,
+            model=self._towers.name(kind),
+            version=info.version,
+            tensors=(kind.upper(), output if normalize else f"unnorm_{output}"),
+            embedding_size=info.embedding_size,
+            limits=self._limits,
+        )
+
+        def prepare(item: object) -> bytes:
+            return _PREPARE[kind](item, self._limits.item_bytes)
+
+        rows = min(batch_size, info.max_batch_size)
+        yield from pipeline.run(batches(items, prepare, rows, self._limits.request_bytes))

@@ -1,0 +1,170 @@
+"""Everything that the client raises on purpose.
+
+    CnclipError
+    ├── TransportError          no answer could be had from the server
+    │   ├── ServerUnreachable   nobody (or nobody who speaks Triton's gRPC) answers there
+    │   ├── ServerBusy          the server answers, but takes no more requests for now
+    │   └── RequestTimeout      the answer did not come in time
+    ├── ModelNotFound           the server does not have the model
+    ├── ModelNotReady           the server has the model, but does not serve it at present
+    ├── CheckpointMismatch      images and texts would be compared across two checkpoints
+    ├── BadInput                some of the caller's items cannot be encoded
+    └── ServerError             the server refused or failed for any other reason
+
+Mistakes in calling (a single string where a list is meant, a closed client) raise `TypeError`, `ValueError`
+and `RuntimeError`, as they would anywhere in Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from cnclip_client._blocks import Block
+
+__all__ = [
+    "BadInput",
+    "CheckpointMismatch",
+    "CnclipError",
+    "ModelNotFound",
+    "ModelNotReady",
+    "RequestTimeout",
+    "ServerBusy",
+    "ServerError",
+    "ServerUnreachable",
+    "TransportError",
+]
+
+_NAMED_IN_MESSAGE = 3
+
+
+def _rebuild(cls: type[CnclipError], message: str, fields: dict[str, Any]) -> CnclipError:
+    error = cls.__new__(cls, message)
+    error.__dict__.update(fields)
+    return error
+
+
+class CnclipError(Exception):
+    """The root of this package's errors; its message is one line that ends in the way to mend it."""
+
+    def __reduce__(self) -> tuple[Callable[..., CnclipError], tuple[Any, ...]]:
+        """Pickles by fields: an error raised in a worker process must reach its parent whole."""
+        return _rebuild, (type(self), str(self), self.__dict__)
+
+
+class TransportError(CnclipError):
+    """No answer could be had from the server.
+
+    Attributes:
+        url: The address that was asked.
+    """
+
+    def __init__(self, message: str, *, url: str) -> None:
+        super().__init__(message)
+        self.url = url
+
+
+class ServerUnreachable(TransportError):
+    """Nobody answers at the address, or the connection broke and could not be made anew."""
+
+
+class ServerBusy(TransportError):
+    """The server's queue stayed full for as long as `Retry` allows."""
+
+
+class RequestTimeout(TransportError):
+    """The answer to one request did not come within its deadline.
+
+    Attributes:
+        timeout_s: The deadline, in seconds.
+    """
+
+    def __init__(self, message: str, *, url: str, timeout_s: float) -> None:
+        super().__init__(message, url=url)
+        self.timeout_s = timeout_s
+
+
+class ModelNotFound(CnclipError):
+    """The server does not have the model.
+
+    Attributes:
+        model: The slug, or the full model name, that was asked for.
+        available: The slugs that the server serves; None where it does not say.
+    """
+
+    def __init__(self, message: str, *, model: str, available: tuple[str, ...] | None) -> None:
+        super().__init__(message)
+        self.model = model
+        self.available = available
+
+
+class ModelNotReady(CnclipError):
+    """The server has the model but does not serve it: still loading, unloaded, or failed to load.
+
+    Attributes:
+        model: The full model name.
+        reason: What the server says of it; may be empty.
+    """
+
+    def __init__(self, message: str, *, model: str, reason: str) -> None:
+        super().__init__(message)
+        self.model = model
+        self.reason = reason
+
+
+class CheckpointMismatch(CnclipError):
+    """The image and the text model come of different checkpoints; their features cannot be compared.
+
+    Attributes:
+        model: The slug.
+        image_sha256: The checkpoint of the image model.
+        text_sha256: The checkpoint of the text model.
+    """
+
+    def __init__(self, *, model: str, image_sha256: str, text_sha256: str) -> None:
+        super().__init__(
+            f"{model}-image is of checkpoint {image_sha256[:12]}, {model}-text of {text_sha256[:12]}: their "
+            "features cannot be compared; build both from one checkpoint, or use each by itself"
+        )
+        self.model = model
+        self.image_sha256 = image_sha256
+        self.text_sha256 = text_sha256
+
+
+class BadInput(CnclipError):
+    """Some of the caller's items cannot be encoded; all of them are named, whoever found them.
+
+    Attributes:
+        kind: Whether the items are images or texts.
+        rows: Index in the caller's sequence -> reason, in rising order.
+        encoded: The features of all the other items.
+    """
+
+    def __init__(self, *, kind: Literal["image", "text"], rows: Mapping[int, str], encoded: Block) -> None:
+        named = "; ".join(f"[{row}] {reason}" for row, reason in list(rows.items())[:_NAMED_IN_MESSAGE])
+        more = f"; and {len(rows) - _NAMED_IN_MESSAGE} more" if len(rows) > _NAMED_IN_MESSAGE else ""
+        total = encoded.stop - encoded.start
+        super().__init__(
+            f"{len(rows)} of {total} {kind}s cannot be encoded: {named}{more} "
+            "(the others' features are in this error's .encoded; errors='collect' returns them instead)"
+        )
+        self.kind = kind
+        self.rows = dict(rows)
+        self.encoded = encoded
+
+
+class ServerError(CnclipError):
+    """The server refused or failed a request for a reason that is not the items'.
+
+    Attributes:
+        model: The full model name; empty where the request was not about one.
+        status: gRPC's name of the status, such as `INTERNAL`.
+        detail: The server's own words.
+    """
+
+    def __init__(self, message: str, *, model: str, status: str, detail: str) -> None:
+        super().__init__(message)
+        self.model = model
+        self.status = status
+        self.detail = detail

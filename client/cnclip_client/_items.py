@@ -1,0 +1,126 @@
+"""From what a caller may hand over to the bytes that travel."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+__all__ = ["ImageItem", "Unsendable", "image_bytes", "is_pil_image", "require_many", "text_bytes"]
+
+# PNG keeps these modes to the bit, its palette and transparency included, and is the smaller of the two
+# containers. TIFF keeps the others that cn_clip's transform can turn into RGB.
+_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
+_TIFF_MODES = frozenset({"CMYK", "F", "I", "I;16B", "LAB", "PA", "RGBX", "YCbCr"})
+
+
+class _PilImage(Protocol):
+    """The looks of a `PIL.Image.Image`."""
+
+    @property
+    def mode(self) -> str: ...
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+    def save(self, fp: Any, format: str | None = ..., **params: Any) -> None: ...
+
+
+ImageItem: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | _PilImage
+
+
+class Unsendable(Exception):
+    """An item that cannot be sent; its message is the reason. It never leaves this package."""
+
+
+def text_bytes(item: object, item_bytes: int) -> bytes:
+    """Returns a text as UTF-8.
+
+    Args:
+        item: What the caller handed over.
+        item_bytes: The largest result allowed, in bytes.
+
+    Raises:
+        Unsendable: It is no string, cannot be UTF-8 or is too long.
+    """
+    if not isinstance(item, str):
+        raise Unsendable(f"expected a str, got {type(item).__name__}")
+    try:
+        encoded = item.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise Unsendable(f"is not Unicode text: a lone surrogate at position {error.start}") from error
+    return _checked(encoded, item_bytes)
+
+
+def image_bytes(item: object, item_bytes: int) -> bytes:
+    """Returns the encoded image file's bytes of a path, of bytes or of a PIL image.
+
+    Args:
+        item: What the caller handed over.
+        item_bytes: The largest result allowed, in bytes.
+
+    Raises:
+        Unsendable: It is none of these, or cannot be read, or is empty, or is too large.
+    """
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        data = bytes(item)
+    elif isinstance(item, (str, os.PathLike)):
+        data = _read(item, item_bytes)
+    elif is_pil_image(item):
+        data = _encode_pil(item)
+    else:
+        raise Unsendable(f"expected a path, bytes or a PIL image, got {type(item).__name__}")
+    if not data:
+        raise Unsendable("is empty (0 bytes)")
+    return _checked(data, item_bytes)
+
+
+def is_pil_image(item: object) -> bool:
+    """Tells a PIL image by its looks, so that Pillow need not be installed."""
+    return hasattr(item, "save") and hasattr(item, "mode") and hasattr(item, "size")
+
+
+def _checked(data: bytes, item_bytes: int) -> bytes:
+    if len(data) > item_bytes:
+        raise Unsendable(f"is larger than {item_bytes:,} bytes; raise Limits.item_bytes to send it")
+    return data
+
+
+def _read(path: str | os.PathLike[Any], item_bytes: int) -> bytes:
+    try:
+        with Path(os.fsdecode(path)).open("rb") as file:
+            # One byte past the limit tells a too large file without reading all of it; a device never ends.
+            return file.read(item_bytes + 1)
+    except OSError as error:
+        raise Unsendable(error.strerror or str(error)) from error
+    except ValueError as error:  # a NUL in the path
+        raise Unsendable(f"is no path: {error}") from error
+
+
+def _encode_pil(image: Any) -> bytes:
+    buffer = io.BytesIO()
+    options: dict[str, object]
+    if image.mode in _PNG_MODES:
+        # Level 1 takes a third of the default's time for a tenth more bytes.
+        container, options = "PNG", {"compress_level": 1}
+    elif image.mode in _TIFF_MODES:
+        # Unsaid, Pillow takes the compression of the file that the image came from, which may be lossy.
+        container, options = "TIFF", {"compression": "raw"}
+    else:
+        raise Unsendable(f"PIL mode {image.mode!r} is not supported; hand over image.convert('RGB')")
+    try:
+        # A colour profile does not enter cn_clip's transform, and may outweigh the pixels.
+        image.save(buffer, format=container, icc_profile=None, **options)
+    # Pillow loads lazily: a broken file comes up only here, as whatever its decoder happens to raise.
+    except Exception as error:
+        raise Unsendable(f"PIL cannot read or write it: {error}") from error
+    return buffer.getvalue()
+
+
+def require_many(kind: str, items: object) -> None:
+    """Raises TypeError for a single item, which would otherwise be taken apart into characters or bytes."""
+    single = isinstance(items, (str, bytes, bytearray, memoryview, os.PathLike)) or is_pil_image(items)
+    if single or not isinstance(items, Iterable):
+        raise TypeError(f"expected many {kind}s, got one {type(items).__name__}; put it in a list: [{kind}]")

@@ -1,0 +1,103 @@
+"""The one place where tritonclient's errors become this package's."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from cnclip_client._exceptions import (
+    CnclipError,
+    ModelNotFound,
+    ModelNotReady,
+    RequestTimeout,
+    ServerBusy,
+    ServerError,
+    ServerUnreachable,
+)
+
+__all__ = ["is_transient", "map_error", "status_of"]
+
+# gRPC goes through these without a word, for localhost too unless no_proxy names it.
+_PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
+
+# Words of Triton's core (2.73 and 2.51 alike) in refusals that pass by themselves.
+_QUEUE_FULL = ("maximum queue size", "Request timeout expired")
+_RESTRICTED = "protocol is restricted"
+_NOT_SERVED = ("is not at ready state", "has no available versions", "stopped accepting")
+
+
+def status_of(error: Any) -> str:
+    """Returns gRPC's name of an InferenceServerException's status, such as `NOT_FOUND`, or nothing."""
+    return (error.status() or "").removeprefix("StatusCode.")
+
+
+def is_transient(error: Any) -> bool:
+    """Tells whether an inference request that failed so may succeed unchanged a moment later.
+
+    CANCELLED is what a server says of the requests under way as it stops; and NOT_FOUND of a model that was
+    there a moment ago comes of its reload, or of models unloaded before the port is closed.
+    """
+    return status_of(error) in {"UNAVAILABLE", "CANCELLED", "NOT_FOUND"}
+
+
+def map_error(
+    error: Any,
+    *,
+    url: str,
+    model: str,
+    timeout_s: float,
+    setting: str = "request_s",
+    connecting: bool = False,
+) -> CnclipError:
+    """Turns an InferenceServerException into the error that says what to do; the caller chains the two.
+
+    Args:
+        error: What tritonclient raised or handed to a callback.
+        url: The address that was asked.
+        model: The full model name; empty where the request was not about one.
+        timeout_s: The request's deadline, in seconds.
+        setting: The field of `Timeout` that gave it.
+        connecting: Whether the server has never answered this client.
+    """
+    status, detail = status_of(error), (error.message() or "").strip()
+    if status == "DEADLINE_EXCEEDED" and not connecting:
+        return RequestTimeout(
+            f"{url} did not answer within {timeout_s:g} s; raise Timeout.{setting}, or ask less of it at "
+            "once (batch_size, Limits.in_flight)",
+            url=url,
+            timeout_s=timeout_s,
+        )
+    if any(words in detail for words in _QUEUE_FULL):
+        return ServerBusy(
+            f"{url} refuses requests, its queue is full; lower Limits.in_flight, or raise Retry.deadline_s "
+            "and Retry.attempts",
+            url=url,
+        )
+    if any(words in detail for words in _NOT_SERVED):
+        return ModelNotReady(
+            f"{model} is not served at present ({detail}); see the server's log, or try again later",
+            model=model,
+            reason=detail,
+        )
+    if status == "NOT_FOUND":
+        return ModelNotFound(f"{url} has no model {model} ({detail})", model=model, available=None)
+    if status in {"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"} and _RESTRICTED not in detail:
+        return ServerUnreachable(_unreachable(url, status, detail, timeout_s, connecting), url=url)
+    return ServerError(
+        f"{model or url}: the server failed the request ({status}: {detail}); see the server's log",
+        model=model,
+        status=status,
+        detail=detail,
+    )
+
+
+def _unreachable(url: str, status: str, detail: str, timeout_s: float, connecting: bool) -> str:
+    if not connecting:
+        return f"lost the connection to {url} ({detail}); check that the server still runs"
+    why = f"no answer within {timeout_s:g} s" if status == "DEADLINE_EXCEEDED" else detail
+    proxy = next((f"{name}={os.environ[name]}" for name in _PROXY_VARIABLES if os.environ.get(name)), None)
+    through = f"; gRPC goes through the proxy {proxy} unless no_proxy names the host" if proxy else ""
+    return (
+        f"no Triton server answers at {url} ({why}); check the address, that the server runs, and that this "
+        f"is its gRPC port (8001 by default, not HTTP's 8000){through}"
+    )

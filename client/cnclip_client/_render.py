@@ -1,0 +1,119 @@
+"""How the command shows what it found: JSON lines, tables, TSV. Needs rich, which comes with typer."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+__all__ = [
+    "feature_line",
+    "info_table",
+    "progress",
+    "save_npy",
+    "similarity_json",
+    "similarity_table",
+    "similarity_tsv",
+]
+
+# Nine significant digits are what a float32 needs to come back unchanged.
+_DIGITS = ".9g"
+_TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+def feature_line(kind: str, item: str, feature: NDArray[np.float32]) -> bytes:
+    """Returns one line of JSON, UTF-8: `{"image": item, "feature": [...]}`.
+
+    A path that is not UTF-8 keeps its own bytes, so that it still names its file.
+    """
+    numbers = ", ".join([format(value, _DIGITS) for value in feature.tolist()])
+    name = json.dumps(item, ensure_ascii=False)
+    return f'{{"{kind}": {name}, "feature": [{numbers}]}}\n'.encode("utf-8", "surrogateescape")
+
+
+def save_npy(path: Path, rows: NDArray[np.float32]) -> None:
+    """Writes an .npy file beside its place and moves it there, so that no half of one is ever seen."""
+    # mkstemp makes it private; a new file of the user's is as the umask says.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, rows)
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(name).chmod(0o666 & ~umask)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def similarity_table(images: Sequence[str], texts: Sequence[str], chances: NDArray[np.float32], file: IO[str]) -> None:
+    """Prints probabilities, images down and texts across, each image's best marked with `*`.
+
+    Args:
+        images: n_images names.
+        texts: n_texts texts.
+        chances: float32 [n_images, n_texts].
+        file: The terminal.
+    """
+    table = Table("image", show_edge=False)
+    for text in texts:
+        # Text, not str: what a user wrote in [brackets] is not markup.
+        table.add_column(Text(text), justify="right", overflow="fold")
+    for image, row in zip(images, chances, strict=True):
+        best = int(row.argmax())
+        cells = [
+            Text(f"{chance:.1%} *", style="bold green") if column == best else Text(f"{chance:.1%}  ")
+            for column, chance in enumerate(row.tolist())
+        ]
+        table.add_row(Text(_visible(image), overflow="fold"), *cells)
+    Console(file=file).print(table)
+
+
+def similarity_tsv(images: Sequence[str], texts: Sequence[str], chances: NDArray[np.float32]) -> bytes:
+    r"""Returns the same as tab-separated lines; tabs and line breaks in names become `\t` and `\n`."""
+    lines = [["image", *texts]]
+    for image, row in zip(images, chances, strict=True):
+        lines.append([image, *(format(chance, _DIGITS) for chance in row.tolist())])
+    joined = "".join("\t".join(cell.translate(_TSV_ESCAPES) for cell in line) + "\n" for line in lines)
+    return joined.encode("utf-8", "surrogateescape")
+
+
+def similarity_json(model: str, images: Sequence[str], texts: Sequence[str], chances: NDArray[np.float32]) -> bytes:
+    """Returns the same as one JSON object with `model`, `images`, `texts` and `probabilities`."""
+    rows = [[float(format(chance, _DIGITS)) for chance in row] for row in chances.tolist()]
+    found = {"model": model, "images": list(images), "texts": list(texts), "probabilities": rows}
+    return (json.dumps(found, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
+
+
+@contextmanager
+def progress(shown: bool, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Shows a progress bar on stderr while the context lasts; gives what to call with the items done since."""
+    with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bar:
+        task = bar.add_task("encoding", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _visible(name: str) -> str:
+    """Returns a name with the bytes that are no UTF-8 written out, as a terminal refuses them."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def info_table(fields: Iterable[tuple[str, Any]], file: IO[str]) -> None:
+    """Prints names and values in two columns."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in fields:
+        table.add_row(name, Text(str(value), overflow="fold"))
+    # Wide enough that nothing is folded where the output is no terminal.
+    Console(file=file, width=None if file.isatty() else 200).print(table)

@@ -1,0 +1,67 @@
+"""What travels: the request's tensor, the answer's tensor, and the one form of a refusal for bad rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.grpc import InferInput
+
+__all__ = ["bad_rows", "bytes_input", "features_output"]
+
+_BAD_ROWS = "bad rows: "
+_NO_REASON = "the server refused it without a reason"
+
+
+def bytes_input(name: str, payloads: Sequence[bytes]) -> Any:
+    """Returns the input tensor BYTES [N, 1] of N payloads."""
+    column = np.empty((len(payloads), 1), dtype=np.object_)
+    column[:, 0] = payloads
+    tensor = InferInput(name, [len(payloads), 1], "BYTES")
+    # tritonclient takes 0.4 microseconds a row here, some 3 % of a text's way through this client: no reason
+    # to go round its public interface.
+    tensor.set_data_from_numpy(column)
+    return tensor
+
+
+def features_output(result: Any, name: str, rows: int, embedding_size: int) -> NDArray[np.float32]:
+    """Returns an answer's features, float32 [rows, D], read-only.
+
+    Raises:
+        ValueError: The answer lacks the output, or it has another shape or type.
+    """
+    features = result.as_numpy(name)
+    if features is None:
+        raise ValueError(f"it has no output {name}")
+    if features.dtype != np.float32 or features.shape != (rows, embedding_size):
+        raise ValueError(f"{name} is {features.dtype} {features.shape}, not float32 {(rows, embedding_size)}")
+    return features  # type: ignore[no-any-return]
+
+
+def bad_rows(message: str, rows: int) -> dict[int, str] | None:
+    """Reads `bad rows: {"2": "reason"}` out of an INVALID_ARGUMENT message.
+
+    Triton puts a prefix of its own before it and may put words after it. A reason may be empty where many
+    rows are bad, as a gRPC message has room for 8 KB only.
+
+    Args:
+        message: The message of the refusal.
+        rows: Rows in the request that was refused.
+
+    Returns:
+        Row of the request -> reason, rising; None where the message says nothing of the kind.
+    """
+    start = message.find(_BAD_ROWS)
+    if start < 0:
+        return None
+    try:
+        found, _ = json.JSONDecoder().raw_decode(message, start + len(_BAD_ROWS))
+        reasons = {int(row): str(reason) or _NO_REASON for row, reason in found.items()}
+    except (ValueError, AttributeError):
+        return None
+    if not reasons or not all(0 <= row < rows for row in reasons):
+        return None
+    return dict(sorted(reasons.items()))

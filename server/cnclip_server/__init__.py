@@ -1,0 +1,25 @@
+"""Starts a real tritonserver on a model repository.
+
+`TritonServer` is a context manager around NVIDIA's own binary. Where that binary has no C++ onnxruntime
+backend, as the one inside the nvidia-pytriton wheel, a CPU stand-in for it is brought along.
+"""
+
+from cnclip_server._errors import (
+    BinaryNotFound,
+    PortInUse,
+    RepositoryError,
+    ServerError,
+    StartupFailed,
+    UnsupportedHost,
+)
+from cnclip_server._server import TritonServer
+
+__all__ = [
+    "BinaryNotFound",
+    "PortInUse",
+    "RepositoryError",
+    "ServerError",
+    "StartupFailed",
+    "TritonServer",
+    "UnsupportedHost",
+]

@@ -1,0 +1,151 @@
+"""The command `cnclip-serve`."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import IO, Annotated
+
+import typer
+
+from cnclip_server._errors import ServerError
+from cnclip_server._server import TritonServer
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+_FOLLOW_INTERVAL_S = 0.1
+
+
+@app.command()
+def serve(
+    repository: Annotated[
+        Path, typer.Argument(help="The model repository: a folder that cnclip-build wrote.")
+    ],
+    extra: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[-- FLAGS]",
+            help="After `--`: flags for tritonserver itself, such as --log-verbose=1.",
+            show_default=False,
+        ),
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="The address to listen on. 0.0.0.0 lets other machines in: Triton asks for no password."
+        ),
+    ] = "127.0.0.1",
+    grpc_port: Annotated[
+        int, typer.Option(help="The port for gRPC, which `cnclip` talks to. 0 picks a free one.")
+    ] = 8001,
+    http_port: Annotated[int, typer.Option(help="The port for HTTP. 0 picks a free one.")] = 8000,
+    metrics_port: Annotated[
+        int, typer.Option(help="The port for Prometheus metrics. 0 picks a free one.")
+    ] = 8002,
+    tritonserver: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="The tritonserver to run. Otherwise: $TRITONSERVER, the one on PATH, or the one inside the "
+            "nvidia-pytriton package.",
+            show_default=False,
+        ),
+    ] = None,
+    startup_timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long the models may take to load.")
+    ] = 300.0,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="Show tritonserver's log on stderr, and tracebacks of errors."),
+    ] = False,
+) -> None:
+    """Serve a model repository with NVIDIA's tritonserver, until Ctrl-C.
+
+    When the models are loaded, the server's addresses and models are printed, one a line. Ctrl-C, or SIGTERM,
+    stops the server in order and is a success (exit status 0); a server that does not start, or dies, is not
+    (1).
+    """
+    if extra and not extra[0].startswith("-"):
+        raise typer.BadParameter(f"unexpected argument '{extra[0]}'; flags for tritonserver come after `--`")
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with contextlib.ExitStack() as stack:
+            log_file = stack.enter_context(_shown_log()) if verbose else None
+            server = TritonServer(
+                repository,
+                host=host,
+                grpc_port=grpc_port,
+                http_port=http_port,
+                metrics_port=metrics_port,
+                binary=tritonserver,
+                extra_args=extra or (),
+                startup_timeout_s=startup_timeout,
+                log_file=log_file,
+            )
+            _serve(stack.enter_context(server))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    except ServerError as error:
+        if verbose:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def _serve(server: TritonServer) -> None:
+    """Says where the server is and what it serves, and waits.
+
+    Raises:
+        ServerError: The server has ended by itself.
+    """
+    print(f"grpc     {server.grpc_url}")
+    print(f"http     http://{server.http_url}")
+    print(f"metrics  http://{server.metrics_url}/metrics")
+    for model in server.models():
+        print(f"model    {model}")
+    sys.stdout.flush()
+    status = server.wait()
+    raise ServerError(f"tritonserver ended by itself (exit status {status}); run with -v to see its log")
+
+
+@contextlib.contextmanager
+def _shown_log() -> Iterator[Path]:
+    """Gives a file for tritonserver's log whose growth is copied to stderr, to its last line."""
+    with tempfile.NamedTemporaryFile(prefix="cnclip-serve-", suffix=".log") as file:
+        ended = threading.Event()
+        follower = threading.Thread(target=_follow, args=(file, ended))
+        follower.start()
+        try:
+            yield Path(file.name)
+        finally:
+            ended.set()
+            follower.join()
+
+
+def _follow(file: IO[bytes], ended: threading.Event) -> None:
+    """Copies a growing file to stderr until it has ended and everything is copied."""
+    last = False
+    while True:
+        if chunk := file.read():
+            sys.stderr.write(chunk.decode("utf-8", errors="replace"))
+            sys.stderr.flush()
+        elif last:
+            return
+        last = ended.wait(_FOLLOW_INTERVAL_S)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """SIGTERM is what service managers and `docker stop` send: treated like Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point of `cnclip-serve`."""
+    app()

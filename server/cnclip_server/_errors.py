@@ -1,0 +1,79 @@
+"""What goes wrong, as a tree.
+
+ServerError
+├── BinaryNotFound     there is no tritonserver to start
+├── UnsupportedHost    this Python or this C library cannot run the embedded one
+├── RepositoryError    the model repository is missing or empty
+├── PortInUse          an address is taken
+└── StartupFailed      tritonserver ran and gave up, or a model did not load
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class ServerError(Exception):
+    """Root of everything that this package raises on purpose."""
+
+
+class BinaryNotFound(ServerError):  # noqa: N818 - the tree names what is wrong, not that it is an error
+    """No tritonserver was found.
+
+    Attributes:
+        looked_in: Where it was looked for, in words.
+    """
+
+    def __init__(self, looked_in: str) -> None:
+        self.looked_in = looked_in
+        super().__init__(
+            f"no tritonserver found ({looked_in}). Install the one inside NVIDIA's wheel with "
+            "`pip install --no-deps nvidia-pytriton`, or name one with TRITONSERVER=/path/to/tritonserver, "
+            "or serve the repository with NVIDIA's container (nvcr.io/nvidia/tritonserver)"
+        )
+
+
+class UnsupportedHost(ServerError):  # noqa: N818
+    """The embedded tritonserver cannot run with this Python or this C library."""
+
+
+class RepositoryError(ServerError):
+    """The model repository cannot be served.
+
+    Attributes:
+        path: The repository.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path = path
+        super().__init__(f"{reason}; give a folder written by `cnclip-build`")
+
+
+class PortInUse(ServerError):  # noqa: N818
+    """Something else listens on a port that the server needs.
+
+    Attributes:
+        port: The port.
+        flag: The option of `cnclip-serve` that chooses it, such as `--grpc-port`.
+    """
+
+    def __init__(self, host: str, port: int, flag: str) -> None:
+        self.port = port
+        self.flag = flag
+        super().__init__(
+            f"port {port} on {host} is in use; choose another with {flag}, or 0 for any free one"
+        )
+
+
+class StartupFailed(ServerError):  # noqa: N818
+    """tritonserver ended, or was not ready in time.
+
+    Attributes:
+        reason: The reason in one line, from tritonserver's log where it gave one.
+        log_tail: The last lines of that log.
+    """
+
+    def __init__(self, reason: str, log_tail: str) -> None:
+        self.reason = reason
+        self.log_tail = log_tail
+        super().__init__(reason)

@@ -1,0 +1,70 @@
+"""Runs one tritonserver and leaves nothing of it behind, whichever way it or its parent ends.
+
+A script, not a module: `python -I -S _guard.py FOLDER SHM_PREFIX COMMAND...`, with only the standard library,
+so that it is up in some 30 ms. It starts COMMAND, writes its process id to stdout and waits for it to end, or
+for its own stdin to close, which is how it learns that its parent is gone, even by SIGKILL: then it kills the
+command. Either way it kills what remains of the command's process group (the Python backend's stubs), deletes
+FOLDER and the shared memory whose names begin with SHM_PREFIX, and exits with the command's status.
+
+A process of its own rather than PR_SET_PDEATHSIG in the parent: that needs a preexec_fn, which may deadlock
+in a process with threads, it fires when the *thread* that started the server ends, and it cleans nothing up.
+Here, in a process with one thread, it is safe, and covers the death of the guard itself.
+"""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
+
+
+def main(folder: str, shm_prefix: str, command: list[str]) -> int:
+    """Runs the command to its end and cleans up.
+
+    Returns:
+        The command's exit status, negative if a signal ended it.
+    """
+    libc = ctypes.CDLL(None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle.
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr.fileno(),
+            start_new_session=True,
+            preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+        )
+        with contextlib.suppress(BrokenPipeError):
+            os.write(sys.stdout.fileno(), f"{process.pid}\n".encode())
+        threading.Thread(target=_kill_when_orphaned, args=(process.pid,), daemon=True).start()
+        status = process.wait()
+        _kill_group(process.pid)
+    finally:
+        for leftover in _SHARED_MEMORY.glob(f"{shm_prefix}*"):
+            leftover.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+    return status
+
+
+def _kill_when_orphaned(group: int) -> None:
+    """Waits for stdin to close: nobody ever writes to it."""
+    os.read(sys.stdin.fileno(), 1)
+    _kill_group(group)
+
+
+def _kill_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    _status = main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    # os._exit: the waiting thread must not hold the interpreter up.
+    os._exit(_status if _status >= 0 else 128 - _status)

@@ -1,0 +1,106 @@
+"""One tritonserver process under its guard, with its temporary folder and its log."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from cnclip_server._errors import ServerError
+
+logger = logging.getLogger(__name__)
+
+_GUARD = Path(__file__).with_name("_guard.py")
+_KILL_TIMEOUT_S = 10.0
+
+
+class GuardedProcess:
+    """A command that `_guard.py` runs: it dies with us, and its files go with it.
+
+    Attributes:
+        folder: Its temporary files.
+        log_path: Where its stdout and stderr go.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        folder: Path,
+        shm_prefix: str,
+        environ: Mapping[str, str],
+        log_path: Path,
+    ) -> None:
+        """Starts the command.
+
+        Args:
+            command: The program and its arguments.
+            folder: Its temporary files, deleted when it has ended.
+            shm_prefix: How the names of its shared memory begin, deleted as well.
+            environ: Its environment.
+            log_path: Where its stdout and stderr go; truncated first.
+
+        Raises:
+            ServerError: The log cannot be written.
+        """
+        logger.debug("starting %s", " ".join(command))
+        self.log_path = log_path
+        self.folder = folder
+        try:
+            # Our own descriptor: it still reads the log when the guard has deleted the folder.
+            self._log: IO[bytes] = log_path.open("w+b")
+        except OSError as error:
+            raise ServerError(f"cannot write the log to {log_path} ({error}); name another file") from error
+        self._guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_GUARD), str(folder), shm_prefix, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=environ,
+            start_new_session=True,  # Ctrl-C in a terminal is for us alone; we then stop the server in order.
+        )
+        self._pid: int | None = None
+
+    def pid(self) -> int | None:
+        """The command's process id; None if it could not be started, and the log says why."""
+        if self._pid is None and self._guard.stdout is not None and (line := self._guard.stdout.readline()):
+            self._pid = int(line)
+        return self._pid
+
+    def wait(self, timeout_s: float | None) -> int | None:
+        """Waits for the command to end; returns its exit status, or None when the time is over first."""
+        try:
+            return self._guard.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def read_log(self) -> str:
+        """Everything that the command has written so far."""
+        self._log.seek(0)
+        return self._log.read().decode("utf-8", errors="replace")
+
+    def stop(self, timeout_s: float) -> None:
+        """Ends the command and everything that it started, and deletes its files.
+
+        Args:
+            timeout_s: How long it has after SIGTERM before SIGKILL, in seconds; 0 kills it at once.
+        """
+        guard = self._guard
+        with self._log, guard:
+            if timeout_s > 0 and guard.poll() is None and (pid := self.pid()) is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+                if self.wait(timeout_s) is None:
+                    logger.warning("tritonserver %s did not stop within %g s and is killed", pid, timeout_s)
+            if guard.stdin is not None:
+                guard.stdin.close()  # The guard takes this as the order to kill whatever remains.
+            if self.wait(_KILL_TIMEOUT_S) is None:
+                guard.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,263 @@
+"""Starts, watches and stops one tritonserver."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from cnclip_server._binary import Binary, find_binary
+from cnclip_server._command import EXIT_TIMEOUT_S, Settings, linked_repository, make_folder, server_command
+from cnclip_server._errors import PortInUse, RepositoryError, ServerError, StartupFailed
+from cnclip_server._host import check_glibc, environment
+from cnclip_server._log import failure_reason, last_line, tail, unbound_service
+from cnclip_server._ports import FLAGS, Ports
+from cnclip_server._process import GuardedProcess
+
+logger = logging.getLogger(__name__)
+
+_POLL_INTERVAL_S = 0.05
+
+
+class TritonServer:
+    """A tritonserver on a model repository, as a context manager.
+
+        with TritonServer(Path("repository"), grpc_port=0, http_port=0, metrics_port=0) as server:
+            client = tritonclient.grpc.InferenceServerClient(server.grpc_url)
+
+    Nothing of it outlives this process: a small guard process (`_guard.py`) kills the server and deletes its
+    temporary files when `stop` is called, and also when this process ends without having called it, even by
+    SIGKILL.
+
+    Attributes:
+        repository: The model repository.
+        host: The IPv4 address, or the name, that the server listens on.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        *,
+        host: str = "127.0.0.1",
+        grpc_port: int = 8001,
+        http_port: int = 8000,
+        metrics_port: int = 8002,
+        binary: Path | None = None,
+        extra_args: Sequence[str] = (),
+        startup_timeout_s: float = 300.0,
+        log_file: Path | None = None,
+    ) -> None:
+        """Describes the server; `start`, or entering the context, starts it.
+
+        Args:
+            repository: A folder of models, each with its config.pbtxt.
+            host: The IPv4 address, or name, to listen on; `0.0.0.0` for all of this machine's.
+            grpc_port: The port for gRPC; 0 picks a free one, as for the two others.
+            http_port: The port for HTTP, which is also how readiness is found out.
+            metrics_port: The port for Prometheus metrics.
+            binary: The tritonserver to run; None looks in TRITONSERVER, PATH and the nvidia-pytriton wheel.
+            extra_args: Further flags for tritonserver; where they repeat one of ours, they win.
+            startup_timeout_s: How long the models may take to load, in seconds.
+            log_file: Where tritonserver's log goes; None keeps it in a temporary file until `stop`.
+        """
+        self.repository = repository
+        self.host = host
+        self._wanted_ports = self._ports = Ports(grpc_port, http_port, metrics_port)
+        self._binary = binary
+        self._extra_args = tuple(extra_args)
+        self._startup_timeout_s = startup_timeout_s
+        self._log_file = log_file
+        self._process: GuardedProcess | None = None
+
+    def __enter__(self) -> TritonServer:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> TritonServer:
+        """Starts tritonserver and waits until every model is ready. A failure leaves nothing running.
+
+        Returns:
+            This server.
+
+        Raises:
+            BinaryNotFound: There is no tritonserver.
+            UnsupportedHost: The embedded one cannot run here.
+            RepositoryError: The repository does not exist or holds no model.
+            PortInUse: A port is taken.
+            StartupFailed: tritonserver ended, or was not ready in time; a model that fails to load is the
+            usual reason.
+            ServerError: It runs already.
+        """
+        if self._process is not None:
+            raise ServerError(f"this server runs already (process {self.pid}); stop() it first")
+        _check_repository(self.repository)
+        binary = find_binary(self._binary)
+        self._ports = self._wanted_ports.resolved(self.host)
+        try:
+            process = self._process = self._launch(binary)
+            self._await_ready(process)
+        except BaseException:
+            self.stop(timeout_s=0)
+            raise
+        logger.info("tritonserver %s serves %s at %s", self.pid, self.repository, self.grpc_url)
+        return self
+
+    def stop(self, timeout_s: float = EXIT_TIMEOUT_S + 5.0) -> None:
+        """Stops the server with SIGTERM, and it and its stubs with SIGKILL after a while. May be repeated.
+
+        Args:
+            timeout_s: How long it may take to finish its requests and unload, in seconds; 0 kills it at once.
+        """
+        process, self._process = self._process, None
+        if process is not None:
+            process.stop(timeout_s)
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Waits for the server to end by itself.
+
+        Args:
+            timeout_s: How long to wait, in seconds; None waits for ever.
+
+        Returns:
+            Its exit status, or None if it still runs.
+
+        Raises:
+            ServerError: It was not started.
+        """
+        return self._running().wait(timeout_s)
+
+    @property
+    def pid(self) -> int:
+        """Tritonserver's process id."""
+        pid = self._running().pid()
+        if pid is None:
+            raise ServerError("tritonserver could not be started; see its log")
+        return pid
+
+    @property
+    def grpc_url(self) -> str:
+        """Where gRPC is served, such as `127.0.0.1:8001`: what tritonclient calls a url."""
+        return f"{self._reachable_host}:{self._ports.grpc}"
+
+    @property
+    def http_url(self) -> str:
+        """Where HTTP is served, such as `127.0.0.1:8000`, for tritonclient's HTTP client or a browser."""
+        return f"{self._reachable_host}:{self._ports.http}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Where the Prometheus metrics are served, such as `127.0.0.1:8002`, under the path `/metrics`."""
+        return f"{self._reachable_host}:{self._ports.metrics}"
+
+    @property
+    def log_path(self) -> Path:
+        """Tritonserver's log; deleted by `stop` unless a `log_file` was given."""
+        return self._running().log_path
+
+    def models(self) -> list[str]:
+        """The models that are ready, in alphabetical order: `name`, or `name:version` other than 1.
+
+        Raises:
+            ServerError: The server does not answer.
+        """
+        status, body = self._request("POST", "/v2/repository/index", timeout_s=10)
+        if status != http.client.OK:
+            raise ServerError(
+                f"{self.http_url} does not list its models (HTTP {status}); has it been stopped?"
+            )
+        entries: list[dict[str, Any]] = json.loads(body)
+        return sorted(
+            entry["name"] if entry["version"] == "1" else f"{entry['name']}:{entry['version']}"
+            for entry in entries
+            if entry.get("state") == "READY"
+        )
+
+    @property
+    def _reachable_host(self) -> str:
+        return "127.0.0.1" if self.host in ("", "0.0.0.0") else self.host  # noqa: S104
+
+    def _running(self) -> GuardedProcess:
+        if self._process is None:
+            raise ServerError("the server does not run; call start() first")
+        return self._process
+
+    def _launch(self, binary: Binary) -> GuardedProcess:
+        """Lays out the temporary folder and starts tritonserver."""
+        environ = dict(os.environ)
+        if not binary.has_onnxruntime:
+            check_glibc()
+            environ = environment(binary)
+        # Names that no other server uses, so that the guard can tell ours from theirs when it cleans up.
+        shm_prefix = f"cnclip_{os.getpid()}_{secrets.token_hex(4)}_"
+        settings = Settings(self.repository, self.host, self._ports, self._extra_args)
+        folder = make_folder()
+        try:
+            return GuardedProcess(
+                server_command(binary, settings, folder=folder, shm_prefix=shm_prefix),
+                folder=folder,
+                shm_prefix=shm_prefix,
+                environ=environ,
+                log_path=self._log_file or folder / "tritonserver.log",
+            )
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _await_ready(self, process: GuardedProcess) -> None:
+        """Polls readiness until it is there, the process has ended, or the time is over."""
+        deadline = time.monotonic() + self._startup_timeout_s
+        while (status := process.wait(_POLL_INTERVAL_S)) is None:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if self._request("GET", "/v2/health/ready", timeout_s=1)[0] == http.client.OK:
+                    return
+            if time.monotonic() > deadline:
+                log = process.read_log()
+                raise StartupFailed(
+                    f"tritonserver was not ready within {self._startup_timeout_s:g} s; its last word was: "
+                    f"{last_line(log)}; give it longer (startup_timeout_s, --startup-timeout)",
+                    tail(log),
+                )
+        log = process.read_log()
+        service = unbound_service(log)
+        if service in FLAGS:
+            raise PortInUse(self.host, getattr(self._ports, service), FLAGS[service])
+        reason = failure_reason(log) or f"{last_line(log)} (exit status {status})"
+        # The reader knows the repository by its own name, not by that of our link to it.
+        reason = reason.replace(str(linked_repository(process.folder)), str(self.repository))
+        raise StartupFailed(f"tritonserver did not start: {reason}", tail(log))
+
+    def _request(self, method: str, path: str, *, timeout_s: float) -> tuple[int, bytes]:
+        """One HTTP request on its own connection: an open one would make tritonserver wait when it stops.
+
+        Not urllib: that would take a proxy from the environment.
+        """
+        connection = http.client.HTTPConnection(self._reachable_host, self._ports.http, timeout=timeout_s)
+        with contextlib.closing(connection):
+            connection.request(method, path, headers={"Connection": "close"})
+            response = connection.getresponse()
+            return response.status, response.read()
+
+
+def _check_repository(repository: Path) -> None:
+    """Refuses a folder that tritonserver would come up on without a single model.
+
+    Raises:
+        RepositoryError: It does not exist, or no folder in it has a config.pbtxt.
+    """
+    if not repository.is_dir():
+        raise RepositoryError(repository, f"the model repository {repository} does not exist")
+    if not any(repository.glob("*/config.pbtxt")):
+        raise RepositoryError(repository, f"{repository} holds no model: no folder in it has a config.pbtxt")

@@ -1,0 +1,331 @@
+"""Encoding: every item's feature at its index, every bad one reported, and the limits held."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cnclip_client import BadInput, Block, CheckpointMismatch, Client, Limits, ModelInfo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+TEXTS = st.lists(
+    st.one_of(
+        st.text(max_size=6).filter(lambda text: not text.startswith("BAD:")),
+        st.sampled_from(["BAD:torn", "BAD:", "BAD:原因", "\ud800", None]),
+    ),
+    max_size=70,
+)
+
+
+def _expected(fake: Any, texts: list[str | None]) -> tuple[list[int], list[int], np.ndarray]:
+    """Which items are good, which are bad, and the good ones' un-normalised features."""
+    bad = [i for i, text in enumerate(texts) if text is None or text == "\ud800" or text.startswith("BAD:")]
+    good = [i for i in range(len(texts)) if i not in bad]
+    features = [fake.features_of(texts[i].encode()) for i in good]
+    return good, bad, np.array(features, np.float32).reshape(-1, fake.dimension)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    texts=TEXTS,
+    batch_size=st.integers(1, 40),
+    in_flight=st.integers(1, 6),
+    request_bytes=st.integers(1, 100),
+    seed=st.none() | st.integers(0, 99),
+)
+def test_every_item_comes_out_once_at_its_index(
+    shared_triton: Any,
+    fake: Any,
+    texts: list[str | None],
+    batch_size: int,
+    in_flight: int,
+    request_bytes: int,
+    seed: int | None,
+) -> None:
+    shared_triton.forget()
+    if seed is not None:
+        # Answers overtake one another.
+        delays = random.Random(seed)
+        shared_triton.before_infer = lambda attempt, items: time.sleep(delays.random() * 0.004)
+    limits = Limits(in_flight=in_flight, request_bytes=request_bytes, in_flight_bytes=3 * request_bytes)
+    with Client(shared_triton.url, model="vit-b-16", limits=limits) as client:
+        blocks = list(client.iter_texts(iter(texts), normalize=False, batch_size=batch_size))  # type: ignore[arg-type]
+    good, bad, features = _expected(fake, texts)
+    assert [(block.start, block.stop) for block in blocks] == list(
+        itertools.pairwise([0, *(block.stop for block in blocks)])
+    )
+    assert (blocks[-1].stop if blocks else 0) == len(texts)
+    assert [row for block in blocks for row in block.indices.tolist()] == good
+    assert [row for block in blocks for row in block.failures] == bad
+    np.testing.assert_array_equal(np.concatenate([np.empty((0, 16)), *(b.features for b in blocks)]), features)
+    assert shared_triton.most_at_once <= in_flight
+    for request in shared_triton.requests:
+        assert len(request) <= min(batch_size, 32)
+        assert len(request) == 1 or sum(map(len, request)) <= request_bytes
+
+
+@settings(max_examples=25, deadline=None)
+@given(texts=TEXTS)
+def test_encode_collects_or_raises_all_bad_rows(shared_triton: Any, fake: Any, texts: list[str | None]) -> None:
+    shared_triton.forget()
+    good, bad, features = _expected(fake, texts)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    with Client(shared_triton.url, model="vit-b-16") as client:
+        found = client.encode_texts(texts, errors="collect")  # type: ignore[arg-type]
+        if bad:
+            with pytest.raises(BadInput) as caught:
+                client.encode_texts(texts)  # type: ignore[arg-type]
+            assert caught.value.kind == "text"
+            assert list(caught.value.rows) == bad
+            assert len(caught.value.encoded.features) == len(good)
+        else:
+            whole = client.encode_texts(texts)  # type: ignore[arg-type]
+            np.testing.assert_allclose(whole, features, rtol=1e-6)
+    assert (found.start, found.stop) == (0, len(texts))
+    assert found.indices.tolist() == good
+    assert list(found.failures) == bad
+    assert found.features.dtype == np.float32
+    np.testing.assert_allclose(found.features, features, rtol=1e-6)
+    assert all(found.failures.values())
+
+
+def test_images_of_every_kind_in_one_call(triton: Any, fake: Any, tmp_path: Path) -> None:
+    from PIL import Image
+
+    file = tmp_path / "a.jpg"
+    file.write_bytes(b"file")
+    picture = Image.new("RGB", (4, 4), "red")
+    with Client(triton.url, model="vit-b-16") as client:
+        features = client.encode_images([file, b"raw", str(file), picture], normalize=False)
+        with pytest.raises(BadInput) as caught:
+            client.encode_images([b"", file, tmp_path, b"BAD:torn"])
+    assert features.shape == (4, 16)
+    np.testing.assert_array_equal(features[0], fake.features_of(b"file"))
+    np.testing.assert_array_equal(features[1], fake.features_of(b"raw"))
+    np.testing.assert_array_equal(features[2], features[0])
+    assert triton.requests[0][3].startswith(b"\x89PNG")
+    assert caught.value.rows == {0: "is empty (0 bytes)", 2: "Is a directory", 3: "torn"}
+    # The bad rows of our own finding never travelled, the server's one did once, its neighbour was sent again.
+    assert triton.requests[1:] == [[b"file", b"BAD:torn"], [b"file"]]
+
+
+def test_nothing_encodes_to_no_rows_of_the_right_width(triton: Any) -> None:
+    with Client(triton.url, model="vit-b-16") as client:
+        for features in (client.encode_texts([]), client.encode_images([])):
+            assert (features.shape, features.dtype) == ((0, 16), np.float32)
+        assert list(client.iter_texts([])) == []
+        assert client.similarity([], ["a"]).shape == (0, 1)
+        assert client.similarity([b"a"], []).shape == (1, 0)
+    assert triton.requests == []
+
+
+def test_only_the_wanted_output_travels(triton: Any) -> None:
+    with Client(triton.url, model="vit-b-16") as client:
+        client.encode_texts(["a"])
+        client.encode_images([b"a"], normalize=False)
+    assert triton.outputs == [["text_features"], ["unnorm_image_features"]]
+
+
+def test_default_batches_and_the_servers_maximum(serve: Callable[..., Any], fake: Any) -> None:
+    wide, narrow = serve(*fake.both("vit-b-16", max_batch_size=64)), serve(*fake.both("vit-b-16", max_batch_size=4))
+    for server, texts, images in [(wide, 32, 8), (narrow, 4, 4)]:
+        with Client(server.url, model="vit-b-16") as client:
+            client.encode_texts(["a"] * 40)
+            assert max(map(len, server.requests)) == texts
+            server.forget()
+            client.encode_images([b"a"] * 40)
+            assert max(map(len, server.requests)) == images
+            server.forget()
+            client.encode_texts(["a"] * 100, batch_size=1000)
+            assert max(map(len, server.requests)) == server.models["vit-b-16-text"].max_batch_size
+
+
+def test_a_batch_closes_on_bytes_and_a_large_item_travels_alone(triton: Any) -> None:
+    limits = Limits(request_bytes=100, item_bytes=500)
+    with Client(triton.url, model="vit-b-16", limits=limits) as client:
+        found = client.encode_images([b"a" * 40, b"b" * 40, b"c" * 40, b"d" * 300, b"e", b"f" * 501], errors="collect")
+    assert sorted([len(item) for item in request] for request in triton.requests) == [[1], [40], [40, 40], [300]]
+    assert list(found.failures) == [5]
+
+
+def test_an_endless_source_is_read_only_as_far_as_needed(triton: Any) -> None:
+    taken = itertools.count()
+    source = (f"text {next(taken)}" for _ in itertools.count())
+    with Client(triton.url, model="vit-b-16", limits=Limits(in_flight=3)) as client:
+        stream = client.iter_texts(source, batch_size=5)
+        assert next(taken) == 0
+        for round_ in range(1, 6):
+            next(stream)
+            # What is out, what may be under way or answered, and one batch in the making.
+            assert next(taken) - round_ <= 5 * (round_ + 2 * 3 + 1)
+        stream.close()  # type: ignore[attr-defined]
+
+
+def test_bytes_under_way_are_bounded(triton: Any) -> None:
+    under_way, most, lock = [0], [0], threading.Lock()
+
+    def before(attempt: int, items: list[bytes]) -> None:
+        size = sum(map(len, items))
+        with lock:
+            under_way[0] += size
+            most[0] = max(most[0], under_way[0])
+        time.sleep(0.005)
+        with lock:
+            under_way[0] -= size
+
+    triton.before_infer = before
+    limits = Limits(in_flight=8, request_bytes=1000, in_flight_bytes=2500)
+    with Client(triton.url, model="vit-b-16", limits=limits) as client:
+        client.encode_images([bytes([65 + i % 20]) * 900 for i in range(30)])
+    assert 900 < most[0] <= 2500
+
+
+def test_requests_overlap(triton: Any) -> None:
+    triton.before_infer = lambda attempt, items: time.sleep(0.05)
+    with Client(triton.url, model="vit-b-16", limits=Limits(in_flight=4)) as client:
+        client.encode_texts(["a"] * 32, batch_size=2)
+    assert triton.most_at_once == 4
+
+
+def test_an_answer_at_hand_is_not_kept_back_by_a_slow_source(triton: Any) -> None:
+    gate = threading.Event()
+
+    def source() -> Iterator[str]:
+        yield from ["a", "b"]
+        time.sleep(0.3)  # the first answer arrives meanwhile
+        yield "c"
+        gate.wait(20)
+        yield "d"
+
+    with Client(triton.url, model="vit-b-16") as client:
+        stream = client.iter_texts(source(), batch_size=1)
+        assert next(stream).stop == 1
+        assert not gate.is_set()
+        gate.set()
+        assert [block.stop for block in stream] == [2, 3, 4]
+
+
+def test_an_error_of_the_source_comes_through(triton: Any) -> None:
+    def source() -> Iterator[str]:
+        yield "a"
+        raise LookupError("the database went away")
+
+    with Client(triton.url, model="vit-b-16") as client, pytest.raises(LookupError, match="database"):
+        list(client.iter_texts(source()))
+
+
+def test_threads_share_a_client(triton: Any, fake: Any) -> None:
+    found: dict[int, np.ndarray] = {}
+    with Client(triton.url, model="vit-b-16") as client:
+
+        def work(seed: int) -> None:
+            found[seed] = client.encode_texts([f"{seed} {i}" for i in range(50)], normalize=False, batch_size=3)
+
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for seed in range(4):
+        expected = [fake.features_of(f"{seed} {i}".encode()) for i in range(50)]
+        np.testing.assert_array_equal(found[seed], expected)
+
+
+def test_similarity_is_cn_clips(triton: Any, fake: Any) -> None:
+    images, texts = [b"a", b"b", b"c"], ["皮卡丘", "杰尼龟"]
+    with Client(triton.url, model="vit-b-16") as client:
+        chances, logits = client.similarity(images, texts), client.similarity(images, texts, logits=True)
+    left = np.stack([fake.features_of(image) for image in images])
+    right = np.stack([fake.features_of(text.encode()) for text in texts])
+    left, right = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (left, right))
+    np.testing.assert_allclose(logits, 100.0 * left @ right.T, rtol=1e-5)
+    powers = np.exp(100.0 * left @ right.T)
+    np.testing.assert_allclose(chances, powers / powers.sum(axis=1, keepdims=True), rtol=1e-3)
+    assert (chances.dtype, logits.dtype) == (np.float32, np.float32)
+    np.testing.assert_allclose(chances.sum(axis=1), 1.0, rtol=1e-6)
+
+
+def test_similarity_says_whether_images_or_texts_are_bad(triton: Any) -> None:
+    with Client(triton.url, model="vit-b-16") as client:
+        for images, texts, kind in [([b""], ["a"], "image"), ([b"a"], ["BAD:x"], "text")]:
+            with pytest.raises(BadInput) as caught:
+                client.similarity(images, texts)
+            assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize("call", ["encode_texts", "iter_texts", "encode_images", "iter_images"])
+@pytest.mark.parametrize("single", ["皮卡丘", b"bytes", Path("a.jpg"), 3, None])
+def test_a_single_item_is_refused_at_once_with_the_fix(call: str, single: Any) -> None:
+    with Client("localhost:1", model="vit-b-16") as client, pytest.raises(TypeError, match="put it in a list"):
+        getattr(client, call)(single)
+
+
+def test_wrong_options_are_refused_at_once() -> None:
+    with Client("localhost:1", model="vit-b-16") as client:
+        with pytest.raises(ValueError, match="batch_size must be at least 1"):
+            client.iter_texts(["a"], batch_size=0)
+        with pytest.raises(ValueError, match="'raise' or 'collect'"):
+            client.encode_texts(["a"], errors="ignore")  # type: ignore[call-overload]
+
+
+def test_info_is_what_the_server_says_and_asked_once(triton: Any, fake: Any) -> None:
+    with Client(triton.url, model="vit-b-16") as client:
+        asked = []
+        triton.before_config = lambda: asked.append(1)
+        expected = ModelInfo(
+            model="vit-b-16",
+            version="1",
+            arch="ViT-B-16",
+            checkpoint_sha256=fake.sha,
+            logit_scale=100.0,
+            embedding_size=16,
+            context_length=52,
+            max_batch_size=32,
+        )
+        assert client.info == client.info == expected
+        assert len(asked) == 2
+
+
+def test_different_checkpoints_are_never_compared(serve: Callable[..., Any], fake: Any) -> None:
+    server = serve(fake.tower("vit-b-16", "image", sha="b" * 64), fake.tower("vit-b-16", "text"))
+    with Client(server.url, model="vit-b-16") as client:
+        for use in (lambda: client.similarity([b"a"], ["a"]), lambda: client.info):
+            with pytest.raises(CheckpointMismatch) as caught:
+                use()
+            assert (caught.value.image_sha256, caught.value.text_sha256) == ("b" * 64, fake.sha)
+        assert server.requests == []
+        assert client.encode_texts(["a"]).shape == client.encode_images([b"a"]).shape == (1, 16)
+
+
+def test_a_single_tower_is_enough_for_its_own_kind(serve: Callable[..., Any], fake: Any) -> None:
+    for kind in ("text", "image"):
+        with Client(serve(fake.tower("vit-b-16", kind)).url, model="vit-b-16") as client:
+            encode: Any = client.encode_texts if kind == "text" else client.encode_images
+            assert encode(["a"] if kind == "text" else [b"a"]).shape == (1, 16)
+            assert client.info.arch == "ViT-B-16"
+
+
+def test_the_version_first_found_is_held(triton: Any) -> None:
+    with Client(triton.url, model="vit-b-16") as client:
+        client.encode_texts(["a"])
+    with Client(triton.url, model="vit-b-16", version=1) as client:
+        client.encode_texts(["a"])
+    assert triton.versions == ["1", "1"]
+
+
+def test_blocks_know_their_place(triton: Any) -> None:
+    with Client(triton.url, model="vit-b-16") as client:
+        blocks: list[Block] = list(client.iter_texts(["a", "BAD:x", "b"], batch_size=2))
+    assert [(b.start, b.stop, b.indices.tolist(), dict(b.failures)) for b in blocks] == [
+        (0, 2, [0], {1: "x"}),
+        (2, 3, [2], {}),
+    ]
+    assert all(block.indices.dtype == np.int64 for block in blocks)

@@ -1,0 +1,177 @@
+"""`cnclip-serve` as a user runs it: a process of its own, some of them on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cnclip_server._cli import app
+
+COMMAND = [sys.executable, "-c", "from cnclip_server._cli import main; main()"]
+FREE_PORTS = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+@contextlib.contextmanager
+def _started(*args: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [*COMMAND, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        **options,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _until_serving(process: subprocess.Popen[str]) -> dict[str, str]:
+    """Reads stdout to the line of the first model."""
+    assert process.stdout is not None
+    facts = {}
+    while "model" not in facts:
+        key, _, value = process.stdout.readline().partition(" ")
+        assert key, "the command ended before it served"
+        facts[key] = value.strip()
+    return facts
+
+
+def _listens(url: str) -> bool:
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_says_where_it_is_and_stops_on_a_signal(repository: Any, number: signal.Signals) -> None:
+    with _started(str(repository.path), *FREE_PORTS) as process:
+        facts = _until_serving(process)
+        assert list(facts) == ["grpc", "http", "metrics", "model"]
+        assert facts["model"] == "echo"
+        assert re.fullmatch(r"127\.0\.0\.1:\d+", facts["grpc"])
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/metrics", facts["metrics"])
+        assert _listens(facts["grpc"])
+        assert _listens(facts["http"])
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert (out, err) == ("", "stopped\n")
+    assert not _listens(facts["grpc"])
+
+
+@pytest.mark.triton
+def test_control_c_on_a_terminal(repository: Any) -> None:
+    """The key itself, which the terminal turns into a signal for every process in the foreground."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(COMMAND[0], [*COMMAND, str(repository.path), *FREE_PORTS, "-v"], ENVIRONMENT)
+    seen = b""
+    status: int | None = None
+    deadline = time.monotonic() + 60
+    try:
+        while time.monotonic() < deadline:
+            if select.select([terminal], [], [], 0.1)[0]:
+                try:
+                    seen += os.read(terminal, 65536)
+                except OSError:  # The other end is closed: the command has ended.
+                    break
+            if b"model    echo" in seen and b"\x03" not in seen and status is None:
+                os.write(terminal, b"\x03")
+                status = -1
+        _, waited = os.waitpid(pid, 0)
+        status = os.waitstatus_to_exitcode(waited)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        os.close(terminal)
+    text = seen.decode()
+    assert status == 0, text
+    assert "stopped" in text
+    assert "Traceback" not in text
+    # -v: tritonserver's own log, to its end.
+    assert "successfully loaded 'echo'" in text
+    assert "successfully unloaded 'echo'" in text
+
+
+@pytest.mark.triton
+def test_a_server_that_dies_is_an_error(repository: Any) -> None:
+    with _started(str(repository.path), *FREE_PORTS, "--", "--id=mine") as process:
+        _until_serving(process)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        server = Path(f"/proc/{children[0]}/task/{children[0]}/children").read_text().split()[0]
+        assert b"--id=mine" in Path(f"/proc/{server}/cmdline").read_bytes()
+        os.kill(int(server), signal.SIGKILL)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert err == "error: tritonserver ended by itself (exit status 137); run with -v to see its log\n"
+
+
+@pytest.mark.triton
+def test_a_model_that_does_not_load_is_one_line(repository: Any, nets: Any, xy: str) -> None:
+    repository.add("broken", nets.identity([1, "L"]), xy)
+    with _started(str(repository.path), *FREE_PORTS) as process:
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert out == ""
+    assert re.fullmatch(r"error: tritonserver did not start: model 'broken' failed to load: [^\n]*\n", err)
+
+
+def test_errors_have_a_traceback_only_when_asked_for(tmp_path: Path) -> None:
+    plain = CliRunner().invoke(app, [str(tmp_path / "nowhere")])
+    assert plain.exit_code == 1
+    assert plain.stdout == ""
+    assert plain.stderr.count("\n") == 1
+    assert plain.stderr.startswith("error: the model repository")
+    verbose = CliRunner().invoke(app, [str(tmp_path / "nowhere"), "-v"])
+    assert verbose.exit_code == 1
+    assert "Traceback" in verbose.stderr
+    assert verbose.stderr.splitlines()[-1] == plain.stderr.strip()
+
+
+def test_a_port_in_use_names_the_option(repository: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        result = CliRunner().invoke(app, [str(repository.path), "--http-port", port])
+    assert result.exit_code == 1
+    assert re.search(rf"port {port} .*--http-port|port 8001 .*--grpc-port", result.stderr)
+
+
+def test_a_missing_binary_is_named(repository: Any, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, [str(repository.path), "--tritonserver", str(tmp_path / "none")])
+    assert result.exit_code == 1
+    assert "none is not an executable file" in result.stderr
+    assert "pip install --no-deps nvidia-pytriton" in result.stderr
+
+
+def test_help() -> None:
+    result = CliRunner().invoke(app, ["--help"])
+    assert result.exit_code == 0
+    for word in ("--host", "--grpc-port", "--http-port", "--metrics-port", "--tritonserver", "-v", "Ctrl-C", "-- FLAGS"):
+        assert word in result.stdout
+
+
+def test_strays_are_not_handed_to_tritonserver() -> None:
+    result = CliRunner().invoke(app, ["repository", "another"])
+    assert result.exit_code == 2
+    assert "unexpected argument 'another'" in result.stderr
+    assert CliRunner().invoke(app, ["repository", "--log-verbose=1"]).exit_code == 2

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import cnclip_server
+
+
+def test_public_names() -> None:
+    assert cnclip_server.__all__ == [
+        "BinaryNotFound",
+        "PortInUse",
+        "RepositoryError",
+        "ServerError",
+        "StartupFailed",
+        "TritonServer",
+        "UnsupportedHost",
+    ]
+
+
+def test_one_root_for_all_errors() -> None:
+    errors = [getattr(cnclip_server, name) for name in cnclip_server.__all__ if name != "TritonServer"]
+    assert all(issubclass(error, cnclip_server.ServerError) for error in errors)

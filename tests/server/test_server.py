@@ -1,0 +1,317 @@
+"""Starting and stopping a real tritonserver, and what is left of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+
+from cnclip_server import PortInUse, RepositoryError, ServerError, StartupFailed, TritonServer
+
+PYTHON_MODEL = """
+import triton_python_backend_utils as pb_utils
+{initialize}
+class TritonPythonModel:
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", r.inputs()[0].as_numpy())]) for r in requests]
+"""
+
+
+@pytest.fixture
+def leftovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """What servers of this test have left: temporary folders, and shared memory."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    before = set(Path("/dev/shm").iterdir())
+
+    def find() -> list[str]:
+        # Other tests of this machine may run servers of their own: only names that this process tree made count.
+        shared = [path.name for path in set(Path("/dev/shm").iterdir()) - before if f"_{os.getpid()}_" in path.name]
+        return [*shared, *(path.name for path in temporary.iterdir())]
+
+    return find
+
+
+def _server(repository: Path, **options: Any) -> TritonServer:
+    return TritonServer(repository, **{"grpc_port": 0, "http_port": 0, "metrics_port": 0, **options})
+
+
+def _infer(url: str, model: str = "echo") -> Any:
+    client = triton.InferenceServerClient(url)
+    try:
+        x = triton.InferInput("x", [1, 2], "FP32")
+        x.set_data_from_numpy(np.array([[1, 2]], np.float32))
+        return client.infer(model, [x]).as_numpy("y").tolist()
+    finally:
+        client.close()
+
+
+@pytest.mark.triton
+def test_serves_and_leaves_nothing(repository: Any, leftovers: Any, processes_of: Any, nets: Any, xy: str) -> None:
+    (repository.add("python", None, xy, backend="python") / "model.py").write_text(PYTHON_MODEL.format(initialize=""))
+    with _server(repository.path) as server:
+        assert server.models() == ["echo", "python"]
+        assert _infer(server.grpc_url) == [[1, 2]]
+        assert _infer(server.grpc_url, "python") == [[1, 2]]
+        with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=5) as response:
+            assert b"nv_inference_count" in response.read()
+        assert server.wait(0.01) is None
+        pid = server.pid
+        assert len(processes_of(pid)) == 3
+        assert leftovers() != []
+        log_path = server.log_path
+        assert "echo" in log_path.read_text()
+    assert processes_of(pid) == []
+    assert leftovers() == []
+    with pytest.raises(ServerError, match="does not run"):
+        _ = server.pid
+    server.stop()
+
+
+@pytest.mark.triton
+def test_listens_on_loopback_alone(repository: Any) -> None:
+    with _server(repository.path) as server:
+        sockets = Path("/proc/net/tcp").read_text()
+    for url in (server.grpc_url, server.http_url, server.metrics_url):
+        port = f":{int(url.rpartition(':')[2]):04X}"
+        assert f"0100007F{port}" in sockets
+        assert f"00000000{port}" not in sockets
+
+
+@pytest.mark.triton
+def test_starts_again_after_a_stop(repository: Any, tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    server = _server(repository.path, log_file=log)
+    server.start()
+    try:
+        with pytest.raises(ServerError, match=r"runs already \(process \d+\); stop\(\) it first"):
+            server.start()
+    finally:
+        server.stop()
+    assert "successfully loaded 'echo'" in log.read_text()
+    with server:
+        assert _infer(server.grpc_url) == [[1, 2]]
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("name", ["with a space", "it's $HOME", "仓库"])
+def test_repositories_of_any_name(make_repository: Any, nets: Any, xy: str, tmp_path: Path, name: str) -> None:
+    """Triton's Python backend starts its stubs through a shell, with the repository's path unquoted."""
+    repository = make_repository(tmp_path / name)
+    (repository.add("python", None, xy, backend="python") / "model.py").write_text(PYTHON_MODEL.format(initialize=""))
+    with _server(repository.path) as server:
+        assert _infer(server.grpc_url, "python") == [[1, 2]]
+
+
+@pytest.mark.triton
+def test_a_model_that_fails_to_load(
+    make_repository: Any, nets: Any, xy: str, tmp_path: Path, leftovers: Any
+) -> None:
+    repository = make_repository(tmp_path / "two words")
+    repository.add("echo", nets.identity(), xy)
+    repository.add("broken", nets.identity([1, "L"]), xy)
+    repository.add("absent", None, xy)
+    with pytest.raises(StartupFailed) as raised:
+        _server(repository.path).start()
+    assert "\n" not in str(raised.value)
+    assert "model 'broken' failed to load: model 'broken', tensor 'x': for the model to support" in raised.value.reason
+    assert f"unable to find '{repository.path}/absent/1/model.onnx'" in raised.value.reason
+    assert "failed to load all models" in raised.value.log_tail
+    assert leftovers() == []
+
+
+@pytest.mark.triton
+def test_a_python_model_that_fails_to_import(repository: Any, xy: str) -> None:
+    script = PYTHON_MODEL.format(initialize="import no_such_module")
+    (repository.add("python", None, xy, backend="python") / "model.py").write_text(script)
+    with pytest.raises(StartupFailed, match="model 'python' failed to load: .*No module named 'no_such_module'"):
+        _server(repository.path).start()
+
+
+@pytest.mark.triton
+def test_gpu_instances_without_a_gpu(repository: Any, nets: Any, xy: str) -> None:
+    if Path("/dev/nvidia0").exists():
+        pytest.skip("this machine has an NVIDIA GPU; the refusal of KIND_GPU needs one without")
+    repository.add("gpu", nets.identity(), "instance_group [ { count: 1 kind: KIND_GPU } ]\n" + xy)
+    with pytest.raises(StartupFailed, match=r"gpu.*KIND_GPU"):
+        _server(repository.path).start()
+
+
+@pytest.mark.triton
+def test_an_unreadable_configuration(repository: Any, nets: Any) -> None:
+    repository.add("odd", nets.identity(), "max_bat_size: 3")
+    with pytest.raises(StartupFailed, match='directory .odd.*no field named "max_bat_size"'):
+        _server(repository.path).start()
+
+
+@pytest.mark.triton
+def test_an_unknown_flag(repository: Any, leftovers: Any) -> None:
+    with pytest.raises(StartupFailed, match="no-such-flag"):
+        _server(repository.path, extra_args=["--no-such-flag"]).start()
+    assert leftovers() == []
+
+
+@pytest.mark.triton
+def test_not_ready_in_time(repository: Any, leftovers: Any, xy: str) -> None:
+    script = PYTHON_MODEL.format(initialize="import time; time.sleep(60)")
+    (repository.add("slow", None, xy, backend="python") / "model.py").write_text(script)
+    with pytest.raises(StartupFailed, match=r"not ready within 1 s.*give it longer"):
+        _server(repository.path, startup_timeout_s=1).start()
+    assert leftovers() == []
+
+
+@pytest.mark.triton
+def test_an_interrupt_while_starting(repository: Any, leftovers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    server = _server(repository.path)
+    monkeypatch.setattr(server, "_request", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        server.start()
+    assert leftovers() == []
+
+
+def test_no_repository(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match=r"nowhere does not exist; give a folder written by `cnclip-build`"):
+        _server(tmp_path / "nowhere").start()
+    (tmp_path / "empty" / "model").mkdir(parents=True)
+    with pytest.raises(RepositoryError, match="empty holds no model"):
+        _server(tmp_path / "empty").start()
+
+
+@pytest.mark.parametrize(("option", "flag"), [("grpc_port", "--grpc-port"), ("http_port", "--http-port")])
+def test_a_port_in_use(repository: Any, option: str, flag: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(PortInUse, match=f"port {port} on 127.0.0.1 is in use; choose another with {flag}") as raised:
+            _server(repository.path, **{option: port}).start()
+    assert (raised.value.port, raised.value.flag) == (port, flag)
+
+
+@pytest.mark.triton
+def test_a_port_taken_meanwhile(repository: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        server = _server(repository.path, metrics_port=port)
+        monkeypatch.setattr("cnclip_server._ports.Ports.resolved", lambda ports, host: type(ports)(*free, port))
+        with socket.socket() as one, socket.socket() as other:
+            for free_socket in (one, other):
+                free_socket.bind(("127.0.0.1", 0))
+            free = [free_socket.getsockname()[1] for free_socket in (one, other)]
+        with pytest.raises(PortInUse, match=f"{port}.*--metrics-port"):
+            server.start()
+
+
+@pytest.mark.parametrize(("host", "port"), [("203.0.113.7", 0), ("127.0.0.1", 70000)])
+def test_addresses_that_are_not_ours(repository: Any, host: str, port: int) -> None:
+    with pytest.raises(ServerError, match=r"check --host and --grpc-port|give --grpc-port a number"):
+        _server(repository.path, host=host, grpc_port=port).start()
+
+
+def test_a_log_that_cannot_be_written(repository: Any, tmp_path: Path, leftovers: Any) -> None:
+    with pytest.raises(ServerError, match="cannot write the log"):
+        _server(repository.path, log_file=tmp_path / "missing" / "log").start()
+    assert leftovers() == []
+
+
+def test_a_binary_that_does_not_run(repository: Any, tmp_path: Path, leftovers: Any) -> None:
+    home = tmp_path / "opt"
+    (home / "bin").mkdir(parents=True)
+    (home / "backends" / "onnxruntime").mkdir(parents=True)
+    (home / "backends" / "onnxruntime" / "libtriton_onnxruntime.so").touch()
+    binary = home / "bin" / "tritonserver"
+    binary.write_text("#!/bin/sh\necho error: creating server: out of luck\nexit 3\n")
+    binary.chmod(0o755)
+    with pytest.raises(StartupFailed, match="tritonserver did not start: creating server: out of luck"):
+        _server(repository.path, binary=binary).start()
+    binary.write_bytes(b"\x7fELF no program")
+    with pytest.raises(StartupFailed, match="Exec format error"):
+        _server(repository.path, binary=binary).start()
+    assert leftovers() == []
+
+
+def test_a_binary_with_its_own_backend_keeps_it(repository: Any, tmp_path: Path) -> None:
+    """As in NVIDIA's container: no stand-in, and the environment as it is. The script writes down what it gets."""
+    home = tmp_path / "opt"
+    (home / "bin").mkdir(parents=True)
+    (home / "backends" / "onnxruntime").mkdir(parents=True)
+    (home / "backends" / "onnxruntime" / "libtriton_onnxruntime.so").touch()
+    binary = home / "bin" / "tritonserver"
+    binary.write_text('#!/bin/sh\n# http-port\necho "$@ LD=$LD_LIBRARY_PATH" > "$0.called"\nexit 1\n')
+    binary.chmod(0o755)
+    with pytest.raises(StartupFailed):
+        _server(repository.path, binary=binary, extra_args=["--log-verbose=1"]).start()
+    called = (home / "bin" / "tritonserver.called").read_text()
+    assert "--backend-directory" not in called
+    assert "--metrics-address" not in called
+    assert f"--model-repository={repository.path}" in called
+    assert "--grpc-address=127.0.0.1" in called
+    assert "--log-verbose=1" in called
+    assert f"LD={os.environ.get('LD_LIBRARY_PATH', '')}\n" in called
+
+
+@pytest.mark.triton
+def test_a_crashed_stub_and_a_killed_server(
+    repository: Any, leftovers: Any, processes_of: Any, eventually: Any
+) -> None:
+    with _server(repository.path) as server:
+        os.kill(server.pid, signal.SIGKILL)
+        assert server.wait(10) == 128 + signal.SIGKILL
+        with pytest.raises(ServerError, match=r"does not answer .*; start\(\) the server"):
+            server.models()
+        assert eventually(lambda: leftovers() == [])
+        assert processes_of(server.pid) == []
+
+
+@pytest.fixture
+def orphan(repository: Any, leftovers: Any, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that has started a server and waits; its first line of output is the server's process id."""
+    script = (
+        "import sys, time; from pathlib import Path; from cnclip_server import TritonServer\n"
+        "with TritonServer(Path(sys.argv[1]), grpc_port=0, http_port=0, metrics_port=0) as server:\n"
+        "    print(server.pid, flush=True); time.sleep(600)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(repository.path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.triton
+def test_the_server_dies_with_its_killed_parent(
+    orphan: subprocess.Popen[str], leftovers: Any, processes_of: Any, eventually: Any
+) -> None:
+    assert orphan.stdout is not None
+    pid = int(orphan.stdout.readline())
+    mine = [path for path in Path("/dev/shm").iterdir() if path.name.startswith(f"cnclip_{orphan.pid}_")]
+    assert mine != []
+    assert leftovers() != []
+    orphan.kill()
+    orphan.wait()
+    assert eventually(lambda: processes_of(pid) == [])
+    assert eventually(lambda: leftovers() == [])
+    assert not any(path.exists() for path in mine)

@@ -1,0 +1,228 @@
+"""Which ONNX Runtime session the stand-in opens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import numpy_helper
+
+LEVEL = ort.GraphOptimizationLevel
+
+
+@pytest.fixture
+def sessions(stand_in: ModuleType) -> Any:
+    return stand_in.sessions
+
+
+@pytest.fixture
+def load_error(stand_in: ModuleType) -> type[Exception]:
+    error: type[Exception] = stand_in.checks.LoadError
+    return error
+
+
+def config(**parameters: str) -> dict[str, Any]:
+    return {"name": "m", "parameters": {name: {"string_value": value} for name, value in parameters.items()}}
+
+
+def test_defaults(sessions: Any) -> None:
+    options = sessions.session_options({"name": "m"})
+    assert options.intra_op_num_threads == 0
+    assert options.inter_op_num_threads == 0
+    assert options.execution_mode == ort.ExecutionMode.ORT_SEQUENTIAL
+    assert options.graph_optimization_level == LEVEL.ORT_ENABLE_ALL
+    assert options.enable_cpu_mem_arena
+    assert options.enable_mem_pattern
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "attribute", "expected"),
+    [
+        ("intra_op_thread_count", "3", "intra_op_num_threads", 3),
+        ("intra_op_thread_count", "-1", "intra_op_num_threads", 0),
+        ("inter_op_thread_count", "2", "inter_op_num_threads", 2),
+        ("execution_mode", "1", "execution_mode", ort.ExecutionMode.ORT_PARALLEL),
+        ("enable_mem_arena", "false", "enable_cpu_mem_arena", False),
+        ("enable_mem_pattern", "0", "enable_mem_pattern", False),
+    ],
+)
+def test_each_parameter_alone(sessions: Any, name: str, value: str, attribute: str, expected: Any) -> None:
+    assert getattr(sessions.session_options(config(**{name: value})), attribute) == expected
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [
+        (-1, LEVEL.ORT_ENABLE_BASIC),
+        (0, LEVEL.ORT_ENABLE_ALL),
+        (1, LEVEL.ORT_ENABLE_EXTENDED),
+        (2, LEVEL.ORT_DISABLE_ALL),
+    ],
+)
+def test_graph_level(sessions: Any, level: int, expected: Any) -> None:
+    options = sessions.session_options({"name": "m", "optimization": {"graph": {"level": level}}})
+    assert options.graph_optimization_level == expected
+
+
+def test_options_of_the_session_itself(sessions: Any, nets: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(nets.identity(), path)
+    made = {**config(intra_op_thread_count="1"), "optimization": {"graph": {"level": 2}}}
+    used = sessions.open_session(made, path, kind="CPU", device_id=0).get_session_options()
+    assert used.intra_op_num_threads == 1
+    assert used.graph_optimization_level == LEVEL.ORT_DISABLE_ALL
+
+
+def test_entries_by_name(sessions: Any) -> None:
+    name = "session.use_device_allocator_for_initializers"
+    assert sessions.session_options(config(**{name: "1"})).get_session_config_entry(name) == "1"
+    name = "memory.enable_memory_arena_shrinkage"
+    assert sessions.run_options(config(**{name: "cpu:0"})).get_run_config_entry(name) == "cpu:0"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("execution_mode", "2", "execution_mode are 0 or 1 but got 2"),
+        ("intra_op_thread_count", "many", "'intra_op_thread_count' has the value 'many'; write a whole number"),
+        ("enable_mem_arena", "yes", "'enable_mem_arena' has the value 'yes'; write true or false"),
+    ],
+)
+def test_parameters_without_meaning(
+    sessions: Any, load_error: type[Exception], name: str, value: str, message: str
+) -> None:
+    with pytest.raises(load_error, match=message):
+        sessions.session_options(config(**{name: value}))
+
+
+def test_shared_sessions(sessions: Any) -> None:
+    assert sessions.shares_session(config(share_session_between_instances="true"))
+    assert not sessions.shares_session(config())
+
+
+def _accelerators(side: str, *entries: dict[str, Any]) -> dict[str, Any]:
+    return {"name": "m", "optimization": {"execution_accelerators": {f"{side}_execution_accelerator": list(entries)}}}
+
+
+def test_cpu_needs_nothing(sessions: Any) -> None:
+    assert sessions.execution_providers({"name": "m"}, kind="CPU", device_id=0) == [("CPUExecutionProvider", {})]
+
+
+def test_gpu_accelerators_do_not_concern_cpu_instances(sessions: Any) -> None:
+    made = _accelerators("gpu", {"name": "tensorrt"})
+    assert sessions.execution_providers(made, kind="CPU", device_id=0) == [("CPUExecutionProvider", {})]
+
+
+@pytest.mark.parametrize(
+    ("made", "kind", "provider"),
+    [
+        ({"name": "m"}, "GPU", "CUDAExecutionProvider"),
+        (_accelerators("gpu", {"name": "tensorrt"}), "GPU", "TensorrtExecutionProvider"),
+        (_accelerators("cpu", {"name": "openvino"}), "CPU", "OpenVINOExecutionProvider"),
+    ],
+)
+def test_missing_providers(
+    sessions: Any,
+    load_error: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+    made: dict[str, Any],
+    kind: str,
+    provider: str,
+) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(load_error, match=f"needs {provider}.*has only CPUExecutionProvider; ask for KIND_CPU"):
+        sessions.execution_providers(made, kind=kind, device_id=0)
+
+
+@pytest.mark.parametrize(("side", "kind"), [("gpu", "GPU"), ("cpu", "CPU")])
+def test_unknown_accelerators(sessions: Any, load_error: type[Exception], side: str, kind: str) -> None:
+    with pytest.raises(load_error, match="unknown Execution Accelerator 'abacus' is requested; known here"):
+        sessions.execution_providers(_accelerators(side, {"name": "abacus"}), kind=kind, device_id=0)
+
+
+def test_gpu_options(sessions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is handed to the providers; that they take it needs a GPU, and is not tested here."""
+    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: names)
+    made = _accelerators(
+        "gpu",
+        {
+            "name": "tensorrt",
+            "parameters": {"precision_mode": "FP16", "max_workspace_size_bytes": "9", "trt_engine_cache_enable": "1"},
+        },
+        {"name": "cuda", "parameters": {"enable_cuda_graph": "1"}},
+    )
+    made.update(config(cudnn_conv_algo_search="1", gpu_mem_limit="1000", arena_extend_strategy="1"))
+    providers = sessions.execution_providers(made, kind="GPU", device_id=1)
+    assert [name for name, _ in providers] == names
+    assert providers[0][1] == {
+        "device_id": "1",
+        "trt_fp16_enable": "1",
+        "trt_max_workspace_size": "9",
+        "trt_engine_cache_enable": "1",
+    }
+    assert providers[1][1] == {
+        "device_id": "1",
+        "enable_cuda_graph": "1",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "arena_extend_strategy": "kSameAsRequested",
+        "do_copy_in_default_stream": "1",
+        "gpu_mem_limit": "1000",
+    }
+
+
+@pytest.mark.parametrize("parameter", ["cudnn_conv_algo_search", "arena_extend_strategy"])
+def test_gpu_parameters_without_meaning(sessions: Any, load_error: type[Exception], parameter: str) -> None:
+    with pytest.raises(load_error, match=f"unsupported.*{parameter} 7"):
+        sessions.execution_providers(config(**{parameter: "7"}), kind="GPU", device_id=0)
+
+
+def test_unknown_precision(sessions: Any, load_error: type[Exception]) -> None:
+    made = _accelerators("gpu", {"name": "tensorrt", "parameters": {"precision_mode": "FP3"}})
+    with pytest.raises(load_error, match="unsupported precision mode 'FP3'"):
+        sessions.execution_providers(made, kind="GPU", device_id=0)
+
+
+def test_model_file(sessions: Any, load_error: type[Exception], tmp_path: Path) -> None:
+    with pytest.raises(load_error, match=r"unable to find '.*/model\.onnx' for model instance 'm'; put"):
+        sessions.model_file({"name": "m"}, tmp_path)
+    (tmp_path / "model.onnx").touch()
+    assert sessions.model_file({"name": "m", "default_model_filename": ""}, tmp_path) == tmp_path / "model.onnx"
+    (tmp_path / "net").mkdir()
+    named = {"name": "m", "default_model_filename": "net"}
+    with pytest.raises(load_error, match=r"unable to find '.*/net/model\.onnx'"):
+        sessions.model_file(named, tmp_path)
+    (tmp_path / "net" / "model.onnx").touch()
+    assert sessions.model_file(named, tmp_path) == tmp_path / "net" / "model.onnx"
+
+
+@pytest.mark.parametrize("content", [b"", b"not an onnx file"])
+def test_corrupt_file(sessions: Any, load_error: type[Exception], tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(load_error, match=r"unable to load model 'm' from .*model\.onnx.*export or copy the file again"):
+        sessions.open_session({"name": "m"}, path, kind="CPU", device_id=0)
+
+
+def test_missing_external_data(sessions: Any, load_error: type[Exception], nets: Any, tmp_path: Path) -> None:
+    import numpy as np
+
+    weight = numpy_helper.from_array(np.ones((64, 64), np.float32), "w")
+    value = onnx.helper.make_tensor_value_info
+    model = nets.model(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
+        [value("x", onnx.TensorProto.FLOAT, ["N", 64])],
+        [value("y", onnx.TensorProto.FLOAT, ["N", 64])],
+        [weight],
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="weights.data", size_threshold=0)
+    assert sessions.open_session({"name": "m"}, path, kind="CPU", device_id=0).get_inputs()[0].name == "x"
+    (tmp_path / "weights.data").unlink()
+    with pytest.raises(load_error, match="with its external data beside it"):
+        sessions.open_session({"name": "m"}, path, kind="CPU", device_id=0)
