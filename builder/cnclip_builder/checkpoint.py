@@ -6,6 +6,7 @@ import logging
 import math
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,9 @@ def _read_tensors(path: Path) -> Any:
         raise CheckpointError(f"{path} is a folder: give the path of the .pt file in it")
     try:
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of TorchScript archives, which get an error of ours
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as error:
             if "mmap can only be used" not in str(error):
                 raise

@@ -24,6 +24,7 @@ class ModelInfo:
         embedding_size: D, the features' length.
         context_length: Tokens of a text that are read; the rest is cut off.
         max_batch_size: The largest request that the server takes, in rows.
+        precision: Of the encoders' weights, `fp32` or `fp16`; empty if the config does not say.
     """
 
     model: str
@@ -34,6 +35,7 @@ class ModelInfo:
     embedding_size: int
     context_length: int
     max_batch_size: int
+    precision: str = ""
 
 
 def parse_info(slug: str, name: str, version: str, parameters: Mapping[str, str], max_batch_size: int) -> ModelInfo:
@@ -68,6 +70,7 @@ def parse_info(slug: str, name: str, version: str, parameters: Mapping[str, str]
             embedding_size=int(parameters["embedding_size"]),
             context_length=int(parameters["context_length"]),
             max_batch_size=max_batch_size,
+            precision=parameters.get("precision", ""),
         )
     except KeyError as error:
         raise refuse(f"its config has no parameter {error.args[0]}") from error

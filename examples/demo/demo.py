@@ -30,9 +30,7 @@ def build(repository: Path) -> str:
     request = BuildRequest(
         arch=get_arch(str(HERE / "demo.json")),
         checkpoint=str(HERE / "clip_cn_demo.pt"),
-        serving=ServingConfig(
-            target="cpu", precision="fp32", context_length=DEFAULT_CONTEXT_LENGTH, max_batch_size=16
-        ),
+        serving=ServingConfig(target="cpu", precision="fp32", context_length=DEFAULT_CONTEXT_LENGTH, max_batch_size=16),
         repository=repository,
         artefacts=BUILD / "artefacts",
         download_root=BUILD,

@@ -25,9 +25,7 @@ _FOLLOW_INTERVAL_S = 0.1
 
 @app.command()
 def serve(
-    repository: Annotated[
-        Path, typer.Argument(help="The model repository: a folder that cnclip-build wrote.")
-    ],
+    repository: Annotated[Path, typer.Argument(help="The model repository: a folder that cnclip-build wrote.")],
     extra: Annotated[
         list[str] | None,
         typer.Argument(
@@ -38,17 +36,13 @@ def serve(
     ] = None,
     host: Annotated[
         str,
-        typer.Option(
-            help="The address to listen on. 0.0.0.0 lets other machines in: Triton asks for no password."
-        ),
+        typer.Option(help="The address to listen on. 0.0.0.0 lets other machines in: Triton asks for no password."),
     ] = "127.0.0.1",
     grpc_port: Annotated[
         int, typer.Option(help="The port for gRPC, which `cnclip` talks to. 0 picks a free one.")
     ] = 8001,
     http_port: Annotated[int, typer.Option(help="The port for HTTP. 0 picks a free one.")] = 8000,
-    metrics_port: Annotated[
-        int, typer.Option(help="The port for Prometheus metrics. 0 picks a free one.")
-    ] = 8002,
+    metrics_port: Annotated[int, typer.Option(help="The port for Prometheus metrics. 0 picks a free one.")] = 8002,
     tritonserver: Annotated[
         Path | None,
         typer.Option(

@@ -60,9 +60,7 @@ class PortInUse(ServerError):  # noqa: N818
     def __init__(self, host: str, port: int, flag: str) -> None:
         self.port = port
         self.flag = flag
-        super().__init__(
-            f"port {port} on {host} is in use; choose another with {flag}, or 0 for any free one"
-        )
+        super().__init__(f"port {port} on {host} is in use; choose another with {flag}, or 0 for any free one")
 
 
 class StartupFailed(ServerError):  # noqa: N818

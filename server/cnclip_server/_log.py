@@ -10,9 +10,7 @@ _METRICS_UP = "Started Metrics Service at"
 # Log lines look like: E1124 00:09:01.603358 21286 model_lifecycle.cc:642] "failed to load 'm' version 1:
 # Internal: ..."
 _MESSAGE = re.compile(r'^[EIW]\d{4} [\d:.]+ \d+ [\w.]+:\d+\] "(?P<text>.*)"$', re.MULTILINE)
-_FAILED_MODEL = re.compile(
-    r"failed to load '(?P<model>[^']+)' version \d+: (?:[A-Z][a-z ]+: )?(?P<why>.*)", re.DOTALL
-)
+_FAILED_MODEL = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?:[A-Z][a-z ]+: )?(?P<why>.*)", re.DOTALL)
 _OTHER_FAILURES = re.compile(r"^(?:Poll failed for model directory|Invalid argument: |failed to start )")
 _PROTOBUF = re.compile(r"Error parsing text-format [\w.]+: (?P<text>.*)$", re.MULTILINE)
 _LAST_WORD = re.compile(r"^(?:error: |Error: |\S*tritonserver: )(?P<text>.*)$", re.MULTILINE)

@@ -175,9 +175,7 @@ class TritonServer:
         """
         status, body = self._request("POST", "/v2/repository/index", timeout_s=10)
         if status != http.client.OK:
-            raise ServerError(
-                f"{self.http_url} does not list its models (HTTP {status}); has it been stopped?"
-            )
+            raise ServerError(f"{self.http_url} does not list its models (HTTP {status}); has it been stopped?")
         entries: list[dict[str, Any]] = json.loads(body)
         return sorted(
             entry["name"] if entry["version"] == "1" else f"{entry['name']}:{entry['version']}"

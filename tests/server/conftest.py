@@ -230,4 +230,3 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     yield module
     for name in ("cnclip_ort_checks", "cnclip_ort_session"):
         sys.modules.pop(name, None)
-

@@ -166,7 +166,16 @@ def test_a_missing_binary_is_named(repository: Any, tmp_path: Path) -> None:
 def test_help() -> None:
     result = CliRunner().invoke(app, ["--help"])
     assert result.exit_code == 0
-    for word in ("--host", "--grpc-port", "--http-port", "--metrics-port", "--tritonserver", "-v", "Ctrl-C", "-- FLAGS"):
+    for word in (
+        "--host",
+        "--grpc-port",
+        "--http-port",
+        "--metrics-port",
+        "--tritonserver",
+        "-v",
+        "Ctrl-C",
+        "-- FLAGS",
+    ):
         assert word in result.stdout
 
 

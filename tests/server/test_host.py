@@ -70,9 +70,7 @@ def test_a_build_with_one_stub(wheel: Binary, tmp_path: Path) -> None:
     assert (target / "python" / "triton_python_backend_stub").resolve() == stub
 
 
-def test_unsupported_python_names_the_supported(
-    wheel: Binary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unsupported_python_names_the_supported(wheel: Binary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cnclip_server._backends.python_version", lambda: "3.99")
     (tmp_path / "backends").mkdir()
     with pytest.raises(UnsupportedHost, match=rf"for Python 3\.99, only for 3\.9, {VERSION}; run with one"):
@@ -140,7 +138,9 @@ def test_libpython_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_python_without_shared_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _without_libpython(monkeypatch, tmp_path)
-    with pytest.raises(UnsupportedHost, match=rf"apt install libpython{VERSION}\), or build Python with --enable-shared"):
+    with pytest.raises(
+        UnsupportedHost, match=rf"apt install libpython{VERSION}\), or build Python with --enable-shared"
+    ):
         libpython_folder(tmp_path)
 
 

@@ -5,7 +5,7 @@ from cnclip_server._log import failure_reason, last_line, tail, unbound_service
 HEAD = 'I1124 00:08:59.373016 21286 model_lifecycle.cc:472] "loading: m:1"\n'
 LOAD_ERROR = (
     "E1124 00:09:01.603358 21286 model_lifecycle.cc:642] \"failed to load 'm' version 1: Internal: "
-    "TritonModelException: my 'bad' \\\"thing\\\"\\nsecond line\\n\\nAt:\\n  /x/model.py(4): initialize\\n\"\n"
+    'TritonModelException: my \'bad\' \\"thing\\"\\nsecond line\\n\\nAt:\\n  /x/model.py(4): initialize\\n"\n'
     "I1124 00:09:01.603374 21286 model_lifecycle.cc:777] \"failed to load 'm'\"\n"
 )
 

@@ -117,9 +117,7 @@ def test_repositories_of_any_name(make_repository: Any, nets: Any, xy: str, tmp_
 
 
 @pytest.mark.triton
-def test_a_model_that_fails_to_load(
-    make_repository: Any, nets: Any, xy: str, tmp_path: Path, leftovers: Any
-) -> None:
+def test_a_model_that_fails_to_load(make_repository: Any, nets: Any, xy: str, tmp_path: Path, leftovers: Any) -> None:
     repository = make_repository(tmp_path / "two words")
     repository.add("echo", nets.identity(), xy)
     repository.add("broken", nets.identity([1, "L"]), xy)
@@ -199,7 +197,9 @@ def test_a_port_in_use(repository: Any, option: str, flag: str) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(PortInUse, match=f"port {port} on 127.0.0.1 is in use; choose another with {flag}") as raised:
+        with pytest.raises(
+            PortInUse, match=f"port {port} on 127.0.0.1 is in use; choose another with {flag}"
+        ) as raised:
             _server(repository.path, **{option: port}).start()
     assert (raised.value.port, raised.value.flag) == (port, flag)
 

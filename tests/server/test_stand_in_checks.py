@@ -50,9 +50,7 @@ def one(name: str = "x", data_type: str = "TYPE_FP32", dims: list[int] | None = 
         pytest.param({"input": one(dims=[3])}, signature(), id="a wildcard of the model takes a fixed input"),
         pytest.param({"input": one(dims=[3])}, signature(x=(-1, 3)), id="fixed and fixed"),
         pytest.param({"output": one("y", dims=[3])}, signature(y=(-1, 3)), id="fixed output"),
-        pytest.param(
-            {"input": one(dims=[2, 3], reshape={"shape": [6]})}, signature(x=(-1, 6)), id="reshaped input"
-        ),
+        pytest.param({"input": one(dims=[2, 3], reshape={"shape": [6]})}, signature(x=(-1, 6)), id="reshaped input"),
         pytest.param({"input": one(dims=[1], reshape={"shape": []})}, signature(x=(-1,)), id="reshaped to no dims"),
         pytest.param({"max_batch_size": 0}, signature((5,), (-1,)) and signature((-1,), (-1,)), id="no batching"),
         pytest.param(

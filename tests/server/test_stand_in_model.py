@@ -91,7 +91,9 @@ def test_a_failing_group_fails_its_own_requests(load: Any, ask: Any, nets: Any) 
         [shape],
     )
     model = load(proto, _config([{**Y, "dims": [3]}]))
-    good, bad, last = model.execute([ask(_row(1, 3, 0), ("y",)), ask(_row(1, 4, 0), ("y",)), ask(_row(2, 3, 5), ("y",))])
+    good, bad, last = model.execute(
+        [ask(_row(1, 3, 0), ("y",)), ask(_row(1, 4, 0), ("y",)), ask(_row(2, 3, 5), ("y",))]
+    )
     np.testing.assert_array_equal(good.arrays["y"], _row(1, 3, 0))
     np.testing.assert_array_equal(last.arrays["y"], _row(2, 3, 5))
     assert bad.error.code == "internal"
@@ -111,12 +113,18 @@ def test_an_output_that_loses_the_batch(load: Any, ask: Any, nets: Any) -> None:
 
 
 def test_strings(load: Any, ask: Any, nets: Any) -> None:
-    config = _config([{**Y, "data_type": "TYPE_STRING"}], input=[{"name": "x", "data_type": "TYPE_STRING", "dims": [-1]}])
+    config = _config(
+        [{**Y, "data_type": "TYPE_STRING"}], input=[{"name": "x", "data_type": "TYPE_STRING", "dims": [-1]}]
+    )
     model = load(nets.identity(element=TensorProto.STRING), config)
     texts = [["一只猫".encode(), b""], ["b'x'".encode(), "𠮷".encode()]]
     bad = np.array([[b"\xff", b""]], dtype=np.object_)
     first, refused, second = model.execute(
-        [ask(np.array([texts[0]], dtype=np.object_), ("y",)), ask(bad, ("y",)), ask(np.array([texts[1]], object), ("y",))]
+        [
+            ask(np.array([texts[0]], dtype=np.object_), ("y",)),
+            ask(bad, ("y",)),
+            ask(np.array([texts[1]], object), ("y",)),
+        ]
     )
     assert first.arrays["y"].tolist() == [["一只猫", ""]]
     assert second.arrays["y"].tolist() == [["b'x'", "𠮷"]]

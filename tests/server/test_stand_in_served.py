@@ -237,7 +237,11 @@ def test_thread_count_is_the_processes_own(served: Served, nets: Any, xy: str) -
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("fixed_batch", None, r"tensor 'x': for the model to support batching.*shape expected by the model is \[1,-1\]"),
+        (
+            "fixed_batch",
+            None,
+            r"tensor 'x': for the model to support batching.*shape expected by the model is \[1,-1\]",
+        ),
         ("wrong_dims", "max_batch_size: 8", "'x': the model expects 2 dimensions .*specifies 3 dimensions"),
         ("missing_file", None, "unable to find '.*/missing_file/1/model.onnx' for model instance"),
         ("corrupt", None, "unable to load model 'corrupt' from .*Protobuf parsing failed.*copy the file again"),

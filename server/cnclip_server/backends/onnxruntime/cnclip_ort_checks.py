@@ -102,11 +102,7 @@ def check_features(config: Mapping[str, Any]) -> None:
         LoadError: The configuration asks for sequences, ragged batches or batch inputs and outputs.
     """
     asked = [name for name in ("sequence_batching", "batch_input", "batch_output") if config.get(name)]
-    asked += [
-        f"allow_ragged_batch of input '{io['name']}'"
-        for io in config["input"]
-        if io.get("allow_ragged_batch")
-    ]
+    asked += [f"allow_ragged_batch of input '{io['name']}'" for io in config["input"] if io.get("allow_ragged_batch")]
     if asked:
         raise LoadError(
             f"unable to load model '{config['name']}', the CPU stand-in for the onnxruntime backend does not "
@@ -175,9 +171,7 @@ def _check_tensor(
         )
 
 
-def _check_dims(
-    model: str, tensor: TensorInfo, dims: tuple[int, ...], *, max_batch_size: int, exact: bool
-) -> None:
+def _check_dims(model: str, tensor: TensorInfo, dims: tuple[int, ...], *, max_batch_size: int, exact: bool) -> None:
     """Compares shapes: a wildcard of the model takes any input, an output's must be configured as one."""
     expected = dims
     complete = ""
@@ -190,12 +184,9 @@ def _check_dims(
                 "max_batch_size: 0"
             )
         expected = (WILDCARD, *dims)
-        complete = (
-            "an initial batch dimension because max_batch_size > 0 followed by the explicit tensor shape, "
-        )
+        complete = "an initial batch dimension because max_batch_size > 0 followed by the explicit tensor shape, "
     fits = len(tensor.dims) == len(expected) and all(
-        ours == theirs or (theirs == WILDCARD and not exact)
-        for theirs, ours in zip(tensor.dims, expected, strict=True)
+        ours == theirs or (theirs == WILDCARD and not exact) for theirs, ours in zip(tensor.dims, expected, strict=True)
     )
     if not fits:
         raise LoadError(

@@ -197,9 +197,7 @@ def _tensorrt_options(parameters: Mapping[str, str], device_id: int) -> dict[str
             if value in _TENSORRT_PRECISION:
                 options[_TENSORRT_PRECISION[value]] = "1"
             elif value != "FP32":
-                raise LoadError(
-                    f"unsupported precision mode '{value}' is requested; write FP32, FP16, BF16 or INT8"
-                )
+                raise LoadError(f"unsupported precision mode '{value}' is requested; write FP32, FP16, BF16 or INT8")
         else:
             options[_TENSORRT_NAMES.get(name, name if name.startswith("trt_") else f"trt_{name}")] = value
     return options

@@ -115,9 +115,7 @@ class TritonPythonModel:
             try:
                 answers = self._answer(group)
             except Exception as error:  # ONNX Runtime's errors share no base class of their own.
-                answers = [
-                    _failed(f"onnx runtime error: {error}", pb_utils.TritonError.INTERNAL) for _ in group
-                ]
+                answers = [_failed(f"onnx runtime error: {error}", pb_utils.TritonError.INTERNAL) for _ in group]
             for item, answer in zip(group, answers, strict=True):
                 responses[item.index] = answer
         return responses
@@ -183,9 +181,7 @@ def _decoded(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     try:
         texts = [value.decode("utf-8") for value in array.reshape(-1)]
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"input '{name}' holds a string that is not UTF-8 ({error}); encode it as UTF-8"
-        ) from None
+        raise ValueError(f"input '{name}' holds a string that is not UTF-8 ({error}); encode it as UTF-8") from None
     return np.array(texts, dtype=np.object_).reshape(array.shape)
 
 
