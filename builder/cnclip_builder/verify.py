@@ -46,8 +46,8 @@ class Verification:
                     f"the {tower} features that {self.model} serves are not PyTorch's: 1 - cosine reaches "
                     f"{parity.cosine_distance:.2e} in row {parity.worst_row} (at most "
                     f"{self.tolerance.cosine_distance:.0e} passes), {parity.centred_distance:.2e} after centring (at "
-                    f"most {self.tolerance.centred_distance:.0e}): build the repository again, and check that the server "
-                    "runs the libraries that the README names"
+                    f"most {self.tolerance.centred_distance:.0e}): build the repository again, and check that the "
+                    "server runs the libraries that the README names"
                 )
 
 

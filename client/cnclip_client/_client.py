@@ -239,6 +239,9 @@ class Client:
         require_many("image", images)
         require_many("text", texts)
         scale = self._towers.pair().logit_scale
+        images, texts = list(images), list(texts)
+        if not images or not texts:
+            return np.zeros((len(images), len(texts)), dtype=np.float32)  # and nothing to send
         product = logits_per_image(self.encode_images(images), self.encode_texts(texts), scale)
         return product if logits else softmax(product)
 

@@ -17,7 +17,7 @@ EXIT_TIMEOUT_S = 5
 
 # Triton's Python backend starts its stubs through `bash -c` with unquoted paths: these characters survive
 # that.
-_SHELL_SAFE = re.compile(r"[\w@%+=:,./-]+")
+_SHELL_SAFE = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ class ServerError(Exception):
     """Root of everything that this package raises on purpose."""
 
 
-class BinaryNotFound(ServerError):  # noqa: N818 - the tree names what is wrong, not that it is an error
+class BinaryNotFound(ServerError):
     """No tritonserver was found.
 
     Attributes:
@@ -33,7 +33,7 @@ class BinaryNotFound(ServerError):  # noqa: N818 - the tree names what is wrong,
         )
 
 
-class UnsupportedHost(ServerError):  # noqa: N818
+class UnsupportedHost(ServerError):
     """The embedded tritonserver cannot run with this Python or this C library."""
 
 
@@ -49,7 +49,7 @@ class RepositoryError(ServerError):
         super().__init__(f"{reason}; give a folder written by `cnclip-build`")
 
 
-class PortInUse(ServerError):  # noqa: N818
+class PortInUse(ServerError):
     """Something else listens on a port that the server needs.
 
     Attributes:
@@ -63,7 +63,7 @@ class PortInUse(ServerError):  # noqa: N818
         super().__init__(f"port {port} on {host} is in use; choose another with {flag}, or 0 for any free one")
 
 
-class StartupFailed(ServerError):  # noqa: N818
+class StartupFailed(ServerError):
     """tritonserver ended, or was not ready in time.
 
     Attributes:

@@ -2,9 +2,11 @@
 
 A script, not a module: `python -I -S _guard.py FOLDER SHM_PREFIX COMMAND...`, with only the standard library,
 so that it is up in some 30 ms. It starts COMMAND, writes its process id to stdout and waits for it to end, or
-for its own stdin to close, which is how it learns that its parent is gone, even by SIGKILL: then it kills the
-command. Either way it kills what remains of the command's process group (the Python backend's stubs), deletes
-FOLDER and the shared memory whose names begin with SHM_PREFIX, and exits with the command's status.
+for its own stdin to close: that is its parent's order to stop the command, and how it learns that the parent is
+gone, even by SIGKILL. Then the command gets SIGTERM and, when it takes too long, SIGKILL: not at once, because a
+killed tritonserver leaves an empty /tmp/python_env_XXXXXX behind. In the end it kills what remains of the
+command's process group (the Python backend's stubs), deletes FOLDER and the shared memory whose names begin with
+SHM_PREFIX, and exits with the command's status.
 
 A process of its own rather than PR_SET_PDEATHSIG in the parent: that needs a preexec_fn, which may deadlock
 in a process with threads, it fires when the *thread* that started the server ends, and it cleans nothing up.
@@ -19,9 +21,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+# Longer than what tritonserver itself grants its last requests (--exit-timeout-secs).
+_GRACE_S = 10.0
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
 
 
@@ -43,7 +48,7 @@ def main(folder: str, shm_prefix: str, command: list[str]) -> int:
         )
         with contextlib.suppress(BrokenPipeError):
             os.write(sys.stdout.fileno(), f"{process.pid}\n".encode())
-        threading.Thread(target=_kill_when_orphaned, args=(process.pid,), daemon=True).start()
+        threading.Thread(target=_stop_when_orphaned, args=(process,), daemon=True).start()
         status = process.wait()
         _kill_group(process.pid)
     finally:
@@ -53,10 +58,13 @@ def main(folder: str, shm_prefix: str, command: list[str]) -> int:
     return status
 
 
-def _kill_when_orphaned(group: int) -> None:
-    """Waits for stdin to close: nobody ever writes to it."""
+def _stop_when_orphaned(process: subprocess.Popen[bytes]) -> None:
+    """Waits for stdin to close, to which nobody ever writes; then SIGTERM, and SIGKILL after a while."""
     os.read(sys.stdin.fileno(), 1)
-    _kill_group(group)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGTERM)
+    time.sleep(_GRACE_S)
+    _kill_group(process.pid)
 
 
 def _kill_group(group: int) -> None:

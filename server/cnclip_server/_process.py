@@ -90,17 +90,16 @@ class GuardedProcess:
         """Ends the command and everything that it started, and deletes its files.
 
         Args:
-            timeout_s: How long it has after SIGTERM before SIGKILL, in seconds; 0 kills it at once.
+            timeout_s: How long it has after SIGTERM before SIGKILL, in seconds.
         """
-        guard = self._guard
-        with self._log, guard:
-            if timeout_s > 0 and guard.poll() is None and (pid := self.pid()) is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
-                if self.wait(timeout_s) is None:
-                    logger.warning("tritonserver %s did not stop within %g s and is killed", pid, timeout_s)
+        pid = self.pid()
+        with self._log, self._guard as guard:
             if guard.stdin is not None:
-                guard.stdin.close()  # The guard takes this as the order to kill whatever remains.
+                guard.stdin.close()  # The guard takes this as the order to stop the command.
+            if self.wait(timeout_s) is None and pid is not None:
+                logger.warning("tritonserver %s did not stop within %g s and is killed", pid, timeout_s)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
             if self.wait(_KILL_TIMEOUT_S) is None:
                 guard.kill()
         shutil.rmtree(self.folder, ignore_errors=True)

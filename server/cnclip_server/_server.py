@@ -19,13 +19,18 @@ from cnclip_server._binary import Binary, find_binary
 from cnclip_server._command import EXIT_TIMEOUT_S, Settings, linked_repository, make_folder, server_command
 from cnclip_server._errors import PortInUse, RepositoryError, ServerError, StartupFailed
 from cnclip_server._host import check_glibc, environment
-from cnclip_server._log import failure_reason, last_line, tail, unbound_service
+from cnclip_server._log import failure_reason, last_line, serves_metrics, tail, unbound_service
 from cnclip_server._ports import FLAGS, Ports
 from cnclip_server._process import GuardedProcess
 
 logger = logging.getLogger(__name__)
 
 _POLL_INTERVAL_S = 0.05
+# How long a server may take to stop that never came up: one that is loading a model does not listen to SIGTERM.
+_ABANDON_S = 3.0
+# How long after readiness the metrics, the last of the three services, may take to listen.
+_METRICS_TIMEOUT_S = 1.0
+_METRICS_WAIT_S = 3.0
 
 
 class TritonServer:
@@ -110,7 +115,7 @@ class TritonServer:
             process = self._process = self._launch(binary)
             self._await_ready(process)
         except BaseException:
-            self.stop(timeout_s=0)
+            self.stop(timeout_s=_ABANDON_S)
             raise
         logger.info("tritonserver %s serves %s at %s", self.pid, self.repository, self.grpc_url)
         return self
@@ -119,7 +124,7 @@ class TritonServer:
         """Stops the server with SIGTERM, and it and its stubs with SIGKILL after a while. May be repeated.
 
         Args:
-            timeout_s: How long it may take to finish its requests and unload, in seconds; 0 kills it at once.
+            timeout_s: How long it may take to finish its requests and unload, in seconds.
         """
         process, self._process = self._process, None
         if process is not None:
@@ -173,9 +178,13 @@ class TritonServer:
         Raises:
             ServerError: The server does not answer.
         """
-        status, body = self._request("POST", "/v2/repository/index", timeout_s=10)
+        try:
+            try:
+            status, body = self._request("POST", "/v2/repository/index", timeout_s=10)
+        except (OSError, http.client.HTTPException) as error:
+            raise ServerError(f"{self.http_url} does not answer ({error}); start() the server") from error
         if status != http.client.OK:
-            raise ServerError(f"{self.http_url} does not list its models (HTTP {status}); has it been stopped?")
+            raise ServerError(f"{self.http_url} does not list its models (HTTP {status}); see its log")
         entries: list[dict[str, Any]] = json.loads(body)
         return sorted(
             entry["name"] if entry["version"] == "1" else f"{entry['name']}:{entry['version']}"
@@ -218,9 +227,11 @@ class TritonServer:
         """Polls readiness until it is there, the process has ended, or the time is over."""
         deadline = time.monotonic() + self._startup_timeout_s
         while (status := process.wait(_POLL_INTERVAL_S)) is None:
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                if self._request("GET", "/v2/health/ready", timeout_s=1)[0] == http.client.OK:
+            if self._is_ready():
+                status = self._await_metrics(process)
+                if status is None:
                     return
+                break
             if time.monotonic() > deadline:
                 log = process.read_log()
                 raise StartupFailed(
@@ -236,6 +247,30 @@ class TritonServer:
         # The reader knows the repository by its own name, not by that of our link to it.
         reason = reason.replace(str(linked_repository(process.folder)), str(self.repository))
         raise StartupFailed(f"tritonserver did not start: {reason}", tail(log))
+
+    def _is_ready(self) -> bool:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return self._request("GET", "/v2/health/ready", timeout_s=1)[0] == http.client.OK
+        return False
+
+    def _is_ready(self) -> bool:
+        try:
+            return self._request("GET", "/v2/health/ready", timeout_s=1)[0] == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def _await_metrics(self, process: GuardedProcess) -> int | None:
+        """Waits for the service that starts last: the server is ready before, and ends if that port is taken.
+
+        Returns:
+            The exit status if it ended; None if it runs, with its metrics or, where they are turned off, without.
+        """
+        deadline = time.monotonic() + _METRICS_TIMEOUT_S
+        while (status := process.wait(0)) is None and time.monotonic() < deadline:
+            if serves_metrics(process.read_log()):
+                break
+            time.sleep(_POLL_INTERVAL_S / 5)
+        return status
 
     def _request(self, method: str, path: str, *, timeout_s: float) -> tuple[int, bytes]:
         """One HTTP request on its own connection: an open one would make tritonserver wait when it stops.

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
-
 from cnclip_server._backends import STAND_IN
+from onnx import TensorProto, helper
 
 OPSET = 20
 IR_VERSION = 9

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from cnclip_server import BinaryNotFound
 from cnclip_server._binary import Binary, find_binary
 

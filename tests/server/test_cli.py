@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
-
 from cnclip_server._cli import app
+from typer.testing import CliRunner
 
 COMMAND = [sys.executable, "-c", "from cnclip_server._cli import main; main()"]
 FREE_PORTS = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]

@@ -6,7 +6,6 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-
 from cnclip_server import UnsupportedHost
 from cnclip_server._backends import STAND_IN, assemble_backends
 from cnclip_server._binary import Binary

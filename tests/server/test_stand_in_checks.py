@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
 from cnclip_server.backends.onnxruntime.cnclip_ort_checks import (
     LoadError,
     Signature,

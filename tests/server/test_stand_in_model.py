@@ -117,7 +117,7 @@ def test_strings(load: Any, ask: Any, nets: Any) -> None:
         [{**Y, "data_type": "TYPE_STRING"}], input=[{"name": "x", "data_type": "TYPE_STRING", "dims": [-1]}]
     )
     model = load(nets.identity(element=TensorProto.STRING), config)
-    texts = [["一只猫".encode(), b""], ["b'x'".encode(), "𠮷".encode()]]
+    texts = [["一只猫".encode(), b""], [b"b'x'", "𠮷".encode()]]
     bad = np.array([[b"\xff", b""]], dtype=np.object_)
     first, refused, second = model.execute(
         [

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from cnclip_server import TritonServer
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
-
-from cnclip_server import TritonServer
 
 pytestmark = pytest.mark.triton
 

@@ -1,0 +1,90 @@
+"""Tokenisation: the ids that cn_clip gives, for every string."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from cn_clip.clip import tokenize
+from cnclip_builder.arch import cn_clip_vocabulary
+from cnclip_templates.cnclip_token_ids import LENGTH_STEP, BadText, TokenIds
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+TOKEN_IDS = TokenIds(cn_clip_vocabulary(), 52)
+
+ODD_TEXTS = [
+    "",
+    " \t\r\n",
+    "\0a\0b\0",
+    "a" * 199,
+    "a" * 200,
+    "a" * 201,
+    "我" * 10_000,
+    "a b " * 10_000,
+    "ΌΔΟΣ ΟΔΟΣ. Σ ΑΣ́",
+    "İstanbul ǅ ﬁ ﬀ ß ẞ",
+    "naïve café — Ёлки ё̈",
+    "全角：ＡＢＣ　１２３！￥",
+    "🐼🎋👨‍👩‍👧‍👦 \u200b\ufeff\u00ad",
+    "\ue000\uf8ff\U0002b820\U0002ceb0\ufffd",
+    "[CLS] [SEP] [PAD] [MASK] [UNK] ##a",
+    "\u2028\u2029\x85\x1c\u3000\u180e",
+]
+
+
+def cn_clip_ids(text: str, context_length: int) -> list[int]:
+    row: list[int] = tokenize([text], context_length=context_length)[0].tolist()
+    return row
+
+
+def check(text: str, token_ids: TokenIds = TOKEN_IDS) -> None:
+    ids = token_ids.encode(text)
+    assert ids + [0] * (token_ids.context_length - len(ids)) == cn_clip_ids(text, token_ids.context_length)
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+@pytest.mark.parametrize("context_length", [3, 17, 52, 512])
+def test_odd_texts(text: str, context_length: int) -> None:
+    check(text, TokenIds(cn_clip_vocabulary(), context_length))
+
+
+def test_real_captions(shared_captions: list[str]) -> None:
+    for caption in shared_captions:
+        check(caption)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+def test_any_text(text: str) -> None:
+    check(text)
+
+
+def test_every_character_of_the_first_three_planes() -> None:
+    for first in range(0, 0x30000, 12):
+        text = " ".join(f"a{chr(code)}" for code in range(first, first + 12) if not 0xD800 <= code < 0xE000)
+        check(text, TOKEN_IDS)
+
+
+def test_utf8() -> None:
+    assert TOKEN_IDS.encode_utf8("皮卡丘".encode()) == TOKEN_IDS.encode("皮卡丘")
+    with pytest.raises(BadText, match="not UTF-8: invalid start byte at byte 1"):
+        TOKEN_IDS.encode_utf8(b"a\xff")
+    with pytest.raises(BadText, match="not UTF-8"):
+        TOKEN_IDS.encode_utf8(b"\xed\xa0\x80")  # a surrogate
+
+
+def test_lone_surrogate() -> None:
+    with pytest.raises(BadText, match="lone surrogate"):
+        TOKEN_IDS.encode("a \ud800 b")
+
+
+@pytest.mark.parametrize(("longest", "length"), [(2, 8), (8, 8), (9, 16), (49, 52), (52, 52)])
+def test_padding(longest: int, length: int) -> None:
+    padded = TOKEN_IDS.pad([[101, 102], [7] * longest])
+    assert (padded.dtype, padded.shape) == (np.int32, (2, length))
+    assert padded[0].tolist() == [101, 102] + [0] * (length - 2)
+    assert padded[1].tolist() == [7] * longest + [0] * (length - longest)
+
+
+def test_padding_of_nothing() -> None:
+    assert TOKEN_IDS.pad([]).shape == (0, LENGTH_STEP)
