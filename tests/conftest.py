@@ -72,6 +72,22 @@ def tiny_resnet(tmp_path_factory: pytest.TempPathFactory) -> Arch:
     return _write_arch(tmp_path_factory.mktemp("arch"), "tiny-rn", TINY_RESNET)
 
 
+@pytest.fixture(scope="session")
+def resnet_checkpoint(tiny_resnet: Arch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the tiny ResNet whose residual branches count; fresh ones are zero at first."""
+    import torch
+    from cn_clip.clip.model import CLIP
+
+    torch.manual_seed(8)
+    weights = CLIP(**tiny_resnet.model_info).state_dict()
+    for name, value in weights.items():
+        if "bn3.weight" in name or "running_var" in name:
+            value.uniform_(0.5, 1.5)
+    path = tmp_path_factory.mktemp("weights") / "resnet.pt"
+    torch.save({"state_dict": weights}, path)
+    return path
+
+
 @pytest.fixture
 def builder_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     """The builder's log records from INFO on."""

@@ -13,7 +13,7 @@ from cnclip_builder.artefacts import Artefacts, build_artefacts
 from cnclip_builder.errors import BuildError, MissingRequirementError
 from cnclip_builder.isolation import stage_process
 from cnclip_builder.parity import PRECISIONS
-from cnclip_builder.repository import RepositoryEntry, publish
+from cnclip_builder.repository import RepositoryEntry, check_place, publish
 from cnclip_builder.serving import ServingConfig
 from cnclip_builder.sources import Hub
 from cnclip_builder.verify import Verification, verify_server
@@ -60,6 +60,7 @@ def build_repository(request: BuildRequest) -> RepositoryEntry:
     """
     request.arch.checked_context_length(request.serving.context_length)
     name = request.name or request.arch.slug
+    check_place(name, request.version, request.arch, request.serving, request.repository)
     artefacts = build_artefacts(
         request.arch,
         request.checkpoint,

@@ -61,12 +61,6 @@ class RepositoryEntry:
     artefacts: Artefacts
     serving: ServingConfig
 
-    def __post_init__(self) -> None:
-        """Refuses names that are no plain file names, and versions below 1."""
-        check_model_name(self.name)
-        if not 1 <= self.version <= 2**31 - 1:
-            raise SettingError(f"version {self.version} is out of range: Triton's versions start at 1")
-
 
 def check_model_name(name: str) -> str:
     """Returns a name that is safe as a part of file and model names.
@@ -98,9 +92,9 @@ def publish(
         ParityError: a served encoder differs from PyTorch beyond its tolerance.
     """
     with locked(repository), replacing_folder(repository) as new:
+        check_place(entry.name, entry.version, entry.arch, entry.serving, repository)
         models = read_manifest(repository)
         versions = models.get(entry.name, {})
-        _check_same_shape(entry, versions)
         if repository.exists():
             link_tree(repository, new)
         for kind in KINDS:
@@ -112,6 +106,19 @@ def publish(
         if verify is not None:
             models[entry.name][str(entry.version)]["live_parity"] = verify(new)
         write_manifest(new, models)
+
+
+def check_place(name: str, version: int, arch: Arch, serving: ServingConfig, repository: Path) -> None:
+    """Checks, before hours of work, that a version of a model may go into a repository.
+
+    Raises:
+        SettingError: the name or the version is none.
+        RepositoryError: the repository is not this builder's, or has the name in use for what can't share a config.
+    """
+    check_model_name(name)
+    if not 1 <= version <= 2**31 - 1:
+        raise SettingError(f"version {version} is out of range: Triton's versions start at 1")
+    _check_same_shape(name, version, arch, serving, read_manifest(repository).get(name, {}))
 
 
 def check_repository(repository: Path) -> None:
@@ -131,17 +138,19 @@ def check_repository(repository: Path) -> None:
     check_wiring(configs)
 
 
-def _check_same_shape(entry: RepositoryEntry, versions: Mapping[str, Any]) -> None:
+def _check_same_shape(
+    name: str, version: int, arch: Arch, serving: ServingConfig, versions: Mapping[str, Any]
+) -> None:
     """Versions of a model share one config, so they must share all that stands in it."""
-    others = {number: record for number, record in versions.items() if number != str(entry.version)}
+    others = {number: record for number, record in versions.items() if number != str(version)}
     for number, record in others.items():
         for what, theirs, ours in (
-            ("architecture", record["arch"], entry.arch.name),
-            ("context length", record["serving"]["context_length"], entry.serving.context_length),
+            ("architecture", record["arch"], arch.name),
+            ("context length", record["serving"]["context_length"], serving.context_length),
         ):
             if theirs != ours:
                 raise RepositoryError(
-                    f"{entry.name} version {number} has {what} {theirs}, and versions of a model must share it: "
+                    f"{name} version {number} has {what} {theirs}, and versions of a model must share it: "
                     f"serve {what} {ours} under another name (NAME=, --name)"
                 )
 

@@ -96,7 +96,8 @@ def sample_probabilities(model: CLIP, folder: Path = HERE) -> torch.Tensor:
         with Image.open(path) as image:
             images.append(image.convert("RGB"))
     image_features, text_features = encode(model, images, captions)
-    return (model.logit_scale.exp() * image_features @ text_features.T).softmax(dim=1).detach()
+    probabilities: torch.Tensor = (model.logit_scale.exp() * image_features @ text_features.T).softmax(dim=1)
+    return probabilities.detach()
 
 
 def report(model: CLIP, n: int = 100, seeds: Sequence[int] = (0,)) -> None:

@@ -141,7 +141,7 @@ def train(model: CLIP, data: Data, arguments: argparse.Namespace) -> None:
     for step in progress:
         loss = contrastive_loss(*model(*batches.draw(grouped=step >= _UNRELATED * arguments.steps)))
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

@@ -2,11 +2,11 @@
 
 A script, not a module: `python -I -S _guard.py FOLDER SHM_PREFIX COMMAND...`, with only the standard library,
 so that it is up in some 30 ms. It starts COMMAND, writes its process id to stdout and waits for it to end, or
-for its own stdin to close: that is its parent's order to stop the command, and how it learns that the parent is
-gone, even by SIGKILL. Then the command gets SIGTERM and, when it takes too long, SIGKILL: not at once, because a
-killed tritonserver leaves an empty /tmp/python_env_XXXXXX behind. In the end it kills what remains of the
-command's process group (the Python backend's stubs), deletes FOLDER and the shared memory whose names begin with
-SHM_PREFIX, and exits with the command's status.
+for its own stdin: a number there is the parent's order to stop the command within so many seconds, and the end
+of it means that the parent is gone, even by SIGKILL. Then the command gets SIGTERM and, when it takes too long,
+SIGKILL: not at once, because a killed tritonserver leaves an empty /tmp/python_env_XXXXXX behind. In the end the
+guard kills what remains of the command's process group (the Python backend's stubs), deletes FOLDER and the
+shared memory whose names begin with SHM_PREFIX, and exits with the command's status.
 
 A process of its own rather than PR_SET_PDEATHSIG in the parent: that needs a preexec_fn, which may deadlock
 in a process with threads, it fires when the *thread* that started the server ends, and it cleans nothing up.
@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-# Longer than what tritonserver itself grants its last requests (--exit-timeout-secs).
+# For a parent that died; longer than what tritonserver grants its last requests (--exit-timeout-secs).
 _GRACE_S = 10.0
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
 
@@ -59,11 +59,11 @@ def main(folder: str, shm_prefix: str, command: list[str]) -> int:
 
 
 def _stop_when_orphaned(process: subprocess.Popen[bytes]) -> None:
-    """Waits for stdin to close, to which nobody ever writes; then SIGTERM, and SIGKILL after a while."""
-    os.read(sys.stdin.fileno(), 1)
+    """Waits for stdin to give a number of seconds, or to close; then SIGTERM, and SIGKILL after that time."""
+    seconds = os.read(sys.stdin.fileno(), 64)
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGTERM)
-    time.sleep(_GRACE_S)
+    time.sleep(float(seconds) if seconds else _GRACE_S)
     _kill_group(process.pid)
 
 

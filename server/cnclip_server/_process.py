@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -64,6 +62,7 @@ class GuardedProcess:
             stdout=subprocess.PIPE,
             stderr=self._log,
             env=environ,
+            bufsize=0,  # Nothing may be left to flush to a guard that has ended.
             start_new_session=True,  # Ctrl-C in a terminal is for us alone; we then stop the server in order.
         )
         self._pid: int | None = None
@@ -92,14 +91,10 @@ class GuardedProcess:
         Args:
             timeout_s: How long it has after SIGTERM before SIGKILL, in seconds.
         """
-        pid = self.pid()
         with self._log, self._guard as guard:
             if guard.stdin is not None:
-                guard.stdin.close()  # The guard takes this as the order to stop the command.
-            if self.wait(timeout_s) is None and pid is not None:
-                logger.warning("tritonserver %s did not stop within %g s and is killed", pid, timeout_s)
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
-            if self.wait(_KILL_TIMEOUT_S) is None:
+                with contextlib.suppress(BrokenPipeError):  # It has ended already.
+                    guard.stdin.write(f"{timeout_s:g}".encode())
+            if self.wait(timeout_s + _KILL_TIMEOUT_S) is None:
                 guard.kill()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -28,9 +28,11 @@ logger = logging.getLogger(__name__)
 _POLL_INTERVAL_S = 0.05
 # How long a server may take to stop that never came up: one that is loading a model does not listen to SIGTERM.
 _ABANDON_S = 3.0
-# How long after readiness the metrics, the last of the three services, may take to listen.
+# How long after readiness the metrics, the last of the three services, may take to start; all of it is waited
+# only where they are turned off.
 _METRICS_TIMEOUT_S = 1.0
-_METRICS_WAIT_S = 3.0
+# Triton logs that a service has started and finds its port taken some 5 ms later.
+_SETTLE_S = 0.1
 
 
 class TritonServer:
@@ -179,7 +181,6 @@ class TritonServer:
             ServerError: The server does not answer.
         """
         try:
-            try:
             status, body = self._request("POST", "/v2/repository/index", timeout_s=10)
         except (OSError, http.client.HTTPException) as error:
             raise ServerError(f"{self.http_url} does not answer ({error}); start() the server") from error
@@ -228,8 +229,7 @@ class TritonServer:
         deadline = time.monotonic() + self._startup_timeout_s
         while (status := process.wait(_POLL_INTERVAL_S)) is None:
             if self._is_ready():
-                status = self._await_metrics(process)
-                if status is None:
+                if _is_bound(process):
                     return
                 break
             if time.monotonic() > deadline:
@@ -249,28 +249,10 @@ class TritonServer:
         raise StartupFailed(f"tritonserver did not start: {reason}", tail(log))
 
     def _is_ready(self) -> bool:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            return self._request("GET", "/v2/health/ready", timeout_s=1)[0] == http.client.OK
-        return False
-
-    def _is_ready(self) -> bool:
         try:
             return self._request("GET", "/v2/health/ready", timeout_s=1)[0] == http.client.OK
         except (OSError, http.client.HTTPException):
             return False
-
-    def _await_metrics(self, process: GuardedProcess) -> int | None:
-        """Waits for the service that starts last: the server is ready before, and ends if that port is taken.
-
-        Returns:
-            The exit status if it ended; None if it runs, with its metrics or, where they are turned off, without.
-        """
-        deadline = time.monotonic() + _METRICS_TIMEOUT_S
-        while (status := process.wait(0)) is None and time.monotonic() < deadline:
-            if serves_metrics(process.read_log()):
-                break
-            time.sleep(_POLL_INTERVAL_S / 5)
-        return status
 
     def _request(self, method: str, path: str, *, timeout_s: float) -> tuple[int, bytes]:
         """One HTTP request on its own connection: an open one would make tritonserver wait when it stops.
@@ -282,6 +264,19 @@ class TritonServer:
             connection.request(method, path, headers={"Connection": "close"})
             response = connection.getresponse()
             return response.status, response.read()
+
+
+def _is_bound(process: GuardedProcess) -> bool:
+    """Whether the server that is ready is ours, and got its ports: it is ready before it has them all.
+
+    Returns:
+        False if it has ended, or is about to because a port is taken.
+    """
+    deadline = time.monotonic() + _METRICS_TIMEOUT_S
+    while time.monotonic() < deadline and not serves_metrics(process.read_log()):
+        if process.wait(_POLL_INTERVAL_S / 5) is not None:
+            return False
+    return process.wait(_SETTLE_S) is None and unbound_service(process.read_log()) is None
 
 
 def _check_repository(repository: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_chain_in_any_order_fits() -> None:
         ("e", 'value: "middle" } output_map { key: "b_out"', 'value: "none" } output_map { key: "b_out"', "no step makes"),
         ("e", 'key: "a_out" value: "middle"', 'key: "a_out" value: "IN"', "no step makes middle|makes tensor 'IN' twice"),
         ("e", 'name: "OUT" data_type: TYPE_FP32', 'name: "OUT" data_type: TYPE_FP16', "output 'OUT' is TYPE_FP16"),
-        ("e", 'name: "OUT" data_type: TYPE_FP32 dims: [ 8 ]', 'name: "OUT" data_type: TYPE_FP32 dims: [ 9 ]', "[9]"),
+        ("e", 'name: "OUT" data_type: TYPE_FP32 dims: [ 8 ]', 'name: "OUT" data_type: TYPE_FP32 dims: [ 9 ]', "batch, 9]"),
         ("e", 'name: "OUT"', 'name: "LOST"', "no step makes its output 'LOST'"),
         ("e", '{ key: "b_out" value: "OUT" }', '{ key: "b_out" value: "OUT" } output_map { key: "b_more" value: "x" }',
          "nothing uses x"),

@@ -59,7 +59,7 @@ def test_a_named_binary_is_not_replaced_by_another(installed: dict[str, Path], t
     with pytest.raises(BinaryNotFound, match="missing is not an executable file"):
         find_binary(missing, {"PATH": str(installed["path"].parent)})
     installed["variable"].chmod(0o644)
-    with pytest.raises(BinaryNotFound, match="TRITONSERVER=.*not an executable file"):
+    with pytest.raises(BinaryNotFound, match=r"TRITONSERVER=.*not an executable file"):
         find_binary(None, {"TRITONSERVER": str(installed["variable"]), "PATH": str(installed["path"].parent)})
 
 
