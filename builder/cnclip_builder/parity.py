@@ -21,7 +21,7 @@ class Tolerance:
     Attributes:
         cosine_distance: 1 - cosine between the row and its reference.
         centred_distance: the same after the mean of the reference rows was taken off both. Untrained weights give
-            nearly parallel features, whose plain cosines would hide a mix-up of rows.
+            nearly parallel features, whose plain cosines would hide a mix-up of rows; a mix-up gives about 1 here.
     """
 
     cosine_distance: float
@@ -30,7 +30,9 @@ class Tolerance:
 
 TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(cosine_distance=1e-6, centred_distance=1e-5),
-    "fp16": Tolerance(cosine_distance=1e-3, centred_distance=1e-2),
+    # Loose after centring: untrained features may differ from each other by little more than FP16's rounding. The
+    # official architectures were seen at 2e-4 at most, tiny untrained ones at up to 9e-2.
+    "fp16": Tolerance(cosine_distance=1e-3, centred_distance=0.2),
 }
 
 

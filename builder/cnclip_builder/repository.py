@@ -138,9 +138,7 @@ def check_repository(repository: Path) -> None:
     check_wiring(configs)
 
 
-def _check_same_shape(
-    name: str, version: int, arch: Arch, serving: ServingConfig, versions: Mapping[str, Any]
-) -> None:
+def _check_same_shape(name: str, version: int, arch: Arch, serving: ServingConfig, versions: Mapping[str, Any]) -> None:
     """Versions of a model share one config, so they must share all that stands in it."""
     others = {number: record for number, record in versions.items() if number != str(version)}
     for number, record in others.items():

@@ -107,4 +107,5 @@ def combine(image: ModelInfo, text: ModelInfo) -> ModelInfo:
         embedding_size=text.embedding_size,
         context_length=text.context_length,
         max_batch_size=min(image.max_batch_size, text.max_batch_size),
+        precision=text.precision,
     )

@@ -61,7 +61,9 @@ def test_names_as_cn_clip_gives_them(artefacts: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_way_chinese_clips_deployment_page_runs_them(artefacts: Path, tiny_vit: Arch, root: Path, precision: str) -> None:
+def test_the_way_chinese_clips_deployment_page_runs_them(
+    artefacts: Path, tiny_vit: Arch, root: Path, precision: str
+) -> None:
     texts = ["杰尼龟", "妙蛙种子", "小火龙", "皮卡丘"]
     ids = clip.tokenize(texts, context_length=52)
     text_session = session(artefacts / f"tiny-vit.txt.{precision}.onnx")
@@ -109,9 +111,7 @@ def test_only_what_is_damaged_is_made_again(artefacts: Path, tiny_vit: Arch, roo
 
 
 def test_another_checkpoint_is_not_reused(artefacts: Path, tiny_vit: Arch, root: Path) -> None:
-    again = build_artefacts(
-        tiny_vit, "random:1", artefacts, towers=["text"], precisions=["fp32"], download_root=root
-    )
+    again = build_artefacts(tiny_vit, "random:1", artefacts, towers=["text"], precisions=["fp32"], download_root=root)
     assert [(item.tower, item.precision, item.reused) for item in again.items] == [("text", "fp32", False)]
     record = json.loads((artefacts / "tiny-vit.txt.fp32.json").read_text())
     assert record["fingerprint"]["checkpoint_sha256"] == again.checkpoint.sha256
@@ -131,7 +131,9 @@ def test_a_full_disk_leaves_nothing_half_made(
     assert {path.name: path.read_bytes() for path in artefacts.iterdir()} == before
 
 
-def test_a_disk_known_to_be_too_small(tmp_path: Path, tiny_vit: Arch, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_known_to_be_too_small(
+    tmp_path: Path, tiny_vit: Arch, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
     with pytest.raises(MissingRequirementError, match="of disk for the ONNX files and 0.0 GB are free"):
         build(tiny_vit, tmp_path / "new", root)

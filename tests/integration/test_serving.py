@@ -133,9 +133,7 @@ def test_verification_fails_where_it_should(server: TritonServer, folder: Path, 
         wrong.require()
 
 
-def test_real_images_good_and_hostile(
-    client: Client, folder: Path, tiny_vit: Arch, shared_images: list[Path]
-) -> None:
+def test_real_images_good_and_hostile(client: Client, folder: Path, tiny_vit: Arch, shared_images: list[Path]) -> None:
     """Every image that cn_clip accepts has PyTorch's feature, every other a reason; none costs its neighbours."""
     tower = load_tower(load_checkpoint(folder / "tiny-vit.random-1.pt", tiny_vit), "image")
     expected = {
