@@ -67,8 +67,8 @@ check: $(VENV)/installed  ## Lint, format, types and import rules.
 clean:  ## Delete what was built; the virtual environment stays.
 	rm -rf build
 
-# cn_clip brings torch: several GB, minutes. nvidia-pytriton is wanted for its tritonserver binary alone, and without
-# its Python dependencies, one of which (numpy<2) has no wheel for Python 3.13.
+# cn_clip brings torch: several GB, minutes. nvidia-pytriton is wanted for its tritonserver binary alone; what that
+# needs of its Python dependencies is in the extra `server`.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'

@@ -19,7 +19,8 @@ def logits_per_image(
         logit_scale: What cosines are multiplied by, already exponentiated.
     """
     cosines: NDArray[np.float32] = image_features @ text_features.T
-    return cosines * np.float32(logit_scale)
+    product: NDArray[np.float32] = cosines * np.float32(logit_scale)
+    return product
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes.util
 import os
+import re
 import sys
 import sysconfig
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 
 from cnclip_server._binary import Binary
@@ -14,6 +16,7 @@ from cnclip_server._errors import UnsupportedHost
 
 _CONTAINER = "or serve the repository with NVIDIA's container"
 _MINIMUM_GLIBC = (2, 35)
+_NUMPY_1 = re.compile(r"numpy\b[^;]*<\s*2")
 
 # glibc hands the memory of every message of several MB back to the kernel and faults it in again for the next
 # one. Keeping up to 256 MiB, and mapping nothing below 32 MiB (the most that glibc takes) on its own, made
@@ -52,6 +55,28 @@ def check_glibc() -> None:
         raise UnsupportedHost(
             f"the embedded tritonserver needs glibc {needed}, this machine has {version}; use a newer "
             f"system, such as Ubuntu 22.04 or Debian 12, {_CONTAINER}"
+        )
+
+
+def check_numpy() -> None:
+    """Refuses a numpy that the wheel's Python stubs cannot exchange tensors with.
+
+    The stubs of nvidia-pytriton 0.7 read numpy 1's structures: with numpy 2 every tensor seems to have elements of
+    0 bytes, so that answers come back empty and strings crash the stub. Another release of the wheel may do better:
+    what counts is whether it asks for `numpy<2` itself.
+
+    Raises:
+        UnsupportedHost: numpy 2 is installed and the wheel asks for less.
+    """
+    try:
+        version = metadata.version("numpy")
+        wanted = [text for text in metadata.requires("nvidia-pytriton") or [] if _NUMPY_1.match(text)]
+    except metadata.PackageNotFoundError:
+        return  # A binary that is no installed wheel, or an environment whose models will miss numpy by themselves.
+    if wanted and int(version.partition(".")[0]) >= 2:
+        raise UnsupportedHost(
+            f"the embedded tritonserver's Python backend needs numpy 1, and numpy {version} is installed; run "
+            f"`pip install 'numpy<2'` (Python 3.10 to 3.12), {_CONTAINER}"
         )
 
 

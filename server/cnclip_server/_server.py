@@ -18,7 +18,7 @@ from typing import Any
 from cnclip_server._binary import Binary, find_binary
 from cnclip_server._command import EXIT_TIMEOUT_S, Settings, linked_repository, make_folder, server_command
 from cnclip_server._errors import PortInUse, RepositoryError, ServerError, StartupFailed
-from cnclip_server._host import check_glibc, environment
+from cnclip_server._host import check_glibc, check_numpy, environment, wheel_libraries
 from cnclip_server._log import failure_reason, last_line, serves_metrics, tail, unbound_service
 from cnclip_server._ports import FLAGS, Ports
 from cnclip_server._process import GuardedProcess
@@ -207,6 +207,8 @@ class TritonServer:
         environ = dict(os.environ)
         if not binary.has_onnxruntime:
             check_glibc()
+            if wheel_libraries(binary) is not None:
+                check_numpy()
             environ = environment(binary)
         # Names that no other server uses, so that the guard can tell ours from theirs when it cleans up.
         shm_prefix = f"cnclip_{os.getpid()}_{secrets.token_hex(4)}_"

@@ -3,13 +3,14 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 from cnclip_server import UnsupportedHost
 from cnclip_server._backends import STAND_IN, assemble_backends
 from cnclip_server._binary import Binary
-from cnclip_server._host import check_glibc, environment, libpython_folder, python_version
+from cnclip_server._host import check_glibc, check_numpy, environment, libpython_folder, python_version
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -110,6 +111,33 @@ def test_no_glibc_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
         check_glibc()
 
 
+@pytest.mark.parametrize(
+    ("installed", "asked", "refused"),
+    [
+        ("2.2.6", ["numpy<2.0.0,>=1.21", "pyzmq>=23.0"], True),
+        ("2.2.6", ["numpy>=1.21", "numpydoc<2"], False),
+        ("2.2.6", None, False),
+        ("1.26.4", ["numpy<2.0.0,>=1.21"], False),
+    ],
+)
+def test_numpy_2(installed: str, asked: list[str] | None, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: installed)
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: asked)
+    if refused:
+        with pytest.raises(UnsupportedHost, match=r"numpy 2\.2\.6 is installed; run `pip install 'numpy<2'`"):
+            check_numpy()
+    else:
+        check_numpy()
+
+
+def test_numpy_of_no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> list[str]:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.requires", missing)
+    check_numpy()
+
+
 def _without_libpython(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr(sysconfig, "get_config_var", lambda name: str(folder))
     monkeypatch.setattr(sys, "base_prefix", str(folder))
@@ -154,3 +182,7 @@ def test_environment(wheel: Binary) -> None:
     assert made["MALLOC_TRIM_THRESHOLD_"] == "7"
     assert made["MALLOC_MMAP_THRESHOLD_"] == str(32 * 2**20)
     assert made["HOME"] == "/h"
+    # PyPI's onnxruntime reports to Microsoft otherwise; whoever wants that may say so.
+    assert made["ORT_DISABLE_TELEMETRY"] == "1"
+    assert environment(wheel, {"ORT_DISABLE_TELEMETRY": "0"})["ORT_DISABLE_TELEMETRY"] == "0"
+    assert made["PYTHONUTF8"] == "1"
