@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -45,7 +46,7 @@ def stage_process() -> Iterator[StageProcess]:
     with ProcessPoolExecutor(
         max_workers=1,
         mp_context=multiprocessing.get_context("spawn"),  # a fork would inherit this process's memory and threads
-        initializer=configure_logging,
+        initializer=_prepare,
         initargs=(logging.getLogger().level,),
     ) as executor:
         try:
@@ -53,6 +54,11 @@ def stage_process() -> Iterator[StageProcess]:
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _prepare(level: int) -> None:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime's wheel reports its use to its maker otherwise
+    configure_logging(level)
 
 
 def configure_logging(level: int) -> None:

@@ -29,7 +29,7 @@ class BinaryNotFound(ServerError):
         super().__init__(
             f"no tritonserver found ({looked_in}). Install the one inside NVIDIA's wheel with "
             "`pip install --no-deps nvidia-pytriton`, or name one with TRITONSERVER=/path/to/tritonserver, "
-            "or serve the repository with NVIDIA's container (nvcr.io/nvidia/tritonserver)"
+            "or serve the repository with NVIDIA's container (the image tritonserver, tag *-py3)"
         )
 
 
