@@ -72,6 +72,6 @@ clean:  ## Delete what was built; the virtual environment stays.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --progress-bar on --editable '.[builder,server]' --group dev
+	$(BIN)/python -m pip install --progress-bar on --editable '.[builder,server,parquet,lmdb,search,report]' --group dev
 	$(BIN)/python -m pip install --quiet --no-deps 'nvidia-pytriton==0.7.0'
 	touch $@

@@ -1,0 +1,57 @@
+"""The command `cnclip`, a module for each subcommand. The only package that imports typer.
+
+Exit status: 0 all went well; 1 some items could not be encoded (the others were printed); 2 wrong usage; 3 the server
+or the model could not be had; 130 interrupted; 141 the reader of the output went away.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+from cnclip_client._cli._features import features
+from cnclip_client._cli._info import info
+from cnclip_client._cli._similarity import similarity
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="cnclip",
+    help="Reads Chinese-CLIP features of images and texts from a Triton server.",
+    epilog="Exit status: 0 all well; 1 some items failed, the others were printed; 2 usage; 3 server or model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(features, name="features")
+app.command("similarity")(similarity)
+app.command("info")(info)
+
+
+def main() -> None:
+    """Runs the command."""
+    # gRPC's C++ core otherwise writes lines of its own to stderr when a connection is lost.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            typer.echo(f"cnclip {version('cn-clip-triton')}")
+        except PackageNotFoundError:
+            typer.echo("cnclip (run from a source tree)")
+        raise typer.Exit
+
+
+@app.callback()
+def _cnclip(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    pass

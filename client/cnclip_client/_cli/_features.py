@@ -1,0 +1,131 @@
+"""`cnclip features`: features on stdout or in one .npy file, for as many items as fit into memory."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from cnclip_client import Block
+from cnclip_client import _render as render
+from cnclip_client._cli._shared import (
+    SOME_FAILED,
+    Model,
+    Url,
+    Verbose,
+    complain,
+    connect,
+    items_given,
+    reporting,
+    write,
+)
+
+__all__ = ["features"]
+
+features = typer.Typer(no_args_is_help=True, help="Print or save the features of images or texts.")
+
+Output = Annotated[
+    str,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE.npy|-",
+        help="A float32 [N, D] .npy file, row i for item i (NaN where it failed); - is JSON lines on stdout.",
+    ),
+]
+Normalize = Annotated[
+    bool, typer.Option("--normalize/--no-normalize", help="Whether to divide each feature by its length.")
+]
+Listing = Annotated[str | None, typer.Option("--file", "-f", help="A file with one item a line; - is standard input.")]
+
+
+@features.command("images")
+def _features_images(
+    paths: Annotated[list[str] | None, typer.Argument(metavar="PATH", help="Image files.", show_default=False)] = None,
+    file: Listing = None,
+    url: Url = "localhost:8001",
+    model: Model = None,
+    output: Output = "-",
+    normalize: Normalize = True,
+    verbose: Verbose = False,
+) -> None:
+    """Print the features of image files, one JSON object a line.
+
+    Example: cnclip features images *.jpg > features.jsonl
+    """
+    with reporting(verbose):
+        if not paths and not file:
+            raise typer.BadParameter("name image files, or a list of them with --file")
+        _features("image", items_given(paths, file), url, model, output, normalize)
+
+
+@features.command("texts")
+def _features_texts(
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts.", show_default=False)] = None,
+    file: Listing = None,
+    url: Url = "localhost:8001",
+    model: Model = None,
+    output: Output = "-",
+    normalize: Normalize = True,
+    verbose: Verbose = False,
+) -> None:
+    """Print the features of texts, one JSON object a line; without TEXT those of standard input's lines.
+
+    Example: cnclip features texts 皮卡丘 杰尼龟
+    """
+    with reporting(verbose):
+        _features("text", items_given(texts, file), url, model, output, normalize)
+
+
+def _features(
+    kind: Literal["image", "text"],
+    items: Iterable[str],
+    url: str,
+    model: str | None,
+    output: str,
+    normalize: bool,
+) -> None:
+    target = None if output == "-" else Path(output)
+    if target is not None and (target.suffix != ".npy" or not target.parent.is_dir()):
+        raise typer.BadParameter(f"--output {output}: write - or the path of an .npy file in an existing folder")
+    # The bar must not run into data on the same terminal.
+    shown = sys.stderr.isatty() and (target is not None or not sys.stdout.isatty())
+    total = len(items) if isinstance(items, list) else None
+    kept: list[NDArray[np.float32]] = []
+    pending: deque[str] = deque()
+    some_failed = False
+    with connect(url, model) as client, render.progress(shown, total) as advance:
+        source = _remember(items, pending)
+        run = client.iter_images if kind == "image" else client.iter_texts
+        for block in run(source, normalize=normalize):
+            names = [pending.popleft() for _ in range(block.stop - block.start)]
+            for row, reason in block.failures.items():
+                some_failed = True
+                complain(f"{names[row - block.start]}: {reason}")
+            if target is None:
+                write(_lines(kind, names, block))
+            else:
+                kept.append(block.filled())
+            advance(len(names))
+        if target is not None:
+            none = client.encode_images([]) if kind == "image" else client.encode_texts([])
+            render.save_npy(target, np.concatenate([none, *kept]))
+    if some_failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _lines(kind: str, names: list[str], block: Block) -> bytes:
+    rows = zip(block.indices.tolist(), block.features, strict=True)
+    return b"".join(render.feature_line(kind, names[row - block.start], feature) for row, feature in rows)
+
+
+def _remember(items: Iterable[str], pending: deque[str]) -> Iterator[str]:
+    for item in items:
+        pending.append(item)
+        yield item

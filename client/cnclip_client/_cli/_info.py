@@ -1,0 +1,22 @@
+"""`cnclip info`: what a served model is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+from cnclip_client import _render as render
+from cnclip_client._cli._shared import AsJson, Model, Url, Verbose, connect, reporting, write
+
+__all__ = ["info"]
+
+
+def info(url: Url = "localhost:8001", model: Model = None, as_json: AsJson = False, verbose: Verbose = False) -> None:
+    """Tell what a served model is: architecture, checkpoint, logit scale, sizes."""
+    with reporting(verbose), connect(url, model) as client:
+        found = dataclasses.asdict(client.info)
+        if as_json:
+            write((json.dumps(found) + "\n").encode())
+        else:
+            render.info_table(found.items(), sys.stdout)

@@ -1,0 +1,112 @@
+"""What every subcommand of `cnclip` shares: its options, how it reads items, and how it ends."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnclip_client import Client, CnclipError, served_models
+
+__all__ = [
+    "SOME_FAILED",
+    "AsJson",
+    "Model",
+    "Url",
+    "Verbose",
+    "complain",
+    "connect",
+    "items_given",
+    "reporting",
+    "write",
+]
+
+SOME_FAILED, _USAGE, _SERVER, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 3, 130, 141
+
+Url = Annotated[str, typer.Option(envvar="CNCLIP_URL", help="The server's gRPC address, host:port.")]
+Model = Annotated[
+    str | None,
+    typer.Option(envvar="CNCLIP_MODEL", help="The served model; not needed where the server has only one."),
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, and show tracebacks of errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@contextmanager
+def reporting(verbose: bool) -> Iterator[None]:
+    """Turns errors into one line on stderr and an exit status."""
+    if verbose:
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
+    try:
+        yield
+        sys.stdout.flush()
+    except (CnclipError, OSError, KeyboardInterrupt) as error:
+        if verbose:
+            traceback.print_exc()
+        raise typer.Exit(_status(error)) from error
+
+
+def _status(error: BaseException) -> int:
+    """Says what there is to say of an error and returns the exit status."""
+    if isinstance(error, BrokenPipeError):
+        # The interpreter would flush stdout once more as it ends, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
+    if isinstance(error, KeyboardInterrupt):
+        return _INTERRUPTED
+    complain(str(error))
+    return _SERVER if isinstance(error, CnclipError) else _USAGE
+
+
+def connect(url: str, model: str | None) -> Client:
+    try:
+        if model is None:
+            slugs = served_models(url)
+            if len(slugs) != 1:
+                served = f"{len(slugs)} models: {', '.join(slugs)}" if slugs else "no Chinese-CLIP model"
+                raise typer.BadParameter(f"{url} serves {served}; choose one with --model or CNCLIP_MODEL")
+            model = slugs[0]
+        return Client(url, model=model)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def items_given(given: list[str] | None, file: str | None) -> Iterable[str]:
+    """Returns the arguments, or else the lines of a file or of standard input, read as they are needed."""
+    if given and file:
+        raise typer.BadParameter("give items or --file, not both")
+    if given:
+        return given
+    if file in (None, "-"):
+        if sys.stdin.isatty():
+            complain("reading lines from the terminal; end with Ctrl-D")
+        return _read_lines(sys.stdin.buffer)
+    try:
+        return _read_lines(Path(str(file)).open("rb"))
+    except OSError as error:
+        raise typer.BadParameter(f"--file {file}: {error.strerror}") from error
+
+
+def _read_lines(stream: io.BufferedIOBase | object) -> Iterator[str]:
+    # Bytes that are no UTF-8 come through as surrogates and fail as one item, not as the whole file.
+    with io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape") as lines:  # type: ignore[type-var]
+        for line in lines:
+            yield line.removesuffix("\n")
+
+
+def complain(message: str) -> None:
+    line = f"cnclip: {message}".replace("\n", " ").encode("utf-8", "backslashreplace").decode()
+    typer.echo(line, err=True)
+
+
+def write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
