@@ -344,10 +344,12 @@ def main() -> None:
     configure_logging(logging.INFO if verbose else logging.WARNING)
     try:
         app()
-    except (BuildError, OSError) as error:
+    except (BuildError, OSError, ModuleNotFoundError) as error:
         if verbose:
             logging.getLogger(__name__).exception("the build failed")
-        typer.echo(f"error: {error}", err=True)
+        missing = isinstance(error, ModuleNotFoundError)
+        fix = ": pip install 'cn-clip-triton[builder]' installs all that a build needs" if missing else ""
+        typer.echo(f"error: {error}{fix}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("interrupted; what was there before is untouched", err=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cnclip_builder.arch import Arch, Tower
-from cnclip_builder.atomic import explaining_disk_errors, sha256_of_file
+from cnclip_builder.atomic import explaining_disk_errors, require_writable, sha256_of_file
 from cnclip_builder.errors import MissingRequirementError
 from cnclip_builder.isolation import stage_process
 from cnclip_builder.onnx_files import OPSET, ExportJob, external_data_of, onnx_name
@@ -97,6 +97,7 @@ def build_artefacts(
         ParityError: an artefact differs from PyTorch beyond its tolerance; it is not kept.
         MissingRequirementError: the disk or the memory is too small.
     """
+    require_writable(folder)
     made: tuple[Precision, ...] = ("fp32", "fp16") if "fp16" in precisions else ("fp32",)
     wanted: list[Kind] = [(tower, precision) for tower in towers for precision in made]
     with stage_process() as process:

@@ -59,6 +59,18 @@ def replacing_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+def require_writable(target: Path) -> None:
+    """Checks, before hours of work, that a file or folder could be put at a path; makes the folders above it.
+
+    Raises:
+        MissingRequirementError: the disk is full.
+        BuildError: the folder that it would be in can't be written to.
+    """
+    with explaining_disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=target.parent).close()
+
+
 def sha256_of_file(path: Path) -> str:
     """Hashes a file's bytes; returns the hex digest."""
     digest = hashlib.sha256()
@@ -92,7 +104,8 @@ def explaining_disk_errors(target: Path) -> Iterator[None]:
                 f"no space left on the disk while writing {target}; nothing half-written was kept: free some space, "
                 "or choose a folder on another disk"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        # ENOENT is what /proc says to a new file.
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
             raise BuildError(
                 f"{error.filename or target} can't be written to ({error.strerror}): choose another folder, or "
                 "change its permissions"

@@ -10,6 +10,7 @@ from typing import Any
 
 from cnclip_builder.arch import TOWERS, Arch
 from cnclip_builder.artefacts import Artefacts, build_artefacts
+from cnclip_builder.atomic import require_writable
 from cnclip_builder.errors import BuildError, MissingRequirementError
 from cnclip_builder.isolation import stage_process
 from cnclip_builder.parity import PRECISIONS
@@ -61,6 +62,7 @@ def build_repository(request: BuildRequest) -> RepositoryEntry:
     request.arch.checked_context_length(request.serving.context_length)
     name = request.name or request.arch.slug
     check_place(name, request.version, request.arch, request.serving, request.repository)
+    require_writable(request.repository)
     artefacts = build_artefacts(
         request.arch,
         request.checkpoint,

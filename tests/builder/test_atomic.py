@@ -6,7 +6,7 @@ import errno
 from pathlib import Path
 
 import pytest
-from cnclip_builder.atomic import locked, replacing_file, replacing_folder
+from cnclip_builder.atomic import locked, replacing_file, replacing_folder, require_writable
 from cnclip_builder.errors import BuildError, MissingRequirementError
 
 
@@ -74,3 +74,15 @@ def test_only_one_at_a_time(tmp_path: Path) -> None:
             pass
     with locked(tmp_path / "target"):
         pass
+
+
+@pytest.mark.parametrize("target", ["/sys/cnclip/target", "/proc/target"])
+def test_a_target_that_nobody_can_write_to(target: str) -> None:
+    """Such folders refuse the superuser too, as a read-only mount does."""
+    with pytest.raises(BuildError, match="can't be written to.*choose another folder"):
+        require_writable(Path(target))
+
+
+def test_a_target_that_can_be_written_to(tmp_path: Path) -> None:
+    require_writable(tmp_path / "deep" / "target")
+    assert content(tmp_path) == {}

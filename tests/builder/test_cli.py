@@ -43,6 +43,8 @@ def test_help(command: list[str]) -> None:
         (["repository", "--arch", "RN50", "--checkpoint", "random:0", "--name", "../x"], "can't name a model"),
         (["repository", "--arch", "RN50", "--model-version", "0"], "version 0 is out of range"),
         (["repository", "--arch", "RN50", "--platform", "tensorrt"], "Use PLATFORM=onnxruntime"),
+        (["repository", "--arch", "RN50", "--repository", "/proc/x/y"], "/proc/x can't be written to"),
+        (["onnx", "--arch", "RN50", "--artefacts", "/proc/x"], "can't be written to"),
         (["tensorrt", "--arch", "RN50"], "no TensorRT plan can be built"),
         (["checkpoint", "--arch", "RN50"], "could not fetch clip_cn_rn50.pt"),
     ],

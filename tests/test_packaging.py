@@ -1,0 +1,119 @@
+"""What is installed: the wheel's contents, and the client alone in a bare environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGES = (
+    "builder/cnclip_builder",
+    "model_repository_templates/cnclip_templates",
+    "server/cnclip_server",
+    "client/cnclip_client",
+)
+
+# What is no Python module has to be named: a forgotten template is found by users only.
+DATA = {
+    "cnclip_builder/data/LICENSES.md",
+    "cnclip_builder/data/captions.txt",
+    "cnclip_builder/py.typed",
+    "cnclip_client/py.typed",
+    "cnclip_server/py.typed",
+    "cnclip_templates/_macros.j2",
+    "cnclip_templates/image-encoder/config.pbtxt.j2",
+    "cnclip_templates/image-preprocess/config.pbtxt.j2",
+    "cnclip_templates/image/config.pbtxt.j2",
+    "cnclip_templates/py.typed",
+    "cnclip_templates/text-encoder/config.pbtxt.j2",
+    "cnclip_templates/text-tokenize/config.pbtxt.j2",
+    "cnclip_templates/text/config.pbtxt.j2",
+    "cnclip_templates/warmup.jpg",
+}
+
+# What the base install must never bring or need.
+HEAVY = ("torch", "onnx", "onnxruntime", "cn_clip", "tokenizers", "PIL", "jinja2", "pyarrow", "lmdb", "faiss")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `bin` of an environment with the wheel and what it needs, no extras."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, with_pip=True)
+    subprocess.run([folder / "bin/python", "-m", "pip", "install", "--quiet", wheel], check=True, capture_output=True)
+    return folder / "bin"
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": os.environ["PATH"], "COLUMNS": "200", "NO_COLOR": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+
+
+def test_the_wheel_holds_the_four_packages_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        metadata = {Path(name).name for name in archive.namelist() if ".dist-info/" in name}
+    modules = {
+        f"{Path(package).name}/{path.relative_to(ROOT / package).as_posix()}"
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+    }
+    assert names == modules | DATA
+    assert metadata == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "LICENSE"}
+
+
+def test_every_module_of_the_client_imports_without_extras(bare: Path) -> None:
+    code = (
+        "import importlib, json, pkgutil, sys, cnclip_client\n"
+        "names = [m.name for m in pkgutil.walk_packages(cnclip_client.__path__, 'cnclip_client.')]\n"
+        "for name in names: importlib.import_module(name)\n"
+        f"print(json.dumps([names, [name for name in {HEAVY!r} if name in sys.modules]]))"
+    )
+    result = run(bare / "python", "-W", "error", "-c", code)
+    assert result.returncode == 0, result.stderr
+    names, heavy = json.loads(result.stdout)
+    assert "cnclip_client._client" in names
+    assert heavy == []
+
+
+@pytest.mark.parametrize("command", ["cnclip", "cnclip-build", "cnclip-serve"])
+def test_every_help_needs_no_extras(bare: Path, command: str) -> None:
+    """Every subcommand, found by asking the command itself, says what it is for."""
+    modules = {"cnclip": "cnclip_client", "cnclip-build": "cnclip_builder", "cnclip-serve": "cnclip_server"}
+    code = (
+        f"import json, typer.main, {modules[command]}._cli as cli\n"
+        "def walk(command, path):\n"
+        "    yield path\n"
+        "    for name, below in getattr(command, 'commands', {}).items():\n"
+        "        yield from walk(below, [*path, name])\n"
+        "print(json.dumps(list(walk(typer.main.get_command(cli.app), []))))"
+    )
+    listing = run(bare / "python", "-c", code)
+    assert listing.returncode == 0, listing.stderr
+    for path in json.loads(listing.stdout):
+        result = run(bare / command, *path, "--help")
+        assert result.returncode == 0, result.stderr
+        assert "Usage" in result.stdout
+
+
+def test_a_build_without_the_extra_says_what_to_install(bare: Path) -> None:
+    result = run(bare / "cnclip-build", "repository", "--arch", "RN50", "--checkpoint", "random:0")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "pip install 'cn-clip-triton[builder]'" in result.stderr
