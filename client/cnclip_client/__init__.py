@@ -7,16 +7,19 @@
         chances = client.similarity(["a.jpg"], ["皮卡丘", "杰尼龟"])    # float32 [1, 2], each row sums to 1
 
 Everything that it raises on purpose is a `CnclipError`: `TransportError` (`ServerUnreachable`, `ServerBusy`,
-`RequestTimeout`), `ModelNotFound`, `ModelNotReady`, `CheckpointMismatch`, `BadInput`, `ServerError`.
+`RequestTimeout`), `ModelNotFound`, `ModelNotReady`, `CheckpointMismatch`, `BadInput`, `BadFile`,
+`MissingExtra`, `ServerError`.
 """
 
 from cnclip_client._blocks import Block
 from cnclip_client._catalogue import served_models
 from cnclip_client._client import Client
 from cnclip_client._exceptions import (
+    BadFile,
     BadInput,
     CheckpointMismatch,
     CnclipError,
+    MissingExtra,
     ModelNotFound,
     ModelNotReady,
     RequestTimeout,
@@ -30,6 +33,7 @@ from cnclip_client._items import ImageItem
 from cnclip_client._settings import Limits, Retry, Timeout
 
 __all__ = [
+    "BadFile",
     "BadInput",
     "Block",
     "CheckpointMismatch",
@@ -37,6 +41,7 @@ __all__ = [
     "CnclipError",
     "ImageItem",
     "Limits",
+    "MissingExtra",
     "ModelInfo",
     "ModelNotFound",
     "ModelNotReady",

@@ -9,6 +9,8 @@
     ├── ModelNotReady           the server has the model, but does not serve it at present
     ├── CheckpointMismatch      images and texts would be compared across two checkpoints
     ├── BadInput                some of the caller's items cannot be encoded
+    ├── BadFile                 a file of the caller's does not hold what it should
+    ├── MissingExtra            a library that only some uses need is not installed
     └── ServerError             the server refused or failed for any other reason
 
 Mistakes in calling (a single string where a list is meant, a closed client) raise `TypeError`, `ValueError`
@@ -24,9 +26,11 @@ if TYPE_CHECKING:
     from cnclip_client._blocks import Block
 
 __all__ = [
+    "BadFile",
     "BadInput",
     "CheckpointMismatch",
     "CnclipError",
+    "MissingExtra",
     "ModelNotFound",
     "ModelNotReady",
     "RequestTimeout",
@@ -152,6 +156,32 @@ class BadInput(CnclipError):
         self.kind = kind
         self.rows = dict(rows)
         self.encoded = encoded
+
+
+class BadFile(CnclipError):
+    """A file of the caller's does not hold what it should.
+
+    Attributes:
+        path: The file.
+    """
+
+    def __init__(self, message: str, *, path: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+
+
+class MissingExtra(CnclipError):
+    """A library that only some uses need is not installed.
+
+    Attributes:
+        module: The library, as it is imported.
+        extra: The extra of this distribution that brings it.
+    """
+
+    def __init__(self, *, module: str, extra: str) -> None:
+        super().__init__(f"this needs {module}, which is not installed; pip install 'cn-clip-triton[{extra}]'")
+        self.module = module
+        self.extra = extra
 
 
 class ServerError(CnclipError):

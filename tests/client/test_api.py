@@ -10,12 +10,14 @@ import cnclip_client
 import numpy as np
 import pytest
 from cnclip_client import (
+    BadFile,
     BadInput,
     Block,
     CheckpointMismatch,
     Client,
     CnclipError,
     Limits,
+    MissingExtra,
     RequestTimeout,
     Retry,
     Timeout,
@@ -24,6 +26,7 @@ from cnclip_client import (
 
 def test_all_is_locked() -> None:
     assert cnclip_client.__all__ == [
+        "BadFile",
         "BadInput",
         "Block",
         "CheckpointMismatch",
@@ -31,6 +34,7 @@ def test_all_is_locked() -> None:
         "CnclipError",
         "ImageItem",
         "Limits",
+        "MissingExtra",
         "ModelInfo",
         "ModelNotFound",
         "ModelNotReady",
@@ -70,6 +74,8 @@ def test_the_tree_of_errors_is_as_drawn() -> None:
         "ModelNotReady": "CnclipError",
         "CheckpointMismatch": "CnclipError",
         "BadInput": "CnclipError",
+        "BadFile": "CnclipError",
+        "MissingExtra": "CnclipError",
         "ServerError": "CnclipError",
     }
     drawing = sys.modules["cnclip_client._exceptions"].__doc__ or ""
@@ -79,6 +85,8 @@ def test_the_tree_of_errors_is_as_drawn() -> None:
 def test_errors_survive_pickling() -> None:
     block = Block(0, 2, np.array([1]), np.ones((1, 4), np.float32), {0: "torn"})
     errors: list[CnclipError] = [
+        BadFile("line 3 is no JSON; mend it", path="a.jsonl"),
+        MissingExtra(module="faiss", extra="search"),
         RequestTimeout("late", url="host:1", timeout_s=3.0),
         CheckpointMismatch(model="m", image_sha256="a", text_sha256="b"),
         BadInput(kind="image", rows={0: "torn"}, encoded=block),
@@ -87,7 +95,7 @@ def test_errors_survive_pickling() -> None:
         again = pickle.loads(pickle.dumps(error))
         assert (type(again), str(again)) == (type(error), str(error))
         assert again.__dict__.keys() == error.__dict__.keys()
-    assert pickle.loads(pickle.dumps(errors[2])).encoded.features.shape == (1, 4)
+    assert pickle.loads(pickle.dumps(errors[-1])).encoded.features.shape == (1, 4)
 
 
 def test_bad_input_names_the_first_rows_and_the_way_on() -> None:
