@@ -1,0 +1,125 @@
+"""The README's commands and code, run as they stand: a documented command that fails is a defect."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+from cnclip_builder._cli import app as build_app
+from cnclip_builder.samples import sample_images
+from cnclip_client._cli import app as client_app
+from cnclip_server import TritonServer
+from cnclip_server._cli import app as serve_app
+
+from tests.conftest import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+APPS = {"cnclip": client_app, "cnclip-build": build_app, "cnclip-serve": serve_app}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of all `sh` blocks, comments taken off and continued lines joined."""
+    lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    return [line for line in (re.sub(r"(^|\s+)#.*", "", line).strip() for line in lines) if line]
+
+
+def parse(words: list[str]) -> None:
+    """Has the command's own parser read the words, without running anything."""
+    command, rest = typer.main.get_command(APPS[words[0]]), words[1:]
+    while below := getattr(command, "commands", None):
+        command, rest = below[rest[0]], rest[1:]
+    command.make_context(words[0], rest)
+
+
+DOCUMENTED = [(page.name, line) for page in PAGES for line in commands(page)]
+
+
+def test_there_is_something_to_run() -> None:
+    assert len([line for page, line in DOCUMENTED if page == "README.md"]) > 10
+
+
+@pytest.mark.parametrize(("page", "line"), DOCUMENTED)
+def test_documented_options_exist(page: str, line: str) -> None:
+    """Every command of ours that a page shows, `make` targets opened up, is one that its parser accepts."""
+    if line.startswith("make "):
+        dry = ["make", "--dry-run", "--always-make", *shlex.split(line)[1:]]
+        recipe = subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        lines = recipe.replace("\\\n", " ").replace(".venv/bin/", "").splitlines()
+    else:
+        lines = [line]
+    for part in (part for whole in lines for part in re.split(r"\s[|;&]+\s", whole)):
+        words = [word for word in shlex.split(part) if word not in (">", "<")]
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words = words[1:]
+        if words and words[0] in APPS:
+            parse(words)
+        elif words[:2] == ["pip", "install"]:
+            extras = re.findall(r"\[(.*)\]", part)
+            assert all(f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text() for extra in extras)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A folder with the files that the README names, and the address of the demo model served as `vit-b-16`."""
+    folder = tmp_path_factory.mktemp("desk")
+    samples = list(sample_images().values())
+    for name, data in zip(("a.jpg", "b.png", "photos/1.jpg", "photos/2.jpg"), samples * 2, strict=False):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    build = [
+        *("cnclip-build", "repository", "--arch", ROOT / "examples/demo/demo.json"),
+        *("--checkpoint", ROOT / "examples/demo/clip_cn_demo.pt", "--name", "vit-b-16"),
+    ]
+    run(shlex.join(map(str, build)), folder)
+    with TritonServer(folder / "build/repository", grpc_port=0, http_port=0, metrics_port=0) as server:
+        yield folder, server.grpc_url
+
+
+def run(command: str, folder: Path, url: str = "") -> str:
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "CNCLIP_URL": url,
+        "LC_ALL": "C.UTF-8",
+    }
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert result.returncode == 0, f"{command}\n{result.stderr}"
+    return result.stdout
+
+
+@pytest.mark.triton
+def test_the_clients_commands(desk: tuple[Path, str]) -> None:
+    """Those of the README that ask a server, in its order, one after another in one folder."""
+    folder, url = desk
+    asking = [line for line in commands(ROOT / "README.md") if re.search(r"(^|\| )cnclip ", line)]
+    assert len(asking) >= 3
+    for line in asking:
+        run(line, folder, url)
+
+
+@pytest.mark.triton
+def test_the_python_code(desk: tuple[Path, str]) -> None:
+    folder, url = desk
+    code = "\n".join(blocks(ROOT / "README.md", "python"))
+    assert "localhost:8001" in code
+    out = run(shlex.join([sys.executable, "-c", code.replace("localhost:8001", url)]), folder)
+    assert out.strip()
