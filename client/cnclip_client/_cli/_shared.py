@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from cnclip_client import Client, CnclipError, served_models
+from cnclip_client import BadFile, Client, CnclipError, MissingExtra, served_models
 
 __all__ = [
     "SOME_FAILED",
@@ -63,7 +63,7 @@ def _status(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return _INTERRUPTED
     complain(str(error))
-    return _SERVER if isinstance(error, CnclipError) else _USAGE
+    return _USAGE if isinstance(error, OSError | BadFile | MissingExtra) else _SERVER
 
 
 def connect(url: str, model: str | None) -> Client:
