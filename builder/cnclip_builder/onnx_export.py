@@ -19,6 +19,7 @@ import torch
 
 from cnclip_builder.arch import Tower
 from cnclip_builder.checkpoint import load_checkpoint
+from cnclip_builder.class_token import compute_class_token_only
 from cnclip_builder.onnx_files import EXTERNAL_DATA_SUFFIX, OPSET, TENSORS, ExportJob, point_external_data
 from cnclip_builder.probes import make_probes
 from cnclip_builder.towers import encode, load_tower
@@ -37,6 +38,7 @@ def export_tower(job: ExportJob) -> None:
     logger.info("Computing PyTorch's features of the %s probes", job.tower)
     np.save(job.reference, encode(tower, probes.image if job.tower == "image" else probes.text))
     logger.info("Exporting the %s encoder", job.tower)
+    compute_class_token_only(tower.clip)
     _export(tower, job.tower, job.arch.resolution, job.onnx)
 
 
