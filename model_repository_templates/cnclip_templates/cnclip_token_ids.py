@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,10 @@ _CJK_RANGES = (
 )
 
 
+# Python's NFD takes a time quadratic in a run of combining marks: a minute for some 300,000 of them.
+_LONG_FOR_NFD = 1000
+
+
 class BadText(ValueError):
     """The bytes are no UTF-8 text; the message says why."""
 
@@ -54,6 +59,14 @@ class _CleanTable(dict[int, str]):
             cleaned = character
         self[code_point] = cleaned
         return cleaned
+
+
+class _DecomposeTable(dict[int, str]):
+    """Decomposes single characters; filled on demand."""
+
+    def __missing__(self, code_point: int) -> str:
+        decomposed = self[code_point] = unicodedata.normalize("NFD", chr(code_point))
+        return decomposed
 
 
 class _SplitTable(dict[int, str]):
@@ -91,7 +104,7 @@ class TokenIds:
             max_input_chars_per_word=_MAX_CHARACTERS_PER_WORD,
         )
         self._cls, self._sep = self._ids["[CLS]"], self._ids["[SEP]"]
-        self._clean, self._split = _CleanTable(), _SplitTable()
+        self._clean, self._decompose, self._split = _CleanTable(), _DecomposeTable(), _SplitTable()
         self.context_length = context_length
 
     def encode(self, text: str) -> list[int]:
@@ -102,7 +115,7 @@ class TokenIds:
         """
         room = self.context_length - 2
         words = (
-            unicodedata.normalize("NFD", text.translate(self._clean).lower())
+            self._nfd(text.translate(self._clean).lower())
             .translate(self._split)
             # Every word is a token at least, so that what comes after `room` words is cut in any case.
             .split(None, room)[:room]
@@ -144,6 +157,13 @@ class TokenIds:
         for index, row in enumerate(rows):
             padded[index, : len(row)] = row
         return padded
+
+    def _nfd(self, text: str) -> str:
+        """Gives the canonical decomposition; of a long text in linear time, however hostile."""
+        if len(text) <= _LONG_FOR_NFD:
+            return unicodedata.normalize("NFD", text)
+        runs = groupby(text.translate(self._decompose), key=lambda character: unicodedata.combining(character) > 0)
+        return "".join("".join(sorted(run, key=unicodedata.combining) if marks else run) for marks, run in runs)
 
     def _pieces(self, word: str) -> list[int]:
         try:

@@ -29,6 +29,10 @@ ODD_TEXTS = [
     "\ue000\uf8ff\U0002b820\U0002ceb0\ufffd",
     "[CLS] [SEP] [PAD] [MASK] [UNK] ##a",
     "\u2028\u2029\x85\x1c\u3000\u180e",
+    # Long ones whose marks NFD has to put in order: those that BERT drops, those that it keeps, and both.
+    "a" + "\u0301\u0316" * 600 + "b",
+    "가\u302e\U0001d165" * 600,
+    "é\u302e\u0316\u0900\U0001d165\u0301ﬁΣ" * 300,
 ]
 
 
@@ -63,6 +67,23 @@ def test_every_character_of_the_first_three_planes() -> None:
     for first in range(0, 0x30000, 12):
         text = " ".join(f"a{chr(code)}" for code in range(first, first + 12) if not 0xD800 <= code < 0xE000)
         check(text, TOKEN_IDS)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from("aΣ가é\u0301\u0316\u0345\u0900\u302e\U0001d165\U00016ff0 ."), max_size=30))
+def test_long_texts_are_decomposed_as_short_ones(marks: list[str]) -> None:
+    text = "".join(marks)
+    check(text)
+    check("b" * 1000 + " " + text)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "text", ["我" * 350_000, "a" + "\u0301\u0316" * 250_000, "a" * 1_000_000, "a." * 500_000, "Σ\u0301" * 300_000]
+)
+def test_a_megabyte_costs_no_more_than_its_length(text: str) -> None:
+    ids = TOKEN_IDS.encode_utf8(text.encode())
+    assert len(ids) <= TOKEN_IDS.context_length
 
 
 def test_utf8() -> None:
