@@ -23,7 +23,7 @@ from cnclip_builder.machine import (
     require_tensorrt,
 )
 from cnclip_builder.parity import PRECISIONS
-from cnclip_builder.serving import ServingConfig
+from cnclip_builder.serving import DEFAULT_MAX_IMAGE_PIXELS, ServingConfig
 
 app = typer.Typer(
     name="cnclip-build",
@@ -224,6 +224,9 @@ def repository(
     encoder_threads: Annotated[int, typer.Option(help="Threads of an encoder on a CPU; 0: all cores.")] = 0,
     preprocess_instances: Annotated[int, typer.Option(help="Processes that decode images.")] = 1,
     preprocess_threads: Annotated[int, typer.Option(help="Threads in each of them; 0: as many as cores.")] = 0,
+    max_image_pixels: Annotated[
+        int, typer.Option(help="Width times height of the largest image that is decoded; a larger one is refused.")
+    ] = DEFAULT_MAX_IMAGE_PIXELS,
     name: NameOption = None,
     model_version: Annotated[
         int, typer.Option(help="Triton's version number; a new one stays beside the old ones.")
@@ -259,6 +262,7 @@ def repository(
             encoder_threads=encoder_threads,
             preprocess_instances=preprocess_instances,
             preprocess_threads=preprocess_threads,
+            max_image_pixels=max_image_pixels,
         ),
         repository=repository,
         artefacts=artefacts,

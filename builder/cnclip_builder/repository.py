@@ -36,8 +36,8 @@ _ENSEMBLES = ("image", "text")
 
 # Modules that each Python model takes along, and cn_clip's vocabulary for the tokeniser.
 _MODULES = {
-    "image-preprocess": ("cnclip_bad_rows.py", "cnclip_pixels.py"),
-    "text-tokenize": ("cnclip_bad_rows.py", "cnclip_token_ids.py"),
+    "image-preprocess": ("cnclip_bad_rows.py", "cnclip_pixels.py", "cnclip_refusal_log.py"),
+    "text-tokenize": ("cnclip_bad_rows.py", "cnclip_refusal_log.py", "cnclip_token_ids.py"),
 }
 
 _WARMUP_TEXT = "一只游隼停在木桩上，望着远处的草地"

@@ -8,6 +8,9 @@ from cnclip_builder.errors import SettingError
 from cnclip_builder.machine import Target
 from cnclip_builder.parity import Precision
 
+DEFAULT_MAX_IMAGE_PIXELS = 178_956_970
+"""What Pillow refuses by itself (a bitmap of 512 MiB), and with it cn_clip."""
+
 
 @dataclass(frozen=True)
 class ServingConfig:
@@ -24,6 +27,7 @@ class ServingConfig:
         encoder_threads: threads of each encoder instance on a CPU; 0 for all cores.
         preprocess_instances: processes that decode images.
         preprocess_threads: threads in each of them; 0 for as many as the server has cores.
+        max_image_pixels: width times height of the largest image that is decoded; a larger one is refused unread.
         tokenize_instances: processes that tokenise texts.
     """
 
@@ -37,6 +41,7 @@ class ServingConfig:
     encoder_threads: int = 0
     preprocess_instances: int = 1
     preprocess_threads: int = 0
+    max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
     tokenize_instances: int = 1
 
     def __post_init__(self) -> None:

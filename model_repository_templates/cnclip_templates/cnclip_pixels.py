@@ -17,6 +17,15 @@ class BadImage(ValueError):
     """The bytes are no image that Pillow decodes; the message says why."""
 
 
+def limit_pixels(max_image_pixels: int) -> None:
+    """Has Pillow refuse larger images from now on, before it decodes them, in this process.
+
+    Args:
+        max_image_pixels: width times height; an odd number counts as the even one below it.
+    """
+    Image.MAX_IMAGE_PIXELS = max_image_pixels // 2  # Pillow warns above this, and refuses above its double
+
+
 def decode_pixels(encoded: bytes, resolution: int) -> npt.NDArray[np.uint8]:
     """Decodes an image and resizes it as `cn_clip.clip.image_transform` does, up to its `ToTensor`.
 

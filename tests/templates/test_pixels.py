@@ -11,7 +11,7 @@ import pytest
 from cn_clip.clip import image_transform
 from cnclip_builder.probes import normalise
 from cnclip_builder.samples import sample_images
-from cnclip_templates.cnclip_pixels import BadImage, decode_pixels
+from cnclip_templates.cnclip_pixels import BadImage, decode_pixels, limit_pixels
 from PIL import Image
 
 
@@ -60,6 +60,17 @@ def test_every_mode_in_tiff_or_png(mode: str) -> None:
     buffer = io.BytesIO()
     image.save(buffer, "PNG" if mode in ("1", "P") else "TIFF")
     check(buffer.getvalue(), 32)
+
+
+def test_more_pixels_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back after the test
+    buffer = io.BytesIO()
+    Image.new("RGB", (100, 50)).save(buffer, "PNG")
+    limit_pixels(5000)
+    assert decode_pixels(buffer.getvalue(), 32).shape == (32, 32, 3)
+    limit_pixels(4999)
+    with pytest.raises(BadImage, match="5000 pixels. exceeds limit of 4998 pixels"):
+        decode_pixels(buffer.getvalue(), 32)
 
 
 @pytest.mark.parametrize("encoded", [b"", b"\x00", b"no image", b"\xff\xd8\xff\xe0", b"GIF89a" + b"\xff" * 20])

@@ -6,6 +6,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 from cnclip_bad_rows import bad_rows_message
+from cnclip_refusal_log import RefusalLog
 from cnclip_token_ids import BadText, TokenIds
 
 
@@ -18,13 +19,17 @@ class TritonPythonModel:
         self._token_ids = TokenIds(
             Path(__file__).with_name("vocab.txt"), int(parameters["context_length"]["string_value"])
         )
+        self._log = RefusalLog(args["model_name"], pb_utils.Logger.log_warn)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answers every request with its token ids, or refuses it, naming its bad rows."""
         rows: list[list[int]] = []  # of the requests without a bad row, one after another
         spans: list[tuple[int, int] | dict[int, str]] = []  # of each request: where its rows are, or what is bad
         for request in requests:
-            encoded, bad = self._encode(pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy().reshape(-1))
+            texts = pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy().reshape(-1)
+            encoded, bad = self._encode(texts)
+            if bad:
+                self._log.refused(texts, bad, request.request_id())
             spans.append(bad or (len(rows), len(rows) + len(encoded)))
             if not bad:
                 rows.extend(encoded)

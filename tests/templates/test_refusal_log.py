@@ -1,0 +1,56 @@
+"""What the Python models log of the items they refuse."""
+
+from __future__ import annotations
+
+import json
+
+from cnclip_templates.cnclip_refusal_log import RefusalLog
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_line_tells_which_and_why_and_no_content() -> None:
+    lines: list[str] = []
+    RefusalLog("m-image-preprocess", lines.append).refused([b"good", b"secret"], {1: "no image"}, "job-7")
+    assert json.loads(lines[0]) == {
+        "event": "refused",
+        "model": "m-image-preprocess",
+        "request": "job-7",
+        "row": 1,
+        "bytes": 6,
+        "sha256": "2bb80d537b1da3e3",
+        "reason": "no image",
+        "left_out_before": 0,
+    }
+    assert "secret" not in lines[0]
+
+
+def test_a_flood_is_cut_off_and_counted() -> None:
+    lines: list[str] = []
+    clock = Clock()
+    log = RefusalLog("m", lines.append, clock)
+    for _ in range(1000):
+        log.refused([b"x"], {0: "bad"}, "")
+    assert len(lines) == 100
+    clock.now = 0.5
+    for _ in range(1000):
+        log.refused([b"x"], {0: "bad"}, "")
+    assert len(lines) == 105
+    assert json.loads(lines[100])["left_out_before"] == 900
+    clock.now = 3600
+    for _ in range(1000):
+        log.refused([b"x"], {0: "bad"}, "")
+    assert len(lines) == 205
+    assert json.loads(lines[105])["left_out_before"] == 995
+
+
+def test_a_reason_cannot_forge_a_line() -> None:
+    lines: list[str] = []
+    RefusalLog("m", lines.append).refused([b"x"], {0: 'bad"}\n{"event": "forged'}, "a\nb")
+    assert "\n" not in lines[0]
