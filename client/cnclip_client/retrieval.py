@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from cnclip_client._extras import require
 from cnclip_client._feature_files import read_features
-from cnclip_client._features import Features, Id, rebatch
+from cnclip_client._features import Direction, Features, Id, rebatch
 from cnclip_client._gallery import Gallery
 from cnclip_client._topk import Best
 
-__all__ = ["Features", "Gallery", "Hits", "Id", "read_features", "search"]
+__all__ = ["Direction", "Features", "Gallery", "Hits", "Id", "read_features", "search"]
 
 # Few enough to hold, enough that a gallery in a file is read much faster than it is compared.
 _QUERIES_IN_FILE, _QUERIES_IN_MEMORY = 8192, 1024

@@ -29,9 +29,7 @@ def blocks(features: np.ndarray, rows: int, ids: list[int] | list[str] | None = 
 
 def found(queries: np.ndarray, gallery: np.ndarray, k: int, rows: int = 1 << 20, **options: int) -> list[tuple]:
     with Gallery(blocks(gallery, rows), **options) as held:
-        return [
-            (hits.query, hits.ids, hits.scores.tolist()) for hits in search(blocks(queries, 1 << 20), held, k=k)
-        ]
+        return [(hits.query, hits.ids, hits.scores.tolist()) for hits in search(blocks(queries, 1 << 20), held, k=k)]
 
 
 def by_definition(queries: np.ndarray, gallery: np.ndarray, k: int) -> list[tuple]:

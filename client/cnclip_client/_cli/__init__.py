@@ -12,8 +12,10 @@ from typing import Annotated
 
 import typer
 
+from cnclip_client._cli._evaluate import evaluate
 from cnclip_client._cli._features import features
 from cnclip_client._cli._info import info
+from cnclip_client._cli._search import search
 from cnclip_client._cli._similarity import similarity
 
 __all__ = ["app", "main"]
@@ -29,6 +31,8 @@ app = typer.Typer(
 app.add_typer(features, name="features")
 app.command("similarity")(similarity)
 app.command("info")(info)
+app.command("search")(search)
+app.command("evaluate")(evaluate)
 
 
 def main() -> None:

@@ -1,0 +1,96 @@
+"""`cnclip evaluate`: recall of retrieval."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cnclip_client._cli._retrieval import (
+    ImageFeatures,
+    MemoryMib,
+    Normalize,
+    TextFeatures,
+    gallery,
+    queries,
+    usage,
+)
+from cnclip_client._cli._shared import AsJson, Verbose, complain, reporting, write
+from cnclip_client.evaluation import Recall, annotated, read_annotations, read_predictions, recall
+from cnclip_client.retrieval import Direction, search
+
+__all__ = ["evaluate"]
+
+Predictions = Annotated[
+    Path | None, typer.Option(metavar="FILE.jsonl", help="Predictions of this direction, instead of features.")
+]
+
+
+def evaluate(
+    annotations: Annotated[
+        Path, typer.Option(metavar="FILE.jsonl", help="Texts with text_id and the image_ids that are right for them.")
+    ],
+    image_feats: Annotated[Path | None, ImageFeatures] = None,
+    text_feats: Annotated[Path | None, TextFeatures] = None,
+    text_to_image: Predictions = None,
+    image_to_text: Predictions = None,
+    missing_as_misses: Annotated[
+        bool, typer.Option("--missing-as-misses", help="Count annotated queries that were not searched as misses.")
+    ] = False,
+    normalize: Normalize = False,
+    memory_mib: MemoryMib = 1024,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Tell R@1, R@5, R@10 and mean recall in percent, counted as cn_clip's evaluation.py and evaluation_tr.py do.
+
+    Give the features of both sides, or predictions of one direction or of both.
+
+    Example: cnclip evaluate --annotations test_texts.jsonl --image-feats imgs.jsonl --text-feats texts.jsonl
+    """
+    predictions: dict[Direction, Path | None] = {"text-to-image": text_to_image, "image-to-text": image_to_text}
+    features = (image_feats, text_feats)
+    if any(features) == any(predictions.values()) or any(features) != all(features):
+        raise typer.BadParameter("give --image-feats and --text-feats, or --text-to-image and/or --image-to-text")
+    with reporting(verbose), usage():
+        right = read_annotations(annotations)
+        missing: Literal["error", "miss"] = "miss" if missing_as_misses else "error"
+        found: dict[Direction, Recall] = {}
+        for direction, path in predictions.items():
+            answers = right.answers(direction)
+            if path:
+                found[direction] = recall(read_predictions(path, direction), answers, missing=missing)
+            elif image_feats and text_feats:
+                sides = direction, image_feats, text_feats, normalize
+                with gallery(*sides, memory_mib) as searched:
+                    hits = search(annotated(queries(*sides), answers), searched)
+                    found[direction] = recall(hits, answers, missing=missing)
+        for direction, figures in found.items():
+            if figures.missing:
+                complain(f"{direction}: {figures.missing} of {figures.queries} queries were not searched: misses")
+        if as_json:
+            write((json.dumps({name.replace("-", "_"): _percent(one) for name, one in found.items()}) + "\n").encode())
+        else:
+            _print(found, sys.stdout)
+
+
+def _percent(figures: Recall) -> dict[str, float | int]:
+    shares = {name: 100 * getattr(figures, name) for name in ("r1", "r5", "r10", "mean_recall")}
+    return {**dataclasses.asdict(figures), **shares}
+
+
+def _print(found: Mapping[Direction, Recall], file: IO[str]) -> None:
+    table = Table("recall in %", box=None, pad_edge=False)
+    for title in ("R@1", "R@5", "R@10", "mean recall", "queries"):
+        table.add_column(title, justify="right")
+    for direction, one in found.items():
+        shares = (one.r1, one.r5, one.r10, one.mean_recall)
+        table.add_row(direction, *(f"{100 * share:.2f}" for share in shares), f"{one.queries:,}")
+    Console(file=file, width=None if file.isatty() else 100).print(table)

@@ -1,0 +1,67 @@
+"""What `cnclip search` and `cnclip evaluate` share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Annotated
+
+import typer
+
+from cnclip_client._extras import require
+from cnclip_client.retrieval import Direction, Features, Gallery, read_features
+
+__all__ = ["ImageFeatures", "MemoryMib", "Normalize", "TextFeatures", "gallery", "queries", "usage", "writing"]
+
+ImageFeatures = typer.Option(
+    "--image-feats", metavar="FILE", help="Image features: .jsonl, .parquet (or a folder) or .npy."
+)
+TextFeatures = typer.Option("--text-feats", metavar="FILE", help="Text features, likewise.")
+Normalize = Annotated[
+    bool, typer.Option("--normalize", help="Divide each feature by its length; extracted ones are so already.")
+]
+MemoryMib = Annotated[
+    int,
+    typer.Option(min=0, help="MiB of features to hold; what is searched goes to a temporary file past it."),
+]
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """Reports what does not go together as wrong usage."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def queries(direction: Direction, images: Path, texts: Path, normalize: bool) -> Iterator[Features]:
+    """Reads the features that ask."""
+    if direction == "text-to-image":
+        return read_features(texts, "text", normalize=normalize)
+    return read_features(images, "image", normalize=normalize)
+
+
+def gallery(direction: Direction, images: Path, texts: Path, normalize: bool, memory_mib: int) -> Gallery:
+    """Reads the features that are searched."""
+    require("faiss", extra="search")  # before minutes of reading
+    other: Direction = "image-to-text" if direction == "text-to-image" else "text-to-image"
+    return Gallery(queries(other, images, texts, normalize), memory_bytes=memory_mib * 1024 * 1024)
+
+
+@contextmanager
+def writing(output: str) -> Iterator[IO[str]]:
+    """Opens stdout, or a file beside the one that is meant, which takes its place once it is whole."""
+    if output == "-":
+        with open(sys.stdout.fileno(), "w", encoding="utf-8", closefd=False) as file:
+            yield file
+        return
+    partial = Path(f"{output}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)

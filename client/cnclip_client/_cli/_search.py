@@ -1,0 +1,99 @@
+"""`cnclip search`: the best k images for each text, or texts for each image."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnclip_client._cli._pictures import pictures_in
+from cnclip_client._cli._retrieval import (
+    ImageFeatures,
+    MemoryMib,
+    Normalize,
+    TextFeatures,
+    gallery,
+    queries,
+    usage,
+    writing,
+)
+from cnclip_client._cli._shared import Verbose, reporting
+from cnclip_client._extras import require
+from cnclip_client.evaluation import read_annotations
+from cnclip_client.report import html_report, image_ids, thumbnails
+from cnclip_client.retrieval import Direction, Hits
+from cnclip_client.retrieval import search as search_features
+
+__all__ = ["search"]
+
+
+def search(
+    image_feats: Annotated[Path, ImageFeatures],
+    text_feats: Annotated[Path, TextFeatures],
+    image_to_text: Annotated[
+        bool, typer.Option("--image-to-text/--text-to-image", help="Texts for images, or images for texts.")
+    ] = False,
+    top_k: Annotated[int, typer.Option(min=1, help="How many to find for each.")] = 10,
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE.jsonl|-", help="The predictions; - is stdout.")
+    ] = "-",
+    scores: Annotated[bool, typer.Option("--scores", help="Add each one's score.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Write a page to look at: thumbnails, scores, what is right."),
+    ] = None,
+    html_queries: Annotated[int, typer.Option(min=1, help="The first so many queries are on the page.")] = 100,
+    images: Annotated[
+        Path | None, typer.Option(metavar="SOURCE", help="The page's images: a folder, MUGE TSV, LMDB or .parquet.")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="The page's texts, and the image_ids right for them.")
+    ] = None,
+    normalize: Normalize = False,
+    memory_mib: MemoryMib = 1024,
+    verbose: Verbose = False,
+) -> None:
+    """Find the best images for each text, or the best texts for each image, among extracted features.
+
+    Exact; of equal scores the earlier in the file is the better. Prints JSON lines as cn_clip's
+    make_topk_predictions.py and make_topk_predictions_tr.py do: {"text_id": ..., "image_ids": [...]}.
+
+    Example: cnclip search --image-feats imgs.jsonl --text-feats texts.jsonl -o predictions.jsonl
+    """
+    if html is None and (images or annotations):
+        raise typer.BadParameter("--images and --annotations are for the page; name it with --html")
+    direction: Direction = "image-to-text" if image_to_text else "text-to-image"
+    sides = direction, image_feats, text_feats, normalize
+    with reporting(verbose), usage():
+        if html is not None:
+            for module in ("jinja2", "PIL.Image"):
+                require(module, extra="report")  # before minutes of searching
+        known = read_annotations(annotations) if annotations else None
+        shown: list[Hits] = []
+        count = 0
+        with gallery(*sides, memory_mib) as searched, writing(output) as file:
+            for hits in search_features(queries(*sides), searched, k=top_k):
+                file.write(_line(hits, direction, scores))
+                if count < html_queries:
+                    shown.append(hits)
+                count += 1
+            found = len(searched)
+        if html is not None:
+            wanted = image_ids(shown, direction, known)
+            pictures = thumbnails(pictures_in(images, wanted), wanted) if images else {}
+            with writing(str(html)) as file:
+                page = html_report(
+                    shown, direction, annotations=known, pictures=pictures, queries=count, searched=found
+                )
+                file.write(page)
+
+
+def _line(hits: Hits, direction: Direction, scores: bool) -> str:
+    asked, found = direction.split("-to-")
+    line: dict[str, object] = {f"{asked}_id": hits.query, f"{found}_ids": hits.ids}
+    if scores:
+        # Nine digits are what a float32 needs to come back unchanged.
+        line["scores"] = [float(format(score, ".9g")) for score in hits.scores.tolist()]
+    return json.dumps(line) + "\n"

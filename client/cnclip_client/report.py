@@ -1,0 +1,190 @@
+"""A page to look at what a search found: queries, thumbnails, scores, and which are right where that is known.
+
+One self-contained HTML file that asks nothing of the network. Needs the extra `report` (Pillow and Jinja).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+from cnclip_client._extras import require
+from cnclip_client._features import Direction, Id
+from cnclip_client.evaluation import Annotations
+from cnclip_client.retrieval import Hits
+
+__all__ = ["Thumbnail", "html_report", "image_ids", "thumbnails"]
+
+_SIDE_PIXELS = 256  # twice what the page shows them at, for dense screens
+_MISSED_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """A small picture as a data URI, or why there is none.
+
+    Attributes:
+        uri: `data:image/jpeg;base64,...`; empty where there is no picture.
+        reason: Why there is none.
+    """
+
+    uri: str = ""
+    reason: str = ""
+
+
+_NOT_FOUND = Thumbnail(reason="not among the images")
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One of the things found for a query, or one that should have been; `right` is None where nobody knows."""
+
+    id: Id
+    text: str
+    thumbnail: Thumbnail | None
+    score: float | None
+    right: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """A query and what was found; `first_right` is the rank of the first right answer, from 1."""
+
+    id: Id
+    text: str
+    thumbnail: Thumbnail | None
+    answers: list[_Answer]
+    missed: list[_Answer]
+    more_missed: int
+    annotated: bool
+    first_right: int | None
+
+
+def image_ids(hits: Iterable[Hits], direction: Direction, annotations: Annotations | None = None) -> set[Id]:
+    """Returns the ids of all images that a report of these hits shows."""
+    if direction == "image-to-text":
+        return {one.query for one in hits}
+    found: set[Id] = set()
+    for one in hits:
+        found.update(one.ids)
+        if annotations:
+            found.update(_missed(one, annotations.images_of_text.get(one.query, ()))[:_MISSED_SHOWN])
+    return found
+
+
+def thumbnails(images: Iterable[tuple[Id, bytes]], wanted: Collection[Id]) -> dict[Id, Thumbnail]:
+    """Makes thumbnails of the wanted among some images.
+
+    They show what the model saw: cn_clip neither turns a picture by its EXIF tag nor keeps its transparency.
+
+    Args:
+        images: Ids and encoded images; read until all wanted ones are found.
+        wanted: The ids to make one for.
+
+    Returns:
+        Id -> thumbnail of each that is found; one that cannot be decoded has the reason instead.
+
+    Raises:
+        MissingExtra: Pillow is not installed.
+    """
+    require("PIL.Image", extra="report")
+    made: dict[Id, Thumbnail] = {}
+    if wanted:
+        for one, data in images:
+            if one in wanted and one not in made:
+                made[one] = _thumbnail(data)
+                if len(made) == len(wanted):
+                    break
+    return made
+
+
+def html_report(
+    hits: Sequence[Hits],
+    direction: Direction,
+    *,
+    annotations: Annotations | None = None,
+    pictures: Mapping[Id, Thumbnail] | None = None,
+    queries: int | None = None,
+    searched: int | None = None,
+) -> str:
+    """Returns the page.
+
+    Args:
+        hits: What to show; a page of hundreds of queries is heavy, so choose.
+        direction: Which way was searched.
+        annotations: The texts, and which answers are right.
+        pictures: Image id -> its thumbnail.
+        queries: How many queries there were, those that are not shown included.
+        searched: How many images or texts were searched.
+
+    Raises:
+        MissingExtra: Jinja is not installed.
+    """
+    jinja2 = require("jinja2", extra="report")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(
+        resources.files("cnclip_client").joinpath("report.html.j2").read_text(encoding="utf-8")
+    )
+    shown = [_query(one, direction, annotations, pictures or {}) for one in hits]
+    page: str = template.render(
+        direction=direction,
+        queries=shown,
+        total=len(shown) if queries is None else queries,
+        searched=searched,
+        top_k=max((len(one.answers) for one in shown), default=0),
+        annotated=[one for one in shown if one.annotated],
+    )
+    return page
+
+
+def _query(
+    one: Hits, direction: Direction, annotations: Annotations | None, pictures: Mapping[Id, Thumbnail]
+) -> _Query:
+    images_found = direction == "text-to-image"
+    texts: Mapping[Id, str] = annotations.texts if annotations else {}
+    right = annotations.answers(direction).get(one.query, ()) if annotations else ()
+
+    def answer(each: Id, score: float | None) -> _Answer:
+        known = each in right if right else None
+        if images_found:
+            return _Answer(each, "", pictures.get(each, _NOT_FOUND), score, known)
+        return _Answer(each, texts.get(each, ""), None, score, known)
+
+    missed = _missed(one, right)
+    return _Query(
+        id=one.query,
+        text=texts.get(one.query, "") if images_found else "",
+        thumbnail=None if images_found else pictures.get(one.query, _NOT_FOUND),
+        answers=[answer(each, score) for each, score in zip(one.ids, one.scores.tolist(), strict=True)],
+        missed=[answer(each, None) for each in missed[:_MISSED_SHOWN]],
+        more_missed=max(0, len(missed) - _MISSED_SHOWN),
+        annotated=bool(right),
+        first_right=next((rank for rank, each in enumerate(one.ids, start=1) if each in right), None),
+    )
+
+
+def _missed(one: Hits, right: Collection[Id]) -> list[Id]:
+    # Sorted, as a set's order changes from run to run.
+    return sorted(set(right).difference(one.ids), key=str)
+
+
+def _thumbnail(data: bytes) -> Thumbnail:
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
+            warnings.simplefilter("ignore")
+            image.draft("RGB", (_SIDE_PIXELS, _SIDE_PIXELS))
+            small = image.convert("RGB")
+        small.thumbnail((_SIDE_PIXELS, _SIDE_PIXELS))
+        encoded = io.BytesIO()
+        small.save(encoded, "JPEG", quality=80)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return Thumbnail(reason=f"cannot be decoded: {' '.join(str(error).split())}"[:120])
+    return Thumbnail(uri="data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode())
