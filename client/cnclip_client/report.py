@@ -86,7 +86,7 @@ def thumbnails(images: Iterable[tuple[Id, bytes]], wanted: Collection[Id]) -> di
         wanted: The ids to make one for.
 
     Returns:
-        Id -> thumbnail of each that is found; one that cannot be decoded has the reason instead.
+        Id -> thumbnail of each that is found; one that cannot be decoded says so instead.
 
     Raises:
         MissingExtra: Pillow is not installed.
@@ -185,6 +185,6 @@ def _thumbnail(data: bytes) -> Thumbnail:
         small.thumbnail((_SIDE_PIXELS, _SIDE_PIXELS))
         encoded = io.BytesIO()
         small.save(encoded, "JPEG", quality=80)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return Thumbnail(reason=f"cannot be decoded: {' '.join(str(error).split())}"[:120])
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return Thumbnail(reason="cannot be decoded")
     return Thumbnail(uri="data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode())

@@ -1,0 +1,209 @@
+"""Every format comes back as it was written, in blocks, and what is wrong with a file is said by line or id."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from cnclip_client import BadFile, MissingExtra
+from cnclip_client.retrieval import read_features
+
+Ids = list[int] | list[str]
+
+
+def unit_rows(rows: int, size: int = 12, dtype: type = np.float32) -> np.ndarray:
+    features = np.random.default_rng(rows).standard_normal((rows, size))
+    return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(dtype)
+
+
+def jsonl(path: Path, ids: Ids, features: np.ndarray, kind: str = "image") -> Path:
+    lines = [json.dumps({f"{kind}_id": one, "feature": row}) for one, row in zip(ids, features.tolist(), strict=True)]
+    path.with_suffix(".jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path.with_suffix(".jsonl")
+
+
+def npy(path: Path, ids: Ids, features: np.ndarray, kind: str = "image") -> Path:
+    np.save(path.with_suffix(".npy"), features)
+    path.with_suffix(".ids.jsonl").write_text("".join(json.dumps(one) + "\n" for one in ids), encoding="utf-8")
+    return path.with_suffix(".npy")
+
+
+def table(ids: Ids, features: np.ndarray, kind: str = "image") -> pa.Table:
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
+    return pa.table({f"{kind}_id": pa.array(ids), "feature": flat})
+
+
+def parquet(path: Path, ids: Ids, features: np.ndarray, kind: str = "image") -> Path:
+    pq.write_table(table(ids, features, kind), path.with_suffix(".parquet"), row_group_size=7)
+    return path.with_suffix(".parquet")
+
+
+def parquet_folder(path: Path, ids: Ids, features: np.ndarray, kind: str = "image") -> Path:
+    path.mkdir()
+    for start in range(0, len(ids), 10):
+        pq.write_table(table(ids[start : start + 10], features[start : start + 10], kind), path / f"{start:05}.parquet")
+    (path / "_SUCCESS").touch()
+    return path
+
+
+def lists(path: Path, ids: Ids, features: np.ndarray, kind: str = "image") -> Path:
+    pq.write_table(pa.table({f"{kind}_id": ids, "feature": features.tolist()}), path.with_suffix(".parquet"))
+    return path.with_suffix(".parquet")
+
+
+@pytest.mark.parametrize("write", [jsonl, npy, parquet, parquet_folder, lists])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("ids", [list(range(500, 470, -1)), [f"图/{row}.jpg" for row in range(30)]])
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_it_reads_what_was_written(
+    tmp_path: Path, write: Callable[..., Path], dtype: type, ids: Ids, rows: int
+) -> None:
+    features = unit_rows(30, dtype=dtype)
+    path = write(tmp_path / "feats", ids, features, "text")
+    blocks = list(read_features(path, "text", block_bytes=rows * 12 * 4))
+    assert [one for block in blocks for one in block.ids.tolist()] == ids
+    read = np.concatenate([block.features for block in blocks])
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, features.astype(np.float32))
+    assert max(len(block) for block in blocks) <= rows
+    assert {block.ids.dtype for block in blocks} == {np.dtype(np.int64 if ids[0] == 500 else object)}
+
+
+@pytest.mark.parametrize("write", [jsonl, npy, parquet])
+def test_memory_is_that_of_a_block(tmp_path: Path, write: Callable[..., Path]) -> None:
+    path = write(tmp_path / "feats", list(range(8_000)), unit_rows(8_000, 64))
+    for _ in read_features(path, "image", block_bytes=100_000):
+        pass  # imports and caches
+    tracemalloc.start()
+    rows = sum(len(block) for block in read_features(path, "image", block_bytes=100_000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert rows == 8_000
+    assert peak < 1_000_000  # the features are 2 MB
+
+
+def test_features_that_are_not_normalised(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = jsonl(tmp_path / "feats", [1, 2, 3], np.array([[1, 0], [3, 4], [0.1, 0]]))
+    with caplog.at_level(logging.WARNING):
+        blocks = list(read_features(path, "image", block_bytes=8))
+    assert [block.features.tolist() for block in blocks] == [[[1, 0]], [[3, 4]], [[np.float32(0.1), 0]]]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: the feature of 2 has length 5, not 1, so scores are no cosines; "
+        "normalize it when reading (--normalize) unless that is meant"
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        (block,) = read_features(path, "image", normalize=True)
+    np.testing.assert_allclose(block.features, [[1, 0], [0.6, 0.8], [1, 0]], rtol=1e-6)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"image_id": 1, "feature": [1, 0]}', '{"image_id": 2, "feat'], "line 2 is no feature .*; extract it anew"),
+        (['{"text_id": 1, "feature": [1]}'], "line 1 has no 'image_id'; it holds features of texts"),
+        (['{"image_id": 1}'], "line 1 has no 'feature'; it is no file of features"),
+        (["[1, 2]"], "line 1 is no feature"),
+        (['{"image_id": 1, "feature": "abc"}'], "line 1 is no feature"),
+        (['{"image_id": 1, "feature": 0.5}'], "line 1: its feature is no list of numbers"),
+        (['{"image_id": 1, "feature": []}'], "line 1: its feature is no list of numbers"),
+        (['{"image_id": 1.5, "feature": [1]}'], "line 1: the id 1.5 is neither an integer nor a string"),
+        (['{"image_id": true, "feature": [1]}'], "line 1: the id True is neither"),
+        (['{"image_id": 1, "feature": [1]}', '{"image_id": 2, "feature": [1, 0]}'], "line 2: a feature of 2 numbers"),
+        (['{"image_id": 1, "feature": [1]}', '{"image_id": "二", "feature": [NaN]}'], "the feature of '二' holds NaN"),
+        (['{"image_id": 1, "feature": [1e39]}'], "the feature of 1 holds NaN or infinity"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_what_is_wrong_with_a_line_is_said(tmp_path: Path, lines: list[str], message: str) -> None:
+    path = tmp_path / "feats.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with pytest.raises(BadFile, match=f"^{path}: .*{message}"):
+        list(read_features(path, "image"))
+
+
+def test_a_feature_of_zeros_cannot_be_normalised(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "feats", [1, 2], np.array([[1, 0], [0, 0]]))
+    with pytest.raises(BadFile, match="the feature of 2 is all zeros"):
+        list(read_features(path, "image", normalize=True))
+
+
+@pytest.mark.parametrize(
+    ("array", "ids", "message"),
+    [
+        (np.eye(3, dtype=np.float32), [1, 2], r"3 features, and 2 ids in feats.ids.jsonl"),
+        (np.eye(3, dtype=np.float32), [1, 2, 3, 4], r"3 features, and 4 ids"),
+        (np.eye(3, dtype=np.float32), None, "its ids are missing; put them, a JSON id a line, into feats.ids.jsonl"),
+        (np.eye(3), [1, 2, 3], r"float64 \[3, 3\], not float32 or float16 \[N, D\]"),
+        (np.ones(3, np.float32), [1, 2, 3], r"float32 \[3\], not float32 or float16 \[N, D\]"),
+        (np.array([{}]), [1], "no .npy file of numbers"),
+    ],
+)
+def test_what_is_wrong_with_an_npy_file_is_said(
+    tmp_path: Path, array: np.ndarray, ids: Ids | None, message: str
+) -> None:
+    path = npy(tmp_path / "feats", ids or [], array)
+    if ids is None:
+        path.with_suffix(".ids.jsonl").unlink()
+    with pytest.raises(BadFile, match=message):
+        list(read_features(path, "image"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"text_id": [1], "feature": [[1.0]]}, "no column image_id among text_id, feature"),
+        ({"image_id": [1, None], "feature": [[1.0], [1.0]]}, "a null"),
+        ({"image_id": [1, 2], "feature": [[1.0], None]}, "a null"),
+        ({"image_id": [1, 2], "feature": [[1.0], [None]]}, "a null"),
+        ({"image_id": [1, 2], "feature": [[1.0], [1.0, 0.0]]}, "features of different lengths"),
+        ({"image_id": [1, 2], "feature": [[1.0, 0.0, 0.0], [1.0]]}, "features of different lengths"),
+        ({"image_id": [1], "feature": [1.0]}, "a feature that is no list"),
+        ({"image_id": [1], "feature": [[1]]}, "features of int64, not of floats"),
+        ({"image_id": [1.5], "feature": [[1.0]]}, "the id 1.5 is neither"),
+    ],
+)
+def test_what_is_wrong_with_a_parquet_file_is_said(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    path = tmp_path / "feats.parquet"
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(BadFile, match=message):
+        list(read_features(path, "image"))
+
+
+def test_what_is_no_file_of_features_is_said(tmp_path: Path) -> None:
+    for name in ("feats.txt", "feats"):
+        with pytest.raises(BadFile, match=r"no file of features; give a \.jsonl, \.parquet or \.npy file"):
+            list(read_features(tmp_path / name, "image"))
+    with pytest.raises(BadFile, match=r"no \.parquet file in it"):
+        list(read_features(tmp_path, "image"))
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(BadFile, match=r"torn\.parquet: no parquet file"):
+        list(read_features(tmp_path, "image"))
+    (tmp_path / "torn.npy").write_bytes(b"\x93NUMPY")
+    (tmp_path / "torn.ids.jsonl").write_text("1\n")
+    with pytest.raises(BadFile, match=r"torn\.npy: no \.npy file"):
+        list(read_features(tmp_path / "torn.npy", "image"))
+    with pytest.raises(FileNotFoundError):
+        list(read_features(tmp_path / "none.jsonl", "image"))
+    with pytest.raises(FileNotFoundError):
+        list(read_features(tmp_path / "none.parquet", "image"))
+    (tmp_path / "empty.jsonl").touch()
+    assert list(read_features(tmp_path / "empty.jsonl", "image")) == []
+
+
+def test_without_pyarrow_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = parquet(tmp_path / "feats", [1], unit_rows(1))
+    for module in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtra, match=r"needs pyarrow, .*; pip install 'cn-clip-triton\[parquet\]'"):
+        list(read_features(path, "image"))
