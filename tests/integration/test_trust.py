@@ -1,0 +1,120 @@
+"""Order, identity and memory of the real server under load and hostile input."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cnclip_client import Client, Limits
+from cnclip_server import TritonServer
+from PIL import Image
+
+from tests.templates.test_fuzz import FORMATS, damaged
+from tests.templates.test_pixels import cn_clip_pixels
+
+pytestmark = pytest.mark.triton
+
+MODEL = "demo"
+
+
+def pictures(count: int, seed: int) -> list[bytes]:
+    """Small pictures, no two alike."""
+    rng = np.random.default_rng(seed)
+    files = []
+    for _ in range(count):
+        colours = rng.integers(0, 256, (3, 3, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(colours).resize((48, 48), Image.Resampling.NEAREST).save(buffer, "PNG")
+        files.append(buffer.getvalue())
+    return files
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    """Texts of all lengths, no two alike."""
+    rng = random.Random(seed)
+    return [
+        f"{number}" + "".join(rng.choices("红绿蓝圆方大小左右上下的", k=rng.randrange(1, 60)))
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_everyone_gets_their_own_rows(demo_server: TritonServer, seed: int) -> None:
+    """Many clients at once, with overlapping picks and batch sizes of their own: each row is its item's."""
+    images, texts = pictures(60, seed), sentences(60, seed)
+    with Client(demo_server.grpc_url, model=MODEL) as client:
+        alone = {
+            "image": np.concatenate([client.encode_images([image]) for image in images]),
+            "text": np.concatenate([client.encode_texts([text]) for text in texts]),
+        }
+    for features in alone.values():
+        cosines = features @ features.T - 2 * np.eye(len(features))
+        assert cosines.max() < 1 - 1e-4, "the items must be further apart than the tolerance below"
+
+    def job(number: int) -> None:
+        rng = random.Random(f"{seed} {number}")
+        limits = Limits(in_flight=rng.choice([1, 3, 8]))
+        with Client(demo_server.grpc_url, model=MODEL, limits=limits) as client:
+            for _ in range(4):
+                picked = rng.choices(range(60), k=rng.randrange(1, 90))
+                batch_size = rng.randrange(1, 17)
+                if rng.random() < 0.5:
+                    kind, got = "image", client.encode_images([images[i] for i in picked], batch_size=batch_size)
+                else:
+                    kind, got = "text", client.encode_texts([texts[i] for i in picked], batch_size=batch_size)
+                cosines = np.einsum("nd,nd->n", got, alone[kind][picked])
+                assert cosines.min() > 1 - 1e-5, (kind, batch_size)
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(job, range(20)))
+
+
+def test_damaged_images_among_good_ones(demo_server: TritonServer) -> None:
+    """Each image has a feature exactly where cn_clip accepts it; the stubs do not grow."""
+    files = [data for name in FORMATS for data in damaged(name, 60, 7)]
+    good = pictures(len(files), 7)
+    mixed = [data for pair in zip(files, good, strict=True) for data in pair]
+    accepted = [cn_clip_pixels(data, 32) is not None for data in mixed]
+    with Client(demo_server.grpc_url, model=MODEL) as client:
+        expected = client.encode_images(good)
+        sizes = []
+        for _ in range(6):
+            block = client.encode_images(mixed, errors="collect")
+            assert [row not in block.failures for row in range(len(mixed))] == accepted
+            features = block.filled()[1::2]
+            np.testing.assert_allclose(features, expected, atol=1e-5)
+            sizes.append(resident_kib(demo_server.pid))
+        # The largest size that a damaged header claims is allocated in the first rounds, and kept by malloc.
+        assert sizes[-1] - sizes[2] < 20_000
+
+
+def test_what_is_refused_is_logged(demo_server: TritonServer) -> None:
+    with Client(demo_server.grpc_url, model=MODEL) as client:
+        client.encode_images([b"no picture of mine"], errors="collect")
+    lines = [line for line in demo_server.log_path.read_text().splitlines() if "refused" in line]
+    # Triton writes the message as a JSON string after its own prefix.
+    entry = json.loads(json.loads(lines[-1].partition("] ")[2]))
+    assert (entry["model"], entry["row"], entry["bytes"]) == (f"{MODEL}-image-preprocess", 0, 18)
+    assert "no picture of mine" not in demo_server.log_path.read_text()
+
+
+def test_a_megabyte_of_text(demo_server: TritonServer) -> None:
+    with Client(demo_server.grpc_url, model=MODEL) as client:
+        features = client.encode_texts(["红" * 350_000, "红" * 52, "a" + "\u0301\u0316" * 200_000, "a"])
+    np.testing.assert_allclose(features[0], features[1], atol=1e-6)
+    np.testing.assert_allclose(features[2], features[3], atol=1e-6)
+
+
+def resident_kib(pid: int) -> int:
+    """Memory of a process and all below it."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    own = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+    children = [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+    return own + sum(map(resident_kib, children))
