@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from cnclip_client._cli._classify import classify
 from cnclip_client._cli._evaluate import evaluate
 from cnclip_client._cli._features import features
 from cnclip_client._cli._info import info
@@ -33,6 +34,7 @@ app.command("similarity")(similarity)
 app.command("info")(info)
 app.command("search")(search)
 app.command("evaluate")(evaluate)
+app.command("classify")(classify)
 
 
 def main() -> None:

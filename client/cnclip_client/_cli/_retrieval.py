@@ -55,12 +55,13 @@ def gallery(direction: Direction, images: Path, texts: Path, normalize: bool, me
 def writing(output: str) -> Iterator[IO[str]]:
     """Opens stdout, or a file beside the one that is meant, which takes its place once it is whole."""
     if output == "-":
-        with open(sys.stdout.fileno(), "w", encoding="utf-8", closefd=False) as file:
+        # A path that is not UTF-8 keeps its own bytes, so that it still names its file.
+        with open(sys.stdout.fileno(), "w", encoding="utf-8", errors="surrogateescape", closefd=False) as file:
             yield file
         return
     partial = Path(f"{output}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with partial.open("w", encoding="utf-8", errors="surrogateescape") as file:
             yield file
         partial.replace(output)
     finally:
