@@ -1,0 +1,213 @@
+"""The page: what is right is marked by a word, nothing is fetched, nothing of the user's becomes markup."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cnclip_client import MissingExtra
+from cnclip_client.evaluation import Annotations, read_annotations
+from cnclip_client.report import Thumbnail, html_report, image_ids, thumbnails
+from cnclip_client.retrieval import Hits
+from PIL import Image
+
+HOSTILE = "<script>alert(1)</script> & \"引号\" 'x' {{ 7 * 7 }}"
+
+
+def picture(colour: str, size: tuple[int, int] = (40, 30), format: str = "PNG", mode: str = "RGB") -> bytes:
+    encoded = io.BytesIO()
+    Image.new("RGB", size, colour).convert(mode).save(encoded, format)
+    return encoded.getvalue()
+
+
+def hits(query: int | str, *ids: int | str) -> Hits:
+    return Hits(query, ids, np.linspace(0.9, 0.5, len(ids), dtype=np.float32))
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and, by section, the text of every answer."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.sections: list[list[dict[str, str]]] = []
+        self.headings: list[str] = []
+        self._in = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        given = {name: value or "" for name, value in attrs}
+        if tag == "section":
+            self.sections.append([])
+        if tag == "li":
+            self.sections[-1].append({"class": given["class"], "text": "", "image": ""})
+        if tag == "img" and self._in == "li":
+            self.sections[-1][-1]["image"] = given["src"]
+        if tag in ("li", "h2", "style"):
+            self._in = tag
+        if tag == "h2":
+            self.headings.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == self._in:
+            self._in = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._in == "li":
+            self.sections[-1][-1]["text"] += f" {data.strip()}"
+        if self._in == "h2":
+            self.headings[-1] += data
+
+
+@pytest.fixture
+def annotations() -> Annotations:
+    texts = {1: HOSTILE, 2: "第二", 3: "第三"}
+    return Annotations(texts, {1: {"a"}, 2: {"x", "y"}, 3: set()}, {"a": [1], "x": [2], "y": [2]})
+
+
+def test_images_for_texts(annotations: Annotations) -> None:
+    found = [hits(1, "b", "a", "c"), hits(2, "a", "x", "b"), hits(3, "a", "b", "c"), hits(4, "c", "b", "a")]
+    assert image_ids(found, "text-to-image", annotations) == {"a", "b", "c", "x", "y"}
+    source = iter([("a", picture("red")), ("zzz", b""), ("b", b"torn"), ("y", picture("blue"))])
+    made = thumbnails(source, {"a", "b", "c", "x", "y"})
+    page = Page(
+        html_report(found, "text-to-image", annotations=annotations, pictures=made, queries=12345, searched=678)
+    )
+    assert page.headings == [HOSTILE, "第二", "第三", "4"]
+    marks = [["✓ right" in one["text"] for one in section] for section in page.sections]
+    assert marks == [[False, True, False], [False, True, False, True], [False] * 3, [False] * 3]
+    assert [["right" in one["class"].split() for one in section] for section in page.sections] == marks
+    assert page.sections[0][0]["text"].split() == ["no", "picture", "cannot", "be", "decoded", "1", "0.9000", "b"]
+    assert page.sections[0][1]["image"] == made["a"].uri
+    assert "not among the images" in page.sections[0][2]["text"]
+    missed = page.sections[1][3]
+    assert (missed["class"].split(), missed["image"]) == (["answer", "right", "missed"], made["y"].uri)
+
+
+def test_texts_for_images(annotations: Annotations) -> None:
+    found = [hits("a", 2, 1), hits("b", 3, 1)]
+    assert image_ids(found, "image-to-text", annotations) == {"a", "b"}
+    page = Page(html_report(found, "image-to-text", annotations=annotations, pictures={"a": Thumbnail("data:,")}))
+    assert page.headings == ["a", "b"]
+    assert [[HOSTILE in one["text"] for one in section] for section in page.sections] == [[False, True], [False, True]]
+    assert [["✓ right" in one["text"] for one in section] for section in page.sections] == [[False, True], [False] * 2]
+
+
+def test_without_annotations_nothing_is_called_right_or_wrong() -> None:
+    page = html_report([hits(1, "a"), hits(2, "b")], "text-to-image")
+    body = page[page.index("<body") :]
+    assert "✓" not in body
+    assert "✗" not in body
+    assert body.count("right answers are not known") == 2
+    assert html_report([], "text-to-image").count("<section") == 0
+
+
+def test_it_counts(annotations: Annotations) -> None:
+    found = [hits(1, "a", "b"), hits(2, "a", "x"), hits(3, "a", "b")]
+    page = html_report(found, "text-to-image", annotations=annotations, queries=9999, searched=1234567)
+    words = " ".join(re.sub(r"<[^>]*>", "", page[page.index("<header") : page.index("</header")]).split())
+    assert words == (
+        "Images found for texts The first 2 of 1,234,567 images for 3 of 9,999 queries, exact inner products. "
+        "Of these, 2 annotated: the first answer is right for 1, one of the 2 for 2."
+    )
+    assert "✓ first right answer at #2" in page
+    nothing = html_report([hits(1, "b", "c")], "text-to-image", annotations=annotations)
+    assert "✗ none of the 2 is right" in nothing
+
+
+def test_nothing_is_fetched_and_nothing_becomes_markup(annotations: Annotations) -> None:
+    hostile = "\"><img src=x onerror='alert(1)'>"
+    found = [hits(1, hostile, "a"), hits(hostile, "a", "b")]
+    made = {"a": thumbnails([("a", picture("red"))], {"a"})["a"], hostile: Thumbnail(reason=hostile)}
+    text = html_report(found, "text-to-image", annotations=annotations, pictures=made)
+    page = Page(text)
+    assert not {"script", "link", "iframe", "object", "base", "form"} & set(page.tags)
+    assert page.tags.count("img") == 2
+    assert all(
+        value.startswith("data:image/jpeg;base64,") for name, value in page.attributes if name in ("src", "href")
+    )
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert ("content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in page.attributes
+    assert "prefers-color-scheme: dark" in style
+    assert "49" not in page.headings[0]
+
+
+@pytest.mark.parametrize(
+    ("format", "mode"), [("PNG", "RGBA"), ("PNG", "P"), ("JPEG", "CMYK"), ("TIFF", "RGB"), ("WEBP", "RGB"), ("GIF", "P")]
+)
+def test_thumbnails_are_small_jpegs_of_the_same_shape(format: str, mode: str) -> None:
+    uri = thumbnails([(1, picture("red", (2000, 500), format, mode))], {1})[1].uri
+    with Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/jpeg;base64,")))) as image:
+        assert (image.format, image.size) == ("JPEG", (256, 64))
+        red, green, blue = image.convert("RGB").getpixel((128, 32))  # type: ignore[misc]
+    assert red > 200
+    assert max(green, blue) < 60
+
+
+def test_thumbnails_stop_reading_once_all_are_found() -> None:
+    def images() -> Any:
+        yield "a", picture("red")
+        yield "a", picture("blue")
+        yield "b", picture("red")
+        raise AssertionError("read on")
+
+    made = thumbnails(images(), {"a", "b"})
+    assert made["a"] == made["b"]
+    assert thumbnails(iter([("a", b"")]), set()) == {}
+
+
+def test_without_its_libraries_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingExtra, match=r"needs jinja2, .*; pip install 'cn-clip-triton\[report\]'"):
+        html_report([], "text-to-image")
+
+
+def test_the_command_writes_it(tmp_path: Path) -> None:
+    features = np.eye(3, dtype=np.float32)
+    ids = ["sub/red.png", 7, "blue"]
+    for name, kind, named in [("imgs", "image", ids), ("texts", "text", [1, 2, 3])]:
+        lines = [{f"{kind}_id": one, "feature": row} for one, row in zip(named, features.tolist(), strict=True)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "pictures" / "sub").mkdir(parents=True)
+    for path, colour in [("sub/red.png", "red"), ("007.png", "green"), ("blue.gif.png", "blue"), ("blue.jpg", "blue")]:
+        (tmp_path / "pictures" / path).write_bytes(picture(colour))
+    annotations = tmp_path / "annotations.jsonl"
+    lines = [{"text_id": one, "text": f"第{one}句", "image_ids": [ids[one - 1]]} for one in (1, 2)]
+    annotations.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def search(*more: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from cnclip_client._cli import main; main()", "search", "--image-feats"]
+        command += [str(tmp_path / "imgs.jsonl"), "--text-feats", str(tmp_path / "texts.jsonl"), *map(str, more)]
+        environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    plain = search("--top-k", 2)
+    assert plain.returncode == 0, plain.stderr
+    assert [json.loads(line)["image_ids"][0] for line in plain.stdout.splitlines()] == ids
+    page = tmp_path / "report.html"
+    shown = ("--html", page, "--images", tmp_path / "pictures", "--annotations", annotations, "--html-queries", 2)
+    done = search("--top-k", 2, *shown)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", plain.stdout)
+    read = Page(page.read_text(encoding="utf-8"))
+    assert read.headings == ["第1句", "第2句"]
+    assert [[bool(one["image"]) for one in section] for section in read.sections] == [[True, True]] * 2
+    assert read_annotations(annotations).texts[2] == "第2句"
+    refused = search("--images", tmp_path)
+    assert refused.returncode == 2
+    assert "name it with --html" in refused.stderr
