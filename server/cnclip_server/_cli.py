@@ -21,6 +21,7 @@ from cnclip_server._server import TritonServer
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 _FOLLOW_INTERVAL_S = 0.1
+_WATCH_INTERVAL_S = 1.0
 
 
 @app.command()
@@ -55,6 +56,12 @@ def serve(
     startup_timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long the models may take to load.")
     ] = 300.0,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, help="How often the server is started again when the process of a Python model dies."
+        ),
+    ] = 10,
     verbose: Annotated[
         bool,
         typer.Option("--verbose", "-v", help="Show tritonserver's log on stderr, and tracebacks of errors."),
@@ -83,7 +90,7 @@ def serve(
                 startup_timeout_s=startup_timeout,
                 log_file=log_file,
             )
-            _serve(stack.enter_context(server))
+            _serve(stack.enter_context(server), max_restarts)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
     except ServerError as error:
@@ -93,11 +100,11 @@ def serve(
         raise typer.Exit(1) from None
 
 
-def _serve(server: TritonServer) -> None:
-    """Says where the server is and what it serves, and waits.
+def _serve(server: TritonServer, max_restarts: int) -> None:
+    """Says where the server is and what it serves, and waits; starts it again when a Python model's process has died.
 
     Raises:
-        ServerError: The server has ended by itself.
+        ServerError: The server has ended by itself, or would have to be started again too often.
     """
     print(f"grpc     {server.grpc_url}")
     print(f"http     http://{server.http_url}")
@@ -105,7 +112,16 @@ def _serve(server: TritonServer) -> None:
     for model in server.models():
         print(f"model    {model}")
     sys.stdout.flush()
-    status = server.wait()
+    restarts = 0
+    while (status := server.wait(_WATCH_INTERVAL_S)) is None:
+        if dead := server.dead_models():
+            what = f"a process of {', '.join(dead)} died, and Triton does not replace it"
+            if restarts == max_restarts:
+                raise ServerError(f"{what}; gave up after {restarts} restarts (--max-restarts); run with -v to see why")
+            restarts += 1
+            print(f"{what}: restarting the server ({restarts} of {max_restarts})", file=sys.stderr, flush=True)
+            server.restart()
+            print("the server is back", file=sys.stderr, flush=True)
     raise ServerError(f"tritonserver ended by itself (exit status {status}); run with -v to see its log")
 
 

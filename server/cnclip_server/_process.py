@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,7 @@ class GuardedProcess:
             folder: Its temporary files, deleted when it has ended.
             shm_prefix: How the names of its shared memory begin, deleted as well.
             environ: Its environment.
-            log_path: Where its stdout and stderr go; truncated first.
+            log_path: Where its stdout and stderr go, after what is there: a restart must not lose why it was one.
 
         Raises:
             ServerError: The log cannot be written.
@@ -53,9 +54,10 @@ class GuardedProcess:
         self.folder = folder
         try:
             # Our own descriptor: it still reads the log when the guard has deleted the folder.
-            self._log: IO[bytes] = log_path.open("w+b")
+            self._log: IO[bytes] = log_path.open("a+b")
         except OSError as error:
             raise ServerError(f"cannot write the log to {log_path} ({error}); name another file") from error
+        self._log_start = self._log.seek(0, os.SEEK_END)
         self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_GUARD), str(folder), shm_prefix, *command],
             stdin=subprocess.PIPE,
@@ -82,7 +84,7 @@ class GuardedProcess:
 
     def read_log(self) -> str:
         """Everything that the command has written so far."""
-        self._log.seek(0)
+        self._log.seek(self._log_start)
         return self._log.read().decode("utf-8", errors="replace")
 
     def stop(self, timeout_s: float) -> None:

@@ -22,6 +22,7 @@ from cnclip_server._host import check_glibc, check_numpy, environment, wheel_lib
 from cnclip_server._log import failure_reason, last_line, serves_metrics, tail, unbound_service
 from cnclip_server._ports import FLAGS, Ports
 from cnclip_server._process import GuardedProcess
+from cnclip_server._stubs import StubWatch
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class TritonServer:
             binary: The tritonserver to run; None looks in TRITONSERVER, PATH and the nvidia-pytriton wheel.
             extra_args: Further flags for tritonserver; where they repeat one of ours, they win.
             startup_timeout_s: How long the models may take to load, in seconds.
-            log_file: Where tritonserver's log goes; None keeps it in a temporary file until `stop`.
+            log_file: Where tritonserver's log goes, at its end; None keeps it in a temporary file until `stop`.
         """
         self.repository = repository
         self.host = host
@@ -84,6 +85,7 @@ class TritonServer:
         self._startup_timeout_s = startup_timeout_s
         self._log_file = log_file
         self._process: GuardedProcess | None = None
+        self._stubs: StubWatch | None = None
 
     def __enter__(self) -> TritonServer:
         return self.start()
@@ -119,6 +121,7 @@ class TritonServer:
         except BaseException:
             self.stop(timeout_s=_ABANDON_S)
             raise
+        self._stubs = StubWatch(self.pid)
         logger.info("tritonserver %s serves %s at %s", self.pid, self.repository, self.grpc_url)
         return self
 
@@ -145,6 +148,31 @@ class TritonServer:
             ServerError: It was not started.
         """
         return self._running().wait(timeout_s)
+
+    def dead_models(self) -> list[str]:
+        """The Python models that have lost a process since the start, in alphabetical order.
+
+        Triton fails all requests that need them, and yet says that it is ready: `restart` mends it.
+
+        Raises:
+            ServerError: The server was not started.
+        """
+        self._running()
+        return self._stubs.dead() if self._stubs else []
+
+    def restart(self) -> None:
+        """Stops the server and starts it again on the same ports; clients that retry notice a pause.
+
+        Raises:
+            ServerError: As `start`; it is stopped then.
+        """
+        ports = self._ports
+        self.stop(timeout_s=_ABANDON_S)
+        wanted, self._wanted_ports = self._wanted_ports, ports
+        try:
+            self.start()
+        finally:
+            self._wanted_ports = wanted
 
     @property
     def pid(self) -> int:

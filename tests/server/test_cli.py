@@ -16,8 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tritonclient.grpc as grpc
 from cnclip_server._cli import app
+from tritonclient.utils import InferenceServerException
 from typer.testing import CliRunner
 
 COMMAND = [sys.executable, "-c", "from cnclip_server._cli import main; main()"]
@@ -121,6 +124,48 @@ def test_a_server_that_dies_is_an_error(repository: Any) -> None:
         _, err = process.communicate(timeout=20)
     assert process.returncode == 1
     assert err == "error: tritonserver ended by itself (exit status 137); run with -v to see its log\n"
+
+
+def _stub(server: int) -> int:
+    """A process of the Python backend below tritonserver's guard."""
+    children = [*map(int, Path(f"/proc/{server}/task/{server}/children").read_text().split())]
+    found = [child for child in children if "stub" in Path(f"/proc/{child}/comm").read_text() + _program(child)]
+    return found[0] if found else _stub(children[0])
+
+
+def _answers(url: str) -> bool:
+    x = grpc.InferInput("x", [1, 2], "FP32")
+    x.set_data_from_numpy(np.array([[1, 2]], np.float32))
+    try:
+        with grpc.InferenceServerClient(url) as client:
+            return bool(client.infer("echo", [x]).as_numpy("y").tolist() == [[1, 2]])
+    except InferenceServerException:
+        return False
+
+
+def _program(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0]
+
+
+@pytest.mark.triton
+def test_a_model_process_that_dies_is_replaced(repository: Any) -> None:
+    with _started(str(repository.path), *FREE_PORTS, "--max-restarts", "1", "-v") as process:
+        facts = _until_serving(process)
+        assert _answers(facts["grpc"])
+        os.kill(_stub(process.pid), signal.SIGKILL)
+        assert process.stderr is not None
+        said = ""
+        while "restarting" not in said:
+            said = process.stderr.readline()
+        assert "a process of echo died, and Triton does not replace it: restarting the server (1 of 1)" in said
+        while said != "the server is back\n":
+            said = process.stderr.readline()
+        assert _answers(facts["grpc"])
+        os.kill(_stub(process.pid), signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "gave up after 1 restarts (--max-restarts)" in err.splitlines()[-1]
+    assert "Waiting for in-flight requests" in err  # -v goes on showing the log of the second start
 
 
 @pytest.mark.triton
