@@ -4,11 +4,13 @@
 backend, as the one inside the nvidia-pytriton wheel, a CPU stand-in for it is brought along.
 """
 
+from cnclip_server._command import Tls
 from cnclip_server._errors import (
     BinaryNotFound,
     PortInUse,
     RepositoryError,
     ServerError,
+    SettingError,
     StartupFailed,
     UnsupportedHost,
 )
@@ -19,7 +21,9 @@ __all__ = [
     "PortInUse",
     "RepositoryError",
     "ServerError",
+    "SettingError",
     "StartupFailed",
+    "Tls",
     "TritonServer",
     "UnsupportedHost",
 ]

@@ -15,6 +15,7 @@ from typing import IO, Annotated
 
 import typer
 
+from cnclip_server._command import Tls
 from cnclip_server._errors import ServerError
 from cnclip_server._server import TritonServer
 
@@ -44,6 +45,25 @@ def serve(
     ] = 8001,
     http_port: Annotated[int, typer.Option(help="The port for HTTP. 0 picks a free one.")] = 8000,
     metrics_port: Annotated[int, typer.Option(help="The port for Prometheus metrics. 0 picks a free one.")] = 8002,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(metavar="PEM", help="Encrypt gRPC with this certificate chain; HTTP then stays on loopback."),
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="PEM", help="The private key to --tls-cert.")] = None,
+    client_ca: Annotated[
+        Path | None,
+        typer.Option(metavar="PEM", help="Let in only clients with a certificate that this CA has signed."),
+    ] = None,
+    admin_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="CNCLIP_ADMIN_KEY",
+            metavar="KEY",
+            show_default=False,
+            show_envvar=True,
+            help="What opens Triton's shared-memory, trace and logging APIs. Default: nothing does.",
+        ),
+    ] = None,
     tritonserver: Annotated[
         Path | None,
         typer.Option(
@@ -75,6 +95,8 @@ def serve(
     """
     if extra and not extra[0].startswith("-"):
         raise typer.BadParameter(f"unexpected argument '{extra[0]}'; flags for tritonserver come after `--`")
+    if (tls_cert is None) != (tls_key is None) or (client_ca and not tls_cert):
+        raise typer.BadParameter("--tls-cert and --tls-key go together, and --client-ca with both")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with contextlib.ExitStack() as stack:
@@ -87,6 +109,8 @@ def serve(
                 metrics_port=metrics_port,
                 binary=tritonserver,
                 extra_args=extra or (),
+                tls=Tls(tls_cert, tls_key, client_ca) if tls_cert and tls_key else None,
+                admin_key=admin_key,
                 startup_timeout_s=startup_timeout,
                 log_file=log_file,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from cnclip_server._backends import assemble_backends
 from cnclip_server._binary import Binary
+from cnclip_server._errors import SettingError
 from cnclip_server._ports import Ports
 
 # What tritonserver grants open connections and crashed stubs, which it waits for to the last second.
@@ -18,6 +20,40 @@ EXIT_TIMEOUT_S = 5
 # Triton's Python backend starts its stubs through `bash -c` with unquoted paths: these characters survive
 # that.
 _SHELL_SAFE = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
+
+
+# What nobody needs for reading features, and what reaches into the server: its memory, its files, its log.
+_RESTRICTED = "shared-memory,trace,logging"
+
+
+@dataclass(frozen=True)
+class Tls:
+    """How gRPC is encrypted; Triton can't encrypt HTTP, which then stays on loopback.
+
+    Attributes:
+        certificate: The server's certificate chain, PEM.
+        key: Its private key, PEM.
+        client_ca: If given, clients must show a certificate that one of these, PEM, has signed (mutual TLS).
+    """
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses files that can't be read, which Triton would not name.
+
+        Raises:
+            SettingError: Naming the file.
+        """
+        for path in (self.certificate, self.key, self.client_ca):
+            if path is not None:
+                try:
+                    text = path.read_text(encoding="ascii")
+                except (OSError, ValueError) as error:
+                    raise SettingError(f"{path} can't be read ({error}); name a PEM file") from error
+                if "-----BEGIN" not in text:
+                    raise SettingError(f"{path} is no PEM file: it has no line that starts with -----BEGIN")
 
 
 @dataclass(frozen=True)
@@ -29,12 +65,21 @@ class Settings:
         host: The address to listen on.
         ports: The ports to listen on.
         extra_args: Further flags; where they repeat one of ours, they win.
+        tls: How gRPC is encrypted; None for plain text.
+        admin_key: What a client has to know to use the restricted APIs; None for a key that nobody knows.
     """
 
     repository: Path
     host: str
     ports: Ports
     extra_args: Sequence[str] = ()
+    tls: Tls | None = None
+    admin_key: str | None = None
+
+    @property
+    def http_host(self) -> str:
+        """The address that HTTP listens on."""
+        return self.host if self.tls is None else "127.0.0.1"
 
 
 def make_folder() -> Path:
@@ -76,7 +121,7 @@ def server_command(binary: Binary, settings: Settings, *, folder: Path, shm_pref
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         f"--grpc-address={settings.host}",
         f"--grpc-port={settings.ports.grpc}",
-        f"--http-address={settings.host}",
+        f"--http-address={settings.http_host}",
         f"--http-port={settings.ports.http}",
         "--allow-metrics=true",
         f"--metrics-port={settings.ports.metrics}",
@@ -88,4 +133,22 @@ def server_command(binary: Binary, settings: Settings, *, folder: Path, shm_pref
         backends.mkdir()
         assemble_backends(binary, backends)
         command.append(f"--backend-directory={backends}")
-    return [*command, *settings.extra_args]
+    return [*command, *_tls_flags(settings.tls), *_restrictions(binary, settings), *settings.extra_args]
+
+
+def _tls_flags(tls: Tls | None) -> list[str]:
+    if tls is None:
+        return []
+    flags = [f"--grpc-server-cert={tls.certificate.resolve()}", f"--grpc-server-key={tls.key.resolve()}"]
+    if tls.client_ca is None:
+        return ["--grpc-use-ssl=true", *flags]
+    return ["--grpc-use-ssl-mutual=true", *flags, f"--grpc-root-cert={tls.client_ca.resolve()}"]
+
+
+def _restrictions(binary: Binary, settings: Settings) -> list[str]:
+    """Triton refuses an API that is restricted twice: whoever restricts any by a flag of their own does it all."""
+    names = ("--grpc-restricted-protocol", "--http-restricted-api")
+    if any(argument.startswith(names) for argument in settings.extra_args):
+        return []
+    key = settings.admin_key or secrets.token_urlsafe(32)
+    return [f"{name}={_RESTRICTED}:admin-key={key}" for name in names if binary.knows_flag(name)]

@@ -4,6 +4,7 @@ ServerError
 ├── BinaryNotFound     there is no tritonserver to start
 ├── UnsupportedHost    this Python or this C library cannot run the embedded one
 ├── RepositoryError    the model repository is missing or empty
+├── SettingError       an option that can't be used: a TLS file that is none
 ├── PortInUse          an address is taken
 └── StartupFailed      tritonserver ran and gave up, or a model did not load
 """
@@ -35,6 +36,10 @@ class BinaryNotFound(ServerError):
 
 class UnsupportedHost(ServerError):
     """The embedded tritonserver cannot run with this Python or this C library."""
+
+
+class SettingError(ServerError):
+    """An option can't be used as it is."""
 
 
 class RepositoryError(ServerError):

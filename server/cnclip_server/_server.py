@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from cnclip_server._binary import Binary, find_binary
-from cnclip_server._command import EXIT_TIMEOUT_S, Settings, linked_repository, make_folder, server_command
+from cnclip_server._command import EXIT_TIMEOUT_S, Settings, Tls, linked_repository, make_folder, server_command
 from cnclip_server._errors import PortInUse, RepositoryError, ServerError, StartupFailed
 from cnclip_server._host import check_glibc, check_numpy, environment, wheel_libraries
 from cnclip_server._log import failure_reason, last_line, serves_metrics, tail, unbound_service
@@ -61,6 +61,8 @@ class TritonServer:
         metrics_port: int = 8002,
         binary: Path | None = None,
         extra_args: Sequence[str] = (),
+        tls: Tls | None = None,
+        admin_key: str | None = None,
         startup_timeout_s: float = 300.0,
         log_file: Path | None = None,
     ) -> None:
@@ -74,6 +76,9 @@ class TritonServer:
             metrics_port: The port for Prometheus metrics.
             binary: The tritonserver to run; None looks in TRITONSERVER, PATH and the nvidia-pytriton wheel.
             extra_args: Further flags for tritonserver; where they repeat one of ours, they win.
+            tls: How gRPC is encrypted; None for plain text. HTTP, which Triton can't encrypt, then stays on loopback.
+            admin_key: What a client has to send to use Triton's shared-memory, trace and logging APIs: for gRPC as
+                the header `triton-grpc-protocol-admin-key`, for HTTP as `admin-key`. None for a key that nobody knows.
             startup_timeout_s: How long the models may take to load, in seconds.
             log_file: Where tritonserver's log goes, at its end; None keeps it in a temporary file until `stop`.
         """
@@ -82,6 +87,8 @@ class TritonServer:
         self._wanted_ports = self._ports = Ports(grpc_port, http_port, metrics_port)
         self._binary = binary
         self._extra_args = tuple(extra_args)
+        self._tls = tls
+        self._admin_key = admin_key
         self._startup_timeout_s = startup_timeout_s
         self._log_file = log_file
         self._process: GuardedProcess | None = None
@@ -190,7 +197,7 @@ class TritonServer:
     @property
     def http_url(self) -> str:
         """Where HTTP is served, such as `127.0.0.1:8000`, for tritonclient's HTTP client or a browser."""
-        return f"{self._reachable_host}:{self._ports.http}"
+        return f"{self._http_host}:{self._ports.http}"
 
     @property
     def metrics_url(self) -> str:
@@ -221,9 +228,16 @@ class TritonServer:
             if entry.get("state") == "READY"
         )
 
+    def _settings(self) -> Settings:
+        return Settings(self.repository, self.host, self._ports, self._extra_args, self._tls, self._admin_key)
+
     @property
     def _reachable_host(self) -> str:
         return "127.0.0.1" if self.host in ("", "0.0.0.0") else self.host  # noqa: S104
+
+    @property
+    def _http_host(self) -> str:
+        return self._reachable_host if self._tls is None else "127.0.0.1"
 
     def _running(self) -> GuardedProcess:
         if self._process is None:
@@ -240,7 +254,7 @@ class TritonServer:
             environ = environment(binary)
         # Names that no other server uses, so that the guard can tell ours from theirs when it cleans up.
         shm_prefix = f"cnclip_{os.getpid()}_{secrets.token_hex(4)}_"
-        settings = Settings(self.repository, self.host, self._ports, self._extra_args)
+        settings = self._settings()
         folder = make_folder()
         try:
             return GuardedProcess(
@@ -289,7 +303,7 @@ class TritonServer:
 
         Not urllib: that would take a proxy from the environment.
         """
-        connection = http.client.HTTPConnection(self._reachable_host, self._ports.http, timeout=timeout_s)
+        connection = http.client.HTTPConnection(self._http_host, self._ports.http, timeout=timeout_s)
         with contextlib.closing(connection):
             connection.request(method, path, headers={"Connection": "close"})
             response = connection.getresponse()

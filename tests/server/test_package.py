@@ -9,12 +9,14 @@ def test_public_names() -> None:
         "PortInUse",
         "RepositoryError",
         "ServerError",
+        "SettingError",
         "StartupFailed",
+        "Tls",
         "TritonServer",
         "UnsupportedHost",
     ]
 
 
 def test_one_root_for_all_errors() -> None:
-    errors = [getattr(cnclip_server, name) for name in cnclip_server.__all__ if name != "TritonServer"]
+    errors = [getattr(cnclip_server, name) for name in cnclip_server.__all__ if name not in ("Tls", "TritonServer")]
     assert all(issubclass(error, cnclip_server.ServerError) for error in errors)
