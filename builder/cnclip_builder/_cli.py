@@ -7,7 +7,7 @@ import sys
 from enum import Enum
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 from rich.console import Console
@@ -24,6 +24,10 @@ from cnclip_builder.machine import (
 )
 from cnclip_builder.parity import PRECISIONS
 from cnclip_builder.serving import DEFAULT_MAX_IMAGE_PIXELS, ServingConfig
+
+if TYPE_CHECKING:
+    from cnclip_builder.arch import Tower
+    from cnclip_builder.plan_build import PlanSettings
 
 app = typer.Typer(
     name="cnclip-build",
@@ -61,6 +65,21 @@ class PlatformChoice(str, Enum):
 
     onnxruntime = "onnxruntime"
     tensorrt = "tensorrt"
+
+
+class AcceleratorChoice(str, Enum):
+    """What runs ONNX files on a GPU, on the command line."""
+
+    none = "none"
+    cuda = "cuda"
+    tensorrt = "tensorrt"
+
+
+class EdgesChoice(str, Enum):
+    """What a plan takes and gives, on the command line."""
+
+    served = "served"
+    cn_clip = "cn_clip"
 
 
 class HubChoice(str, Enum):
@@ -103,6 +122,31 @@ ArtefactsOption = Annotated[
 NameOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="Name of the served models. Default: the arch in lower case.", show_default=False),
+]
+ImageProfileOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--image-profile",
+        help="What image plans are tuned for, batch=MIN:OPT:MAX; may be repeated. Default: one for a lone request, one "
+        "for full batches.",
+        show_default=False,
+    ),
+]
+TextProfileOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--text-profile",
+        help="Likewise of text plans, batch=MIN:OPT:MAX,length=MIN:OPT:MAX.",
+        show_default=False,
+    ),
+]
+WorkspaceOption = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(help="Most GPU memory for a kernel's scratch, in MiB. Default: all there is.", show_default=False),
+]
+OptimizationLevelOption = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(help="TensorRT's, 0 (fast to build) to 5 (fast to run). Default: its own, 3.", show_default=False),
 ]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks and library logs.")]
 
@@ -185,10 +229,83 @@ def onnx(
 
 
 @app.command()
-def tensorrt(arch: ArchOption, verbose: VerboseOption = False) -> None:
-    """Build TensorRT plans (not in this version: says what is missing and the way round)."""
-    get_arch(arch)
-    require_tensorrt()
+def tensorrt(
+    arch: ArchOption,
+    checkpoint: CheckpointOption = None,
+    tower: Annotated[
+        Optional[list[TowerChoice]],  # noqa: UP045
+        typer.Option(help="Only this encoder; may be given twice. Default: both.", show_default=False),
+    ] = None,
+    precision: Annotated[PrecisionChoice, typer.Option(help="Of the plans.")] = PrecisionChoice.fp16,
+    edges: Annotated[
+        Optional[EdgesChoice],  # noqa: UP045
+        typer.Option(
+            help="What plans take and give: cn_clip, what its own scripts make (NAME.img.fp16.trt), or served, what a "
+            "repository holds (NAME.img.fp16.served.trt). Default: cn_clip; served with --bundle.",
+            show_default=False,
+        ),
+    ] = None,
+    bundle: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="Build no plans, but write a folder to carry to a GPU machine: ONNX files and one script.",
+            file_okay=False,
+            show_default=False,
+        ),
+    ] = None,
+    max_batch_size: Annotated[int, typer.Option(help="Most rows of a batch.")] = 64,
+    context_length: Annotated[int, typer.Option(help="Most tokens of a text.")] = DEFAULT_CONTEXT_LENGTH,
+    image_profile: ImageProfileOption = None,
+    text_profile: TextProfileOption = None,
+    workspace_mib: WorkspaceOption = None,
+    optimization_level: OptimizationLevelOption = None,
+    artefacts: ArtefactsOption = DEFAULT_ARTEFACTS,
+    name: NameOption = None,
+    download_root: DownloadRootOption = DEFAULT_DOWNLOAD_ROOT,
+    hub: HubOption = HubChoice.huggingface,
+    verbose: VerboseOption = False,
+) -> None:
+    """Build TensorRT plans for this machine's GPU and prove them against PyTorch; or write what another one needs.
+
+    A plan runs on the kind of GPU and the version of TensorRT that made it, which its sidecar (.trt.json) names.
+    """
+    from cnclip_builder.artefacts import build_artefacts
+    from cnclip_builder.bundle import SCRIPT_NAME, finish_bundle, new_bundle
+    from cnclip_builder.plan_build import build_plans, write_jobs_of
+    from cnclip_builder.repository import check_model_name
+
+    chosen = get_arch(arch)
+    settings = _plan_settings(
+        max_batch_size,
+        chosen.checked_context_length(context_length),
+        image_profile,
+        text_profile,
+        workspace_mib,
+        optimization_level,
+    )
+    if bundle is None:
+        require_tensorrt(chosen.name)
+    towers: list[Tower] = [choice.value for choice in tower or TowerChoice]
+    made = build_artefacts(
+        chosen,
+        checkpoint,
+        artefacts / check_model_name(name or chosen.slug),
+        towers=towers,
+        precisions=[precision.value],
+        download_root=download_root,
+        hub=hub.value,
+    )
+    chosen_edges = edges.value if edges else "served" if bundle else "cn_clip"
+    if bundle is not None:
+        with new_bundle(bundle) as folder:
+            jobs = write_jobs_of(made, chosen, towers, precision.value, chosen_edges, settings, folder)
+            finish_bundle(folder, tuple(jobs.values()))
+        typer.echo(f"{bundle / SCRIPT_NAME} makes {', '.join(job.plan for job in jobs.values())} where it is run")
+        return
+    jobs = write_jobs_of(made, chosen, towers, precision.value, chosen_edges, settings)
+    for plan in build_plans(jobs, made.items[0].path.parent, settings.options).values():
+        distance = plan.record.parity["pytorch"]["cosine_distance"]
+        typer.echo(f"{plan.path}  {plan.record.precision}  1 - cosine <= {distance:.0e}")
 
 
 @app.command()
@@ -212,6 +329,27 @@ def repository(
     platform: Annotated[
         PlatformChoice, typer.Option(help="Triton's backend for the encoders.")
     ] = PlatformChoice.onnxruntime,
+    accelerator: Annotated[
+        AcceleratorChoice,
+        typer.Option(help="What the onnxruntime backend runs ONNX files with on a GPU; tensorrt builds at load time."),
+    ] = AcceleratorChoice.none,
+    plans: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(
+            help="A folder of plans made elsewhere, for --platform tensorrt; one for each kind of GPU.",
+            exists=True,
+            file_okay=False,
+            show_default=False,
+        ),
+    ] = None,
+    image_profile: ImageProfileOption = None,
+    text_profile: TextProfileOption = None,
+    workspace_mib: WorkspaceOption = None,
+    optimization_level: OptimizationLevelOption = None,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="Record and replay the launches of image plans.")
+    ] = False,
+    pinned_memory: Annotated[bool, typer.Option(help="Copy to and from a GPU by page-locked memory.")] = True,
     context_length: Annotated[
         int, typer.Option(help="Most tokens of a text; longer ones are cut.")
     ] = DEFAULT_CONTEXT_LENGTH,
@@ -245,10 +383,11 @@ def repository(
     """
     from cnclip_builder.build import BuildRequest, build_repository
 
-    if platform is PlatformChoice.tensorrt:
-        require_tensorrt()
     chosen_target = target.value if target else default_target()
     chosen_arch = get_arch(arch)
+    chosen_batch = default_max_batch_size(chosen_target) if max_batch_size is None else max_batch_size
+    if platform is PlatformChoice.tensorrt and not plans:
+        require_tensorrt(chosen_arch.name)
     request = BuildRequest(
         arch=chosen_arch,
         checkpoint=checkpoint,
@@ -256,7 +395,11 @@ def repository(
             target=chosen_target,
             precision=precision.value if precision else default_precision(chosen_target),
             context_length=chosen_arch.checked_context_length(context_length),
-            max_batch_size=default_max_batch_size(chosen_target) if max_batch_size is None else max_batch_size,
+            max_batch_size=chosen_batch,
+            platform=platform.value,
+            accelerator=accelerator.value,
+            cuda_graphs=cuda_graphs,
+            pinned_memory=pinned_memory,
             max_queue_size=max_queue_size,
             encoder_instances=encoder_instances,
             encoder_threads=encoder_threads,
@@ -271,6 +414,10 @@ def repository(
         version=model_version,
         hub=hub.value,
         verify=verify,
+        plan_settings=_plan_settings(
+            chosen_batch, context_length, image_profile, text_profile, workspace_mib, optimization_level
+        ),
+        plan_folders=tuple(plans or ()),
     )
     entry = build_repository(request)
     serving = entry.serving
@@ -325,6 +472,27 @@ def verify(
     table.add_row("at most", "", f"{tolerance.cosine_distance:.0e}", f"{tolerance.centred_distance:.0e}", "")
     Console().print(table)
     verification.require()
+
+
+def _plan_settings(
+    max_batch_size: int,
+    context_length: int,
+    image_profiles: list[str] | None,
+    text_profiles: list[str] | None,
+    workspace_mib: int | None,
+    optimization_level: int | None,
+) -> PlanSettings:
+    from cnclip_builder.plan_build import PlanSettings
+    from cnclip_builder.profiles import Profile
+    from cnclip_builder.tensorrt_api import BuildOptions
+
+    return PlanSettings(
+        max_batch_size,
+        context_length,
+        tuple(map(Profile.parse, image_profiles)) if image_profiles else None,
+        tuple(map(Profile.parse, text_profiles)) if text_profiles else None,
+        BuildOptions(workspace_mib, optimization_level),
+    )
 
 
 def _version(show: bool) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnclip_builder.arch import TOWERS, Arch
+from cnclip_builder.arch import TOWERS, Arch, Tower
 from cnclip_builder.artefacts import Artefacts, build_artefacts
 from cnclip_builder.atomic import require_writable
-from cnclip_builder.errors import BuildError, MissingRequirementError
+from cnclip_builder.errors import BuildError, MissingRequirementError, SettingError
 from cnclip_builder.isolation import stage_process
+from cnclip_builder.machine import require_tensorrt
+from cnclip_builder.onnx_files import served_input
 from cnclip_builder.parity import PRECISIONS
+from cnclip_builder.plan_build import Plan, PlanSettings, build_plans, find_plans, write_jobs_of
+from cnclip_builder.profiles import check_profiles, largest_batch
 from cnclip_builder.repository import RepositoryEntry, check_place, publish
 from cnclip_builder.serving import ServingConfig
 from cnclip_builder.sources import Hub
@@ -37,6 +41,8 @@ class BuildRequest:
         version: Triton's version number.
         hub: where official checkpoints are fetched from.
         verify: whether to serve the repository and compare it with PyTorch before it takes its place.
+        plan_settings: how TensorRT plans are made, where they are what is served; None for defaults.
+        plan_folders: folders of plans that were made elsewhere, one for each kind of GPU; none to make them here.
     """
 
     arch: Arch
@@ -49,6 +55,8 @@ class BuildRequest:
     version: int = 1
     hub: Hub = "huggingface"
     verify: bool = False
+    plan_settings: PlanSettings | None = None
+    plan_folders: tuple[Path, ...] = ()
 
 
 def build_repository(request: BuildRequest) -> RepositoryEntry:
@@ -62,6 +70,10 @@ def build_repository(request: BuildRequest) -> RepositoryEntry:
     request.arch.checked_context_length(request.serving.context_length)
     name = request.name or request.arch.slug
     check_place(name, request.version, request.arch, request.serving, request.repository)
+    if request.serving.platform == "tensorrt":
+        _check_plans_fit(request)
+        if not request.plan_folders:
+            require_tensorrt(request.arch.name)
     require_writable(request.repository)
     artefacts = build_artefacts(
         request.arch,
@@ -74,7 +86,8 @@ def build_repository(request: BuildRequest) -> RepositoryEntry:
     )
     if artefacts.checkpoint.file.is_random:
         logger.warning("These weights are untrained (%s): for load tests only", artefacts.checkpoint.file.source)
-    entry = RepositoryEntry(name, request.version, request.arch, artefacts, request.serving)
+    plans = _plans(request, artefacts) if request.serving.platform == "tensorrt" else {}
+    entry = RepositoryEntry(name, request.version, request.arch, artefacts, request.serving, plans)
 
     def verify(repository: Path) -> Mapping[str, Any]:
         verification = _serve_and_verify(repository, entry)
@@ -82,6 +95,33 @@ def build_repository(request: BuildRequest) -> RepositoryEntry:
 
     publish(entry, request.repository, verify if request.verify else None)
     return entry
+
+
+def _plan_settings(request: BuildRequest) -> PlanSettings:
+    return request.plan_settings or PlanSettings(request.serving.max_batch_size, request.serving.context_length)
+
+
+def _check_plans_fit(request: BuildRequest) -> None:
+    """Checks, before hours of work, that plans will take every batch and text that is served."""
+    settings, serving = _plan_settings(request), request.serving
+    for tower in TOWERS:
+        profiles = settings.profiles(tower)
+        context_length = serving.context_length if tower == "text" else None
+        check_profiles(profiles, served_input(request.arch, tower), context_length)
+        if serving.max_batch_size > largest_batch(profiles):
+            raise SettingError(
+                f"batches of up to {serving.max_batch_size} are served, but the {tower} profiles take "
+                f"{largest_batch(profiles)} at most: choose a MAX_BATCH_SIZE that they take, or larger profiles"
+            )
+
+
+def _plans(request: BuildRequest, artefacts: Artefacts) -> Mapping[Tower, Sequence[Plan]]:
+    settings = _plan_settings(request)
+    jobs = write_jobs_of(artefacts, request.arch, TOWERS, request.serving.precision, "served", settings)
+    if request.plan_folders:
+        return find_plans(jobs, request.plan_folders)
+    folder = artefacts.items[0].path.parent
+    return {tower: [plan] for tower, plan in build_plans(jobs, folder, settings.options).items()}
 
 
 def _serve_and_verify(repository: Path, entry: RepositoryEntry) -> Verification:

@@ -6,6 +6,7 @@ BuildError
 │   └── HubError            the official checkpoint could not be fetched
 ├── SettingError            an option out of its range
 ├── MissingRequirementError a GPU, a library or disk space that this step needs and the machine lacks
+├── PlanError               a TensorRT plan that can't be built, or is another GPU's, version's or ONNX file's
 ├── ParityError             an artefact's outputs are not PyTorch's
 └── RepositoryError         a model repository that is not well formed, or can't be written
 """
@@ -33,6 +34,10 @@ class SettingError(BuildError):
 
 class MissingRequirementError(BuildError):
     """The machine lacks what a step needs."""
+
+
+class PlanError(BuildError):
+    """A TensorRT plan can't be built or used."""
 
 
 class ParityError(BuildError):

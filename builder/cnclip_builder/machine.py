@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 from typing import Literal
@@ -11,6 +12,7 @@ from cnclip_builder.parity import Precision
 
 Target = Literal["cpu", "gpu"]
 Platform = Literal["onnxruntime", "tensorrt"]
+Accelerator = Literal["none", "cuda", "tensorrt"]
 
 
 def has_gpu() -> bool:
@@ -40,15 +42,29 @@ def default_max_batch_size(target: Target) -> int:
     return 64 if target == "gpu" else 16
 
 
-def require_tensorrt() -> None:
-    """Refuses PLATFORM=tensorrt where no plan can be built.
+def require_tensorrt(arch: str) -> None:
+    """Refuses to build plans where none can be built.
+
+    Args:
+        arch: the architecture's name, for the commands that the message gives.
 
     Raises:
-        MissingRequirementError: always, in this version; it says what is missing here and the way round.
+        MissingRequirementError: saying what is missing here, and the commands for the way round.
     """
-    lacking = [] if has_gpu() else ["an NVIDIA GPU with its driver (nvidia-smi lists none)"]
-    missing = f"this machine lacks {' and '.join(lacking)}, and " if lacking else ""
-    raise MissingRequirementError(
-        f"no TensorRT plan can be built: {missing}this version of the builder does not build plans yet. Use "
-        "PLATFORM=onnxruntime; on a GPU its CUDA provider runs the same ONNX files"
-    )
+    missing = [] if has_gpu() else ["an NVIDIA GPU with its driver (nvidia-smi lists none)"]
+    missing += [
+        f"{what} ({how})"
+        for module, what, how in (
+            ("tensorrt", "TensorRT's Python module", "the version of your tritonserver"),
+            ("polygraphy", "polygraphy", "pip install 'cn-clip-triton[tensorrt]'"),
+        )
+        if importlib.util.find_spec(module) is None
+    ]
+    if missing:
+        raise MissingRequirementError(
+            f"no TensorRT plan can be built: this machine lacks {' and '.join(missing)}. Use PLATFORM=onnxruntime; or "
+            f"run `cnclip-build tensorrt --arch {arch} --bundle plans` here, "
+            '`docker run --rm --gpus all -v "$PWD/plans:/plans" TENSORRT_IMAGE python3 /plans/build_plans.pyz` where '
+            "the GPU is (TENSORRT_IMAGE: NVIDIA's tensorrt:YY.MM-py3 of your tritonserver's month), and then "
+            f"`cnclip-build repository --arch {arch} --platform tensorrt --target gpu --plans plans` here"
+        )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cnclip_builder.arch import Arch, Tower
 from cnclip_builder.parity import Precision
+from cnclip_builder.profiles import BATCH, LENGTH, PlanInput
 
 if TYPE_CHECKING:
     import onnx
@@ -17,6 +18,9 @@ OPSET = 18
 
 EXTERNAL_DATA_SUFFIX = ".extra_file"
 """cn_clip's suffix for the file of weights beside an .onnx file."""
+
+SERVED_FILENAME = "model.onnx"
+"""Triton's default name for an ONNX model."""
 
 _FILE_PARTS: dict[Tower, str] = {"image": "img", "text": "txt"}
 
@@ -66,6 +70,14 @@ class ExportJob:
 def onnx_name(arch: Arch, tower: Tower, precision: Precision) -> str:
     """Names an artefact as cn_clip's pytorch_to_onnx.py does: "vit-b-16.img.fp32.onnx"."""
     return f"{arch.slug}.{_FILE_PARTS[tower]}.{precision}.onnx"
+
+
+def served_input(arch: Arch, tower: Tower) -> PlanInput:
+    """The input tensor of a served encoder: uint8 pixels `[N, R, R, 3]`, or int32 ids `[N, L]`."""
+    name = TENSORS[tower].served_input
+    if tower == "text":
+        return PlanInput(name, "int32", (BATCH, LENGTH))
+    return PlanInput(name, "uint8", (BATCH, arch.resolution, arch.resolution, 3))
 
 
 def external_data_of(path: Path) -> Path:

@@ -8,21 +8,24 @@ import re
 import shutil
 import struct
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cnclip_builder.arch import TOWERS, Arch, cn_clip_vocabulary
+from cnclip_builder.arch import TOWERS, Arch, Tower, cn_clip_vocabulary
 from cnclip_builder.artefacts import Artefacts
-from cnclip_builder.atomic import link_tree, locked, replacing_folder
+from cnclip_builder.atomic import link_or_copy, link_tree, locked, replacing_folder
 from cnclip_builder.configs import parse_config, render_config, templates_folder
+from cnclip_builder.encoder_config import encoder_config, plan_filename
 from cnclip_builder.errors import RepositoryError, SettingError
 from cnclip_builder.isolation import stage_process
 from cnclip_builder.manifest import read_manifest, write_manifest
+from cnclip_builder.plan_build import Plan
+from cnclip_builder.plan_files import sidecar_of
 from cnclip_builder.serving import ServingConfig
 from cnclip_builder.stages import write_served
 from cnclip_builder.wiring import check_wiring
@@ -53,6 +56,7 @@ class RepositoryEntry:
         arch: the architecture.
         artefacts: of both encoders, in the precision that is served.
         serving: how they are served.
+        plans: of each encoder one for each kind of GPU, where TensorRT serves them.
     """
 
     name: str
@@ -60,6 +64,7 @@ class RepositoryEntry:
     arch: Arch
     artefacts: Artefacts
     serving: ServingConfig
+    plans: Mapping[Tower, Sequence[Plan]] = field(default_factory=dict)
 
 
 def check_model_name(name: str) -> str:
@@ -95,6 +100,7 @@ def publish(
         check_place(entry.name, entry.version, entry.arch, entry.serving, repository)
         models = read_manifest(repository)
         versions = models.get(entry.name, {})
+        _check_same_plans(entry, versions)
         if repository.exists():
             link_tree(repository, new)
         for kind in KINDS:
@@ -145,12 +151,49 @@ def _check_same_shape(name: str, version: int, arch: Arch, serving: ServingConfi
         for what, theirs, ours in (
             ("architecture", record["arch"], arch.name),
             ("context length", record["serving"]["context_length"], serving.context_length),
+            ("platform", record["platform"], serving.platform),
         ):
             if theirs != ours:
                 raise RepositoryError(
                     f"{name} version {number} has {what} {theirs}, and versions of a model must share it: "
                     f"serve {what} {ours} under another name (NAME=, --name)"
                 )
+
+
+def _check_same_plans(entry: RepositoryEntry, versions: Mapping[str, Any]) -> None:
+    """One config names the plans and profiles of all versions of an encoder."""
+    ours = _plans_record(entry)
+    for number, record in versions.items():
+        if number == str(entry.version) or record["platform"] != "tensorrt":
+            continue
+        for tower in ours:
+            kinds = [[(plan["file"], plan["profiles"]) for plan in side[tower]] for side in (record["plans"], ours)]
+            if kinds[0] != kinds[1]:
+                raise RepositoryError(
+                    f"{entry.name} version {number} has other {tower} plans ({_brief(kinds[0])}; now "
+                    f"{_brief(kinds[1])}), and versions of a model must share kinds of GPU and profiles: build for the "
+                    "same, or serve under another name (NAME=, --name)"
+                )
+
+
+def _brief(plans: Sequence[tuple[str, Sequence[str]]]) -> str:
+    return ", ".join(f"{file} for {' and '.join(profiles)}" for file, profiles in plans)
+
+
+def _plans_record(entry: RepositoryEntry) -> dict[str, list[dict[str, Any]]]:
+    return {
+        tower: [
+            {
+                "file": plan_filename(plan.record),
+                "gpu": asdict(plan.record.device),
+                "tensorrt": plan.record.tensorrt,
+                "profiles": list(map(str, plan.record.profiles)),
+                "build_seconds": plan.record.build_seconds,
+            }
+            for plan in plans
+        ]
+        for tower, plans in entry.plans.items()
+    }
 
 
 def _start_model(repository: Path, entry: RepositoryEntry, kind: str) -> None:
@@ -204,6 +247,9 @@ def _write_encoders(repository: Path, entry: RepositoryEntry) -> dict[str, Any]:
     for tower in TOWERS:
         artefact = entry.artefacts.get(tower, entry.serving.precision)
         folder = repository / f"{entry.name}-{tower}-encoder" / str(entry.version)
+        if entry.serving.platform == "tensorrt":
+            parity[f"{tower}-encoder"] = _write_plans(folder, entry.plans[tower])
+            continue
         with stage_process() as process:
             measured = process.run(
                 write_served, artefact.path, artefact.reference, entry.arch, tower, artefact.precision, folder
@@ -211,6 +257,16 @@ def _write_encoders(repository: Path, entry: RepositoryEntry) -> dict[str, Any]:
         logger.info("Proved the served %s encoder: 1 - cosine <= %.0e", tower, measured.cosine_distance)
         parity[f"{tower}-encoder"] = measured.as_dict()
     return parity
+
+
+def _write_plans(folder: Path, plans: Sequence[Plan]) -> dict[str, Any]:
+    """Copies plans, which were proved when they were made, with their sidecars."""
+    for plan in plans:
+        target = folder / plan_filename(plan.record)
+        link_or_copy(plan.path, target)
+        link_or_copy(sidecar_of(plan.path), sidecar_of(target))
+    worst = max((plan.record.parity["pytorch"] for plan in plans), key=lambda parity: parity["cosine_distance"])
+    return dict(worst)
 
 
 def _write_configs(repository: Path, entry: RepositoryEntry, versions: list[int]) -> None:
@@ -233,6 +289,10 @@ def _write_configs(repository: Path, entry: RepositoryEntry, versions: list[int]
             "versions": versions,
             "facts": facts,
         }
+        if kind.endswith("-encoder"):
+            tower = TOWERS[kind.startswith("text")]
+            records = [plan.record for plan in entry.plans.get(tower, ())]
+            values["encoder"] = encoder_config(entry.serving, entry.arch, tower, records)
         text, _ = render_config(kind, values)
         config = repository / name / "config.pbtxt"
         config.unlink(missing_ok=True)  # it may be a link to the published one
@@ -251,7 +311,7 @@ def _manifest_entry(entry: RepositoryEntry, served_parity: Mapping[str, Any]) ->
             "untrained": checkpoint.file.is_random,
             "logit_scale": checkpoint.logit_scale,
         },
-        "platform": "onnxruntime",
+        "platform": entry.serving.platform,
         "serving": asdict(entry.serving),
         "versions": {
             "python": sys.version.split()[0],
@@ -272,5 +332,6 @@ def _manifest_entry(entry: RepositoryEntry, served_parity: Mapping[str, Any]) ->
             artefact.path.name: {key: artefact.record[key] for key in ("opset", "precision", "parity", "files")}
             for artefact in entry.artefacts.items
         },
+        "plans": _plans_record(entry),
         "served_parity": served_parity,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from cnclip_builder.errors import SettingError
-from cnclip_builder.machine import Target
+from cnclip_builder.machine import Accelerator, Platform, Target
 from cnclip_builder.parity import Precision
 
 DEFAULT_MAX_IMAGE_PIXELS = 178_956_970
@@ -21,6 +21,12 @@ class ServingConfig:
         precision: of the served encoders.
         context_length: most tokens of a text.
         max_batch_size: most rows of a request, and of a batch that Triton makes of several.
+        platform: Triton's backend for the encoders.
+        accelerator: how the onnxruntime backend runs encoders on a GPU: "cuda" (its own default, with one stream for
+            all that it runs), "tensorrt" (it builds engines when models load, and keeps them), or "none" to leave it.
+        cuda_graphs: let the tensorrt backend record the image encoder's launches, at powers of two of the batch, and
+            replay them: less time per request at small batches, more GPU memory. Text lengths vary too much for it.
+        pinned_memory: copy to and from the GPU by way of page-locked memory.
         max_queue_size: requests that may wait for a model; past it Triton answers UNAVAILABLE.
         encoder_instances: copies of each encoder, a GPU's for each of its GPUs.
         encoder_queue_delay_microseconds: how long a request waits for others to share its batch.
@@ -35,6 +41,10 @@ class ServingConfig:
     precision: Precision
     context_length: int
     max_batch_size: int
+    platform: Platform = "onnxruntime"
+    accelerator: Accelerator = "none"
+    cuda_graphs: bool = False
+    pinned_memory: bool = True
     max_queue_size: int = 1024
     encoder_instances: int = 1
     encoder_queue_delay_microseconds: int = 1000
@@ -53,10 +63,20 @@ class ServingConfig:
         may_be_zero = {"encoder_queue_delay_microseconds", "encoder_threads", "preprocess_threads"}
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int):
+            if isinstance(value, int) and not isinstance(value, bool):
                 least = 0 if field.name in may_be_zero else 1
                 if not least <= value <= 2**31 - 1:
                     raise SettingError(f"{field.name} is {value}: choose at least {least}")
+
+        if self.platform == "tensorrt" and self.target != "gpu":
+            raise SettingError("TensorRT plans run on GPUs alone: choose TARGET=gpu, or PLATFORM=onnxruntime")
+        if self.accelerator != "none" and (self.target, self.platform) != ("gpu", "onnxruntime"):
+            raise SettingError(
+                f"accelerator {self.accelerator!r} is the onnxruntime backend's on a GPU: choose TARGET=gpu and "
+                "PLATFORM=onnxruntime, or no accelerator"
+            )
+        if self.cuda_graphs and self.platform != "tensorrt":
+            raise SettingError("CUDA graphs are the tensorrt backend's: choose PLATFORM=tensorrt, or leave them off")
 
     @property
     def encoder_kind(self) -> str:
@@ -65,5 +85,5 @@ class ServingConfig:
 
     @property
     def encoder_parameters(self) -> dict[str, str]:
-        """Parameters of Triton's onnxruntime backend."""
+        """Parameters of Triton's onnxruntime backend; the tensorrt backend has none that matter here."""
         return {"intra_op_thread_count": str(self.encoder_threads)} if self.target == "cpu" else {}

@@ -8,6 +8,8 @@ from pathlib import Path
 from cnclip_builder.arch import Arch, Tower
 from cnclip_builder.onnx_files import ExportJob
 from cnclip_builder.parity import Parity, Precision
+from cnclip_builder.plan_files import PlanJob
+from cnclip_builder.profiles import Profile
 from cnclip_builder.sources import CheckpointFile, Hub
 
 
@@ -88,3 +90,19 @@ def write_served(
 
     served = write_served_encoder(artefact, arch, tower, folder)
     return check_served_encoder(served, arch, tower, precision, np.load(reference))
+
+
+def write_plan_job(
+    artefact: Path,
+    reference: Path,
+    arch: Arch,
+    tower: Tower,
+    precision: Precision,
+    edges: str,
+    profiles: tuple[Profile, ...],
+    folder: Path,
+) -> PlanJob:
+    """Writes what a plan is made from; imports onnx and onnxruntime. See `write_plan_sources`."""
+    from cnclip_builder.plan_graphs import write_plan_sources
+
+    return write_plan_sources(artefact, reference, arch, tower, precision, edges, profiles, folder)  # type: ignore[arg-type]
