@@ -6,26 +6,30 @@
         features = client.encode_texts(["皮卡丘", "杰尼龟"])            # float32 [2, D], L2-normalised
         chances = client.similarity(["a.jpg"], ["皮卡丘", "杰尼龟"])    # float32 [1, 2], each row sums to 1
 
-Everything that it raises on purpose is a `CnclipError`: `TransportError` (`ServerUnreachable`, `ServerBusy`,
-`RequestTimeout`), `ModelNotFound`, `ModelNotReady`, `CheckpointMismatch`, `BadInput`, `BadFile`,
-`MissingExtra`, `ServerError`.
+Everything that it raises on purpose is a `CnclipError`: `TransportError` (`ServerUnreachable`, `TlsFailed`,
+`ServerBusy`, `RequestTimeout`), `AccessDenied`, `ModelNotFound`, `ModelNotReady`, `ModelChanged`,
+`CheckpointMismatch`, `BadInput`, `BadFile`, `MissingExtra`, `ServerError`.
 """
 
 from cnclip_client._blocks import Block
 from cnclip_client._catalogue import served_models
 from cnclip_client._client import Client
+from cnclip_client._credentials import Credentials, Tls
 from cnclip_client._exceptions import (
+    AccessDenied,
     BadFile,
     BadInput,
     CheckpointMismatch,
     CnclipError,
     MissingExtra,
+    ModelChanged,
     ModelNotFound,
     ModelNotReady,
     RequestTimeout,
     ServerBusy,
     ServerError,
     ServerUnreachable,
+    TlsFailed,
     TransportError,
 )
 from cnclip_client._info import ModelInfo
@@ -33,15 +37,18 @@ from cnclip_client._items import ImageItem
 from cnclip_client._settings import Limits, Retry, Timeout
 
 __all__ = [
+    "AccessDenied",
     "BadFile",
     "BadInput",
     "Block",
     "CheckpointMismatch",
     "Client",
     "CnclipError",
+    "Credentials",
     "ImageItem",
     "Limits",
     "MissingExtra",
+    "ModelChanged",
     "ModelInfo",
     "ModelNotFound",
     "ModelNotReady",
@@ -51,6 +58,8 @@ __all__ = [
     "ServerError",
     "ServerUnreachable",
     "Timeout",
+    "Tls",
+    "TlsFailed",
     "TransportError",
     "served_models",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from cnclip_client._credentials import Credentials
 from cnclip_client._exceptions import CnclipError, ModelNotFound, ModelNotReady
 from cnclip_client._settings import Retry, Timeout
 from cnclip_client._transport import Listed, Transport
@@ -14,7 +15,11 @@ _SUFFIXES = ("-image", "-text")
 
 
 def served_models(
-    url: str = "localhost:8001", *, timeout: Timeout | None = None, retry: Retry | None = None
+    url: str = "localhost:8001",
+    *,
+    timeout: Timeout | None = None,
+    retry: Retry | None = None,
+    credentials: Credentials | None = None,
 ) -> tuple[str, ...]:
     """Returns the slugs that a server serves at present, sorted: an image or a text model is enough.
 
@@ -22,12 +27,15 @@ def served_models(
         url: The server's gRPC address, `host:port`.
         timeout: Deadlines; the defaults are those of `Timeout`.
         retry: When to try again; the defaults are those of `Retry`.
+        credentials: What the server asks for; without them it is plaintext.
 
     Raises:
+        ValueError: The address is not `host:port`, or secrets would go to another machine in plaintext.
+        BadFile: A file of the credentials cannot be used.
         TransportError: No answer.
-        ServerError: The server does not let its repository be listed.
+        AccessDenied: The server does not let its repository be listed.
     """
-    transport = Transport(url, timeout or Timeout(), retry or Retry())
+    transport = Transport(url, timeout, retry, credentials)
     try:
         return slugs(transport.index())
     finally:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cnclip_client._batches import batches
 from cnclip_client._blocks import Block, join
+from cnclip_client._credentials import Credentials
 from cnclip_client._exceptions import BadInput
 from cnclip_client._info import ModelInfo
 from cnclip_client._items import ImageItem, image_bytes, require_many, text_bytes
@@ -44,9 +45,12 @@ class Client:
         timeout: Deadlines; the defaults are those of `Timeout`.
         retry: When to send again; the defaults are those of `Retry`.
         limits: What one call may hold at once; the defaults are those of `Limits`.
+        credentials: What the server asks for; without them it is plaintext.
 
     Raises:
-        ValueError: The address is not `host:port`, or the model's name is empty.
+        ValueError: The address is not `host:port`, the model's name is empty, or secrets would go to another machine
+            in plaintext.
+        BadFile: A file of the credentials cannot be used.
     """
 
     def __init__(
@@ -58,11 +62,12 @@ class Client:
         timeout: Timeout | None = None,
         retry: Retry | None = None,
         limits: Limits | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         if not model:
             raise ValueError("model is empty; served_models(url) lists what a server has")
         self._limits = limits or Limits()
-        self._transport = Transport(url, timeout or Timeout(), retry or Retry())
+        self._transport = Transport(url, timeout, retry, credentials)
         self._towers = Towers(self._transport, model, version)
 
     def __repr__(self) -> str:
@@ -92,6 +97,19 @@ class Client:
             TransportError: No answer.
         """
         return self._towers.any()
+
+    def require_unchanged(self) -> None:
+        """Asks whether the server still serves what this client's features came of.
+
+        Every call of `encode_*` and every `iter_*` that came to its end has asked already. A job that keeps features
+        while it runs asks before it does, so that a model that was replaced meanwhile leaves nothing in them.
+
+        Raises:
+            ModelChanged: Another checkpoint, version or option is served in its place.
+            CnclipError: The server could not be had.
+        """
+        self._towers.require_unchanged("image")
+        self._towers.require_unchanged("text")
 
     @overload
     def encode_images(
@@ -276,6 +294,7 @@ class Client:
             tensors=(kind.upper(), output if normalize else f"unnorm_{output}"),
             embedding_size=info.embedding_size,
             limits=self._limits,
+            verify=lambda max_age_s: self._towers.require_unchanged(kind, max_age_s),
         )
 
         def prepare(item: object) -> bytes:

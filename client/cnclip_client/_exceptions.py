@@ -3,14 +3,19 @@
     CnclipError
     ├── TransportError          no answer could be had from the server
     │   ├── ServerUnreachable   nobody (or nobody who speaks Triton's gRPC) answers there
+    │   ├── TlsFailed           the server is not whom the client trusts, or speaks no TLS
     │   ├── ServerBusy          the server answers, but takes no more requests for now
     │   └── RequestTimeout      the answer did not come in time
+    ├── AccessDenied            the server wants a token, a header or other ones
     ├── ModelNotFound           the server does not have the model
     ├── ModelNotReady           the server has the model, but does not serve it at present
+    ├── ModelChanged            another model is served now in the place of the one that was used so far
     ├── CheckpointMismatch      images and texts would be compared across two checkpoints
     ├── BadInput                some of the caller's items cannot be encoded
     ├── BadFile                 a file of the caller's does not hold what it should
     ├── MissingExtra            a library that only some uses need is not installed
+    ├── JobRefused              a batch job would mix with another's output, or run twice at once
+    ├── TooManyFailures         more items of a batch job failed than were allowed for
     └── ServerError             the server refused or failed for any other reason
 
 Mistakes in calling (a single string where a list is meant, a closed client) raise `TypeError`, `ValueError`
@@ -19,24 +24,30 @@ and `RuntimeError`, as they would anywhere in Python.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from cnclip_client._blocks import Block
+    from cnclip_client._info import ModelInfo
 
 __all__ = [
+    "AccessDenied",
     "BadFile",
     "BadInput",
     "CheckpointMismatch",
     "CnclipError",
+    "JobRefused",
     "MissingExtra",
+    "ModelChanged",
     "ModelNotFound",
     "ModelNotReady",
     "RequestTimeout",
     "ServerBusy",
     "ServerError",
     "ServerUnreachable",
+    "TlsFailed",
     "TransportError",
 ]
 
@@ -73,6 +84,10 @@ class ServerUnreachable(TransportError):
     """Nobody answers at the address, or the connection broke and could not be made anew."""
 
 
+class TlsFailed(TransportError):
+    """No connection that both sides trust could be made; it is not tried again."""
+
+
 class ServerBusy(TransportError):
     """The server's queue stayed full for as long as `Retry` allows."""
 
@@ -87,6 +102,20 @@ class RequestTimeout(TransportError):
     def __init__(self, message: str, *, url: str, timeout_s: float) -> None:
         super().__init__(message, url=url)
         self.timeout_s = timeout_s
+
+
+class AccessDenied(CnclipError):
+    """The server refused a call for want of a right: a token, a header, or other ones.
+
+    Attributes:
+        url: The address that was asked.
+        detail: The server's own words.
+    """
+
+    def __init__(self, message: str, *, url: str, detail: str) -> None:
+        super().__init__(message)
+        self.url = url
+        self.detail = detail
 
 
 class ModelNotFound(CnclipError):
@@ -115,6 +144,30 @@ class ModelNotReady(CnclipError):
         super().__init__(message)
         self.model = model
         self.reason = reason
+
+
+class ModelChanged(CnclipError):
+    """The server now serves another model under the name: features of the two must not be mixed.
+
+    Attributes:
+        model: The full model name.
+        before: What was served when this client first asked.
+        after: What is served now.
+    """
+
+    def __init__(self, *, model: str, before: ModelInfo, after: ModelInfo) -> None:
+        names = [field.name for field in dataclasses.fields(before)]
+        changed = [name for name in names if getattr(before, name) != getattr(after, name)]
+        told = ", ".join(
+            f"{name} {str(getattr(before, name))[:12]} -> {str(getattr(after, name))[:12]}" for name in changed
+        )
+        super().__init__(
+            f"{model} is not the model that this client began with ({told}): features of both would be mixed; "
+            "serve the old one again, or begin anew with the new one"
+        )
+        self.model = model
+        self.before = before
+        self.after = after
 
 
 class CheckpointMismatch(CnclipError):
@@ -182,6 +235,37 @@ class MissingExtra(CnclipError):
         super().__init__(f"this needs {module}, which is not installed; pip install 'cn-clip-triton[{extra}]'")
         self.module = module
         self.extra = extra
+
+
+class JobRefused(CnclipError):
+    """A batch job would mix its output with another's, or run twice at once.
+
+    Attributes:
+        output: The file that it would write.
+    """
+
+    def __init__(self, message: str, *, output: str) -> None:
+        super().__init__(f"{output}: {message}")
+        self.output = output
+
+
+class TooManyFailures(CnclipError):
+    """More items of a batch job failed than were allowed for; what was done is kept.
+
+    Attributes:
+        failures: How many failed.
+        max_errors: How many were allowed to.
+        last: The last one's id and reason.
+    """
+
+    def __init__(self, *, failures: int, max_errors: int, last: str) -> None:
+        super().__init__(
+            f"{failures} items failed, more than the {max_errors} allowed, the last one: {last}; what was done is "
+            "kept: mend the items and start anew with --overwrite, or go on with a higher --max-errors"
+        )
+        self.failures = failures
+        self.max_errors = max_errors
+        self.last = last
 
 
 class ServerError(CnclipError):

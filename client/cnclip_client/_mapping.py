@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from cnclip_client._exceptions import (
+    AccessDenied,
     CnclipError,
     ModelNotFound,
     ModelNotReady,
@@ -13,9 +14,10 @@ from cnclip_client._exceptions import (
     ServerBusy,
     ServerError,
     ServerUnreachable,
+    TlsFailed,
 )
 
-__all__ = ["is_transient", "map_error", "status_of"]
+__all__ = ["is_queue_full", "is_transient", "map_error", "status_of"]
 
 # gRPC goes through these without a word, for localhost too unless no_proxy names it.
 _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
@@ -24,6 +26,24 @@ _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 _QUEUE_FULL = ("maximum queue size", "Request timeout expired")
 _RESTRICTED = "protocol is restricted"
 _NOT_SERVED = ("is not at ready state", "has no available versions", "stopped accepting")
+
+# Words of gRPC's core (1.60 to 1.85) and of BoringSSL in a failed handshake -> what is wrong and how to mend it.
+_HANDSHAKE = ("handshake failed", "Hostname Verification Check failed")
+_TLS_PROBLEMS = (
+    ("certificate has expired", "its certificate has expired; have it renewed"),
+    ("certificate is not yet valid", "its certificate is not valid yet; check both clocks"),
+    (
+        "Hostname Verification Check failed",
+        "its certificate is for another name; use that name in the address, or give it as Tls.server_name "
+        "(--tls-server-name)",
+    ),
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "its certificate was not signed by an authority that is trusted here; give the right one as Tls.ca_cert "
+        "(--ca-cert)",
+    ),
+    ("WRONG_VERSION_NUMBER", "it does not speak TLS on this port; leave out TLS, or use its TLS port"),
+)
 
 
 def status_of(error: Any) -> str:
@@ -35,9 +55,17 @@ def is_transient(error: Any) -> bool:
     """Tells whether an inference request that failed so may succeed unchanged a moment later.
 
     CANCELLED is what a server says of the requests under way as it stops; and NOT_FOUND of a model that was
-    there a moment ago comes of its reload, or of models unloaded before the port is closed.
+    there a moment ago comes of its reload, or of models unloaded before the port is closed. A failed handshake and a
+    protocol that Triton restricts are UNAVAILABLE as well, but stay so.
     """
-    return status_of(error) in {"UNAVAILABLE", "CANCELLED", "NOT_FOUND"}
+    words = error.message() or ""
+    lasting = _RESTRICTED in words or any(part in words for part in _HANDSHAKE)
+    return status_of(error) in {"UNAVAILABLE", "CANCELLED", "NOT_FOUND"} and not lasting
+
+
+def is_queue_full(error: Any) -> bool:
+    """Tells whether the server refused a request since others wait already."""
+    return any(words in (error.message() or "") for words in _QUEUE_FULL)
 
 
 def map_error(
@@ -67,7 +95,7 @@ def map_error(
             url=url,
             timeout_s=timeout_s,
         )
-    if any(words in detail for words in _QUEUE_FULL):
+    if is_queue_full(error):
         return ServerBusy(
             f"{url} refuses requests, its queue is full; lower Limits.in_flight, or raise Retry.deadline_s "
             "and Retry.attempts",
@@ -81,7 +109,17 @@ def map_error(
         )
     if status == "NOT_FOUND":
         return ModelNotFound(f"{url} has no model {model} ({detail})", model=model, available=None)
-    if status in {"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"} and _RESTRICTED not in detail:
+    if status in {"UNAUTHENTICATED", "PERMISSION_DENIED"} or _RESTRICTED in detail:
+        return AccessDenied(
+            f"{url} denies access ({detail or status}); give the token or header that it wants (Credentials; "
+            "--token-file, --header)",
+            url=url,
+            detail=detail,
+        )
+    if any(words in detail for words in _HANDSHAKE):
+        problem = next((told for words, told in _TLS_PROBLEMS if words in detail), f"{detail}; see the server's log")
+        return TlsFailed(f"no TLS connection to {url}: {problem}", url=url)
+    if status in {"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"}:
         return ServerUnreachable(_unreachable(url, status, detail, timeout_s, connecting), url=url)
     return ServerError(
         f"{model or url}: the server failed the request ({status}: {detail}); see the server's log",
@@ -98,6 +136,6 @@ def _unreachable(url: str, status: str, detail: str, timeout_s: float, connectin
     proxy = next((f"{name}={os.environ[name]}" for name in _PROXY_VARIABLES if os.environ.get(name)), None)
     through = f"; gRPC goes through the proxy {proxy} unless no_proxy names the host" if proxy else ""
     return (
-        f"no Triton server answers at {url} ({why}); check the address, that the server runs, and that this "
-        f"is its gRPC port (8001 by default, not HTTP's 8000){through}"
+        f"no Triton server answers at {url} ({why}); check the address, that the server runs, that this is its gRPC "
+        f"port (8001 by default, not HTTP's 8000), and whether it wants TLS or a client's certificate{through}"
     )

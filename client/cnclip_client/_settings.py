@@ -25,7 +25,9 @@ class Timeout:
     Attributes:
         connect_s: How long the first answer may take: an address where nobody answers is given up after this.
         request_s: How long one inference request may take, the wait in the server's queue included. A request
-            that exceeds it is not sent again: that would only double the load that made it late.
+            that exceeds it is not sent again: that would only double the load that made it late. After a third of
+            it without a word the connection is probed, so that a host that has vanished costs no more, and the request
+            is sent again.
     """
 
     connect_s: float = 5.0
@@ -74,14 +76,14 @@ class Limits:
     """What one call of `encode_*` or `iter_*` may hold at one time.
 
     Attributes:
-        in_flight: Requests under way at once.
+        in_flight: Most requests under way at once; how many of them are worth it is found out as a call runs.
         in_flight_bytes: Their bytes together; a request larger than this travels alone.
         request_bytes: A request is closed when a further item would take it past this; a larger item travels
             alone.
         item_bytes: A larger item is refused before it is read or sent.
     """
 
-    in_flight: int = 4
+    in_flight: int = 64
     in_flight_bytes: int = 64 * _MIB
     request_bytes: int = 16 * _MIB
     item_bytes: int = 64 * _MIB

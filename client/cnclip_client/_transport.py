@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 from tritonclient.grpc import InferenceServerClient, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
+from cnclip_client._credentials import Credentials, channel_credentials, headers_of, is_local
 from cnclip_client._exceptions import CnclipError
-from cnclip_client._mapping import map_error, status_of
+from cnclip_client._mapping import is_transient, map_error, status_of
 from cnclip_client._settings import Retry, Timeout
 from cnclip_client._wire import bytes_input
 
@@ -57,13 +58,43 @@ class Transport:
         closed: Whether `close` was called.
     """
 
-    def __init__(self, url: str, timeout: Timeout, retry: Retry) -> None:
+    def __init__(
+        self,
+        url: str,
+        timeout: Timeout | None = None,
+        retry: Retry | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
+        """Prepares a connection; nothing is sent yet.
+
+        Args:
+            url: The server's gRPC address.
+            timeout: Deadlines; the defaults are those of `Timeout`.
+            retry: When to try again; the defaults are those of `Retry`.
+            credentials: What the server asks for; without them it is plaintext.
+
+        Raises:
+            ValueError: The address is not `host:port`, or secrets would go to another machine in plaintext.
+            BadFile: A file of the credentials cannot be used.
+        """
         self.url = check_url(url)
+        timeout, retry, credentials = timeout or Timeout(), retry or Retry(), credentials or Credentials()
+        if credentials.has_secrets and not credentials.tls and not credentials.allow_plaintext and not is_local(url):
+            raise ValueError(
+                f"the token or header would go to {url} in plaintext, for everyone on the way to read; use TLS "
+                "(Credentials.tls, --tls), or allow it (allow_plaintext, --allow-plaintext)"
+            )
+        self._headers = headers_of(credentials)
         self.timeout = timeout
         self.retry = retry
         self.closed = False
         self._answered = False
-        self._client = InferenceServerClient(url, channel_args=_channel_args(timeout, retry))
+        tls = credentials.tls
+        self._client = InferenceServerClient(
+            url,
+            creds=channel_credentials(tls) if tls else None,
+            channel_args=_channel_args(url, timeout, retry, tls.server_name if tls else None),
+        )
 
     def close(self) -> None:
         """Closes the channel; requests under way end as cancelled."""
@@ -71,8 +102,13 @@ class Transport:
             self.closed = True
             self._client.close()
 
-    def config(self, name: str, version: str) -> tuple[dict[str, str], int]:
+    def config(self, name: str, version: str, attempts: int | None = None) -> tuple[dict[str, str], int]:
         """Returns the parameters and the `max_batch_size` of one version of a model.
+
+        Args:
+            name: The model's full name.
+            version: The version asked for.
+            attempts: How often to try while nobody answers; as `Retry` says by default.
 
         Raises:
             ModelNotFound: The server has no such model; `.available` is not yet looked up.
@@ -81,14 +117,19 @@ class Transport:
             ServerError: Anything else.
         """
         answer = self._call(
-            name, lambda timeout_s: self._client.get_model_config(name, version, client_timeout=timeout_s)
+            name,
+            lambda timeout_s: self._client.get_model_config(name, version, self._headers(), client_timeout=timeout_s),
+            attempts,
         )
         config = answer.config
         return {key: value.string_value for key, value in config.parameters.items()}, config.max_batch_size
 
     def latest_version(self, name: str) -> str:
         """Returns the highest version that the server serves of a model. Raises as `config` does."""
-        answer = self._call(name, lambda timeout_s: self._client.get_model_metadata(name, client_timeout=timeout_s))
+        answer = self._call(
+            name,
+            lambda timeout_s: self._client.get_model_metadata(name, headers=self._headers(), client_timeout=timeout_s),
+        )
         return str(max((int(version) for version in answer.versions), default=1))
 
     def index(self) -> list[Listed]:
@@ -100,7 +141,7 @@ class Transport:
         """
         answer = self._call(
             "",
-            lambda timeout_s: self._client.get_model_repository_index(client_timeout=timeout_s),
+            lambda timeout_s: self._client.get_model_repository_index(self._headers(), client_timeout=timeout_s),
             attempts=1,
         )
         return [Listed(entry.name, entry.version, entry.state, entry.reason) for entry in answer.models]
@@ -136,6 +177,7 @@ class Transport:
                 lambda result, error: done(result, error),
                 model_version=version,
                 outputs=[InferRequestedOutput(tensors[1])],
+                headers=self._headers(),
                 client_timeout=self.timeout.request_s,
             )
         except ValueError as error:
@@ -166,6 +208,7 @@ class Transport:
             try:
                 answer = call(self.timeout.connect_s)
             except InferenceServerException as error:
+                self.require_open(error)
                 status = status_of(error)
                 connecting = not self._answered
                 if status not in {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"}:
@@ -181,7 +224,7 @@ class Transport:
                 failures += 1
                 allowed = self.retry.connect_attempts if connecting else attempts or self.retry.attempts
                 late = time.monotonic() - started > self.retry.deadline_s
-                if status != "UNAVAILABLE" or failures >= allowed or late:
+                if status != "UNAVAILABLE" or not is_transient(error) or failures >= allowed or late:
                     raise mapped from error
                 delay_s = self.retry.delay_s(failures)
                 _log.info("%s; trying again in %.1f s", mapped, delay_s)
@@ -194,10 +237,10 @@ class Transport:
                 return answer
 
 
-def _channel_args(timeout: Timeout, retry: Retry) -> list[tuple[str, int]]:
+def _channel_args(url: str, timeout: Timeout, retry: Retry, server_name: str | None) -> list[tuple[str, int | str]]:
     connect_ms = int(timeout.connect_s * 1000)
     delay_ms = max(int(retry.max_delay_s * 1000), 100)
-    return [
+    arguments: list[tuple[str, int | str]] = [
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
         # A refusal names every bad row; gRPC's default would cut it off at 8 KB.
@@ -208,4 +251,15 @@ def _channel_args(timeout: Timeout, retry: Retry) -> list[tuple[str, int]]:
         ("grpc.max_reconnect_backoff_ms", delay_ms),
         # Otherwise two clients of one address in a process share a connection, and with it the state above.
         ("grpc.use_local_subchannel_pool", 1),
+        # A peer that vanished without a word is noticed by a ping that nobody answers. A server that has sent nothing
+        # for its `--grpc-http2-min-recv-ping-interval-without-data` (300 s) bears three pings and hangs up at the
+        # fourth; so many fit into no request's deadline.
+        ("grpc.keepalive_time_ms", max(int(timeout.request_s * 1000 / 3), 100)),
+        ("grpc.keepalive_timeout_ms", max(connect_ms, 100)),
     ]
+    if is_local(url):
+        # gRPC asks a proxy for localhost too unless no_proxy names it.
+        arguments.append(("grpc.enable_http_proxy", 0))
+    if server_name is not None:
+        arguments.append(("grpc.ssl_target_name_override", server_name))
+    return arguments

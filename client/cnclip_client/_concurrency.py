@@ -1,0 +1,116 @@
+"""Finds out how many requests to keep under way: as few as give the server's full rate.
+
+Too few leave a server idle; too many only queue, and on a small machine slow it down. Which is which depends on the
+model, on batches, instances and GPUs, on the network and on who else is there, so it is measured: twice as many are
+tried for a moment, and kept if the rate rises by a tenth; half as many are kept if it does not fall.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+
+__all__ = ["Concurrency"]
+
+# One at work and one on its way: the least that can keep a server busy, and what most need.
+_START = 2
+# A rate is that of this many seconds and answers at least. Shorter ones were seen to be mostly noise.
+_EPOCH_S = 0.25
+_EPOCH_ANSWERS = 8
+# A trial that was not bound by the number under way, since items or their reader were slow, tells nothing of it.
+_SATURATED = 0.75
+# What a trial must reach of the rates before and after it to be kept: well more for twice as many, no less for half.
+_WORTH_DOUBLING = 1.10
+_WORTH_HALVING = 0.97
+# Epochs between two rounds of trials; doubled, up to the second, while they change nothing.
+_REST, _LONGEST_REST = 4, 64
+
+
+class Concurrency:
+    """The number of requests that one run keeps under way. For one thread.
+
+    Attributes:
+        limit: How many may be under way now.
+    """
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Starts at two.
+
+        Args:
+            most: The highest number allowed.
+            clock: Gives seconds.
+        """
+        self._most = most
+        self._clock = clock
+        self._begin(min(_START, most))
+
+    def answered(self, rows: int, under_way: int) -> None:
+        """Takes note of an answer.
+
+        Args:
+            rows: Rows in it.
+            under_way: Requests that were under way as it came, itself included.
+        """
+        if self._unsettled > 0:
+            # Sent before the limit changed.
+            self._unsettled -= 1
+            if self._unsettled == 0:
+                self._restart()
+            return
+        self._rows += rows
+        self._answers += 1
+        self._saturated += under_way >= self.limit
+        elapsed_s = self._clock() - self._started
+        if elapsed_s < _EPOCH_S or self._answers < max(_EPOCH_ANSWERS, 2 * self.limit):
+            return
+        if self._saturated < _SATURATED * self._answers:
+            self._restart()
+        else:
+            self._move(self._trials.send(self._rows / elapsed_s))
+
+    def disturbed(self) -> None:
+        """Takes note of a failed request: the rate of this moment says nothing."""
+        self._restart()
+
+    def overloaded(self) -> None:
+        """Takes note of a full queue at the server: halves the number."""
+        self._begin(max(self.limit // 2, 1))
+
+    def _begin(self, limit: int) -> None:
+        self.limit = limit
+        self._unsettled = limit
+        self._trials = _search(limit, self._most)
+        next(self._trials)
+        self._restart()
+
+    def _move(self, limit: int) -> None:
+        # As many answers as were under way belong to the old limit.
+        self._unsettled = max(limit, self.limit) if limit != self.limit else 0
+        self.limit = limit
+        self._restart()
+
+    def _restart(self) -> None:
+        self._started = self._clock()
+        self._rows = self._answers = self._saturated = 0
+
+
+def _search(limit: int, most: int) -> Generator[int, float, None]:
+    """Yields the number to measure next and is sent its rate, for ever."""
+    rest = _REST
+    while True:
+        found = limit
+        for more in (True, False):
+            while True:
+                trial = min(limit * 2, most) if more else max(limit // 2, 1)
+                if trial == limit:
+                    break
+                # Measured between two of the present number, since a machine's other load comes and goes.
+                before = yield limit
+                tried = yield trial
+                after = yield limit
+                if tried < max(before, after) * (_WORTH_DOUBLING if more else _WORTH_HALVING):
+                    break
+                limit = trial
+        rest = min(rest * 2, _LONGEST_REST) if limit == found else _REST
+        for _ in range(rest):
+            yield limit
