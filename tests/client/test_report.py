@@ -149,7 +149,8 @@ def test_nothing_is_fetched_and_nothing_becomes_markup(annotations: Annotations)
 
 
 @pytest.mark.parametrize(
-    ("format", "mode"), [("PNG", "RGBA"), ("PNG", "P"), ("JPEG", "CMYK"), ("TIFF", "RGB"), ("WEBP", "RGB"), ("GIF", "P")]
+    ("format", "mode"),
+    [("PNG", "RGBA"), ("PNG", "P"), ("JPEG", "CMYK"), ("TIFF", "RGB"), ("WEBP", "RGB"), ("GIF", "P")],
 )
 def test_thumbnails_are_small_jpegs_of_the_same_shape(format: str, mode: str) -> None:
     uri = thumbnails([(1, picture("red", (2000, 500), format, mode))], {1})[1].uri
@@ -208,6 +209,11 @@ def test_the_command_writes_it(tmp_path: Path) -> None:
     assert read.headings == ["第1句", "第2句"]
     assert [[bool(one["image"]) for one in section] for section in read.sections] == [[True, True]] * 2
     assert read_annotations(annotations).texts[2] == "第2句"
+    tsv = tmp_path / "imgs.tsv"
+    encoded = {one: base64.urlsafe_b64encode(picture("red")).decode() for one in ids}
+    tsv.write_text("".join(f"{one}\t{data}\n" for one, data in encoded.items()))
+    assert search("--html", page, "--images", tsv).returncode == 0
+    assert page.read_text(encoding="utf-8").count("data:image/jpeg") == 9
     refused = search("--images", tmp_path)
     assert refused.returncode == 2
     assert "name it with --html" in refused.stderr

@@ -11,12 +11,21 @@ __all__ = ["pictures_in"]
 
 
 def pictures_in(source: Path, wanted: Collection[Id]) -> Iterator[tuple[Id, bytes]]:
-    """Yields the wanted images of a folder, which goes by their path in it, their name or its stem."""
-    for path in sorted(source.rglob("*")):
-        if path.is_file():
-            ids: list[Id] = [path.relative_to(source).as_posix(), path.name, path.stem]
+    """Yields the wanted among the images of a source, with the ids that it gives them.
+
+    A file also goes by its name, and by that without its ending, for features whose ids were made elsewhere.
+    """
+    # Here, as every command would load it and few searches write a page.
+    from cnclip_client.sources import image_source
+
+    for item in image_source(source).items():
+        if isinstance(item.value, str):
+            path = Path(item.value)
+            ids: list[Id] = [item.id, path.name, path.stem]
             if path.stem.isdecimal():
                 ids.append(int(path.stem))
             for one in ids:
-                if one in wanted:
+                if one in wanted and path.is_file():
                     yield one, path.read_bytes()
+        elif item.value is not None:
+            yield item.id, item.value
