@@ -87,6 +87,11 @@ class Client:
         self._transport.close()
 
     @property
+    def limits(self) -> Limits:
+        """What one call may hold at once."""
+        return self._limits
+
+    @property
     def info(self) -> ModelInfo:
         """What the server says of the model, asked once; where it has only one of the towers, of that one.
 

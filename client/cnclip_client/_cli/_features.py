@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 
 from cnclip_client import Block
 from cnclip_client import _render as render
+from cnclip_client._cli._connection import Server, asks_server
 from cnclip_client._cli._shared import (
     SOME_FAILED,
-    Model,
-    Url,
     Verbose,
     complain,
-    connect,
     items_given,
     reporting,
     write,
@@ -46,11 +44,11 @@ Listing = Annotated[str | None, typer.Option("--file", "-f", help="A file with o
 
 
 @features.command("images")
+@asks_server
 def _features_images(
+    server: Server,
     paths: Annotated[list[str] | None, typer.Argument(metavar="PATH", help="Image files.", show_default=False)] = None,
     file: Listing = None,
-    url: Url = "localhost:8001",
-    model: Model = None,
     output: Output = "-",
     normalize: Normalize = True,
     verbose: Verbose = False,
@@ -62,15 +60,15 @@ def _features_images(
     with reporting(verbose):
         if not paths and not file:
             raise typer.BadParameter("name image files, or a list of them with --file")
-        _features("image", items_given(paths, file), url, model, output, normalize)
+        _features("image", items_given(paths, file), server, output, normalize)
 
 
 @features.command("texts")
+@asks_server
 def _features_texts(
+    server: Server,
     texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts.", show_default=False)] = None,
     file: Listing = None,
-    url: Url = "localhost:8001",
-    model: Model = None,
     output: Output = "-",
     normalize: Normalize = True,
     verbose: Verbose = False,
@@ -80,14 +78,13 @@ def _features_texts(
     Example: cnclip features texts 皮卡丘 杰尼龟
     """
     with reporting(verbose):
-        _features("text", items_given(texts, file), url, model, output, normalize)
+        _features("text", items_given(texts, file), server, output, normalize)
 
 
 def _features(
     kind: Literal["image", "text"],
     items: Iterable[str],
-    url: str,
-    model: str | None,
+    server: Server,
     output: str,
     normalize: bool,
 ) -> None:
@@ -100,7 +97,7 @@ def _features(
     kept: list[NDArray[np.float32]] = []
     pending: deque[str] = deque()
     some_failed = False
-    with connect(url, model) as client, render.progress(shown, total) as advance:
+    with server.connect() as client, render.progress(shown, total) as advance:
         source = _remember(items, pending)
         run = client.iter_images if kind == "image" else client.iter_texts
         for block in run(source, normalize=normalize):

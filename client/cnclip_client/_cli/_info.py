@@ -7,14 +7,16 @@ import json
 import sys
 
 from cnclip_client import _render as render
-from cnclip_client._cli._shared import AsJson, Model, Url, Verbose, connect, reporting, write
+from cnclip_client._cli._connection import Server, asks_server
+from cnclip_client._cli._shared import AsJson, Verbose, reporting, write
 
 __all__ = ["info"]
 
 
-def info(url: Url = "localhost:8001", model: Model = None, as_json: AsJson = False, verbose: Verbose = False) -> None:
+@asks_server
+def info(server: Server, as_json: AsJson = False, verbose: Verbose = False) -> None:
     """Tell what a served model is: architecture, checkpoint, logit scale, sizes."""
-    with reporting(verbose), connect(url, model) as client:
+    with reporting(verbose), server.connect() as client:
         found = dataclasses.asdict(client.info)
         if as_json:
             write((json.dumps(found) + "\n").encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
@@ -14,28 +15,14 @@ from typing import Annotated
 
 import typer
 
-from cnclip_client import BadFile, Client, CnclipError, MissingExtra, served_models
+from cnclip_client import BadFile, CnclipError, MissingExtra
 
-__all__ = [
-    "SOME_FAILED",
-    "AsJson",
-    "Model",
-    "Url",
-    "Verbose",
-    "complain",
-    "connect",
-    "items_given",
-    "reporting",
-    "write",
-]
+__all__ = ["SOME_FAILED", "AsJson", "Verbose", "complain", "items_given", "reporting", "write"]
 
 SOME_FAILED, _USAGE, _SERVER, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 3, 130, 141
+# Line breaks, and what moves a terminal's cursor or sets its title.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
-Url = Annotated[str, typer.Option(envvar="CNCLIP_URL", help="The server's gRPC address, host:port.")]
-Model = Annotated[
-    str | None,
-    typer.Option(envvar="CNCLIP_MODEL", help="The served model; not needed where the server has only one."),
-]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, and show tracebacks of errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -48,6 +35,9 @@ def reporting(verbose: bool) -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
+    except typer.BadParameter as error:
+        complain(error.message)
+        raise typer.Exit(_USAGE) from error
     except (CnclipError, OSError, KeyboardInterrupt) as error:
         if verbose:
             traceback.print_exc()
@@ -64,19 +54,6 @@ def _status(error: BaseException) -> int:
         return _INTERRUPTED
     complain(str(error))
     return _USAGE if isinstance(error, OSError | BadFile | MissingExtra) else _SERVER
-
-
-def connect(url: str, model: str | None) -> Client:
-    try:
-        if model is None:
-            slugs = served_models(url)
-            if len(slugs) != 1:
-                served = f"{len(slugs)} models: {', '.join(slugs)}" if slugs else "no Chinese-CLIP model"
-                raise typer.BadParameter(f"{url} serves {served}; choose one with --model or CNCLIP_MODEL")
-            model = slugs[0]
-        return Client(url, model=model)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 def items_given(given: list[str] | None, file: str | None) -> Iterable[str]:
@@ -103,10 +80,12 @@ def _read_lines(stream: io.BufferedIOBase | object) -> Iterator[str]:
 
 
 def complain(message: str) -> None:
-    line = f"cnclip: {message}".replace("\n", " ").encode("utf-8", "backslashreplace").decode()
-    typer.echo(line, err=True)
+    """Prints one line on stderr, whatever names of files or words of a server's are in it."""
+    line = _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), f"cnclip: {message}")
+    typer.echo(line.encode("utf-8", "backslashreplace").decode(), err=True)
 
 
 def write(data: bytes) -> None:
+    """Prints data at once."""
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()

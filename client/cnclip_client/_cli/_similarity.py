@@ -9,17 +9,18 @@ import typer
 
 from cnclip_client import BadInput
 from cnclip_client import _render as render
-from cnclip_client._cli._shared import SOME_FAILED, AsJson, Model, Url, Verbose, complain, connect, reporting, write
+from cnclip_client._cli._connection import Server, asks_server
+from cnclip_client._cli._shared import SOME_FAILED, AsJson, Verbose, complain, reporting, write
 from cnclip_client._similarity import logits_per_image, softmax
 
 __all__ = ["similarity"]
 
 
+@asks_server
 def similarity(
+    server: Server,
     image: Annotated[list[str], typer.Option(help="An image file; may be given many times.")],
     text: Annotated[list[str], typer.Option(help="A text; may be given many times.")],
-    url: Url = "localhost:8001",
-    model: Model = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
@@ -29,7 +30,7 @@ def similarity(
 
     Example: cnclip similarity --image a.jpg --text 皮卡丘 --text 杰尼龟
     """
-    with reporting(verbose), connect(url, model) as client:
+    with reporting(verbose), server.connect() as client:
         found = client.info
         encoded = client.encode_images(image, errors="collect")
         try:

@@ -1,0 +1,190 @@
+"""The options of every subcommand that asks a server: where it is, and what it wants to know of the client."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from cnclip_client import BadFile, Client, Credentials, Limits, Retry, Tls, served_models
+
+__all__ = ["Server", "asks_server"]
+
+
+def _option(*names: str, environment: str, help: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, envvar=environment, help=help, metavar=metavar, rich_help_panel="Connection")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Server:
+    """The connection options of one command line; `asks_server` gives them to a command."""
+
+    url: Annotated[
+        str, _option("--url", environment="CNCLIP_URL", help="The server's gRPC address.", metavar="HOST:PORT")
+    ] = "localhost:8001"
+    model: Annotated[
+        str | None,
+        _option(
+            "--model", environment="CNCLIP_MODEL", help="The served model; not needed where the server has only one."
+        ),
+    ] = None
+    tls: Annotated[bool, _option("--tls", environment="CNCLIP_TLS", help="Speak TLS.")] = False
+    ca_cert: Annotated[
+        Path | None,
+        _option(
+            "--ca-cert",
+            environment="CNCLIP_CA_CERT",
+            help="The authority that signed the server's certificate, where it is no public one. Means --tls.",
+            metavar="FILE.pem",
+        ),
+    ] = None
+    client_cert: Annotated[
+        Path | None,
+        _option(
+            "--client-cert",
+            environment="CNCLIP_CLIENT_CERT",
+            help="A certificate of this client's own (mutual TLS).",
+            metavar="FILE.pem",
+        ),
+    ] = None
+    client_key: Annotated[
+        Path | None,
+        _option("--client-key", environment="CNCLIP_CLIENT_KEY", help="The key of it.", metavar="FILE.pem"),
+    ] = None
+    tls_server_name: Annotated[
+        str | None,
+        _option(
+            "--tls-server-name",
+            environment="CNCLIP_TLS_SERVER_NAME",
+            help="The name in the server's certificate, where the address has another.",
+            metavar="NAME",
+        ),
+    ] = None
+    token_file: Annotated[
+        Path | None,
+        _option(
+            "--token-file",
+            environment="CNCLIP_TOKEN_FILE",
+            help="A file with a bearer token. CNCLIP_TOKEN holds one itself: an option would be seen in ps.",
+            metavar="FILE",
+        ),
+    ] = None
+    header: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--header",
+            help="Sent with every request; may be given many times. NAME:@FILE takes the value from a file, and "
+            "CNCLIP_HEADERS holds one a line: an option would be seen in ps.",
+            metavar="NAME:VALUE",
+            rich_help_panel="Connection",
+        ),
+    ] = None
+    allow_plaintext: Annotated[
+        bool,
+        _option(
+            "--allow-plaintext",
+            environment="CNCLIP_ALLOW_PLAINTEXT",
+            help="Let tokens and headers go to another machine without TLS.",
+        ),
+    ] = False
+
+    def credentials(self) -> Credentials:
+        """Returns what the options and the environment say.
+
+        Raises:
+            ValueError: They contradict each other.
+            BadFile: A header's file cannot be read.
+        """
+        mutual = self.client_cert is not None or self.client_key is not None
+        tls = None
+        if self.tls or mutual or self.ca_cert is not None or self.tls_server_name is not None:
+            tls = Tls(
+                ca_cert=self.ca_cert,
+                client_cert=self.client_cert,
+                client_key=self.client_key,
+                server_name=self.tls_server_name,
+            )
+        given = [*os.environ.get("CNCLIP_HEADERS", "").splitlines(), *(self.header or ())]
+        return Credentials(
+            tls=tls,
+            # What is given as an option wins over the environment.
+            token=None if self.token_file else os.environ.get("CNCLIP_TOKEN") or None,
+            token_file=self.token_file,
+            headers=dict(_header(line) for line in given if line.strip()),
+            allow_plaintext=self.allow_plaintext,
+        )
+
+    def connect(self, *, retry: Retry | None = None, limits: Limits | None = None) -> Client:
+        """Returns a client of the model that was asked for, or of the only one that there is.
+
+        Args:
+            retry: When to try again; the defaults are those of `Retry`.
+            limits: What one call may hold at once; the defaults are those of `Limits`.
+
+        Raises:
+            typer.BadParameter: An option is wrong, or it takes one to choose a model.
+            CnclipError: The server could not be had, or a file is not what it should be.
+        """
+        try:
+            credentials, model = self.credentials(), self.model
+            if model is None:
+                slugs = served_models(self.url, retry=retry, credentials=credentials)
+                if len(slugs) != 1:
+                    served = f"{len(slugs)} models: {', '.join(slugs)}" if slugs else "no Chinese-CLIP model"
+                    raise typer.BadParameter(f"{self.url} serves {served}; choose one with --model or CNCLIP_MODEL")
+                model = slugs[0]
+            return Client(self.url, model=model, retry=retry, limits=limits, credentials=credentials)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+
+def asks_server(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of `Server`, and hands them over as its parameter `server`.
+
+    Typer reads a command's options off its signature; this one's is the command's own with `server` written out.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    own = [
+        parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(command).parameters.items()
+        if name != "server"
+    ]
+    server_hints = get_type_hints(Server, include_extras=True)
+    shared = [
+        inspect.Parameter(
+            option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=server_hints[option.name]
+        )
+        for option in fields(Server)
+    ]
+
+    @functools.wraps(command)
+    def wrapper(**given: Any) -> None:
+        options = {parameter.name: given.pop(parameter.name) for parameter in shared}
+        command(**given, server=Server(**options))
+
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + shared
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapper
+
+
+def _header(line: str) -> tuple[str, str]:
+    name, colon, value = line.partition(":")
+    if not colon:
+        raise ValueError("a header has no colon; write NAME:VALUE or NAME:@FILE")
+    value = value.strip()
+    if value.startswith("@"):
+        path = value[1:]
+        try:
+            value = Path(path).read_text(encoding="ascii").strip()
+        except OSError as error:
+            raise BadFile(f"cannot be read ({error.strerror}); it is to hold the header {name}", path=path) from error
+        except UnicodeDecodeError:
+            raise BadFile(f"is not ASCII; it is to hold the header {name}", path=path) from None
+    return name.strip(), value
