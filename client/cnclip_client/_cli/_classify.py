@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 
 from cnclip_client import _render as render
+from cnclip_client._cli._connection import Server, asks_server
 from cnclip_client._cli._retrieval import usage, writing
-from cnclip_client._cli._shared import SOME_FAILED, Model, Url, Verbose, complain, connect, items_given, reporting
+from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, items_given, reporting
 from cnclip_client.classification import TEMPLATES, Classification, Classifier
 
 __all__ = ["classify"]
@@ -21,7 +22,9 @@ __all__ = ["classify"]
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
+@asks_server
 def classify(
+    server: Server,
     paths: Annotated[
         list[str] | None, typer.Argument(metavar="PATH", help="Image files, or folders of them.", show_default=False)
     ] = None,
@@ -41,8 +44,6 @@ def classify(
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="FILE.jsonl|-", help="JSON lines; - is stdout.")
     ] = "-",
-    url: Url = "localhost:8001",
-    model: Model = None,
     verbose: Verbose = False,
 ) -> None:
     """Tell what each image shows, of labels that the model never learned.
@@ -61,7 +62,7 @@ def classify(
             raise typer.BadParameter("name labels with --label, or a file of them with --labels")
         some_failed = False
         shown = sys.stderr.isatty() and (output != "-" or not sys.stdout.isatty())
-        with connect(url, model) as client, render.progress(shown, None) as advance, writing(output) as out:
+        with server.connect() as client, render.progress(shown, None) as advance, writing(output) as out:
             classifier = Classifier.of(client, named, templates=prompts)
             pending: deque[str] = deque()
             images = _images(items_given(paths, file), pending)
