@@ -1,7 +1,8 @@
 """The command `cnclip`, a module for each subcommand. The only package that imports typer.
 
 Exit status: 0 all went well; 1 some items could not be encoded (the others were printed); 2 wrong usage; 3 the server
-or the model could not be had; 130 interrupted; 141 the reader of the output went away.
+or the model could not be had; 4 more items failed than --max-errors; 130 interrupted; 141 the reader of the output went
+away.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import typer
 
 from cnclip_client._cli._classify import classify
 from cnclip_client._cli._evaluate import evaluate
+from cnclip_client._cli._extract import extract
 from cnclip_client._cli._features import features
 from cnclip_client._cli._info import info
 from cnclip_client._cli._search import search
@@ -30,6 +32,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(features, name="features")
+app.add_typer(extract, name="extract")
 app.command("similarity")(similarity)
 app.command("info")(info)
 app.command("search")(search)

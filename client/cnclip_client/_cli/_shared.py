@@ -16,10 +16,11 @@ from typing import Annotated
 import typer
 
 from cnclip_client import BadFile, CnclipError, MissingExtra
+from cnclip_client._exceptions import JobRefused, TooManyFailures
 
 __all__ = ["SOME_FAILED", "AsJson", "Verbose", "complain", "items_given", "reporting", "write"]
 
-SOME_FAILED, _USAGE, _SERVER, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 3, 130, 141
+SOME_FAILED, _USAGE, _SERVER, _TOO_MANY_FAILED, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 3, 4, 130, 141
 # Line breaks, and what moves a terminal's cursor or sets its title.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -53,7 +54,9 @@ def _status(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return _INTERRUPTED
     complain(str(error))
-    return _USAGE if isinstance(error, OSError | BadFile | MissingExtra) else _SERVER
+    if isinstance(error, TooManyFailures):
+        return _TOO_MANY_FAILED
+    return _USAGE if isinstance(error, OSError | BadFile | MissingExtra | JobRefused) else _SERVER
 
 
 def items_given(given: list[str] | None, file: str | None) -> Iterable[str]:

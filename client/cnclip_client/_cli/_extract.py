@@ -1,0 +1,217 @@
+"""`cnclip extract`: features of any number of images or texts into a file, in a job that can be killed and goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from cnclip_client import (
+    AccessDenied,
+    ModelChanged,
+    ModelNotFound,
+    ModelNotReady,
+    Retry,
+    ServerError,
+    TransportError,
+)
+from cnclip_client._cli._connection import Server, asks_server
+from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, reporting
+from cnclip_client.extraction import ExtractOptions, Summary
+from cnclip_client.extraction import extract as extract_features
+from cnclip_client.sinks import Dtype
+from cnclip_client.sources import ImageFormat, Source, TextFormat, image_source, text_source
+
+__all__ = ["extract"]
+
+_T = TypeVar("_T")
+_OF_SERVER = (TransportError, AccessDenied, ModelChanged, ModelNotFound, ModelNotReady, ServerError)
+_RATE_SECONDS = 30.0
+
+extract = typer.Typer(
+    no_args_is_help=True,
+    help="Write features of any number of images or texts to a file. Killed at any moment, it goes on when run again.",
+    epilog="Exit status: 0 all well; 1 some items failed, see OUTPUT.errors.jsonl; 2 usage, or another job's output; "
+    "3 server or model; 4 more failed than --max-errors; 130 interrupted. After 3, 4 (with a higher --max-errors) and "
+    "130 the same command goes on.",
+)
+
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="FILE.jsonl (cn_clip's), .parquet, or .npy with FILE.ids.jsonl."
+    ),
+]
+IdColumn = Annotated[str | None, typer.Option(metavar="NAME", help="The column of ids, of parquet or JSONL.")]
+Column = Annotated[str | None, typer.Option(metavar="NAME", help="The column of images, paths or texts.")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Of the numbers in a .parquet or .npy file.")]
+Normalize = Annotated[
+    bool, typer.Option("--normalize/--no-normalize", help="Whether to divide each feature by its length.")
+]
+MaxErrors = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="Stop, with status 4, once more than N items have failed.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew, whatever there is of OUTPUT.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Items a request; 8 images or 32 texts unless told.")]
+WaitForServer = Annotated[
+    float, typer.Option(min=0.001, metavar="SECONDS", help="How long to wait for a server that goes away.")
+]
+
+
+@extract.command("images")
+@asks_server
+def _extract_images(
+    server: Server,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A folder, a quoted glob, a MUGE .tsv, a cn_clip LMDB, a .parquet file or folder, or a list of paths.",
+        ),
+    ],
+    output: Output,
+    format: Annotated[
+        ImageFormat | None, typer.Option("--format", help="What SOURCE is, where it does not tell by itself.")
+    ] = None,
+    id_column: IdColumn = None,
+    column: Column = None,
+    dtype: DtypeOption = "float32",
+    normalize: Normalize = True,
+    max_errors: MaxErrors = None,
+    overwrite: Overwrite = False,
+    batch_size: BatchSize = None,
+    wait_for_server: WaitForServer = 600.0,
+    verbose: Verbose = False,
+) -> None:
+    """Write the features of images to a file.
+
+    Ids are a folder's relative paths, a glob's or list's paths, the first column of a TSV, the keys of an LMDB, or
+    parquet's column image_id or id, or else its row's number. Every file of a folder that is not hidden counts.
+
+    Example: cnclip extract images photos/ -o photos.parquet
+    """
+    with reporting(verbose):
+        options = ExtractOptions(
+            normalize=normalize, dtype=dtype, max_errors=max_errors, overwrite=overwrite, batch_size=batch_size
+        )
+        opened = _usage(lambda: image_source(source, format=format, id_column=id_column, column=column))
+        _extract(server, opened, output, options, wait_for_server)
+
+
+@extract.command("texts")
+@asks_server
+def _extract_texts(
+    server: Server,
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="MUGE's .jsonl, a text a line, or a .parquet file or folder.")
+    ],
+    output: Output,
+    format: Annotated[
+        TextFormat | None, typer.Option("--format", help="What SOURCE is, where it does not tell by itself.")
+    ] = None,
+    id_column: IdColumn = None,
+    column: Column = None,
+    dtype: DtypeOption = "float32",
+    normalize: Normalize = True,
+    max_errors: MaxErrors = None,
+    overwrite: Overwrite = False,
+    batch_size: BatchSize = None,
+    wait_for_server: WaitForServer = 600.0,
+    verbose: Verbose = False,
+) -> None:
+    """Write the features of texts to a file.
+
+    Ids are JSONL's text_id, the lines' numbers from 1, or parquet's column text_id or id, or else its row's number.
+    Texts are made lower case and their quotation marks straight, as cn_clip's own extract_features.py does.
+
+    Example: cnclip extract texts test_texts.jsonl -o texts.jsonl
+    """
+    with reporting(verbose):
+        options = ExtractOptions(
+            normalize=normalize, dtype=dtype, max_errors=max_errors, overwrite=overwrite, batch_size=batch_size
+        )
+        opened = _usage(lambda: text_source(source, format=format, id_column=id_column, column=column))
+        _extract(server, opened, output, options, wait_for_server)
+
+
+def _extract(server: Server, source: Source, output: Path, options: ExtractOptions, wait_s: float) -> None:
+    retry = Retry(attempts=1_000_000, deadline_s=wait_s)
+    with _resumable(output), server.connect(retry=retry) as client, _progress(source) as report:
+        summary = _usage(lambda: extract_features(client, source, output, options, report=report))
+    if summary.already_finished:
+        complain(f"{output} was finished before: {_words(summary)}; nothing to do")
+    else:
+        complain(_words(summary))
+    if summary.failures:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _words(summary: Summary) -> str:
+    rate = summary.items / summary.seconds if summary.seconds else 0.0
+    return f"{summary.items:,} items, {summary.failures:,} failures, {summary.seconds:.1f} s, {rate:,.1f} items/s"
+
+
+def _usage(call: Callable[[], _T]) -> _T:
+    try:
+        return call()
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@contextmanager
+def _resumable(output: Path) -> Iterator[None]:
+    """Says, where the job did not come to its end for no fault of its own, how it can."""
+    try:
+        yield
+    except (*_OF_SERVER, KeyboardInterrupt) as error:
+        kept = "; what was done is kept: run the same command again to go on"
+        if not Path(f"{output}.partial").exists():
+            kept = ""
+        if isinstance(error, KeyboardInterrupt):
+            complain(f"interrupted{kept}")
+        error.args = (f"{error}{kept}",)
+        raise
+
+
+@contextmanager
+def _progress(source: Source) -> Iterator[Callable[[int, int], None] | None]:
+    """Shows on a terminal how far the job is, how fast, and when it will be through."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=_RATE_SECONDS) as bar:
+        task = bar.add_task("", total=None)
+        resumed = False
+
+        def count() -> None:
+            # A guess is good enough for a bar, and a failure to guess is no failure.
+            with contextlib.suppress(Exception):
+                bar.update(task, total=source.total())
+
+        def report(items: int, failures: int) -> None:
+            nonlocal resumed
+            failed = f"{failures:,} failed" if failures else ""
+            if resumed:
+                bar.update(task, completed=items, description=failed)
+            else:
+                # What earlier runs did says nothing of this one's rate.
+                bar.reset(task, completed=items, description=failed)
+                resumed = True
+
+        threading.Thread(target=count, daemon=True).start()
+        yield report
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} items/s" if task.speed else "")

@@ -1,0 +1,134 @@
+"""Reads ahead: slow disks must not keep the server waiting."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Generic, TypeVar
+
+__all__ = ["Prefetch"]
+
+_T = TypeVar("_T")
+
+
+class Prefetch(Generic[_T]):
+    """Items with what it takes to load each done by a few threads, in their order and within bounds.
+
+        with Prefetch(items, load, size_of) as loaded:
+            for item in loaded: ...
+
+    A thread takes the next item, one at a time, and loads it, several at a time. So at most `max_items` are ahead of
+    the caller, of `max_bytes` together and one for each thread. An error of `items` or `load` comes out in its place.
+    """
+
+    def __init__(
+        self,
+        items: Iterator[_T],
+        load: Callable[[_T], _T],
+        size_of: Callable[[_T], int],
+        *,
+        threads: int = 8,
+        max_items: int = 64,
+        max_bytes: int = 64 * 1024 * 1024,
+    ) -> None:
+        """Prepares it; the threads start with the context.
+
+        Args:
+            items: What to load; it is used by one thread at a time.
+            load: Loads an item.
+            size_of: Tells a loaded item's bytes.
+            threads: How many load.
+            max_items: How many items may be ahead.
+            max_bytes: How many of their bytes.
+        """
+        self._items = items
+        self._load = load
+        self._size_of = size_of
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._changed = threading.Condition()
+        self._taking = threading.Lock()
+        self._ready: dict[int, _T] = {}
+        self._errors: dict[int, BaseException] = {}
+        self._taken = 0
+        self._given = 0
+        self._held_bytes = 0
+        self._ended = False
+        # Daemons: one that hangs in a read of a dead network disk must not keep the process from ending.
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
+
+    def __enter__(self) -> Iterator[_T]:
+        for thread in self._threads:
+            thread.start()
+        return self._give()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        until = time.monotonic() + 1.0
+        for thread in self._threads:
+            thread.join(max(until - time.monotonic(), 0.0))
+
+    def _give(self) -> Iterator[_T]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._known)
+                place = self._given
+                if place in self._errors:
+                    raise self._errors[place]
+                if place not in self._ready:
+                    return
+                item = self._ready.pop(place)
+                self._held_bytes -= self._size_of(item)
+                self._given += 1
+                self._changed.notify_all()
+            yield item
+
+    def _known(self) -> bool:
+        """Whether the next item, or that there is none, is at hand."""
+        place = self._given
+        return place in self._ready or place in self._errors or (self._ended and place >= self._taken)
+
+    def _has_room(self) -> bool:
+        # Bytes are held only while there are items to give, and giving them makes room.
+        return self._taken - self._given < self._max_items and self._held_bytes < self._max_bytes
+
+    def _run(self) -> None:
+        while True:
+            with self._taking:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._ended or self._has_room())
+                    if self._ended:
+                        return
+                place = self._taken
+                try:
+                    item = next(self._items)
+                except StopIteration:
+                    self._end()
+                    return
+                except BaseException as error:
+                    self._end(place, error)
+                    return
+                with self._changed:
+                    self._taken += 1
+            try:
+                loaded = self._load(item)
+            except BaseException as error:
+                self._end(place, error)
+                return
+            with self._changed:
+                self._ready[place] = loaded
+                self._held_bytes += self._size_of(loaded)
+                self._changed.notify_all()
+
+    def _end(self, place: int | None = None, error: BaseException | None = None) -> None:
+        with self._changed:
+            if place is not None and error is not None:
+                self._errors[place] = error
+            self._ended = True
+            self._changed.notify_all()

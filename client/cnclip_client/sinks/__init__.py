@@ -1,0 +1,16 @@
+"""How extracted features become files: cn_clip's JSONL, parquet, or .npy with its ids beside it.
+
+| file | holds |
+|---|---|
+| `NAME.jsonl` | a line for each item: `{"image_id": ID, "feature": [...]}`, for texts `text_id`, as cn_clip has it |
+| `NAME.parquet` | `image_id` or `text_id`, int64 if all are integers, else string; `feature`, a list of D |
+| `NAME.npy` | float32 or float16 [N, D], with a JSON id a line in `NAME.ids.jsonl` |
+
+A sink writes files that only grow, in a folder of its own, so that a job which was killed can cut them back to what it
+knows to be there and go on; `assemble` makes the result of them. `retrieval.read_features` reads all three.
+"""
+
+from cnclip_client.sinks._open import open_sink
+from cnclip_client.sinks._sink import Dtype, Sink
+
+__all__ = ["Dtype", "Sink", "open_sink"]

@@ -1,0 +1,142 @@
+"""Tells what a path holds, by its name and its first bytes."""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+from typing import Literal, TypeAlias, cast, get_args
+
+from cnclip_client._exceptions import BadFile
+from cnclip_client._settings import Limits
+from cnclip_client.sources._files import FolderSource, GlobSource, ListSource
+from cnclip_client.sources._item import Source
+from cnclip_client.sources._lmdb import LmdbSource, imgs_folder
+from cnclip_client.sources._muge import JsonlSource, LinesSource, TsvSource
+from cnclip_client.sources._parquet import ParquetSource
+
+__all__ = ["ImageFormat", "TextFormat", "image_source", "text_source"]
+
+ImageFormat: TypeAlias = Literal["folder", "glob", "tsv", "lmdb", "parquet", "list"]
+TextFormat: TypeAlias = Literal["jsonl", "lines", "parquet"]
+
+_SNIFFED_BYTES = 64 * 1024
+_SUFFIXES = {".parquet": "parquet", ".tsv": "tsv", ".jsonl": "jsonl"}
+
+
+def image_source(
+    path: str | os.PathLike[str],
+    *,
+    format: ImageFormat | None = None,
+    id_column: str | None = None,
+    column: str | None = None,
+    item_bytes: int | None = None,
+) -> Source:
+    """Returns the images of a folder, glob, TSV, LMDB, parquet or list.
+
+    Args:
+        path: Where they are.
+        format: What it is; without it, told by its name and content.
+        id_column: Parquet's column of ids.
+        column: Parquet's column of images or paths.
+        item_bytes: The largest image taken from a TSV or LMDB; by default that of `Limits`.
+
+    Raises:
+        BadFile: There is no telling what it is, or it is not what it was said to be.
+        OSError: It cannot be read.
+    """
+    place = Path(path)
+    format = format or _image_format(os.fspath(path))
+    _refuse_columns(place, format, {"parquet"}, id_column, column)
+    most_bytes = item_bytes or Limits().item_bytes
+    if format == "glob":
+        return GlobSource(os.fspath(path))
+    if format == "lmdb":
+        folder = imgs_folder(place)
+        if folder is None:
+            raise BadFile("no data.mdb in it or in its imgs; give cn_clip's LMDB folder", path=str(path))
+        return LmdbSource(folder, most_bytes)
+    place.stat()
+    if format == "parquet":
+        return ParquetSource(place, "image", id_column, column)
+    if format == "folder":
+        return FolderSource(place)
+    return TsvSource(place, most_bytes) if format == "tsv" else ListSource(place)
+
+
+def text_source(
+    path: str | os.PathLike[str],
+    *,
+    format: TextFormat | None = None,
+    id_column: str | None = None,
+    column: str | None = None,
+) -> Source:
+    """Returns the texts of a JSONL file, of lines or of parquet; as `image_source` otherwise.
+
+    Args:
+        path: Where they are.
+        format: What it is; without it, told by its name and content.
+        id_column: The column, or JSONL's key, of ids.
+        column: That of texts.
+
+    Raises:
+        BadFile: There is no telling what it is, or it is not what it was said to be.
+        OSError: It cannot be read.
+    """
+    place = Path(path)
+    place.stat()
+    format = format or _text_format(place)
+    _refuse_columns(place, format, {"parquet", "jsonl"}, id_column, column)
+    if format == "parquet":
+        return ParquetSource(place, "text", id_column, column)
+    if format == "jsonl":
+        return JsonlSource(place, id_column or "text_id", column or "text")
+    return LinesSource(place)
+
+
+def _image_format(path: str) -> ImageFormat:
+    place = Path(path)
+    if not os.path.lexists(place) and glob.has_magic(path):
+        return "glob"
+    if place.is_dir():
+        if imgs_folder(place):
+            return "lmdb"
+        return "parquet" if any(place.glob("*.parquet")) else "folder"
+    named = _SUFFIXES.get(place.suffix.lower())
+    if named in get_args(ImageFormat):
+        return cast(ImageFormat, named)
+    start = _first_bytes(place)
+    if start.startswith(b"PAR1"):
+        return "parquet"
+    first = start.partition(b"\n")[0]
+    if b"\t" in first and place.suffix.lower() != ".txt":
+        return "tsv"
+    if b"\0" in start or first.lstrip().startswith(b"{"):
+        raise BadFile("is it an image? give a folder, a list or a format with --format", path=path)
+    return "list"
+
+
+def _text_format(place: Path) -> TextFormat:
+    if place.is_dir():
+        if any(place.glob("*.parquet")):
+            return "parquet"
+        raise BadFile("no .parquet file in this folder; give a file of texts", path=str(place))
+    named = _SUFFIXES.get(place.suffix.lower())
+    if named in get_args(TextFormat):
+        return cast(TextFormat, named)
+    start = _first_bytes(place)
+    if start.startswith(b"PAR1"):
+        return "parquet"
+    if place.suffix.lower() != ".txt" and start.lstrip().startswith(b"{"):
+        return "jsonl"
+    return "lines"
+
+
+def _first_bytes(place: Path) -> bytes:
+    with place.open("rb") as file:
+        return file.read(_SNIFFED_BYTES).removeprefix(b"\xef\xbb\xbf")
+
+
+def _refuse_columns(place: Path, format: str, formats: set[str], id_column: str | None, column: str | None) -> None:
+    if format not in formats and (id_column or column):
+        raise BadFile(f"{format} has no columns; leave out --id-column and --column", path=str(place))

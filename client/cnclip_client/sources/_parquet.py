@@ -1,0 +1,152 @@
+"""Parquet files: a column of ids, and one of texts, encoded images or paths of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cnclip_client._exceptions import BadFile
+from cnclip_client._extras import require
+from cnclip_client._towers import Kind
+from cnclip_client.sources._item import Item, checked_id
+
+__all__ = ["ParquetSource", "parquet_files"]
+
+_COLUMNS: dict[Kind, tuple[str, ...]] = {
+    "image": ("image", "bytes", "image_bytes", "jpg", "png", "path", "image_path"),
+    "text": ("text", "caption"),
+}
+_ID_COLUMNS: dict[Kind, tuple[str, ...]] = {"image": ("image_id", "id"), "text": ("text_id", "id")}
+# Rows decoded at once: images may be large, texts and ids are not.
+_ROWS: dict[Kind, int] = {"image": 32, "text": 4096}
+_BUFFER_BYTES = 1024 * 1024
+
+
+def parquet_files(path: Path) -> list[Path]:
+    """Returns a folder's parquet files and those of the folders in it, by path; or the file itself."""
+    return sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetSource:
+    """The rows of one or more files, in their order; a piece of a row group is in memory at a time.
+
+    Attributes:
+        path: The file, or a folder of them.
+        kind: Whether the items are images or texts.
+        id_column: Of integers or strings; without one, `image_id` or `text_id` or `id`, or the row's number from 0.
+        column: Of strings, which for images are paths relative to the current folder, of encoded images, or of
+            Hugging Face's `{bytes, path}`; without one, the first that there is of some usual names.
+    """
+
+    path: Path
+    kind: Kind
+    id_column: str | None = None
+    column: str | None = None
+
+    @property
+    def fingerprint(self) -> Mapping[str, str | int | None]:
+        return {
+            "format": "parquet",
+            "path": str(self.path.absolute()),
+            "size_bytes": sum(file.stat().st_size for file in parquet_files(self.path)),
+            "id_column": self.id_column,
+            "column": self.column,
+        }
+
+    def items(self, ids_only: int = 0) -> Iterator[Item]:
+        row = 0
+        for file in parquet_files(self.path):
+            with _opened(file) as opened:
+                id_column, column = self._columns(file, opened.schema_arrow)
+                value_of = _reader(file, self.kind, opened.schema_arrow.field(column))
+                for group in range(opened.num_row_groups):
+                    rows = opened.metadata.row_group(group).num_rows
+                    # Texts are told apart by their words as well, and are read in any case.
+                    if self.kind == "image" and row + rows <= ids_only:
+                        names = _column(opened, group, id_column) if id_column else range(row, row + rows)
+                        for one in names:
+                            yield _item(row, one)
+                            row += 1
+                        continue
+                    for batch in opened.iter_batches(
+                        _ROWS[self.kind], row_groups=[group], columns=[name for name in (id_column, column) if name]
+                    ):
+                        ids = batch.column(id_column).to_pylist() if id_column else range(row, row + batch.num_rows)
+                        for one, value in zip(ids, batch.column(column), strict=True):
+                            yield _item(row, one, partial(_value, value_of, value))
+                            row += 1
+
+    def _columns(self, file: Path, schema: Any) -> tuple[str | None, str]:
+        id_column = self.id_column or next((name for name in _ID_COLUMNS[self.kind] if name in schema.names), None)
+        column = self.column or next((name for name in _COLUMNS[self.kind] if name in schema.names), None)
+        missing = [name for name in (self.id_column, self.column) if name and name not in schema.names]
+        names = ", ".join(schema.names)
+        if missing:
+            raise BadFile(f"no column {' or '.join(missing)} among {names}", path=str(file))
+        if column is None:
+            raise BadFile(f"which column holds the {self.kind}s? name it with --column: {names}", path=str(file))
+        if id_column is not None:
+            types, of = require("pyarrow", extra="parquet").types, schema.field(id_column).type
+            if not (types.is_integer(of) or types.is_string(of) or types.is_large_string(of)):
+                raise BadFile(f"ids are integers or strings, and {id_column} is {of}; name another", path=str(file))
+        return id_column, column
+
+    def total(self) -> int | None:
+        count = 0
+        for file in parquet_files(self.path):
+            with _opened(file) as opened:
+                count += opened.metadata.num_rows
+        return count
+
+
+def _column(opened: Any, group: int, name: str) -> Iterator[Any]:
+    for batch in opened.iter_batches(_ROWS["text"], row_groups=[group], columns=[name]):
+        yield from batch.column(name).to_pylist()
+
+
+def _item(row: int, one: Any, value: Callable[[], str | bytes | None] = lambda: None) -> Item:
+    try:
+        one = checked_id(one)
+    except ValueError as error:
+        return Item(f"row {row}", None, str(error))
+    try:
+        return Item(one, value())
+    except ValueError as error:
+        return Item(one, None, str(error))
+
+
+def _value(value_of: Callable[[Any], str | bytes], value: Any) -> str | bytes:
+    return value_of(value.as_py())
+
+
+def _opened(file: Path) -> Any:
+    pyarrow, parquet = require("pyarrow", extra="parquet"), require("pyarrow.parquet", extra="parquet")
+    try:
+        # A buffer, and no pre-buffering: otherwise a row group's column, which may be GBs of images, is read at once.
+        return parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+    except pyarrow.ArrowInvalid as error:
+        raise BadFile(f"no parquet file ({error}); mend or remove it", path=str(file)) from error
+
+
+def _reader(file: Path, kind: Kind, field: Any) -> Callable[[Any], str | bytes]:
+    """Returns what makes an item's value of a column's, by the column's type; it raises ValueError for a bad one."""
+    types = require("pyarrow", extra="parquet").types
+    is_string = types.is_string(field.type) or types.is_large_string(field.type)
+    is_binary = types.is_binary(field.type) or types.is_large_binary(field.type)
+    if is_string or (is_binary and kind == "image"):
+        return _present
+    fields = {inner.name for inner in field.flatten()} if types.is_struct(field.type) else set()
+    if kind == "image" and fields & {f"{field.name}.bytes", f"{field.name}.path"}:
+        return lambda value: _present((value or {}).get("bytes") or (value or {}).get("path"))
+    wanted = "strings" if kind == "text" else "encoded images, paths or {bytes, path}"
+    raise BadFile(f"{field.name} is {field.type}, and not of {wanted}; name another column", path=str(file))
+
+
+def _present(value: Any) -> str | bytes:
+    if value is None:
+        raise ValueError("is null")
+    return value  # type: ignore[no-any-return]
