@@ -27,6 +27,7 @@ DATA = {
     "cnclip_builder/data/captions.txt",
     "cnclip_builder/py.typed",
     "cnclip_client/py.typed",
+    "cnclip_client/report.html.j2",
     "cnclip_server/py.typed",
     "cnclip_templates/_macros.j2",
     "cnclip_templates/image-encoder/config.pbtxt.j2",

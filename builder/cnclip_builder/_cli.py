@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from enum import Enum
 from importlib.metadata import version as installed_version
@@ -284,7 +285,7 @@ def tensorrt(
         optimization_level,
     )
     if bundle is None:
-        require_tensorrt(chosen.name)
+        require_tensorrt(_model_options(arch, checkpoint))
     towers: list[Tower] = [choice.value for choice in tower or TowerChoice]
     made = build_artefacts(
         chosen,
@@ -357,7 +358,12 @@ def repository(
         Optional[int],  # noqa: UP045
         typer.Option(help="Most rows of a batch. Default: 64 on a GPU, 16 on a CPU.", show_default=False),
     ] = None,
-    max_queue_size: Annotated[int, typer.Option(help="Requests that may wait for a model.")] = 1024,
+    max_queue_size: Annotated[
+        int,
+        typer.Option(
+            help="Requests that may wait for a model; 0: any number. A bound costs throughput: docs/serving.md."
+        ),
+    ] = 0,
     encoder_instances: Annotated[int, typer.Option(help="Copies of each encoder (of each GPU).")] = 1,
     encoder_threads: Annotated[int, typer.Option(help="Threads of an encoder on a CPU; 0: all cores.")] = 0,
     preprocess_instances: Annotated[int, typer.Option(help="Processes that decode images.")] = 1,
@@ -383,11 +389,11 @@ def repository(
     """
     from cnclip_builder.build import BuildRequest, build_repository
 
-    chosen_target = target.value if target else default_target()
+    chosen_target = target.value if target else "gpu" if platform is PlatformChoice.tensorrt else default_target()
     chosen_arch = get_arch(arch)
     chosen_batch = default_max_batch_size(chosen_target) if max_batch_size is None else max_batch_size
     if platform is PlatformChoice.tensorrt and not plans:
-        require_tensorrt(chosen_arch.name)
+        require_tensorrt(_model_options(arch, checkpoint))
     request = BuildRequest(
         arch=chosen_arch,
         checkpoint=checkpoint,
@@ -472,6 +478,11 @@ def verify(
     table.add_row("at most", "", f"{tolerance.cosine_distance:.0e}", f"{tolerance.centred_distance:.0e}", "")
     Console().print(table)
     verification.require()
+
+
+def _model_options(arch: str, checkpoint: str | None) -> str:
+    """The options that name a checkpoint, as they were typed."""
+    return shlex.join(["--arch", arch, *(["--checkpoint", checkpoint] if checkpoint else [])])
 
 
 def _plan_settings(

@@ -27,7 +27,9 @@ class ServingConfig:
         cuda_graphs: let the tensorrt backend record the image encoder's launches, at powers of two of the batch, and
             replay them: less time per request at small batches, more GPU memory. Text lengths vary too much for it.
         pinned_memory: copy to and from the GPU by way of page-locked memory.
-        max_queue_size: requests that may wait for a model; past it Triton answers UNAVAILABLE.
+        max_queue_size: requests that may wait for a model; past it Triton answers UNAVAILABLE. 0 for no such bound:
+            any queue policy turns off Triton's prefetching of batches, and requests then stall for half a second at
+            a time (docs/serving.md has the figures).
         encoder_instances: copies of each encoder, a GPU's for each of its GPUs.
         encoder_queue_delay_microseconds: how long a request waits for others to share its batch.
         encoder_threads: threads of each encoder instance on a CPU; 0 for all cores.
@@ -45,7 +47,7 @@ class ServingConfig:
     accelerator: Accelerator = "none"
     cuda_graphs: bool = False
     pinned_memory: bool = True
-    max_queue_size: int = 1024
+    max_queue_size: int = 0
     encoder_instances: int = 1
     encoder_queue_delay_microseconds: int = 1000
     encoder_threads: int = 0
@@ -60,7 +62,7 @@ class ServingConfig:
         Raises:
             SettingError: naming the setting.
         """
-        may_be_zero = {"encoder_queue_delay_microseconds", "encoder_threads", "preprocess_threads"}
+        may_be_zero = {"max_queue_size", "encoder_queue_delay_microseconds", "encoder_threads", "preprocess_threads"}
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int) and not isinstance(value, bool):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jinja2
 import pytest
 
 from tests.conftest import ROOT
@@ -46,6 +47,11 @@ def test_help(command: list[str]) -> None:
         (["repository", "--arch", "RN50", "--repository", "/proc/x/y"], "/proc/x can't be written to"),
         (["onnx", "--arch", "RN50", "--artefacts", "/proc/x"], "can't be written to"),
         (["tensorrt", "--arch", "RN50"], "no TensorRT plan can be built"),
+        (["tensorrt", "--arch", "RN50", "--image-profile", "batch=4:2:1"], "4:2:1 is no range: choose 1 <= min"),
+        (["tensorrt", "--arch", "RN50", "--workspace-mib", "0"], "the workspace limit is 0 MiB: choose at least 1"),
+        (["repository", "--arch", "RN50", "--target", "cpu", "--accelerator", "cuda"], "choose TARGET=gpu and PLATFORM"),
+        (["repository", "--arch", "RN50", "--target", "cpu", "--platform", "tensorrt", "--plans", "."], "run on GPUs alone"),
+        (["repository", "--arch", "RN50", "--target", "gpu", "--cuda-graphs"], "CUDA graphs are the tensorrt backend's"),
         (["checkpoint", "--arch", "RN50"], "could not fetch clip_cn_rn50.pt"),
     ],
 )
@@ -70,6 +76,8 @@ def test_verbose_shows_the_traceback() -> None:
         ("PRECISION=fp16", '--precision "fp16"'),
         ("TARGET=gpu", '--target "gpu"'),
         ("PLATFORM=tensorrt", '--platform "tensorrt"'),
+        ("ACCELERATOR=cuda", '--accelerator "cuda"'),
+        ("PLANS=p q", '--plans "p q"'),
         ("CONTEXT_LENGTH=77", '--context-length "77"'),
         ("MAX_BATCH_SIZE=8", '--max-batch-size "8"'),
         ("REPOSITORY=r", '--repository "r"'),
@@ -97,3 +105,14 @@ def test_the_builder_is_light_until_it_builds() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_no_queue_policy_unless_asked_for() -> None:
+    """A policy of any kind turns off Triton's prefetching, and requests stall: see docs/serving.md."""
+    from cnclip_builder.configs import templates_folder
+
+    macros = (templates_folder() / "_macros.j2").read_text()
+    environment = jinja2.Environment(autoescape=False)  # noqa: S701  # no HTML
+    batching = environment.from_string(macros).module.batching  # type: ignore[attr-defined]
+    assert "default_queue_policy" not in batching(1000, 0)
+    assert "default_queue_policy { max_queue_size: 7 }" in batching(1000, 7)
