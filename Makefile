@@ -10,6 +10,8 @@ CHECKPOINT     ?=
 PRECISION      ?=
 TARGET         ?=
 PLATFORM       ?=
+ACCELERATOR    ?=
+PLANS          ?=
 CONTEXT_LENGTH ?=
 MAX_BATCH_SIZE ?=
 NAME           ?=
@@ -27,13 +29,14 @@ CHECKPOINT_OPTIONS = --arch "$(ARCH)" $(call option,--checkpoint,CHECKPOINT) $(c
 	$(call option,--hub,HUB) $(call option,--download-root,DOWNLOAD_ROOT)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo repo serve verify test test-slow check clean
+.PHONY: help demo repo serve verify test test-slow test-rtx check clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 12
 	@echo
 	@echo 'Variables of make repo (default): ARCH (ViT-B-16) CHECKPOINT (the official one) PRECISION (fp32 on a CPU, fp16'
 	@echo 'on a GPU) TARGET (gpu if nvidia-smi lists one, else cpu) PLATFORM (onnxruntime) CONTEXT_LENGTH (52)'
+	@echo 'ACCELERATOR (none; cuda or tensorrt for onnxruntime on a GPU) PLANS (folder of plans made elsewhere)'
 	@echo 'MAX_BATCH_SIZE (16 on a CPU, 64 on a GPU) NAME (the arch in lower case) MODEL_VERSION (1) VERIFY=1 (off)'
 	@echo 'REPOSITORY (build/repository) DOWNLOAD_ROOT (build/checkpoints) HUB (huggingface)'
 
@@ -43,6 +46,7 @@ demo: $(VENV)/installed  ## Build the bundled demo checkpoint, serve it, and mat
 repo: $(VENV)/installed  ## Build a model repository: make repo ARCH=ViT-H-14
 	$(BIN)/cnclip-build repository $(CHECKPOINT_OPTIONS) --repository "$(REPOSITORY)" \
 		$(call option,--precision,PRECISION) $(call option,--target,TARGET) $(call option,--platform,PLATFORM) \
+		$(call option,--accelerator,ACCELERATOR) $(call option,--plans,PLANS) \
 		$(call option,--context-length,CONTEXT_LENGTH) $(call option,--max-batch-size,MAX_BATCH_SIZE) \
 		$(call option,--model-version,MODEL_VERSION) $(if $(VERIFY),--verify) $(FLAGS)
 
@@ -58,6 +62,10 @@ test: $(VENV)/installed  ## Run the tests, those on a real tritonserver included
 test-slow: $(VENV)/installed  ## Run the tests that take minutes.
 	$(BIN)/python -m pytest -m slow $(FLAGS)
 
+test-rtx: $(VENV)/installed  ## Build plans with TensorRT-RTX, for machines without GPU (read docs/tensorrt.md on its licence).
+	$(BIN)/python -m pip install --quiet --group tensorrt-rtx
+	$(BIN)/python -m pytest tests/builder/test_tensorrt_rtx.py -m 'slow or not slow' $(FLAGS)
+
 check: $(VENV)/installed  ## Lint, format, types and import rules.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -72,6 +80,6 @@ clean:  ## Delete what was built; the virtual environment stays.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --progress-bar on --editable '.[builder,server,parquet,lmdb,search,report]' --group dev
+	$(BIN)/python -m pip install --progress-bar on --editable '.[builder,tensorrt,server,parquet,lmdb,search,report]' --group dev
 	$(BIN)/python -m pip install --quiet --no-deps 'nvidia-pytriton==0.7.0'
 	touch $@

@@ -73,7 +73,8 @@ def build_repository(request: BuildRequest) -> RepositoryEntry:
     if request.serving.platform == "tensorrt":
         _check_plans_fit(request)
         if not request.plan_folders:
-            require_tensorrt(request.arch.name)
+            checkpoint = f" --checkpoint {request.checkpoint}" if request.checkpoint else ""
+            require_tensorrt(f"--arch {request.arch.name}{checkpoint}")
     require_writable(request.repository)
     artefacts = build_artefacts(
         request.arch,

@@ -35,7 +35,18 @@ MODULES = (
 )
 """The modules of this package that go along; they import nothing else of it."""
 
-_MAIN = "from cnclip_builder.build_plans import main\n\nmain()\n"
+_MAIN = """\
+import sys
+
+try:
+    import numpy
+except ImportError:
+    sys.exit("error: numpy is missing: pip install numpy, or work in NVIDIA's container tensorrt:YY.MM-py3")
+
+from cnclip_builder.build_plans import main
+
+main()
+"""
 
 _README = """\
 Plans for Triton's tensorrt backend are made from this folder, on a machine with the kind of GPU that will serve them
@@ -81,12 +92,12 @@ def finish_bundle(folder: Path, jobs: tuple[PlanJob, ...]) -> None:
 
 
 def _polygraphy() -> Iterator[tuple[str, bytes]]:
-    """The library's modules, but for its command line, and its licence."""
+    """The library's modules, but for its command line, and its metadata; each file names its licence, Apache-2.0."""
     try:
         files = importlib.metadata.files("polygraphy") or []
     except importlib.metadata.PackageNotFoundError:
         raise MissingRequirementError("polygraphy is not installed: pip install 'cn-clip-triton[tensorrt]'") from None
     for file in files:
         code = file.suffix == ".py" and file.parts[:2] != ("polygraphy", "tools") and file.parts[0] == "polygraphy"
-        if code or "LICENSE" in file.name or file.name == "METADATA":
+        if code or file.name == "METADATA":
             yield file.as_posix(), file.read_binary()

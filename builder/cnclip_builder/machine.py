@@ -42,11 +42,11 @@ def default_max_batch_size(target: Target) -> int:
     return 64 if target == "gpu" else 16
 
 
-def require_tensorrt(arch: str) -> None:
+def require_tensorrt(model: str) -> None:
     """Refuses to build plans where none can be built.
 
     Args:
-        arch: the architecture's name, for the commands that the message gives.
+        model: the options that name the checkpoint, for the commands that the message gives: "--arch RN50".
 
     Raises:
         MissingRequirementError: saying what is missing here, and the commands for the way round.
@@ -63,8 +63,8 @@ def require_tensorrt(arch: str) -> None:
     if missing:
         raise MissingRequirementError(
             f"no TensorRT plan can be built: this machine lacks {' and '.join(missing)}. Use PLATFORM=onnxruntime; or "
-            f"run `cnclip-build tensorrt --arch {arch} --bundle plans` here, "
+            f"run `cnclip-build tensorrt {model} --bundle plans` here, "
             '`docker run --rm --gpus all -v "$PWD/plans:/plans" TENSORRT_IMAGE python3 /plans/build_plans.pyz` where '
             "the GPU is (TENSORRT_IMAGE: NVIDIA's tensorrt:YY.MM-py3 of your tritonserver's month), and then "
-            f"`cnclip-build repository --arch {arch} --platform tensorrt --target gpu --plans plans` here"
+            f"`cnclip-build repository {model} --platform tensorrt --target gpu --plans plans` here"
         )

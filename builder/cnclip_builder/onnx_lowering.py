@@ -46,8 +46,10 @@ def lower_opset(model: onnx.ModelProto, opset: int) -> None:
             nodes.append(_without(node, "num_outputs"))
         else:
             nodes.append(node)
+    given = {tensor.name for tensor in graph.input} | {tensor.name for tensor in graph.initializer}
+    ordered = _in_order(nodes, given)
     del graph.node[:]
-    graph.node.extend(nodes)
+    graph.node.extend(ordered)
     for imported in model.opset_import:
         if imported.domain == "":
             imported.version = opset
@@ -68,13 +70,16 @@ def _check(model: onnx.ModelProto, opset: int) -> None:
 
 def _reduction(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> onnx.NodeProto:
     """Puts constant axes into the attribute; in ReduceSum they have been an input since opset 13."""
-    if node.op_type == "ReduceSum" or len(node.input) < 2:
+    if node.op_type == "ReduceSum":
         return node
-    axes = constants.get(node.input[1])
-    if axes is None:
+    axes = constants.get(node.input[1]) if len(node.input) > 1 else None
+    attributes = _attributes(node)
+    if axes is None and (len(node.input) > 1 or attributes.get("noop_with_empty_axes")):
         raise BuildError(f"node {node.name!r} computes its axes, which opset 17 can't: use TensorRT 10 or later")
-    lowered = helper.make_node(node.op_type, [node.input[0]], node.output, node.name, **_attributes(node))
-    lowered.attribute.append(helper.make_attribute("axes", numpy_helper.to_array(axes).tolist()))
+    lowered = _without(node, "noop_with_empty_axes")
+    if axes is not None:
+        del lowered.input[1:]
+        lowered.attribute.append(helper.make_attribute("axes", numpy_helper.to_array(axes).tolist()))
     return lowered
 
 
@@ -136,6 +141,24 @@ def _layer_normalization(
     else:
         nodes[-1].output[0] = output
     return nodes
+
+
+def _in_order(nodes: list[onnx.NodeProto], made: set[str]) -> list[onnx.NodeProto]:
+    """Puts every node after those that make what it reads, as ONNX asks; the FP16 converter appends its casts."""
+    ordered: list[onnx.NodeProto] = []
+    waiting = nodes
+    while waiting:
+        late = []
+        for node in waiting:
+            if all(not name or name in made for name in node.input):
+                ordered.append(node)
+                made.update(node.output)
+            else:
+                late.append(node)
+        if len(late) == len(waiting):
+            raise BuildError(f"node {late[0].name!r} reads a tensor that nothing makes: export the checkpoint again")
+        waiting = late
+    return ordered
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:

@@ -237,6 +237,7 @@ def load_tensorrt() -> TensorRT:
             f"TensorRT is not installed ({error}): install the version that your tritonserver has, or work in "
             "NVIDIA's container (see docs/tensorrt.md)"
         ) from None
+    G_LOGGER.colors = False  # it would print that a library for them is missing
     G_LOGGER.use_python_logging_system = True
     G_LOGGER.module_severity = G_LOGGER.WARNING
     logging.getLogger("Polygraphy").setLevel(logging.WARNING)
