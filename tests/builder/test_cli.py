@@ -49,9 +49,18 @@ def test_help(command: list[str]) -> None:
         (["tensorrt", "--arch", "RN50"], "no TensorRT plan can be built"),
         (["tensorrt", "--arch", "RN50", "--image-profile", "batch=4:2:1"], "4:2:1 is no range: choose 1 <= min"),
         (["tensorrt", "--arch", "RN50", "--workspace-mib", "0"], "the workspace limit is 0 MiB: choose at least 1"),
-        (["repository", "--arch", "RN50", "--target", "cpu", "--accelerator", "cuda"], "choose TARGET=gpu and PLATFORM"),
-        (["repository", "--arch", "RN50", "--target", "cpu", "--platform", "tensorrt", "--plans", "."], "run on GPUs alone"),
-        (["repository", "--arch", "RN50", "--target", "gpu", "--cuda-graphs"], "CUDA graphs are the tensorrt backend's"),
+        (
+            ["repository", "--arch", "RN50", "--target", "cpu", "--accelerator", "cuda"],
+            "choose TARGET=gpu and PLATFORM",
+        ),
+        (
+            ["repository", "--arch", "RN50", "--target", "cpu", "--platform", "tensorrt", "--plans", "."],
+            "run on GPUs alone",
+        ),
+        (
+            ["repository", "--arch", "RN50", "--target", "gpu", "--cuda-graphs"],
+            "CUDA graphs are the tensorrt backend's",
+        ),
         (["checkpoint", "--arch", "RN50"], "could not fetch clip_cn_rn50.pt"),
     ],
 )
