@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jinja2
 import pytest
 
 from tests.conftest import ROOT
@@ -114,14 +113,3 @@ def test_the_builder_is_light_until_it_builds() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
-
-
-def test_no_queue_policy_unless_asked_for() -> None:
-    """A policy of any kind turns off Triton's prefetching, and requests stall: see docs/serving.md."""
-    from cnclip_builder.configs import templates_folder
-
-    macros = (templates_folder() / "_macros.j2").read_text()
-    environment = jinja2.Environment(autoescape=False)  # noqa: S701  # no HTML
-    batching = environment.from_string(macros).module.batching  # type: ignore[attr-defined]
-    assert "default_queue_policy" not in batching(1000, 0)
-    assert "default_queue_policy { max_queue_size: 7 }" in batching(1000, 7)
