@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Literal, overload
+from typing import Literal, NoReturn, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +72,9 @@ class Client:
 
     def __repr__(self) -> str:
         return f"Client({self._transport.url!r}, model={self._towers.slug!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Client is a connection and is not pickled; make one in each process")
 
     def __enter__(self) -> Client:
         self._transport.require_open()

@@ -25,9 +25,8 @@ class Timeout:
     Attributes:
         connect_s: How long the first answer may take: an address where nobody answers is given up after this.
         request_s: How long one inference request may take, the wait in the server's queue included. A request
-            that exceeds it is not sent again: that would only double the load that made it late. After a third of
-            it without a word the connection is probed, so that a host that has vanished costs no more, and the request
-            is sent again.
+            that exceeds it is not sent again: that would only double the load that made it late. A host that has
+            vanished is noticed in half of it, and the request sent again once there is a connection.
     """
 
     connect_s: float = 5.0
@@ -43,8 +42,8 @@ class Retry:
 
     Encoding changes nothing on the server, so sending twice is safe. The wait doubles from `first_delay_s` up
     to `max_delay_s`, each shortened at random by up to half so that many clients do not return at the same
-    moment. The defaults outlast a reload of about 10 seconds; a batch job that must outlast a restart sets,
-    for example, `Retry(attempts=1000, deadline_s=600)`.
+    moment. The defaults outlast a reload of about 10 seconds; a batch job that must outlast a restart takes
+    `Retry.patient(seconds)`.
 
     Attributes:
         attempts: How often one request is sent at most, the first time included; 1 means never again.
@@ -63,6 +62,11 @@ class Retry:
 
     def __post_init__(self) -> None:
         _check_positive(self, "attempts", "connect_attempts", "first_delay_s", "max_delay_s", "deadline_s")
+
+    @classmethod
+    def patient(cls, deadline_s: float) -> Retry:
+        """Returns one that waits for the server for so many seconds, however many attempts that takes."""
+        return cls(attempts=1_000_000, deadline_s=deadline_s)
 
     def delay_s(self, failures: int) -> float:
         """Returns the seconds to wait after the given number of failures (from 1)."""

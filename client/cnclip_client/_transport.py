@@ -238,7 +238,7 @@ class Transport:
 
 
 def _channel_args(url: str, timeout: Timeout, retry: Retry, server_name: str | None) -> list[tuple[str, int | str]]:
-    connect_ms = int(timeout.connect_s * 1000)
+    connect_ms, request_ms = int(timeout.connect_s * 1000), int(timeout.request_s * 1000)
     delay_ms = max(int(retry.max_delay_s * 1000), 100)
     arguments: list[tuple[str, int | str]] = [
         ("grpc.max_send_message_length", -1),
@@ -251,11 +251,13 @@ def _channel_args(url: str, timeout: Timeout, retry: Retry, server_name: str | N
         ("grpc.max_reconnect_backoff_ms", delay_ms),
         # Otherwise two clients of one address in a process share a connection, and with it the state above.
         ("grpc.use_local_subchannel_pool", 1),
-        # A peer that vanished without a word is noticed by a ping that nobody answers. A server that has sent nothing
-        # for its `--grpc-http2-min-recv-ping-interval-without-data` (300 s) bears three pings and hangs up at the
-        # fourth; so many fit into no request's deadline.
-        ("grpc.keepalive_time_ms", max(int(timeout.request_s * 1000 / 3), 100)),
-        ("grpc.keepalive_timeout_ms", max(connect_ms, 100)),
+        # A peer that vanished without a word is noticed by a ping that nobody answers, in half of a request's deadline.
+        # A server that has sent nothing for its `--grpc-http2-min-recv-ping-interval-without-data` (300 s) bears three
+        # pings and hangs up at the fourth: more than fit into a deadline.
+        ("grpc.keepalive_time_ms", max(request_ms // 3, 100)),
+        ("grpc.keepalive_timeout_ms", max(request_ms // 6, 100)),
+        # gRPC's own pings, with which it measures bandwidth, hold up that one, for a minute if nobody answers.
+        ("grpc.http2.ping_timeout_ms", max(request_ms // 6, 100)),
     ]
     if is_local(url):
         # gRPC asks a proxy for localhost too unless no_proxy names it.

@@ -78,9 +78,14 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         before_infer: Called with (attempt number from 1, items) of each request; may sleep or raise `Fault`.
         requests: The items of each inference request, in order of arrival.
         most_at_once: The largest number of inference requests seen under way at one time.
+        admit: Called with the headers of each call; may raise `Fault`.
     """
 
-    def __init__(self, models: list[Model], threads: int = 16) -> None:
+    def __init__(
+        self, models: list[Model], threads: int = 16, credentials: grpc.ServerCredentials | None = None
+    ) -> None:
+        self._credentials = credentials
+        self.admit: Callable[[dict[str, str]], None] = lambda headers: None
         self.models = {model.name: model for model in models}
         self.before_infer: Callable[[int, list[bytes]], None] = lambda attempt, items: None
         self.before_config: Callable[[], None] = lambda: None
@@ -107,7 +112,11 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         for _ in range(50):
             # The port of a server that has just stopped can be held for a moment yet.
             with contextlib.suppress(RuntimeError):
-                self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+                address = f"127.0.0.1:{self.port}"
+                if self._credentials is None:
+                    self.port = self._server.add_insecure_port(address)
+                else:
+                    self.port = self._server.add_secure_port(address, self._credentials)
                 break
             time.sleep(0.02)
         self._server.start()
@@ -124,7 +133,14 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.requests, self.outputs, self.versions, self.most_at_once = [], [], [], 0
         self.before_infer = lambda attempt, items: None
 
+    def _admit(self, context: Any) -> None:
+        try:
+            self.admit(dict(context.invocation_metadata()))
+        except Fault as fault:
+            context.abort(fault.code, str(fault))
+
     def _model(self, request: Any, context: Any) -> Model:
+        self._admit(context)
         model = self.models.get(request.name if hasattr(request, "name") else request.model_name)
         if model is None:
             name = request.name if hasattr(request, "name") else request.model_name
@@ -160,6 +176,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.ModelConfigResponse(config=config)
 
     def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._admit(context)
         if not self.index_enabled:
             context.abort(grpc.StatusCode.UNAVAILABLE, "This protocol is restricted, expecting header ...")
         entry = service_pb2.RepositoryIndexResponse.ModelIndex
