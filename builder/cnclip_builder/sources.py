@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from cnclip_builder.arch import Arch
-from cnclip_builder.atomic import replacing_file
+from cnclip_builder.atomic import replacing_file, sha256_of_file
 from cnclip_builder.errors import CheckpointError, HubError, MissingRequirementError
 
 logger = logging.getLogger(__name__)
@@ -78,12 +78,20 @@ def _download(arch: Arch, download_root: Path, hub: Hub) -> Path:
     repository = f"{_ORGANISATIONS[hub]}/{arch.hub.repository}"
     logger.info("Fetching %s of %s from %s", arch.hub.filename, repository, hub)
     download_root.mkdir(parents=True, exist_ok=True)
+    # A folder that stays: the hubs' libraries go on there with a download that broke off.
+    arriving = download_root / f".{hub}"
+    download = _download_from_modelscope if hub == "modelscope" else _download_from_hugging_face
     try:
-        if hub == "modelscope":
-            _download_from_modelscope(repository, arch.hub.filename, download_root)
-        else:
-            _download_from_hugging_face(repository, arch.hub.filename, download_root)
-    except MissingRequirementError:
+        published = download(repository, arch.hub.filename, arriving)
+        arrived = arriving / arch.hub.filename
+        if published is not None and (got := sha256_of_file(arrived)) != published:
+            arrived.unlink()
+            raise HubError(
+                f"{arch.hub.filename} arrived from {hub} with SHA-256 {got[:12]}..., published is {published[:12]}...: "
+                "it was damaged or exchanged on the way and is deleted; fetch it again"
+            )
+        arrived.replace(target)
+    except (MissingRequirementError, HubError):
         raise
     # The hub libraries raise errors of whatever HTTP library they use in this version.
     except Exception as error:
@@ -96,17 +104,22 @@ def _download(arch: Arch, download_root: Path, hub: Hub) -> Path:
     return target
 
 
-def _download_from_hugging_face(repository: str, filename: str, folder: Path) -> None:
+def _download_from_hugging_face(repository: str, filename: str, folder: Path) -> str | None:
+    """Puts a file into a folder; returns the SHA-256 that the hub publishes of it."""
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import get_paths_info, hf_hub_download
     except ImportError:
         raise MissingRequirementError(
             "huggingface_hub is not installed: pip install 'cn-clip-triton[builder]'"
         ) from None
     hf_hub_download(repository, filename, local_dir=folder)
+    (info,) = get_paths_info(repository, filename)
+    lfs = getattr(info, "lfs", None)
+    return str(lfs.sha256) if lfs else None
 
 
 def _download_from_modelscope(repository: str, filename: str, folder: Path) -> None:
+    """Puts a file into a folder; modelscope's library itself checks the SHA-256 that the hub publishes."""
     try:
         from modelscope.hub.file_download import model_file_download
     except ImportError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,14 +54,37 @@ def test_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert f"put it at {tmp_path / 'clip_cn_vit-b-16.pt'}" in message
 
 
-def test_hugging_face_is_asked_for_the_right_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def hugging_face(monkeypatch: pytest.MonkeyPatch, published: str | None) -> None:
+    """A hub that has `weights`, and says that their SHA-256 is the given one."""
+
     def download(repository: str, filename: str, local_dir: Path) -> None:
         assert repository == "OFA-Sys/chinese-clip-rn50"
+        local_dir.mkdir(parents=True, exist_ok=True)
         (local_dir / filename).write_bytes(b"weights")
 
+    def info(repository: str, filename: str) -> list[SimpleNamespace]:
+        assert (repository, filename) == ("OFA-Sys/chinese-clip-rn50", "clip_cn_rn50.pt")
+        return [SimpleNamespace(lfs=SimpleNamespace(sha256=published) if published else None)]
+
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.get_paths_info", info)
+
+
+@pytest.mark.parametrize("published", [None, hashlib.sha256(b"weights").hexdigest()])
+def test_hugging_face_is_asked_for_the_right_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: str | None
+) -> None:
+    hugging_face(monkeypatch, published)
     file = fetch_checkpoint(None, get_arch("RN50"), tmp_path / "new", "huggingface")
-    assert (file.path.name, file.source, file.is_random) == ("clip_cn_rn50.pt", "official", False)
+    assert (file.path, file.source, file.is_random) == (tmp_path / "new" / "clip_cn_rn50.pt", "official", False)
+    assert file.path.read_bytes() == b"weights"
+
+
+def test_a_file_with_another_hash_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hugging_face(monkeypatch, hashlib.sha256(b"others").hexdigest())
+    with pytest.raises(HubError, match=r"clip_cn_rn50\.pt arrived .* published is .* deleted; fetch it again"):
+        fetch_checkpoint(None, get_arch("RN50"), tmp_path, "huggingface")
+    assert not list(tmp_path.rglob("*.pt"))
 
 
 def test_an_official_file_that_is_there_needs_no_network(tmp_path: Path) -> None:
