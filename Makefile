@@ -22,6 +22,7 @@ DOWNLOAD_ROOT  ?=
 VERIFY         ?=
 URL            ?= localhost:8001
 FLAGS          ?=
+MINUTES        ?= 60
 
 # $(call option,--flag,VARIABLE): the flag if the variable is set.
 option = $(if $($(2)),$(1) "$($(2))")
@@ -29,7 +30,7 @@ CHECKPOINT_OPTIONS = --arch "$(ARCH)" $(call option,--checkpoint,CHECKPOINT) $(c
 	$(call option,--hub,HUB) $(call option,--download-root,DOWNLOAD_ROOT)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo repo serve verify test test-slow test-rtx check clean
+.PHONY: help demo repo serve verify test test-slow soak test-rtx check clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 12
@@ -65,6 +66,10 @@ test-slow: $(VENV)/installed  ## Run the tests that take minutes.
 test-rtx: $(VENV)/installed  ## Build plans with TensorRT-RTX, for machines without GPU (read docs/tensorrt.md on its licence).
 	$(BIN)/python -m pip install --quiet --group tensorrt-rtx
 	$(BIN)/python -m pytest tests/builder/test_tensorrt_rtx.py -m 'slow or not slow' $(FLAGS)
+
+soak: $(VENV)/installed  ## Load the demo model for an hour (MINUTES=60); see that memory stays and no row is another's.
+	test -d build/demo/repository || $(BIN)/python examples/demo/demo.py
+	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
 
 check: $(VENV)/installed  ## Lint, format, types and import rules.
 	$(BIN)/ruff check .
