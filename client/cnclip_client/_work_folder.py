@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cnclip_client._exceptions import BadFile, JobRefused
 
@@ -82,22 +82,28 @@ class GrowingFiles:
             OSError: One cannot be written.
         """
         self.sizes: dict[str, int] = {}
-        self._files = {}
-        for name, begin in begins.items():
-            path = folder / name
-            # Not "a": what is past the known end must go, and not be written behind.
-            self._files[name] = file = path.open("r+b" if path.exists() else "w+b", buffering=1024 * 1024)
-            size = file.seek(0, os.SEEK_END)
-            known = sizes.get(name, 0)
-            if size < known:
-                raise BadFile(
-                    f"has {size} bytes of the {known} that were written; start anew with --overwrite", path=str(path)
-                )
-            file.seek(known)
-            file.truncate()
-            self.sizes[name] = known
-            if not sizes:
-                self.append(name, begin)
+        self._files: dict[str, IO[bytes]] = {}
+        try:
+            for name, begin in begins.items():
+                self._open(folder / name, sizes.get(name, 0))
+                if not sizes:
+                    self.append(name, begin)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, path: Path, known: int) -> None:
+        # Not "a": what is past the known end must go, and not be written behind.
+        file = path.open("r+b" if path.exists() else "w+b", buffering=1024 * 1024)
+        self._files[path.name] = file
+        size = file.seek(0, os.SEEK_END)
+        if size < known:
+            raise BadFile(
+                f"has {size} bytes of the {known} that were written; start anew with --overwrite", path=str(path)
+            )
+        file.seek(known)
+        file.truncate()
+        self.sizes[path.name] = known
 
     def append(self, name: str, data: bytes) -> None:
         self._files[name].write(data)

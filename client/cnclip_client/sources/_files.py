@@ -114,7 +114,7 @@ class ListSource:
             path = os.fsdecode(line)
             if not whole:
                 yield Item(f"line {number}", None, f"is longer than {_LONGEST_PATH:,} bytes")
-            elif Path(path).exists() and not Path(path).is_file():
+            elif path and Path(path).exists() and not Path(path).is_file():
                 yield Item(path, None, "is no file")
             elif path:
                 yield Item(path, path)

@@ -29,8 +29,11 @@ def decode_base64(text: bytes, most_bytes: int) -> bytes:
     if len(text) * 3 // 4 > most_bytes:
         raise ValueError(f"is larger than {most_bytes:,} bytes")
     text = text.translate(_STANDARD) + b"=" * (-len(text) % 4)
+    try:
+        decoded = binascii.a2b_base64(text)
+    except binascii.Error as error:
+        raise ValueError("is no base64") from error
     # a2b_base64 passes over what is no base64, and only newer Pythons have it refuse.
-    decoded = binascii.a2b_base64(text)
     if len(decoded) != len(text) // 4 * 3 - text.count(b"=", -2 if text else 0):
         raise ValueError("is no base64")
     return decoded
@@ -72,7 +75,7 @@ class TsvSource:
         try:
             return Item(one, decode_base64(text.strip(), self.item_bytes))
         except ValueError as error:
-            return Item(one, None, _reason(error))
+            return Item(one, None, str(error))
 
     def total(self) -> int | None:
         return about_lines(self.path)
@@ -155,7 +158,3 @@ class LinesSource:
 
     def total(self) -> int | None:
         return about_lines(self.path)
-
-
-def _reason(error: ValueError) -> str:
-    return "is no base64" if isinstance(error, binascii.Error) else str(error)

@@ -1,0 +1,458 @@
+"""Every source gives its items in one order, with the ids of the file, and a reason for each that cannot be had."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import random
+import re
+import string
+import sys
+import tempfile
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from cnclip_client import BadFile, MissingExtra
+from cnclip_client.sources import image_source, text_source
+from cnclip_client.sources._item import parse_id
+from cnclip_client.sources._lines import bounded_lines
+from cnclip_client.sources._muge import decode_base64
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\t\n\r\0", exclude_categories=("Cs",)), min_size=1)
+CELLS = NAMES.filter(lambda name: name.strip() and len(name.encode()) < 400)
+
+
+def values(source: Any, ids_only: int = 0) -> list[tuple[Any, Any]]:
+    """Ids with values or reasons, after a check that passing over any number of items changes no id."""
+    items = list(source.items())
+    for count in (1, len(items) // 2, len(items) + 1):
+        skipped = list(source.items(count))
+        assert [item.id for item in skipped] == [item.id for item in items]
+        assert skipped[count:] == items[count:]
+    assert json.dumps(dict(source.fingerprint))
+    return [(item.id, item.value if not item.failure else f"!{item.failure}") for item in items]
+
+
+# --- Ids.
+
+
+@settings(deadline=None)
+@given(st.integers(-(10**39), 10**39))
+def test_an_integer_comes_back_an_integer(number: int) -> None:
+    assert parse_id(str(number)) == number
+
+
+@settings(deadline=None)
+@given(st.one_of(st.text(), st.from_regex(r"[0-9 +\-_.]+", fullmatch=True)))
+def test_an_id_comes_back_as_it_is_written(text: str) -> None:
+    assert str(parse_id(text)) == text
+
+
+@pytest.mark.parametrize("text", ["007", "-0", "+1", "1_000", "1.0", " 1", "１", "", "-", "9" * 41])
+def test_what_python_would_not_write_so_stays_a_string(text: str) -> None:
+    assert parse_id(text) == text
+
+
+# --- Base64.
+
+
+@settings(deadline=None)
+@given(st.binary(), st.booleans(), st.booleans())
+def test_base64_of_either_alphabet(data: bytes, url_safe: bool, padded: bool) -> None:
+    text = base64.urlsafe_b64encode(data) if url_safe else base64.b64encode(data)
+    assert decode_base64(text if padded else text.rstrip(b"="), 1000) == data
+
+
+@settings(deadline=None)
+@given(st.binary(min_size=1), st.data())
+def test_what_is_no_base64_is_refused(data: bytes, draw: st.DataObject) -> None:
+    text = bytearray(base64.b64encode(data))
+    place = draw.draw(st.integers(0, len(text.rstrip(b"=")) - 1))
+    text[place] = draw.draw(
+        st.sampled_from(
+            sorted(set(range(256)) - set(string.ascii_letters.encode() + string.digits.encode() + b"+/-_="))
+        )
+    )
+    with pytest.raises(ValueError, match="is no base64"):
+        decode_base64(bytes(text), 1000)
+
+
+def test_base64_past_the_limit_is_refused() -> None:
+    assert decode_base64(base64.b64encode(b"x" * 100), 100) == b"x" * 100
+    with pytest.raises(ValueError, match="is larger than 100 bytes"):
+        decode_base64(base64.b64encode(b"x" * 103), 100)
+
+
+# --- Lines.
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=30)),
+    st.booleans(),
+    st.booleans(),
+)
+def test_lines_come_back(lines: list[str], crlf: bool, ended: bool) -> None:
+    end = "\r\n" if crlf else "\n"
+    content = end.join(lines) + (end if ended and lines else "")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.txt"
+        path.write_bytes(content.encode())
+        found = list(bounded_lines(path, 200))
+        if lines and not ended and not lines[-1]:
+            lines = lines[:-1]
+        bom = "\ufeff"
+        expected = [lines[0].removeprefix(bom), *lines[1:]] if lines else []
+        expected = expected if found and len(found) == len(expected) else expected[1:]  # a file of a mark alone
+        assert [line.decode() for _, line, _ in found] == expected
+        assert [number for number, _, _ in found] == list(range(1, len(expected) + 1))
+        assert all(whole for *_, whole in found)
+
+
+def test_a_long_line_is_cut_off_and_the_next_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"x" * 10 + b"\r\n" + b"y" * 3_000_000 + b"\nz\n" + b"w" * 13)
+    assert [(line[:3], whole) for _, line, whole in bounded_lines(path, 10)] == [
+        (b"xxx", True),
+        (b"yyy", False),
+        (b"z", True),
+        (b"www", False),
+    ]
+
+
+# --- Folders, globs, lists.
+
+
+def tree(folder: Path, *names: str) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return folder
+
+
+def test_a_folder_with_all_in_it(tmp_path: Path) -> None:
+    folder = tree(
+        tmp_path / "photos", "b.jpg", "a/2.JPG", "a/10.png", "图/一.webp", "README", ".DS_Store", ".git/x.jpg"
+    )
+    (folder / "broken.jpg").symlink_to("nowhere")
+    (folder / "loop").symlink_to(folder)
+    (folder / "self").symlink_to("self")
+    tree(tmp_path / "elsewhere", "linked.jpg")
+    (folder / "c").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(folder / "pipe")
+    found = values(image_source(folder))
+    good = ["README", "a/10.png", "a/2.JPG", "b.jpg", "c/linked.jpg", "图/一.webp"]
+    assert [one for one, value in found if not value.startswith("!")] == good
+    assert dict(found)["a/10.png"] == str(folder / "a/10.png")
+    assert {one: value for one, value in found if value.startswith("!")} == {
+        "broken.jpg": "!is no file, or a broken link",
+        "pipe": "!is no file, or a broken link",
+        "self": dict(found)["self"],
+    }
+    assert image_source(folder).total() == 9
+
+
+def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/\xff\xfe.jpg"
+    Path(os.fsdecode(path)).write_bytes(b"x")
+    assert values(image_source(tmp_path)) == [("\udcff\udcfe.jpg", os.fsdecode(path))]
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may list any folder")
+def test_a_folder_in_it_that_cannot_be_listed(tmp_path: Path) -> None:
+    tree(tmp_path, "a/1.jpg", "b.jpg")
+    (tmp_path / "a").chmod(0)
+    assert values(image_source(tmp_path))[0] == ("a/", "!cannot be listed: Permission denied")
+    (tmp_path / "a").chmod(0o755)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        image_source(tmp_path / "none")
+
+
+def test_a_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(tmp_path, "b/1.jpg", "a/c/2.jpg", "a/3.png", "a/x.jpg/4.txt")
+    monkeypatch.chdir(tmp_path)
+    assert values(image_source("**/*.jpg")) == [("a/c/2.jpg", "a/c/2.jpg"), ("b/1.jpg", "b/1.jpg")]
+    assert [one for one, _ in values(image_source(f"{tmp_path}/a/*.png"))] == [f"{tmp_path}/a/3.png"]
+    assert values(image_source("*.gif")) == []
+
+
+def test_a_list_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(tmp_path, "a.jpg", "d/b.jpg")
+    monkeypatch.chdir(tmp_path)
+    Path("list.txt").write_bytes(b"a.jpg\r\n\nnone.jpg\nd/b.jpg\nd\n\xff.jpg\n" + b"y" * 100_000)
+    assert values(image_source("list.txt")) == [
+        ("a.jpg", "a.jpg"),
+        ("none.jpg", "none.jpg"),
+        ("d/b.jpg", "d/b.jpg"),
+        ("d", "!is no file"),
+        ("\udcff.jpg", "\udcff.jpg"),
+        ("line 7", "!is longer than 65,536 bytes"),
+    ]
+
+
+# --- MUGE and cn_clip.
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.one_of(CELLS, st.integers()), st.binary(min_size=1, max_size=60)), st.booleans())
+def test_a_tsv_comes_back(images: dict[Any, bytes], url_safe: bool) -> None:
+    encode = base64.urlsafe_b64encode if url_safe else base64.b64encode
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "imgs.tsv"
+        path.write_bytes(b"".join(b"%b\t%b\n" % (str(one).encode(), encode(image)) for one, image in images.items()))
+        if str(next(iter(images), "")).startswith("\ufeff"):
+            return  # a byte order mark, for all that can be told
+        assert values(image_source(path)) == [(parse_id(str(one)), image) for one, image in images.items()]
+
+
+def test_a_tsv_with_bad_lines(tmp_path: Path) -> None:
+    path = tmp_path / "imgs.tsv"
+    big = base64.b64encode(bytes(2000))
+    lines = [b"7\t/+8=", b"007\t_-8", b"", b"no tab", b"\tAAAA", b"8\tA$AA", b"9\t" + big, b"10\t" + big * 40, b"11\t"]
+    path.write_bytes(b"\r\n".join(lines))
+    assert values(image_source(path, item_bytes=1000)) == [
+        (7, b"\xff\xef"),
+        ("007", b"\xff\xef"),
+        ("line 4", "!is not id<TAB>base64"),
+        ("line 5", "!is not id<TAB>base64"),
+        (8, "!is no base64"),
+        (9, "!is larger than 1,000 bytes"),
+        (10, "!is larger than 1,000 bytes"),
+        (11, b""),
+    ]
+
+
+def lmdb_of(path: Path, images: dict[Any, bytes]) -> Path:
+    """As cn_clip's preprocess/build_lmdb_dataset.py writes it."""
+    import lmdb
+
+    path.mkdir(parents=True)
+    with lmdb.open(str(path), map_size=1 << 28) as environment, environment.begin(write=True) as transaction:
+        for one, image in images.items():
+            transaction.put(str(one).encode(), base64.urlsafe_b64encode(image))
+        transaction.put(b"num_images", str(len(images)).encode())
+    return path
+
+
+@pytest.mark.parametrize("mapped", [1, 64, 1 << 30])
+def test_a_cn_clip_lmdb(tmp_path: Path, mapped: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is unmapped and opened anew after every so many bytes, and goes on behind the key before."""
+    monkeypatch.setattr(sys.modules["cnclip_client.sources._lmdb"], "_MAPPED_BYTES", mapped)
+    rng = random.Random(0)
+    images: dict[Any, bytes] = {row: rng.randbytes(30) for row in range(0, 300, 3)} | {"图1": b"x", "zz": b"y"}
+    folder = lmdb_of(tmp_path / "imgs", images)
+    expected = sorted(images.items(), key=lambda pair: str(pair[0]).encode())
+    for path in (folder, tmp_path):
+        source = image_source(path)
+        assert values(source) == expected
+        assert source.total() == len(images)
+
+
+def test_an_lmdb_with_a_bad_value_and_one_that_is_none(tmp_path: Path) -> None:
+    import lmdb
+
+    folder = lmdb_of(tmp_path / "imgs", {1: b"x"})
+    with lmdb.open(str(folder)) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"2", b"a$c")
+    assert values(image_source(folder)) == [(1, b"x"), (2, "!is no base64")]
+    with pytest.raises(BadFile, match=r"no data\.mdb in it or in its imgs"):
+        image_source(tmp_path / "none", format="lmdb")
+    (folder / "data.mdb").write_bytes(b"x" * 10_000)
+    with pytest.raises(BadFile, match="no LMDB"):
+        list(image_source(folder).items())
+
+
+TEXTS = st.lists(st.tuples(st.one_of(st.integers(), st.text()), st.text(st.characters(codec="utf-8"))), max_size=20)
+
+
+@settings(deadline=None)
+@given(TEXTS, st.booleans())
+def test_muges_jsonl_comes_back(texts: list[tuple[Any, str]], ascii_only: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "texts.jsonl"
+        lines = [
+            json.dumps({"text_id": one, "text": text, "image_ids": [1]}, ensure_ascii=ascii_only) for one, text in texts
+        ]
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        assert values(text_source(path)) == texts
+
+
+def test_a_jsonl_with_bad_lines(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    lines = [b'{"text_id": 1, "text": 42}', b"{", b"", b"[1]", b'{"text": "a"}', b'{"text_id": true, "text": "a"}', b'{"text_id": 2}', b'{"text_id": "3", "text": null}', b"[" * 100_000, b'{"text_id": 4, "text": "\xff"}', b'{"text_id": 5, "text": "' + b"x" * 5_000_000 + b'"}', b'{"text_id": 6, "text": "ok"}']  # fmt: skip
+    path.write_bytes(b"\n".join(lines))
+    found = values(text_source(path))
+    assert [one for one, _ in found] == [1, "line 2", "line 4", "line 5", "line 6", 2, "3", "line 9", "line 10", "line 11", 6]  # fmt: skip
+    assert (found[0][1], found[-1][1]) == ("42", "ok")
+    assert all(value.startswith("!is no JSON object with") for one, value in found[1:5])
+    assert found[5][1] == found[6][1] == "!its 'text' is missing or no string"
+    assert found[9][1] == "!is longer than 4,194,304 bytes"
+
+
+def test_jsonl_of_other_keys(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"id": "a", "caption": "猫"}\n', encoding="utf-8")
+    assert values(text_source(path, id_column="id", column="caption")) == [("a", "猫")]
+
+
+def test_a_text_a_line_counts_from_one_blank_ones_included(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_bytes("\ufeff猫\r\n\n{狗}\n".encode() + b"\xff")
+    assert values(text_source(path)) == [(1, "猫"), (2, ""), (3, "{狗}"), (4, "\udcff")]
+    assert text_source(path).total() == 4
+
+
+# --- Parquet.
+
+
+def test_parquet_of_bytes_paths_and_hugging_faces_structs(tmp_path: Path) -> None:
+    both = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns = {
+        "bytes": pa.array([b"a", None, b"c"]),
+        "path": pa.array(["a.jpg", None, "c.jpg"]),
+        "image": pa.array([{"bytes": b"a", "path": "x"}, None, {"bytes": None, "path": "c.jpg"}], both),
+    }
+    expected: dict[str, list[Any]] = {
+        "bytes": [b"a", "!is null", b"c"],
+        "path": ["a.jpg", "!is null", "c.jpg"],
+        "image": [b"a", "!is null", "c.jpg"],
+    }
+    for name, column in columns.items():
+        path = tmp_path / f"{name}.parquet"
+        pq.write_table(pa.table({"image_id": pa.array([7, 8, 9], pa.uint8()), name: column}), path)
+        assert values(image_source(path)) == list(zip([7, 8, 9], expected[name], strict=True))
+        pq.write_table(pa.table({name: column, "key": ["x", None, "z"]}), path)
+        assert [one for one, _ in values(image_source(path))] == [0, 1, 2]
+        named = values(image_source(path, id_column="key"))
+        assert named[0] == ("x", expected[name][0])
+        assert named[1] == ("row 1", "!its id is NoneType, neither an integer nor a string")
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+@pytest.mark.parametrize("ids", [True, False])
+def test_a_folder_of_parquet_files_with_row_groups(tmp_path: Path, kind: str, rows: int, ids: bool) -> None:
+    folder = tmp_path / "set"
+    expected: list[tuple[Any, Any]] = []
+    for part in range(3):
+        cells = [f"第{part}-{row}" for row in range(50)]
+        path = folder / f"{part % 2}" / f"{part}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table = {kind: [cell.encode() for cell in cells] if kind == "image" else cells}
+        if ids:
+            table["id"] = [f"{part}/{row}" for row in range(50)]
+        pq.write_table(pa.table(table), path, row_group_size=rows)
+    for part in (0, 2, 1):
+        for row in range(50):
+            cell = f"第{part}-{row}"
+            one = f"{part}/{row}" if ids else len(expected)
+            expected.append((one, cell.encode() if kind == "image" else cell))
+    make = image_source if kind == "image" else text_source
+    source = make(folder, format="parquet")
+    assert values(source) == expected
+    assert source.total() == 150
+
+
+def test_parquet_that_is_not_as_it_should_be(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": [1.5], "text": ["a"], "n": [1], "x": ["b"]}), path)
+    for options, message in [
+        ({}, "ids are integers or strings, and id is double"),
+        ({"column": "none"}, "no column none among id, text, n, x"),
+        ({"id_column": "x", "column": "n"}, "n is int64, and not of strings"),
+    ]:
+        with pytest.raises(BadFile, match=message):
+            list(text_source(path, **options).items())
+    with pytest.raises(BadFile, match="which column holds the images"):
+        list(image_source(path).items())
+    path.write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(BadFile, match="no parquet file"):
+        list(text_source(path).items())
+
+
+def test_a_large_row_group_is_read_piece_by_piece(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    rng = random.Random(0)
+    table = pa.table({"image": [rng.randbytes(50_000) for _ in range(800)]})  # 40 MB in one row group
+    pq.write_table(table, path, compression="none", row_group_size=800, use_dictionary=False, write_batch_size=16)
+    before = pa.total_allocated_bytes()
+    most = max(pa.total_allocated_bytes() - before for _ in image_source(path).items())
+    assert most < 15_000_000
+
+
+# --- Which it is.
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.tsv", b"1\tAAAA\n", "tsv"),
+        ("noname", b"1\tAAAA\n", "tsv"),
+        ("noname", b"a.jpg\n", "list"),
+        ("a.txt", b"a\tb.jpg\n", "list"),
+        ("a.PARQUET", b"", "parquet"),
+        ("noname", b"PAR1", "parquet"),
+        ("a[1].tsv", b"", "tsv"),
+    ],
+)
+def test_what_holds_images_is_told(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert image_source(tmp_path / name).fingerprint["format"] == expected
+    assert image_source(tmp_path / name, format="list").fingerprint["format"] == "list"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.jsonl", b"", "jsonl"),
+        ("noname", b'\n{"text_id": 1}', "jsonl"),
+        ("a.txt", b"{}", "lines"),
+        ("noname", b"x", "lines"),
+        ("noname", b"PAR1", "parquet"),
+    ],
+)
+def test_what_holds_texts_is_told(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert text_source(tmp_path / name).fingerprint["format"] == expected
+
+
+def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\0")
+    with pytest.raises(BadFile, match="is it an image\\? give a folder"):
+        image_source(tmp_path / "a.jpg")
+    with pytest.raises(BadFile, match="no .parquet file in this folder"):
+        text_source(tmp_path)
+    with pytest.raises(BadFile, match="folder has no columns; leave out --id-column"):
+        image_source(tmp_path, column="x")
+
+
+@pytest.mark.parametrize(("module", "extra"), [("lmdb", "lmdb"), ("pyarrow", "parquet")])
+def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, extra: str) -> None:
+    lmdb_of(tmp_path / "imgs", {1: b"x"})
+    pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "a.parquet")
+    monkeypatch.setitem(sys.modules, module, None)
+    source = image_source(tmp_path / ("imgs" if module == "lmdb" else "a.parquet"))
+    with pytest.raises(MissingExtra, match=re.escape(f"pip install 'cn-clip-triton[{extra}]'")):
+        list(source.items())
+
+
+def test_memory_is_that_of_one_item(tmp_path: Path) -> None:
+    path = tmp_path / "imgs.tsv"
+    line = base64.b64encode(bytes(100_000))
+    path.write_bytes(b"".join(b"%d\t%b\n" % (row, line) for row in range(100)))
+    tracemalloc.start()
+    assert sum(1 for _ in image_source(path).items()) == 100
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3_000_000  # of 13 MB
