@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -50,8 +51,10 @@ def test_there_is_something_to_run() -> None:
 
 
 @pytest.mark.parametrize(("page", "line"), DOCUMENTED)
-def test_documented_options_exist(page: str, line: str) -> None:
+def test_documented_options_exist(page: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command of ours that a page shows, `make` targets opened up, is one that its parser accepts."""
+    (tmp_path / "plans").mkdir()
+    monkeypatch.chdir(tmp_path)
     if line.startswith("make "):
         dry = ["make", "--dry-run", "--always-make", *shlex.split(line)[1:]]
         recipe = subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -65,7 +68,7 @@ def test_documented_options_exist(page: str, line: str) -> None:
         if words and words[0] in APPS:
             parse(words)
         elif words[:2] == ["pip", "install"]:
-            extras = re.findall(r"\[(.*)\]", part)
+            extras = [extra for listed in re.findall(r"\[(.*)\]", part) for extra in listed.split(",")]
             assert all(f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text() for extra in extras)
 
 
@@ -77,6 +80,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]
     for name, data in zip(("a.jpg", "b.png", "photos/1.jpg", "photos/2.jpg"), samples * 2, strict=False):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
+    captions = ({"text_id": row, "text": "一只鸟", "image_ids": [f"{row}.jpg"]} for row in (1, 2))
+    (folder / "captions.jsonl").write_text("".join(json.dumps(caption) + "\n" for caption in captions))
     build = [
         *("cnclip-build", "repository", "--arch", ROOT / "examples/demo/demo.json"),
         *("--checkpoint", ROOT / "examples/demo/clip_cn_demo.pt", "--name", "vit-b-16"),
