@@ -8,7 +8,7 @@
 
 Everything that it raises on purpose is a `CnclipError`: `TransportError` (`ServerUnreachable`, `TlsFailed`,
 `ServerBusy`, `RequestTimeout`), `AccessDenied`, `ModelNotFound`, `ModelNotReady`, `ModelChanged`,
-`CheckpointMismatch`, `BadInput`, `BadFile`, `MissingExtra`, `ServerError`.
+`CheckpointMismatch`, `BadInput`, `BadFile`, `MissingExtra`, `JobRefused`, `TooManyFailures`, `ServerError`.
 """
 
 from cnclip_client._blocks import Block
@@ -21,6 +21,7 @@ from cnclip_client._exceptions import (
     BadInput,
     CheckpointMismatch,
     CnclipError,
+    JobRefused,
     MissingExtra,
     ModelChanged,
     ModelNotFound,
@@ -30,6 +31,7 @@ from cnclip_client._exceptions import (
     ServerError,
     ServerUnreachable,
     TlsFailed,
+    TooManyFailures,
     TransportError,
 )
 from cnclip_client._info import ModelInfo
@@ -46,6 +48,7 @@ __all__ = [
     "CnclipError",
     "Credentials",
     "ImageItem",
+    "JobRefused",
     "Limits",
     "MissingExtra",
     "ModelChanged",
@@ -60,6 +63,7 @@ __all__ = [
     "Timeout",
     "Tls",
     "TlsFailed",
+    "TooManyFailures",
     "TransportError",
     "served_models",
 ]

@@ -16,11 +16,13 @@ from cnclip_client import (
     CheckpointMismatch,
     Client,
     CnclipError,
+    JobRefused,
     Limits,
     MissingExtra,
     RequestTimeout,
     Retry,
     Timeout,
+    TooManyFailures,
 )
 
 
@@ -35,6 +37,7 @@ def test_all_is_locked() -> None:
         "CnclipError",
         "Credentials",
         "ImageItem",
+        "JobRefused",
         "Limits",
         "MissingExtra",
         "ModelChanged",
@@ -49,6 +52,7 @@ def test_all_is_locked() -> None:
         "Timeout",
         "Tls",
         "TlsFailed",
+        "TooManyFailures",
         "TransportError",
         "served_models",
     ]
@@ -84,6 +88,8 @@ def test_the_tree_of_errors_is_as_drawn() -> None:
         "BadInput": "CnclipError",
         "BadFile": "CnclipError",
         "MissingExtra": "CnclipError",
+        "JobRefused": "CnclipError",
+        "TooManyFailures": "CnclipError",
         "ServerError": "CnclipError",
     }
     drawing = sys.modules["cnclip_client._exceptions"].__doc__ or ""
@@ -97,6 +103,8 @@ def test_errors_survive_pickling() -> None:
         MissingExtra(module="faiss", extra="search"),
         RequestTimeout("late", url="host:1", timeout_s=3.0),
         CheckpointMismatch(model="m", image_sha256="a", text_sha256="b"),
+        JobRefused("is of another job", output="a.npy"),
+        TooManyFailures(failures=3, max_errors=2, last="7: torn"),
         BadInput(kind="image", rows={0: "torn"}, encoded=block),
     ]
     for error in errors:

@@ -19,8 +19,16 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from cnclip_client import BadFile, Client, CnclipError, ModelChanged, Retry, ServerUnreachable
-from cnclip_client._exceptions import JobRefused, TooManyFailures
+from cnclip_client import (
+    BadFile,
+    Client,
+    CnclipError,
+    JobRefused,
+    ModelChanged,
+    Retry,
+    ServerUnreachable,
+    TooManyFailures,
+)
 from cnclip_client._prefetch import Prefetch
 from cnclip_client._work_folder import GrowingFiles
 from cnclip_client.extraction import ExtractOptions, Summary, encode_items, extract

@@ -15,8 +15,7 @@ from typing import Annotated
 
 import typer
 
-from cnclip_client import BadFile, CnclipError, MissingExtra
-from cnclip_client._exceptions import JobRefused, TooManyFailures
+from cnclip_client import BadFile, CnclipError, JobRefused, MissingExtra, TooManyFailures
 
 __all__ = ["SOME_FAILED", "AsJson", "Verbose", "complain", "items_given", "reporting", "write"]
 
