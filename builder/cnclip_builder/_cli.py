@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, TOWERS, get_arch, official_archs
-from cnclip_builder.errors import BuildError
+from cnclip_builder.errors import BuildError, SlowerError
 from cnclip_builder.isolation import configure_logging
 from cnclip_builder.machine import (
+    LEAST_INT8_SPEED_UP,
     default_max_batch_size,
     default_precision,
     default_target,
@@ -49,6 +50,14 @@ class TowerChoice(str, Enum):
 
 class PrecisionChoice(str, Enum):
     """A precision, on the command line."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
+class PlanPrecisionChoice(str, Enum):
+    """A precision of TensorRT plans, on the command line."""
 
     fp32 = "fp32"
     fp16 = "fp16"
@@ -149,6 +158,14 @@ OptimizationLevelOption = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(help="TensorRT's, 0 (fast to build) to 5 (fast to run). Default: its own, 3.", show_default=False),
 ]
+LeastInt8SpeedUpOption = Annotated[
+    float,
+    typer.Option(
+        help="How many times FP32's speed INT8 must reach on this machine; 0 to take it in any case, as when another "
+        "machine is to serve it.",
+        min=0,
+    ),
+]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks and library logs.")]
 
 DEFAULT_ARTEFACTS = Path("build/artefacts")
@@ -199,8 +216,9 @@ def onnx(
     ] = None,
     precision: Annotated[
         Optional[list[PrecisionChoice]],  # noqa: UP045
-        typer.Option(help="Only this precision; may be given twice. Default: both.", show_default=False),
+        typer.Option(help="Only this precision; may be repeated. Default: fp32 and fp16.", show_default=False),
     ] = None,
+    least_int8_speed_up: LeastInt8SpeedUpOption = LEAST_INT8_SPEED_UP,
     artefacts: ArtefactsOption = DEFAULT_ARTEFACTS,
     name: NameOption = None,
     download_root: DownloadRootOption = DEFAULT_DOWNLOAD_ROOT,
@@ -224,9 +242,12 @@ def onnx(
         precisions=[choice.value for choice in precision or ()] or PRECISIONS,
         download_root=download_root,
         hub=hub.value,
+        least_int8_speed_up=least_int8_speed_up,
     )
     for line in describe(made):
         typer.echo(line)
+    if made.slower:
+        raise SlowerError("; ".join(made.slower.values()))
 
 
 @app.command()
@@ -237,7 +258,7 @@ def tensorrt(
         Optional[list[TowerChoice]],  # noqa: UP045
         typer.Option(help="Only this encoder; may be given twice. Default: both.", show_default=False),
     ] = None,
-    precision: Annotated[PrecisionChoice, typer.Option(help="Of the plans.")] = PrecisionChoice.fp16,
+    precision: Annotated[PlanPrecisionChoice, typer.Option(help="Of the plans.")] = PlanPrecisionChoice.fp16,
     edges: Annotated[
         Optional[EdgesChoice],  # noqa: UP045
         typer.Option(
@@ -325,7 +346,10 @@ def repository(
     ] = None,
     precision: Annotated[
         Optional[PrecisionChoice],  # noqa: UP045
-        typer.Option(help="Of the served encoders. Default: fp16 on a GPU, fp32 on a CPU.", show_default=False),
+        typer.Option(
+            help="Of the served encoders; int8 on CPUs alone. Default: fp16 on a GPU, fp32 on a CPU.",
+            show_default=False,
+        ),
     ] = None,
     platform: Annotated[
         PlatformChoice, typer.Option(help="Triton's backend for the encoders.")
@@ -378,6 +402,7 @@ def repository(
     verify: Annotated[
         bool, typer.Option("--verify", help="Serve it and compare it with PyTorch before it takes its place.")
     ] = False,
+    least_int8_speed_up: LeastInt8SpeedUpOption = LEAST_INT8_SPEED_UP,
     artefacts: ArtefactsOption = DEFAULT_ARTEFACTS,
     download_root: DownloadRootOption = DEFAULT_DOWNLOAD_ROOT,
     hub: HubOption = HubChoice.huggingface,
@@ -424,12 +449,13 @@ def repository(
             chosen_batch, context_length, image_profile, text_profile, workspace_mib, optimization_level
         ),
         plan_folders=tuple(plans or ()),
+        least_int8_speed_up=least_int8_speed_up,
     )
     entry = build_repository(request)
     serving = entry.serving
     typer.echo(
         f"{repository} serves {entry.name}-image and {entry.name}-text, version {entry.version}: {entry.arch.name}, "
-        f"{serving.precision} on {serving.target}, batches of up to {serving.max_batch_size}, texts of up to "
+        f"{entry.precision} on {serving.target}, batches of up to {serving.max_batch_size}, texts of up to "
         f"{serving.context_length} tokens"
     )
 

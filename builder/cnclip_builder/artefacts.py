@@ -9,26 +9,38 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cnclip_builder.arch import Arch, Tower
 from cnclip_builder.atomic import explaining_disk_errors, require_writable, sha256_of_file
-from cnclip_builder.errors import MissingRequirementError
+from cnclip_builder.errors import MissingRequirementError, SlowerError
 from cnclip_builder.isolation import stage_process
+from cnclip_builder.machine import LEAST_INT8_SPEED_UP
 from cnclip_builder.onnx_files import OPSET, ExportJob, external_data_of, onnx_name
 from cnclip_builder.parity import Precision
 from cnclip_builder.sources import Hub
-from cnclip_builder.stages import CheckpointFacts, export_to_onnx, finish_artefact, open_checkpoint
+from cnclip_builder.stages import (
+    CheckpointFacts,
+    export_to_onnx,
+    finish_artefact,
+    make_int8_artefact,
+    open_checkpoint,
+)
 
 logger = logging.getLogger(__name__)
 
 # Raise it when the exporting code changes what it writes: older artefacts are then made again.
 _RECIPE = 2
 
+# The same for INT8 alone, and for what it is calibrated on.
+_INT8_RECIPE = 1
+
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "cn_clip")
+
+_FROM_FP32: tuple[Precision, ...] = ("fp16", "int8")
 
 Kind = tuple[Tower, Precision]
 
@@ -61,10 +73,12 @@ class Artefacts:
     Attributes:
         checkpoint: what they were made from.
         items: an artefact for every encoder and precision asked for.
+        slower: encoders of which no INT8 artefact was made, because it is not faster than FP32 here, and the figures.
     """
 
     checkpoint: CheckpointFacts
     items: tuple[Artefact, ...]
+    slower: Mapping[Tower, str] = field(default_factory=dict)
 
     def get(self, tower: Tower, precision: Precision) -> Artefact:
         """Finds one of the items."""
@@ -80,8 +94,9 @@ def build_artefacts(
     precisions: Sequence[Precision],
     download_root: Path,
     hub: Hub = "huggingface",
+    least_int8_speed_up: float = LEAST_INT8_SPEED_UP,
 ) -> Artefacts:
-    """Makes the artefacts that are missing or out of date. FP32 is always made, since FP16 is made from it.
+    """Makes the artefacts that are missing or out of date. FP32 is always made, since the others are made from it.
 
     Args:
         arch: the architecture.
@@ -91,6 +106,7 @@ def build_artefacts(
         precisions: which precisions.
         download_root: folder of downloaded and random checkpoints.
         hub: where official checkpoints are fetched from.
+        least_int8_speed_up: how many times FP32's speed an INT8 artefact must reach on this machine.
 
     Raises:
         CheckpointError: the checkpoint can't be had or used.
@@ -98,22 +114,34 @@ def build_artefacts(
         MissingRequirementError: the disk or the memory is too small.
     """
     require_writable(folder)
-    made: tuple[Precision, ...] = ("fp32", "fp16") if "fp16" in precisions else ("fp32",)
+    made: list[Precision] = ["fp32", *(other for other in _FROM_FP32 if other in precisions)]
     wanted: list[Kind] = [(tower, precision) for tower in towers for precision in made]
     with stage_process() as process:
         checkpoint = process.run(open_checkpoint, source, arch, download_root, hub)
     store = _Store(arch, folder, _fingerprint(arch, checkpoint.sha256))
-    missing = [kind for kind in wanted if store.read(*kind) is None]
+    missing = [kind for kind in wanted if not _usable(store.read(*kind), least_int8_speed_up)]
     for kind in wanted:
         if kind not in missing:
             logger.info("Reusing %s: nothing it rests on has changed", onnx_name(arch, *kind))
+    slower: dict[Tower, str] = {}
     if missing:
         _require_disk_space(folder, checkpoint, missing)
         with _work_folder(folder) as work:
-            store.make(missing, checkpoint, work)
+            slower = store.make(missing, checkpoint, work, least_int8_speed_up)
     return Artefacts(
         checkpoint,
-        tuple(store.artefact(*kind, reused=kind not in missing) for kind in wanted if kind[1] in precisions),
+        tuple(
+            store.artefact(tower, precision, reused=(tower, precision) not in missing)
+            for tower, precision in wanted
+            if precision in precisions and not (precision == "int8" and tower in slower)
+        ),
+        slower,
+    )
+
+
+def _usable(record: dict[str, Any] | None, least_int8_speed_up: float) -> bool:
+    return (
+        record is not None and record.get("int8", {"speed_up": least_int8_speed_up})["speed_up"] >= least_int8_speed_up
     )
 
 
@@ -131,7 +159,7 @@ class _Store:
             sidecar = self._folder / self._sidecar_name(tower, precision)
             record: dict[str, Any] = json.loads(sidecar.read_text(encoding="utf-8"))
             whole = all((self._folder / name).stat().st_size == file["bytes"] for name, file in record["files"].items())
-            return record if whole and record["fingerprint"] == self._fingerprint else None
+            return record if whole and record["fingerprint"] == self._fingerprint_of(precision) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -148,14 +176,31 @@ class _Store:
             reused=reused,
         )
 
-    def make(self, missing: Sequence[Kind], checkpoint: CheckpointFacts, work: Path) -> None:
-        """Makes and proves artefacts in the work folder, then moves them into this one."""
+    def make(
+        self, missing: Sequence[Kind], checkpoint: CheckpointFacts, work: Path, least_int8_speed_up: float
+    ) -> dict[Tower, str]:
+        """Makes and proves artefacts in the work folder, then moves them into this one.
+
+        Returns:
+            The encoders of which INT8 is not faster, and why that is known.
+        """
+        slower: dict[Tower, str] = {}
         for tower, precision in missing:
             if precision == "fp32":
                 self._export(tower, checkpoint, work)
         for tower, precision in missing:
-            self._finish(tower, precision, work, exported=work if (tower, "fp32") in missing else self._folder)
-        self._publish(missing, work)
+            exported = work if (tower, "fp32") in missing else self._folder
+            if precision != "int8":
+                self._finish(tower, precision, work, exported)
+                continue
+            try:
+                self._finish_int8(tower, work, exported, least_int8_speed_up)
+            except SlowerError as error:
+                slower[tower] = str(error)
+                for file in work.glob(onnx_name(self._arch, tower, precision) + "*"):
+                    file.unlink()
+        self._publish([kind for kind in missing if not (kind[1] == "int8" and kind[0] in slower)], work)
+        return slower
 
     def _export(self, tower: Tower, checkpoint: CheckpointFacts, work: Path) -> None:
         job = ExportJob(
@@ -168,7 +213,30 @@ class _Store:
         with stage_process() as process:
             process.run(export_to_onnx, job)
 
-    def _finish(self, tower: Tower, precision: Precision, work: Path, *, exported: Path) -> None:
+    def _finish_int8(self, tower: Tower, work: Path, exported: Path, least_speed_up: float) -> None:
+        started = time.monotonic()
+        name = onnx_name(self._arch, tower, "int8")
+        with stage_process() as process:
+            parity, report = process.run(
+                make_int8_artefact,
+                work / name,
+                exported / onnx_name(self._arch, tower, "fp32"),
+                exported / self._reference_name(tower),
+                self._arch,
+                tower,
+                least_speed_up,
+            )
+        logger.info(
+            "Proved %s: 1 - cosine <= %.0e, %.1e after centring, %.2f times FP32's speed (%.0f s)",
+            name,
+            max(parity.cosine_distance, report["parity"]["cosine_distance"]),
+            max(parity.centred_distance, report["parity"]["centred_distance"]),
+            report["speed_up"],
+            time.monotonic() - started,
+        )
+        self._write_sidecar(tower, "int8", work, parity.as_dict(), int8=report)
+
+    def _finish(self, tower: Tower, precision: Precision, work: Path, exported: Path) -> None:
         started = time.monotonic()
         name = onnx_name(self._arch, tower, precision)
         with stage_process() as process:
@@ -185,7 +253,9 @@ class _Store:
         logger.info("Proved %s: 1 - cosine <= %.0e (%.0f s)", name, parity.cosine_distance, seconds)
         self._write_sidecar(tower, precision, work, parity.as_dict())
 
-    def _write_sidecar(self, tower: Tower, precision: Precision, work: Path, parity: dict[str, Any]) -> None:
+    def _write_sidecar(
+        self, tower: Tower, precision: Precision, work: Path, parity: dict[str, Any], **more: Any
+    ) -> None:
         made = work / onnx_name(self._arch, tower, precision)
         files = [made, external_data_of(made)]
         if precision == "fp32":
@@ -195,24 +265,28 @@ class _Store:
             "precision": precision,
             "opset": OPSET,
             "parity": parity,
+            **more,
             "files": {
                 file.name: {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
                 for file in files
                 if file.exists()
             },
-            "fingerprint": self._fingerprint,
+            "fingerprint": self._fingerprint_of(precision),
         }
         sidecar = work / self._sidecar_name(tower, precision)
         sidecar.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
-    def _publish(self, missing: Sequence[Kind], work: Path) -> None:
+    def _publish(self, made: Sequence[Kind], work: Path) -> None:
         # Old sidecars go first and new ones come last, so that a sidecar never speaks of other files.
-        sidecars = {self._sidecar_name(*kind) for kind in missing}
+        sidecars = {self._sidecar_name(*kind) for kind in made}
         for name in sidecars:
             (self._folder / name).unlink(missing_ok=True)
         for file in sorted(work.iterdir(), key=lambda file: file.name in sidecars):
             file.chmod(0o644)  # tritonserver may run as another user
             file.replace(self._folder / file.name)
+
+    def _fingerprint_of(self, precision: Precision) -> dict[str, Any]:
+        return self._fingerprint | ({"int8_recipe": _INT8_RECIPE} if precision == "int8" else {})
 
     def _sidecar_name(self, tower: Tower, precision: Precision) -> str:
         return onnx_name(self._arch, tower, precision).removesuffix(".onnx") + ".json"

@@ -11,9 +11,9 @@ from typing import Any
 from cnclip_builder.arch import TOWERS, Arch, Tower
 from cnclip_builder.artefacts import Artefacts, build_artefacts
 from cnclip_builder.atomic import require_writable
-from cnclip_builder.errors import BuildError, MissingRequirementError, SettingError
+from cnclip_builder.errors import BuildError, MissingRequirementError, SettingError, SlowerError
 from cnclip_builder.isolation import stage_process
-from cnclip_builder.machine import require_tensorrt
+from cnclip_builder.machine import LEAST_INT8_SPEED_UP, require_tensorrt
 from cnclip_builder.onnx_files import served_input
 from cnclip_builder.parity import PRECISIONS
 from cnclip_builder.plan_build import Plan, PlanSettings, build_plans, find_plans, write_jobs_of
@@ -43,6 +43,7 @@ class BuildRequest:
         verify: whether to serve the repository and compare it with PyTorch before it takes its place.
         plan_settings: how TensorRT plans are made, where they are what is served; None for defaults.
         plan_folders: folders of plans that were made elsewhere, one for each kind of GPU; none to make them here.
+        least_int8_speed_up: how many times FP32's speed INT8 must reach here; a slower encoder is served in FP32.
     """
 
     arch: Arch
@@ -57,14 +58,16 @@ class BuildRequest:
     verify: bool = False
     plan_settings: PlanSettings | None = None
     plan_folders: tuple[Path, ...] = ()
+    least_int8_speed_up: float = LEAST_INT8_SPEED_UP
 
 
 def build_repository(request: BuildRequest) -> RepositoryEntry:
     """Builds a checkpoint's models into a repository.
 
-    Both precisions of both encoders are made and proved, whichever is served.
+    FP32 and FP16 of both encoders are made and proved, whichever is served, and INT8 where that is.
 
     Raises:
+        SlowerError: INT8 was asked for and is faster for neither encoder.
         BuildError: something is wrong; whatever was in the repository before is still there.
     """
     request.arch.checked_context_length(request.serving.context_length)
@@ -81,10 +84,12 @@ def build_repository(request: BuildRequest) -> RepositoryEntry:
         request.checkpoint,
         request.artefacts / name,
         towers=TOWERS,
-        precisions=PRECISIONS,
+        precisions=(*PRECISIONS, "int8") if request.serving.precision == "int8" else PRECISIONS,
         download_root=request.download_root,
         hub=request.hub,
+        least_int8_speed_up=request.least_int8_speed_up,
     )
+    _report_slower(artefacts.slower)
     if artefacts.checkpoint.file.is_random:
         logger.warning("These weights are untrained (%s): for load tests only", artefacts.checkpoint.file.source)
     plans = _plans(request, artefacts) if request.serving.platform == "tensorrt" else {}
@@ -96,6 +101,18 @@ def build_repository(request: BuildRequest) -> RepositoryEntry:
 
     publish(entry, request.repository, verify if request.verify else None)
     return entry
+
+
+def _report_slower(slower: Mapping[Tower, str]) -> None:
+    """One slow encoder must not cost the other its gain: it is served in FP32, which is faster and exact.
+
+    Raises:
+        SlowerError: both are slower, and nothing of what was asked for would be left.
+    """
+    if len(slower) == len(TOWERS):
+        raise SlowerError("; ".join(slower.values()) + "; or choose PRECISION=fp32")
+    for tower, why in slower.items():
+        logger.warning("The %s encoder is served in FP32: %s", tower, why)
 
 
 def _plan_settings(request: BuildRequest) -> PlanSettings:

@@ -8,6 +8,7 @@ BuildError
 ├── MissingRequirementError a GPU, a library or disk space that this step needs and the machine lacks
 ├── PlanError               a TensorRT plan that can't be built, or is another GPU's, version's or ONNX file's
 ├── ParityError             an artefact's outputs are not PyTorch's
+├── SlowerError             an INT8 encoder that is not faster than FP32 here
 └── RepositoryError         a model repository that is not well formed, or can't be written
 """
 
@@ -42,6 +43,10 @@ class PlanError(BuildError):
 
 class ParityError(BuildError):
     """An artefact's outputs differ from PyTorch's."""
+
+
+class SlowerError(BuildError):
+    """An INT8 encoder is not faster than FP32 on this machine."""
 
 
 class RepositoryError(BuildError):

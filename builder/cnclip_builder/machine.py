@@ -14,6 +14,9 @@ Target = Literal["cpu", "gpu"]
 Platform = Literal["onnxruntime", "tensorrt"]
 Accelerator = Literal["none", "cuda", "tensorrt"]
 
+LEAST_INT8_SPEED_UP = 1.1
+"""How many times FP32's speed INT8 must reach to be worth its loss: 1, and a margin for the measurement."""
+
 
 def has_gpu() -> bool:
     """Whether the NVIDIA driver lists a GPU; asks nvidia-smi, which comes with every driver."""

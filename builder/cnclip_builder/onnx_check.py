@@ -72,19 +72,28 @@ def trimmed_rows(probes: Probes) -> list[tuple[int, int]]:
     return [(row, int(lengths[row])) for row in (0, len(lengths) // 2)]
 
 
-def open_session(path: Path) -> onnxruntime.InferenceSession:
+def open_session(model: Path | bytes, *, threads: int = 0, weights: Path | None = None) -> onnxruntime.InferenceSession:
     """Opens an ONNX model on the CPU.
+
+    Args:
+        model: the .onnx file, or what would be in it.
+        threads: to run on; 0 for all cores.
+        weights: the folder of the weights of a model that is no file.
 
     Raises:
         ParityError: ONNX Runtime refuses the model.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    if weights is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
+    source, name = (model, "the model") if isinstance(model, bytes) else (str(model), model.name)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     # onnxruntime's own errors share no base class of their own.
     except Exception as error:
-        raise ParityError(f"{path.name} does not load in ONNX Runtime: {error}") from error
+        raise ParityError(f"{name} does not load in ONNX Runtime: {error}") from error
 
 
 def check_signature(path: Path, tensors: list[Any], expected: dict[str, tuple[str, list[int | None]]]) -> None:

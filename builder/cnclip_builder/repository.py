@@ -24,6 +24,7 @@ from cnclip_builder.encoder_config import encoder_config, plan_filename
 from cnclip_builder.errors import RepositoryError, SettingError
 from cnclip_builder.isolation import stage_process
 from cnclip_builder.manifest import read_manifest, write_manifest
+from cnclip_builder.parity import Precision
 from cnclip_builder.plan_build import Plan
 from cnclip_builder.plan_files import sidecar_of
 from cnclip_builder.serving import ServingConfig
@@ -65,6 +66,18 @@ class RepositoryEntry:
     artefacts: Artefacts
     serving: ServingConfig
     plans: Mapping[Tower, Sequence[Plan]] = field(default_factory=dict)
+
+    def precision_of(self, tower: Tower) -> Precision:
+        """What an encoder is served in: FP32 where INT8 was asked for and is not faster."""
+        return "fp32" if tower in self.artefacts.slower else self.serving.precision
+
+    @property
+    def precision(self) -> str:
+        """Of both encoders, each named if they differ: "image fp32, text int8"."""
+        precisions = {tower: self.precision_of(tower) for tower in TOWERS}
+        if precisions["image"] == precisions["text"]:
+            return precisions["image"]
+        return ", ".join(f"{tower} {precision}" for tower, precision in precisions.items())
 
 
 def check_model_name(name: str) -> str:
@@ -245,7 +258,7 @@ def _triton_string(value: bytes) -> bytes:
 def _write_encoders(repository: Path, entry: RepositoryEntry) -> dict[str, Any]:
     parity = {}
     for tower in TOWERS:
-        artefact = entry.artefacts.get(tower, entry.serving.precision)
+        artefact = entry.artefacts.get(tower, entry.precision_of(tower))
         folder = repository / f"{entry.name}-{tower}-encoder" / str(entry.version)
         if entry.serving.platform == "tensorrt":
             parity[f"{tower}-encoder"] = _write_plans(folder, entry.plans[tower])
@@ -277,7 +290,6 @@ def _write_configs(repository: Path, entry: RepositoryEntry, versions: list[int]
         "logit_scale": repr(checkpoint.logit_scale),
         "embedding_size": entry.arch.embedding_size,
         "context_length": entry.serving.context_length,
-        "precision": entry.serving.precision,
     }
     for kind in KINDS:
         name = f"{entry.name}-{kind}"
@@ -287,7 +299,7 @@ def _write_configs(repository: Path, entry: RepositoryEntry, versions: list[int]
             "serving": entry.serving,
             "version": entry.version,
             "versions": versions,
-            "facts": facts,
+            "facts": {**facts, "precision": entry.precision_of(TOWERS[kind.startswith("text")])},
         }
         if kind.endswith("-encoder"):
             tower = TOWERS[kind.startswith("text")]
@@ -329,9 +341,15 @@ def _manifest_entry(entry: RepositoryEntry, served_parity: Mapping[str, Any]) ->
             },
         },
         "artefacts": {
-            artefact.path.name: {key: artefact.record[key] for key in ("opset", "precision", "parity", "files")}
+            artefact.path.name: {
+                key: artefact.record[key]
+                for key in ("opset", "precision", "parity", "int8", "files")
+                if key in artefact.record
+            }
             for artefact in entry.artefacts.items
         },
+        "served_precision": {tower: entry.precision_of(tower) for tower in TOWERS},
+        "not_in_int8": dict(entry.artefacts.slower),
         "plans": _plans_record(entry),
         "served_parity": served_parity,
     }

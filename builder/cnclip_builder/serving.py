@@ -70,6 +70,8 @@ class ServingConfig:
                 if not least <= value <= 2**31 - 1:
                     raise SettingError(f"{field.name} is {value}: choose at least {least}")
 
+        if self.precision == "int8" and self.target != "cpu":
+            raise SettingError("INT8 is for CPUs: choose PRECISION=fp16 on a GPU, or TARGET=cpu")
         if self.platform == "tensorrt" and self.target != "gpu":
             raise SettingError("TensorRT plans run on GPUs alone: choose TARGET=gpu, or PLATFORM=onnxruntime")
         if self.accelerator != "none" and (self.target, self.platform) != ("gpu", "onnxruntime"):

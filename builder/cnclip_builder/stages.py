@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cnclip_builder.arch import Arch, Tower
 from cnclip_builder.onnx_files import ExportJob
@@ -73,6 +74,34 @@ def finish_artefact(made: Path, fp32: Path, reference: Path, arch: Arch, tower: 
 
         convert_to_fp16(fp32, made)
     return check_artefact(made, arch, tower, precision, np.load(reference))
+
+
+def make_int8_artefact(
+    made: Path, fp32: Path, reference: Path, arch: Arch, tower: Tower, least_speed_up: float
+) -> tuple[Parity, dict[str, Any]]:
+    """Converts to INT8 and proves the artefact; imports onnx and onnxruntime.
+
+    Args:
+        made: the .onnx file to write.
+        fp32: its FP32 twin.
+        reference: PyTorch's features of the probes, .npy.
+        arch: the architecture.
+        tower: which encoder.
+        least_speed_up: how many times FP32's speed it must reach.
+
+    Returns:
+        The parity with PyTorch on the probes, and an `Int8Report` as a dictionary.
+
+    Raises:
+        SlowerError: it does not reach that speed.
+        ParityError: no choice of products in FP32 makes it hold its tolerance.
+    """
+    from dataclasses import asdict
+
+    from cnclip_builder.onnx_int8 import convert_to_int8
+
+    report = convert_to_int8(fp32, made, arch, tower, least_speed_up=least_speed_up)
+    return finish_artefact(made, fp32, reference, arch, tower, "int8"), asdict(report)
 
 
 def write_served(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from cnclip_builder.arch import Arch, Tower
 from cnclip_builder.checkpoint import Checkpoint, load_checkpoint
 from cnclip_builder.errors import BuildError, ParityError
-from cnclip_builder.parity import TOLERANCES, Parity, Tolerance, measure_parity
+from cnclip_builder.parity import TOLERANCES, Parity, Precision, Tolerance, measure_parity
 from cnclip_builder.samples import sample_images, sample_texts
 
 logger = logging.getLogger(__name__)
@@ -95,9 +95,15 @@ def verify_server(
     }
     return Verification(
         model,
-        TOLERANCES["fp16" if info.precision == "fp16" else "fp32"],
+        TOLERANCES[_loosest(info.precision)],
         {tower: measure_parity(served[tower], reference[tower]) for tower in served},
     )
+
+
+def _loosest(served: str) -> Precision:
+    """Of what a server says of its encoders: "int8", or "image fp32, text int8" if they differ."""
+    loosest_first: tuple[Precision, ...] = ("int8", "fp16")
+    return next((precision for precision in loosest_first if precision in served), "fp32")
 
 
 def _require_same_checkpoint(model: str, info: Any, checkpoint: Checkpoint) -> None:

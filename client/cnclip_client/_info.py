@@ -24,7 +24,8 @@ class ModelInfo:
         embedding_size: D, the features' length.
         context_length: Tokens of a text that are read; the rest is cut off.
         max_batch_size: The largest request that the server takes, in rows.
-        precision: Of the encoders' weights, `fp32` or `fp16`; empty if the config does not say.
+        precision: Of the encoders' weights: `fp32`, `fp16` or `int8`; `image fp32, text int8` if they differ; empty if
+            the config does not say.
     """
 
     model: str
@@ -107,5 +108,7 @@ def combine(image: ModelInfo, text: ModelInfo) -> ModelInfo:
         embedding_size=text.embedding_size,
         context_length=text.context_length,
         max_batch_size=min(image.max_batch_size, text.max_batch_size),
-        precision=text.precision,
+        precision=text.precision
+        if image.precision == text.precision
+        else f"image {image.precision}, text {text.precision}",
     )
