@@ -12,8 +12,8 @@ from collections.abc import Callable, Generator
 
 __all__ = ["Concurrency"]
 
-# One at work and one on its way: the least that can keep a server busy, and what most need.
-_START = 2
+# One at work and one on its way: the least that keeps a server busy, and all that a small one has use for.
+_LEAST = 2
 # A rate is that of this many seconds and answers at least. Shorter ones were seen to be mostly noise.
 _EPOCH_S = 0.25
 _EPOCH_ANSWERS = 8
@@ -42,7 +42,7 @@ class Concurrency:
         """
         self._most = most
         self._clock = clock
-        self._begin(min(_START, most))
+        self._begin(min(_LEAST, most))
 
     def answered(self, rows: int, under_way: int) -> None:
         """Takes note of an answer.
@@ -101,7 +101,7 @@ def _search(limit: int, most: int) -> Generator[int, float, None]:
         found = limit
         for more in (True, False):
             while True:
-                trial = min(limit * 2, most) if more else max(limit // 2, 1)
+                trial = min(limit * 2, most) if more else max(limit // 2, min(_LEAST, limit))
                 if trial == limit:
                     break
                 # Measured between two of the present number, since a machine's other load comes and goes.

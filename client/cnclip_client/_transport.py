@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -21,6 +22,7 @@ __all__ = ["Listed", "Transport", "check_url"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+_CLOSE_S = 2.0
 
 # What gRPC itself resolves; any other `scheme:` is taken for a host and fails with a puzzling message.
 _GRPC_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
@@ -100,7 +102,10 @@ class Transport:
         """Closes the channel; requests under way end as cancelled."""
         if not self.closed:
             self.closed = True
-            self._client.close()
+            # gRPC waits for ever for a request that a KeyboardInterrupt cut off after its sending, before it was noted.
+            closing = threading.Thread(target=self._client.close, daemon=True)
+            closing.start()
+            closing.join(_CLOSE_S)
 
     def config(self, name: str, version: str, attempts: int | None = None) -> tuple[dict[str, str], int]:
         """Returns the parameters and the `max_batch_size` of one version of a model.
