@@ -242,8 +242,9 @@ def test_a_reader_that_goes_away(triton: Any) -> None:
 
 @pytest.mark.parametrize("where", ["waiting for input", "waiting for the server"])
 def test_ctrl_c(triton: Any, where: str) -> None:
-    gate = threading.Event()
+    gate, asked = threading.Event(), threading.Event()
     triton.before_infer = lambda attempt, items: gate.wait(20) and None
+    triton.before_config = asked.set
     running = start("features", "texts", "--url", triton.url)
     assert running.stdin is not None
     try:
@@ -253,7 +254,8 @@ def test_ctrl_c(triton: Any, where: str) -> None:
             while not triton.requests:
                 time.sleep(0.01)
         else:
-            time.sleep(1)
+            assert asked.wait(30)
+            time.sleep(0.3)
         started = time.monotonic()
         running.send_signal(signal.SIGINT)
         assert running.wait(30) == 130
