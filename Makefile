@@ -20,6 +20,7 @@ HUB            ?=
 REPOSITORY     ?= build/repository
 DOWNLOAD_ROOT  ?=
 VERIFY         ?=
+DESTINATION    ?=
 URL            ?= localhost:8001
 FLAGS          ?=
 MINUTES        ?= 60
@@ -30,7 +31,7 @@ CHECKPOINT_OPTIONS = --arch "$(ARCH)" $(call option,--checkpoint,CHECKPOINT) $(c
 	$(call option,--hub,HUB) $(call option,--download-root,DOWNLOAD_ROOT)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo repo serve verify test test-slow soak test-rtx check clean
+.PHONY: help demo repo serve verify publish test test-slow soak test-rtx check clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 12
@@ -56,6 +57,9 @@ serve: $(VENV)/installed  ## Serve the repository until Ctrl-C; FLAGS= go to cnc
 
 verify: $(VENV)/installed  ## Compare a running server with PyTorch: make verify ARCH=... CHECKPOINT=... URL=...
 	$(BIN)/cnclip-build verify $(CHECKPOINT_OPTIONS) --url "$(URL)" $(FLAGS)
+
+publish: $(VENV)/installed  ## Upload the repository to where servers read it: make publish DESTINATION=s3://bucket/models
+	$(BIN)/cnclip-build publish "$(DESTINATION)" --repository "$(REPOSITORY)" $(call option,--name,NAME) $(FLAGS)
 
 test: $(VENV)/installed  ## Run the tests, those on a real tritonserver included.
 	$(BIN)/python -m pytest $(FLAGS)
@@ -85,6 +89,6 @@ clean:  ## Delete what was built; the virtual environment stays.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --progress-bar on --editable '.[builder,tensorrt,server,parquet,lmdb,search,report]' --group dev
+	$(BIN)/python -m pip install --progress-bar on --editable '.[builder,tensorrt,server,publish,parquet,lmdb,search,report]' --group dev
 	$(BIN)/python -m pip install --quiet --no-deps 'nvidia-pytriton==0.7.0'
 	touch $@

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cnclip_builder._publish_commands import prune, publish
 from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, TOWERS, get_arch, official_archs
 from cnclip_builder.errors import BuildError, SlowerError
 from cnclip_builder.isolation import configure_logging
@@ -504,6 +505,10 @@ def verify(
     table.add_row("at most", "", f"{tolerance.cosine_distance:.0e}", f"{tolerance.centred_distance:.0e}", "")
     Console().print(table)
     verification.require()
+
+
+app.command()(publish)
+app.command()(prune)
 
 
 def _model_options(arch: str, checkpoint: str | None) -> str:

@@ -30,17 +30,30 @@ def read_manifest(repository: Path) -> dict[str, Any]:
                 "another folder, or empty it"
             )
         return {}
+    return parse_manifest(path.read_text(encoding="utf-8"), str(path))
+
+
+def parse_manifest(text: str, where: str) -> dict[str, Any]:
+    """Reads a manifest's text, as `read_manifest` does its file.
+
+    Raises:
+        RepositoryError: it is damaged or of a later schema.
+    """
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(text)
         if manifest["schema"] != _SCHEMA:
-            raise RepositoryError(f"{path} has schema {manifest['schema']}, this builder reads {_SCHEMA}: update it")
+            raise RepositoryError(f"{where} has schema {manifest['schema']}, this builder reads {_SCHEMA}: update it")
         models: dict[str, Any] = manifest["models"]
     except (ValueError, KeyError, TypeError) as error:
-        raise RepositoryError(f"{path} is damaged ({error!r}): delete the repository and build it again") from error
+        raise RepositoryError(f"{where} is damaged ({error!r}): delete the repository and build it again") from error
     return models
 
 
 def write_manifest(repository: Path, models: Mapping[str, Any]) -> None:
     """Writes the manifest of a repository."""
-    text = json.dumps({"schema": _SCHEMA, "models": models}, indent=2, ensure_ascii=False) + "\n"
-    (repository / MANIFEST_NAME).write_text(text, encoding="utf-8")
+    (repository / MANIFEST_NAME).write_text(manifest_text(models), encoding="utf-8")
+
+
+def manifest_text(models: Mapping[str, Any]) -> str:
+    """What a manifest's file holds."""
+    return json.dumps({"schema": _SCHEMA, "models": models}, indent=2, ensure_ascii=False) + "\n"

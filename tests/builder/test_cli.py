@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-COMMANDS = ["archs", "checkpoint", "onnx", "tensorrt", "repository", "verify"]
+COMMANDS = ["archs", "checkpoint", "onnx", "tensorrt", "repository", "verify", "publish", "prune"]
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
