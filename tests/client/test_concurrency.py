@@ -60,7 +60,7 @@ class Simulation:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("enough", [2, 4, 16, 64])
+@pytest.mark.parametrize("enough", [4, 8, 16, 64])
 def test_as_many_as_the_server_has_use_for(enough: int, seed: int) -> None:
     run = Simulation(lambda n: 20.0 * min(n, enough), noise=0.2, seed=seed)
     run.run(120)
@@ -72,7 +72,7 @@ def test_as_many_as_the_server_has_use_for(enough: int, seed: int) -> None:
 def test_a_server_that_more_requests_slow_down_is_given_few() -> None:
     run = Simulation(lambda n: 400.0 / n, noise=0.1)
     run.run(60)
-    assert run.usual(since_s=10) == 2
+    assert run.usual(since_s=10) == 4
 
 
 def test_the_bound_holds() -> None:
@@ -100,7 +100,7 @@ def test_a_server_that_grows_or_shrinks_is_followed() -> None:
 def test_a_slow_source_changes_nothing() -> None:
     run = Simulation(lambda n: 100.0 * n)
     run.run(60, source_rate=30.0)
-    assert {limit for _, limit in run.seen} == {2}
+    assert {limit for _, limit in run.seen} == {4}
 
 
 def test_a_full_queue_halves_it() -> None:
@@ -121,17 +121,17 @@ def test_what_came_before_a_failure_counts_for_nothing() -> None:
     concurrency = Concurrency(64, clock=lambda: now[0])
     for _ in range(1000):
         now[0] += 0.1
-        concurrency.answered(ROWS, 2)
+        concurrency.answered(ROWS, 4)
         concurrency.disturbed()
-    assert concurrency.limit == 2
+    assert concurrency.limit == 4
 
 
 def test_a_run_grows_where_it_pays(triton: Any) -> None:
     triton.before_infer = lambda attempt, items: time.sleep(0.05)
-    with Client(triton.url, model="vit-b-16", limits=Limits(in_flight=8)) as client:
-        client.encode_texts(["a"] * 200, batch_size=1)
-        assert triton.most_at_once > 2
+    with Client(triton.url, model="vit-b-16", limits=Limits(in_flight=12)) as client:
+        client.encode_texts(["a"] * 300, batch_size=1)
+        assert triton.most_at_once > 4
         triton.forget()
         triton.before_infer = lambda attempt, items: time.sleep(0.05)
         client.encode_texts(["a"] * 8, batch_size=1)
-        assert triton.most_at_once <= 2
+        assert triton.most_at_once <= 4
