@@ -1,0 +1,227 @@
+"""What the container runs, run here: its start script and its probe, on a real server; and its pinned packages."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tritonclient.grpc as triton
+import yaml
+from cnclip_server import TritonServer
+from cnclip_server._binary import find_binary
+from cnclip_server._host import environment
+
+from tests.conftest import ROOT
+
+DOCKER = ROOT / "deploy/docker"
+PROBE = DOCKER / "probe.py"
+
+
+def probe(url: str, seconds: float = 10) -> subprocess.CompletedProcess[str]:
+    # Alone, as in the image: nothing of this environment.
+    command = [sys.executable, "-I", "-S", str(PROBE), url, str(seconds)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def serve_script(folder: Path, **environ: str) -> list[str]:
+    """What the start script would run, by a stand-in for tritonserver."""
+    stand_in = folder / "tritonserver"
+    stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@" "key in environment: ${CNCLIP_ADMIN_KEY-none}"\n')
+    stand_in.chmod(0o755)
+    command = [str(DOCKER / "serve.sh"), "--model-repository=/a folder", "--log-verbose=1"]
+    env = {"PATH": f"{folder}:{os.environ['PATH']}", **environ}
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_the_script_closes_the_apis(tmp_path: Path) -> None:
+    flags = serve_script(tmp_path, CNCLIP_ADMIN_KEY="k")
+    restriction = "shared-memory,trace,logging:admin-key=k"
+    assert f"--grpc-restricted-protocol={restriction}" in flags
+    assert f"--http-restricted-api={restriction}" in flags
+    assert flags[-3:] == ["--model-repository=/a folder", "--log-verbose=1", "key in environment: none"]
+    keys = {re.search("admin-key=(.*)", "\n".join(serve_script(tmp_path)))[1] for _ in range(2)}  # type: ignore[index]
+    assert len(keys) == 2
+    assert all(re.fullmatch("[0-9a-f]{48}", key) for key in keys)
+
+
+def test_tritonserver_knows_every_flag(tmp_path: Path) -> None:
+    binary = find_binary()
+    known = subprocess.run(
+        [str(binary.path), "--help"], env=environment(binary), capture_output=True, text=True, check=False
+    ).stderr
+    files = [
+        ROOT / "deploy/compose/compose.yaml",
+        ROOT / "deploy/kserve/inference-service.yaml",
+        *(ROOT / "deploy/kubernetes").rglob("*.yaml"),
+    ]
+    arguments = serve_script(tmp_path)[:-1]
+    for file in files:
+        for document in yaml.safe_load_all(file.read_text()):
+            arguments += flags_in(document)
+    flags = {argument.split("=")[0] for argument in arguments}
+    assert {"--model-repository", "--http-restricted-api", "--repository-poll-secs", "--grpc-port"} <= flags
+    for flag in flags:
+        assert re.search(rf"^\s+{flag}\b(?!-)", known, re.MULTILINE), f"tritonserver has no {flag}"
+
+
+def flags_in(value: Any) -> list[str]:
+    """The flags of the containers of a manifest; Prometheus has flags of its own."""
+    if isinstance(value, dict):
+        return [flag for key, each in value.items() if key != "prometheus" for flag in flags_in(each)]
+    if isinstance(value, list):
+        return [flag for each in value for flag in flags_in(each)]
+    if isinstance(value, str) and "\n" in value:  # a patch
+        return re.findall(r"--[a-z-]+=\S+", value)
+    return [value] if isinstance(value, str) and value.startswith("--") else []
+
+
+@pytest.mark.triton
+def test_the_script_serves(demo_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded tritonserver, by the script: its flags work together, the probe agrees, the APIs are closed."""
+    from cnclip_server._backends import assemble_backends
+
+    binary = find_binary()
+    backends = tmp_path / "backends"
+    backends.mkdir()
+    assemble_backends(binary, backends)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/tritonserver").symlink_to(binary.path)
+    env = environment(binary)
+    env["PATH"] = f"{tmp_path / 'bin'}:{env['PATH']}"
+    ports = [19480 + 3 * (os.getpid() % 500) + index for index in range(3)]
+    command = [
+        str(DOCKER / "serve.sh"),
+        f"--model-repository={demo_repository}",
+        f"--backend-directory={backends}",
+        *(f"--{kind}-port={port}" for kind, port in zip(("http", "grpc", "metrics"), ports, strict=True)),
+        *("--http-address=127.0.0.1", "--grpc-address=127.0.0.1"),
+    ]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        url = f"http://127.0.0.1:{ports[0]}"
+        deadline = time.monotonic() + 120
+        while (result := probe(url)).returncode:
+            assert server.poll() is None, (tmp_path / "log").read_text()[-3000:]
+            assert time.monotonic() < deadline, result.stderr
+            time.sleep(0.5)
+        with triton.InferenceServerClient(f"127.0.0.1:{ports[1]}") as client:
+            with pytest.raises(triton.InferenceServerException, match="restricted"):
+                client.get_log_settings()
+    finally:
+        server.terminate()
+        server.wait(40)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("model", ["demo-image-preprocess", pytest.param("demo-text-tokenize", marks=pytest.mark.slow)])
+def test_the_probe_finds_a_dead_model(demo_repository: Path, model: str) -> None:
+    """While Triton goes on to call itself ready."""
+    with TritonServer(demo_repository, grpc_port=0, http_port=0, metrics_port=0) as server:
+        url = f"http://{server.http_url}"
+        assert probe(url).returncode == 0
+        stubs = subprocess.run(["pgrep", "--parent", str(server.pid), "--full", model], capture_output=True, text=True)
+        for pid in stubs.stdout.split():
+            os.kill(int(pid), signal.SIGKILL)
+        assert stubs.stdout
+        time.sleep(1)
+        assert server.models()
+        result = probe(url)
+        assert result.returncode == 1
+        assert model in result.stderr
+
+
+class Slow(http.server.BaseHTTPRequestHandler):
+    """A server that is alive and busy: its models never answer."""
+
+    lives = True
+
+    def do_GET(self) -> None:
+        self.answer(b"") if self.lives else time.sleep(5)
+
+    def do_POST(self) -> None:
+        if self.path == "/v2/repository/index":
+            self.answer(b'[{"name": "a-text-tokenize", "version": "1", "state": "READY"}]')
+        else:
+            time.sleep(3)
+
+    def answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def slow() -> Iterator[tuple[str, type[Slow]]]:
+    handler = type("Handler", (Slow,), {"lives": True})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", handler
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_the_probe_spares_a_busy_server(slow: tuple[str, type[Slow]]) -> None:
+    assert probe(slow[0], seconds=1).returncode == 0
+
+
+def test_the_probe_finds_a_server_that_hangs(slow: tuple[str, type[Slow]]) -> None:
+    slow[1].lives = False
+    assert probe(slow[0], seconds=1).returncode == 1
+
+
+def test_the_probe_finds_no_server() -> None:
+    result = probe("http://127.0.0.1:9")
+    assert result.returncode == 1
+    assert "refused" in result.stderr
+
+
+@pytest.mark.slow
+def test_the_python_models_work_with_the_pins(tmp_path: Path, demo_repository: Path) -> None:
+    """In a clean environment of the image's Python version, with nothing but the requirements."""
+    python = image_python()
+    subprocess.run([python, "-m", "venv", str(tmp_path / "venv")], check=True)
+    inside = tmp_path / "venv/bin/python"
+    requirements = str(DOCKER / "requirements.txt")
+    install = [str(inside), "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", requirements]
+    subprocess.run(install, check=True)
+    for model, code in {
+        "demo-image-preprocess": "import sys; from cnclip_pixels import decode_pixels as f; "
+        "assert f(open(sys.argv[1], 'rb').read(), 32).shape == (32, 32, 3)",
+        "demo-text-tokenize": "from pathlib import Path; from cnclip_token_ids import TokenIds; "
+        "assert len(TokenIds(Path('vocab.txt'), 52).encode('皮卡丘 pikachu')) > 4; import cnclip_bad_rows, cnclip_refusal_log",
+    }.items():
+        image = next((ROOT / "examples/demo").rglob("*.jpg"), None) or next((ROOT / "examples/demo").rglob("*.png"))
+        subprocess.run([str(inside), "-c", code, str(image)], cwd=demo_repository / model / "1", check=True)
+
+
+def image_python() -> str:
+    """The version that the Dockerfile insists on."""
+    version = re.search(r"== \((\d+), (\d+)\)", (DOCKER / "Dockerfile").read_text())
+    assert version
+    name = f"python{version[1]}.{version[2]}"
+    candidates = [
+        shutil.which(name),
+        *map(str, Path.home().glob(f".pyenv/versions/{version[1]}.{version[2]}.*/bin/{name}")),
+    ]
+    for candidate in candidates:
+        if candidate and subprocess.run([candidate, "--version"], capture_output=True).returncode == 0:
+            return candidate
+    pytest.skip(f"{name} is not installed")

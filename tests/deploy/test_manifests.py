@@ -1,0 +1,172 @@
+"""The manifests: valid by the published schemas, and as closed as we say."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import compose_spec
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+DEPLOY = ROOT / "deploy"
+KUBERNETES = DEPLOY / "kubernetes"
+KUBERNETES_VERSION = "1.31"
+
+needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl, which has kustomize, is not here")
+
+
+def documents(text: str) -> list[dict[str, Any]]:
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+def kustomize(folder: Path) -> list[dict[str, Any]]:
+    command = ["kubectl", "kustomize", str(folder), "--load-restrictor=LoadRestrictionsNone"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return documents(result.stdout)
+
+
+@pytest.fixture(params=["cpu", "gpu", "gpu, object store and autoscaling"])
+def rendered(request: pytest.FixtureRequest, tmp_path: Path) -> list[dict[str, Any]]:
+    """All that an overlay gives, by kind and name."""
+    if request.param in ("cpu", "gpu"):
+        return kustomize(KUBERNETES / "overlays" / request.param)
+    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    (tmp_path / "kustomization.yaml").write_text(
+        "resources: [kubernetes/overlays/gpu]\n"
+        "components: [kubernetes/components/object-store, kubernetes/components/autoscaling]\n"
+    )
+    return kustomize(tmp_path)
+
+
+def of_kind(rendered: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    return next(document for document in rendered if document["kind"] == kind)
+
+
+@needs_kubectl
+def test_valid_by_kubernetes_own_schemas(rendered: list[dict[str, Any]]) -> None:
+    assert len(rendered) >= 5
+    for document in rendered:
+        kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
+
+
+@needs_kubectl
+def test_a_wrong_manifest_would_be_found(rendered: list[dict[str, Any]]) -> None:
+    deployment = of_kind(rendered, "Deployment")
+    deployment["spec"]["template"]["spec"]["containers"][0]["readinesProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(deployment, KUBERNETES_VERSION, strict=True)
+
+
+@needs_kubectl
+def test_selectors_find_the_pods(rendered: list[dict[str, Any]]) -> None:
+    labels = of_kind(rendered, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    for document in rendered:
+        spec = document.get("spec", {})
+        selector = {
+            "Service": lambda spec: spec["selector"],
+            "NetworkPolicy": lambda spec: spec["podSelector"]["matchLabels"],
+            "PodDisruptionBudget": lambda spec: spec["selector"]["matchLabels"],
+            "Deployment": lambda spec: spec["selector"]["matchLabels"],
+        }.get(document["kind"])
+        if selector:
+            assert selector(spec).items() <= labels.items()
+    clients = of_kind(rendered, "NetworkPolicy")["spec"]["ingress"][0]["from"]
+    assert clients == [{"podSelector": {"matchLabels": {"cnclip-triton-client": "true"}}}]
+
+
+@needs_kubectl
+def test_the_pod_can_do_little(rendered: list[dict[str, Any]]) -> None:
+    pod = of_kind(rendered, "Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    check_closed(container, {**pod["securityContext"], **container["securityContext"]})
+    assert pod["automountServiceAccountToken"] is False
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
+    assert container["startupProbe"]["httpGet"]["path"] == "/v2/health/ready"
+    # Else kubelet takes a busy server for a dead one: the probe asks four times, each for half of its time.
+    seconds = float(container["livenessProbe"]["exec"]["command"][2])
+    assert container["livenessProbe"]["timeoutSeconds"] > 4 * seconds / 2
+
+
+def check_closed(container: dict[str, Any], context: dict[str, Any]) -> None:
+    assert context["runAsNonRoot"] is True
+    assert context["runAsUser"] > 0
+    assert context["allowPrivilegeEscalation"] is False
+    assert context["readOnlyRootFilesystem"] is True
+    assert context["capabilities"] == {"drop": ["ALL"]}
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert {"/tmp", "/dev/shm"} <= {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+@needs_kubectl
+def test_the_autoscaler_scales_the_deployment(tmp_path: Path) -> None:
+    adapter = yaml.safe_load((KUBERNETES / "components/autoscaling/prometheus-adapter-values.yaml").read_text())
+    scaler = documents((KUBERNETES / "components/autoscaling/autoscaler.yaml").read_text())[0]
+    (metric,) = scaler["spec"]["metrics"]
+    assert metric["pods"]["metric"]["name"] == adapter["rules"]["custom"][0]["name"]["as"]
+    deployment = of_kind(kustomize(KUBERNETES / "base"), "Deployment")
+    assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+
+
+def test_kserve() -> None:
+    """KServe's own schema is in no package; what is a container's is held to Kubernetes'."""
+    runtime, service = documents((DEPLOY / "kserve/inference-service.yaml").read_text())
+    (container,) = runtime["spec"]["containers"]
+    check_closed(container, container["securityContext"])
+    pod = {"containers": [container], "volumes": runtime["spec"]["volumes"]}
+    kubernetes_validate.validate(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod}, KUBERNETES_VERSION, strict=True
+    )
+    model = service["spec"]["predictor"]["model"]
+    assert model["runtime"] == runtime["metadata"]["name"]
+    assert model["modelFormat"]["name"] in [each["name"] for each in runtime["spec"]["supportedModelFormats"]]
+    assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
+
+
+@pytest.mark.parametrize("file", ["compose.yaml", "gpu.yaml"])
+def test_compose_files_are_valid(file: str) -> None:
+    # As compose itself does it: ${NAME:-default}, ${NAME:?complaint}.
+    text = re.sub(r"\$\{\w+:([-?])([^}]*)\}", r"\2", (DEPLOY / "compose" / file).read_text())
+    if file == "gpu.yaml":  # a part that is merged over the other
+        text = text.replace("  triton:\n", "  triton:\n    image: x\n")
+    services = compose_spec.PyCompose.from_yaml(text).to_dict()["services"]
+    assert "triton" in services
+    with pytest.raises(ValueError, match="imagee"):
+        compose_spec.PyCompose.from_yaml(text.replace("    image:", "    imagee:", 1))
+
+
+def test_compose_is_on_loopback_and_its_files_exist() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose/compose.yaml").read_text())
+    for service in compose["services"].values():
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        for volume in service["volumes"]:
+            if isinstance(volume, str) and volume.startswith(".."):
+                assert (DEPLOY / "compose" / volume.split(":")[0]).exists(), volume
+    assert (DEPLOY / "compose" / compose["services"]["triton"]["build"] / "Dockerfile").exists()
+
+
+def test_the_image_is_pinned() -> None:
+    dockerfile = (DEPLOY / "docker/Dockerfile").read_text()
+    assert re.search(r"^ARG TRITON=\d\d\.\d\d$", dockerfile, re.MULTILINE)
+    assert re.search(r"^USER 1000:1000$", dockerfile, re.MULTILINE)
+    for source in re.findall(r"^COPY (?:--\S+ )*(.+) \S+$", dockerfile, re.MULTILINE):
+        for name in source.split():
+            assert (DEPLOY / "docker" / name).exists(), name
+    requirements = (DEPLOY / "docker/requirements.txt").read_text().splitlines()
+    pins = [line for line in requirements if not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z]+==[\d.]+", pin) for pin in pins), pins
+    images = [
+        service["image"]
+        for service in yaml.safe_load((DEPLOY / "compose/compose.yaml").read_text())["services"].values()
+    ]
+    assert all(":" in image or image == "cnclip-triton" for image in images)

@@ -1,0 +1,135 @@
+"""Every metric that the dashboard, the rules and the autoscaler read is one that a real server exports."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+import yaml
+from cnclip_server import TritonServer
+
+from tests.conftest import ROOT
+
+DEPLOY = ROOT / "deploy"
+DASHBOARD = DEPLOY / "grafana/cnclip.json"
+RULES = DEPLOY / "prometheus/rules.yml"
+ADAPTER = DEPLOY / "kubernetes/components/autoscaling/prometheus-adapter-values.yaml"
+
+# Exported only where there is a GPU, and unknown to the embedded server: from Triton's documentation (user guide, Metrics).
+OF_GPUS = {"nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_power_usage"}
+
+
+def expressions() -> Iterator[str]:
+    dashboard = json.loads(DASHBOARD.read_text())
+    for panel in dashboard["panels"]:
+        for target in panel["targets"]:
+            yield target["expr"]
+    for variable in dashboard["templating"]["list"]:
+        if variable["type"] == "query":
+            yield variable["query"]["query"]
+    for group in yaml.safe_load(RULES.read_text())["groups"]:
+        for rule in group["rules"]:
+            yield rule["expr"]
+    for rule in yaml.safe_load(ADAPTER.read_text())["rules"]["custom"]:
+        yield rule["seriesQuery"]
+        yield rule["metricsQuery"]
+
+
+def metrics_of(text: str) -> dict[str, set[str]]:
+    """The labels of each metric."""
+    labels: dict[str, set[str]] = {}
+    for name, inside in re.findall(r"^(\w+)(?:\{(.*)\})? ", text, re.MULTILINE):
+        labels.setdefault(name, set()).update(re.findall(r'(\w+)="', inside))
+    return labels
+
+
+@pytest.fixture(scope="module")
+def exported(demo_server: TritonServer) -> str:
+    with urllib.request.urlopen(f"http://{demo_server.metrics_url}/metrics", timeout=10) as response:
+        return str(response.read().decode())
+
+
+@pytest.mark.triton
+def test_every_metric_is_exported(exported: str) -> None:
+    known = metrics_of(exported)
+    used = {name for expression in expressions() for name in re.findall(r"\bnv_\w+", expression)}
+    assert len(used) > 10
+    assert used <= set(known) | OF_GPUS, used - set(known)
+
+
+@pytest.mark.triton
+def test_every_label_is_exported(exported: str) -> None:
+    known = metrics_of(exported)
+    for expression in expressions():
+        for name, matchers in re.findall(r"\b(nv_\w+)\{([^}]*)\}", expression):
+            if name in known:
+                used = set(re.findall(r"(\w+)\s*(?:=|!=|=~|!~)\s*\"", matchers))
+                assert used <= known[name] | {"instance", "namespace", "pod"}, (name, used)
+
+
+@pytest.mark.triton
+def test_what_is_refused_is_counted_as_we_say(demo_server: TritonServer) -> None:
+    """docs/observability.md: a refused request counts as the ensemble's failure twice, and as the step's success."""
+
+    def count(metric: str) -> int:
+        with urllib.request.urlopen(f"http://{demo_server.metrics_url}/metrics", timeout=10) as response:
+            text = response.read().decode()
+        return int(text.split(metric + " ")[1].split("\n")[0])
+
+    failures = 'nv_inference_request_failure{model="demo-text",reason="OTHER",version="1"}'
+    successes = 'nv_inference_request_success{model="demo-text-tokenize",version="1"}'
+    before = count(failures), count(successes)
+    text = triton.InferInput("TEXT", [1, 1], "BYTES")
+    text.set_data_from_numpy(np.array([[b"\xff"]], dtype=object))
+    with triton.InferenceServerClient(demo_server.grpc_url) as client:
+        for _ in range(3):
+            with pytest.raises(triton.InferenceServerException, match="bad rows"):
+                client.infer("demo-text", [text])
+    assert (count(failures), count(successes)) == (before[0] + 6, before[1] + 3)
+
+
+@pytest.mark.triton
+def test_the_log_line_reads_as_documented(demo_server: TritonServer) -> None:
+    """After Triton's prefix a JSON string, and in that the JSON object."""
+    page = (ROOT / "docs/observability.md").read_text(encoding="utf-8")
+    text = triton.InferInput("TEXT", [1, 1], "BYTES")
+    text.set_data_from_numpy(np.array([[b"\xff\xfe"]], dtype=object))
+    with triton.InferenceServerClient(demo_server.grpc_url) as client:
+        with pytest.raises(triton.InferenceServerException):
+            client.infer("demo-text", [text], request_id="a request")
+    lines = [
+        line for line in demo_server.log_path.read_text().splitlines() if "refused" in line and "a request" in line
+    ]
+    refused: dict[str, Any] = json.loads(json.loads(lines[-1].partition("] ")[2]))
+    assert refused["event"] == "refused"
+    assert refused["bytes"] == 2
+    for key in refused:
+        assert f"`{key}`" in page, key
+
+
+def test_the_dashboard_is_one() -> None:
+    dashboard = json.loads(DASHBOARD.read_text())
+    identifiers = [panel["id"] for panel in dashboard["panels"]]
+    assert len(set(identifiers)) == len(identifiers)
+    variables = {variable["name"] for variable in dashboard["templating"]["list"]} | {"__rate_interval"}
+    for expression in expressions():
+        assert set(re.findall(r"\$(\w+)", expression)) <= variables | {"labels", "value"}
+        assert expression.count("(") == expression.count(")")
+        assert expression.count("{") == expression.count("}")
+
+
+def test_recorded_metrics_are_recorded() -> None:
+    rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    recorded = {rule["record"] for rule in rules if "record" in rule}
+    used = {name for expression in expressions() for name in re.findall(r"\bcnclip:[\w:]+", expression)}
+    assert used == recorded
+    for rule in rules:
+        if "alert" in rule:
+            assert rule["annotations"]["summary"]
+            assert rule["labels"]["severity"] in ("warning", "critical")
