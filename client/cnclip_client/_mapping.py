@@ -25,6 +25,8 @@ _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 # Words of Triton's core (2.73 and 2.51 alike) in refusals that pass by themselves.
 _QUEUE_FULL = ("maximum queue size", "Request timeout expired")
 _RESTRICTED = "protocol is restricted"
+# Its words where the process of a Python model has died; whoever watches the server starts it again.
+_PROCESS_DIED = "is not healthy"
 _NOT_SERVED = ("is not at ready state", "has no available versions", "stopped accepting")
 
 # Words of gRPC's core (1.60 to 1.85) and of BoringSSL in a failed handshake -> what is wrong and how to mend it.
@@ -56,9 +58,12 @@ def is_transient(error: Any) -> bool:
 
     CANCELLED is what a server says of the requests under way as it stops; and NOT_FOUND of a model that was
     there a moment ago comes of its reload, or of models unloaded before the port is closed. A failed handshake and a
-    protocol that Triton restricts are UNAVAILABLE as well, but stay so.
+    protocol that Triton restricts are UNAVAILABLE as well, but stay so. Of what Triton calls INTERNAL, the death of
+    a Python model's process passes, once cnclip-serve or a liveness probe has the server started again.
     """
     words = error.message() or ""
+    if status_of(error) == "INTERNAL":
+        return _PROCESS_DIED in words
     lasting = _RESTRICTED in words or any(part in words for part in _HANDSHAKE)
     return status_of(error) in {"UNAVAILABLE", "CANCELLED", "NOT_FOUND"} and not lasting
 

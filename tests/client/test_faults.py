@@ -354,3 +354,16 @@ def test_a_config_call_that_fails_once(triton: Any, fake: Any, patience: int) ->
                 use(client)
         else:
             assert use(client).shape == (1, 16)
+
+
+def test_a_model_process_that_died_is_waited_for(triton: Any, fake: Any) -> None:
+    """Triton calls it INTERNAL; cnclip-serve starts the server again."""
+
+    def fail_twice(attempt: int, items: list[bytes]) -> None:
+        if attempt in (2, 3):
+            raise fake.Fault(grpc.StatusCode.INTERNAL, "in ensemble 'm', Stub process 'm-tokenize_0_0' is not healthy.")
+
+    triton.before_infer = fail_twice
+    with connect(triton.url) as client:
+        np.testing.assert_allclose(client.encode_texts(ITEMS, normalize=False), expected(fake, ITEMS), rtol=1e-6)
+    assert len(triton.requests) > len(ITEMS) // 32 + 2

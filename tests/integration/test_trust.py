@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cnclip_client import Client, Limits
+from cnclip_client import Client, Limits, Retry
 from cnclip_server import TritonServer
 from PIL import Image
 
@@ -94,6 +99,7 @@ def test_damaged_images_among_good_ones(demo_server: TritonServer) -> None:
 
 
 def test_what_is_refused_is_logged(demo_server: TritonServer) -> None:
+    time.sleep(0.5)  # another test's flood of refusals may have used up the lines of this moment
     with Client(demo_server.grpc_url, model=MODEL) as client:
         client.encode_images([b"no picture of mine"], errors="collect")
     lines = [line for line in demo_server.log_path.read_text().splitlines() if "refused" in line]
@@ -118,3 +124,40 @@ def resident_kib(pid: int) -> int:
         int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
     ]
     return own + sum(map(resident_kib, children))
+
+
+def test_a_job_outlives_the_death_of_a_model_process(demo_repository: Path) -> None:
+    """cnclip-serve starts the server again; the client waits, and every row is its item's."""
+    command = [sys.executable, "-c", "from cnclip_server._cli import main; main()", str(demo_repository)]
+    ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+    texts = sentences(3000, 5)
+    with subprocess.Popen([*command, *ports], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().split()[1]
+            with Client(url, model=MODEL, retry=Retry.patient(60)) as client:
+                expected = client.encode_texts(texts)
+                blocks = []
+                for block in client.iter_texts(texts):
+                    blocks.append(block.filled())
+                    if len(blocks) == 20:
+                        os.kill(stub_of(process.pid, "text-tokenize"), signal.SIGKILL)
+                np.testing.assert_allclose(np.concatenate(blocks), expected, atol=1e-5)
+        finally:
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+    assert "demo-text-tokenize died" in err
+    assert "the server is back" in err
+
+
+def stub_of(pid: int, kind: str) -> int:
+    """The process below another that serves a model of this kind."""
+    children = [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+    for child in children:
+        if f"{MODEL}-{kind}/" in Path(f"/proc/{child}/cmdline").read_text():
+            return child
+        if found := stub_of(child, kind):
+            return found
+    return 0
