@@ -88,14 +88,14 @@ def test_damaged_images_among_good_ones(demo_server: TritonServer) -> None:
     with Client(demo_server.grpc_url, model=MODEL) as client:
         expected = client.encode_images(good)
         sizes = []
-        for _ in range(6):
+        for _ in range(14):
             block = client.encode_images(mixed, errors="collect")
             assert [row not in block.failures for row in range(len(mixed))] == accepted
             features = block.filled()[1::2]
             np.testing.assert_allclose(features, expected, atol=1e-5)
             sizes.append(resident_kib(demo_server.pid))
-        # The largest size that a damaged header claims is allocated in the first rounds, and kept by malloc.
-        assert sizes[-1] - sizes[2] < 20_000
+        # malloc keeps, for each thread, the largest size that a damaged header has claimed of it.
+        assert max(sizes[10:]) - max(sizes[:10]) < 20_000
 
 
 def test_what_is_refused_is_logged(demo_server: TritonServer) -> None:
