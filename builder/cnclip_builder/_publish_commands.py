@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from cnclip_builder.repository_store import DEFAULT_SETTLE_S
+from cnclip_builder.serving import DEFAULT_SETTLE_S
 
 SettleOption = Annotated[
     float,

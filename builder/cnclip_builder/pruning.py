@@ -17,7 +17,8 @@ from cnclip_builder.atomic import locked
 from cnclip_builder.errors import RepositoryError, SettingError
 from cnclip_builder.publishing import SUMS_NAME
 from cnclip_builder.repository import KINDS
-from cnclip_builder.repository_store import DEFAULT_SETTLE_S, RepositoryStore
+from cnclip_builder.repository_store import RepositoryStore
+from cnclip_builder.serving import DEFAULT_SETTLE_S
 
 logger = logging.getLogger(__name__)
 

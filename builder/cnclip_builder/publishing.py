@@ -26,7 +26,8 @@ from cnclip_builder.configs import parse_config
 from cnclip_builder.errors import RepositoryError, SettingError
 from cnclip_builder.manifest import read_manifest
 from cnclip_builder.repository import KINDS, check_repository
-from cnclip_builder.repository_store import CONFIG_NAME, DEFAULT_SETTLE_S, RepositoryStore
+from cnclip_builder.repository_store import CONFIG_NAME, RepositoryStore
+from cnclip_builder.serving import DEFAULT_SETTLE_S
 
 logger = logging.getLogger(__name__)
 
@@ -247,7 +248,9 @@ def _sums(folder: Path) -> bytes:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS_NAME)
+    """A folder's files, without what a server that has served it here has left in it."""
+    left = {SUMS_NAME, "__pycache__"}
+    return sorted(path for path in folder.rglob("*") if path.is_file() and left.isdisjoint(path.parts))
 
 
 def _versions(config: Any) -> list[int]:

@@ -15,9 +15,6 @@ from cnclip_builder.manifest import MANIFEST_NAME, manifest_text, parse_manifest
 
 CONFIG_NAME = "config.pbtxt"
 
-DEFAULT_SETTLE_S = 30.0
-"""How long servers have to see a change before the next: twice the time between Triton's polls by default."""
-
 # Where an upload appears whole or not at all. Elsewhere it is written under another name and renamed.
 _OBJECT_STORES = frozenset({"abfs", "abfss", "adl", "az", "gcs", "gs", "memory", "oss", "s3", "s3a"})
 _PARTIAL = ".partial"

@@ -11,6 +11,9 @@ from cnclip_builder.parity import Precision
 DEFAULT_MAX_IMAGE_PIXELS = 178_956_970
 """What Pillow refuses by itself (a bitmap of 512 MiB), and with it cn_clip."""
 
+DEFAULT_SETTLE_S = 30.0
+"""How long servers have to see a change before the next: twice the time between Triton's polls by default."""
+
 
 @dataclass(frozen=True)
 class ServingConfig:

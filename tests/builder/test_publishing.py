@@ -176,6 +176,16 @@ def test_a_served_version_is_never_replaced(tmp_path: Path, tiny_vit: Arch, dest
     assert {path: store.read(path) for path in store.files("")} == before
 
 
+def test_a_repository_that_was_served_here_is_the_same_one(tmp_path: Path, tiny_vit: Arch, destination: str) -> None:
+    """Python leaves its bytecode beside the models."""
+    source = write_repository(tmp_path / "1", tiny_vit, "a", {1: 1})
+    publish(source, destination)
+    (source / "a-text-tokenize/1/__pycache__").mkdir()
+    (source / "a-text-tokenize/1/__pycache__/model.pyc").write_bytes(b"bytecode")
+    assert publish(source, destination) == Publication((), ())
+    assert not any("__pycache__" in path for path in RepositoryStore(destination).files(""))
+
+
 def test_a_version_that_is_not_served_is(tmp_path: Path, tiny_vit: Arch, destination: str) -> None:
     """Left from a publication of another build that was cut off, with files that this one has not."""
     publish(write_repository(tmp_path / "1", tiny_vit, "a", {1: 1}), destination)
