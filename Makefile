@@ -31,7 +31,7 @@ CHECKPOINT_OPTIONS = --arch "$(ARCH)" $(call option,--checkpoint,CHECKPOINT) $(c
 	$(call option,--hub,HUB) $(call option,--download-root,DOWNLOAD_ROOT)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo repo serve verify publish test test-slow soak test-rtx check clean
+.PHONY: help demo repo serve verify publish test test-slow bench soak test-rtx check clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 12
@@ -71,6 +71,9 @@ test-rtx: $(VENV)/installed  ## Build plans with TensorRT-RTX, for machines with
 	$(BIN)/python -m pip install --quiet --group tensorrt-rtx
 	$(BIN)/python -m pytest tests/builder/test_tensorrt_rtx.py -m 'slow or not slow' $(FLAGS)
 
+bench: $(VENV)/installed  ## Measure ViT-B-16 side by side: encoders, served over in-process, preprocessing, tokeniser.
+	$(BIN)/cnclip-bench all $(FLAGS)
+
 soak: $(VENV)/installed  ## Load the demo model for an hour (MINUTES=60); see that memory stays and no row is another's.
 	test -d build/demo/repository || $(BIN)/python examples/demo/demo.py
 	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
@@ -89,6 +92,6 @@ clean:  ## Delete what was built; the virtual environment stays.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --progress-bar on --editable '.[builder,tensorrt,server,publish,parquet,lmdb,search,report]' --group dev
+	$(BIN)/python -m pip install --progress-bar on --editable '.[builder,tensorrt,server,publish,parquet,lmdb,search,report,bench]' --group dev
 	$(BIN)/python -m pip install --quiet --no-deps 'nvidia-pytriton==0.7.0'
 	touch $@

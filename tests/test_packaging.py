@@ -19,12 +19,14 @@ PACKAGES = (
     "model_repository_templates/cnclip_templates",
     "server/cnclip_server",
     "client/cnclip_client",
+    "benchmarks/cnclip_bench",
 )
 
 # What is no Python module has to be named: a forgotten template is found by users only.
 DATA = {
     "cnclip_builder/data/LICENSES.md",
     "cnclip_builder/data/captions.txt",
+    "cnclip_bench/py.typed",
     "cnclip_builder/py.typed",
     "cnclip_client/py.typed",
     "cnclip_client/report.html.j2",
@@ -93,10 +95,15 @@ def test_every_module_of_the_client_imports_without_extras(bare: Path) -> None:
     assert heavy == []
 
 
-@pytest.mark.parametrize("command", ["cnclip", "cnclip-build", "cnclip-serve"])
+@pytest.mark.parametrize("command", ["cnclip", "cnclip-build", "cnclip-serve", "cnclip-bench"])
 def test_every_help_needs_no_extras(bare: Path, command: str) -> None:
     """Every subcommand, found by asking the command itself, says what it is for."""
-    modules = {"cnclip": "cnclip_client", "cnclip-build": "cnclip_builder", "cnclip-serve": "cnclip_server"}
+    modules = {
+        "cnclip": "cnclip_client",
+        "cnclip-build": "cnclip_builder",
+        "cnclip-serve": "cnclip_server",
+        "cnclip-bench": "cnclip_bench",
+    }
     code = (
         f"import json, typer.main, {modules[command]}._cli as cli\n"
         "def walk(command, path):\n"

@@ -1,0 +1,213 @@
+"""What is compared: each function measures two or more things in turns and gives seconds by name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cnclip_bench.inputs import repeated
+from cnclip_bench.stats import in_turns
+
+if TYPE_CHECKING:
+    from cnclip_builder.arch import Arch, Tower
+    from cnclip_client import Client
+    from cnclip_templates.cnclip_token_ids import TokenIds
+
+__all__ = ["Subject", "encoders", "preprocessing", "served_over_in_process", "stages", "tokenizing"]
+
+Timings = dict[str, list[float]]
+
+_FEATURES: dict[str, str] = {"image": "image_features", "text": "text_features"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured.
+
+    Attributes:
+        arch: Its architecture.
+        checkpoint: Its weights.
+        repository: Where it is served from.
+        artefacts: Folder of its ONNX files.
+        name: Of the served models.
+        images: Encoded images.
+        texts: Texts.
+    """
+
+    arch: Arch
+    checkpoint: Path
+    repository: Path
+    artefacts: Path
+    name: str
+    images: list[bytes]
+    texts: list[str]
+
+    def token_ids(self) -> TokenIds:
+        """The tokeniser that is served."""
+        from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, cn_clip_vocabulary
+        from cnclip_templates.cnclip_token_ids import TokenIds
+
+        return TokenIds(cn_clip_vocabulary(), DEFAULT_CONTEXT_LENGTH)
+
+    def served_session(self, tower: Tower) -> Any:
+        """An ONNX Runtime session on the served encoder's file, with the settings that it is served with."""
+        folder = max((self.repository / f"{self.name}-{tower}-encoder").glob("[0-9]*"), key=lambda path: int(path.name))
+        return _session(folder / "model.onnx")
+
+
+def encoders(subject: Subject, tower: Tower, batch_size: int, rounds: int, client: Client | None) -> Timings:
+    """Times one encoder's forward pass in PyTorch and in ONNX Runtime, and the whole served ensemble.
+
+    PyTorch and ONNX start from pixels or token ids that are there, as in Chinese-CLIP's `speed_benchmark.py`; what is
+    served starts from encoded images and texts, and crosses gRPC.
+    """
+    import torch
+    from cnclip_builder.checkpoint import load_checkpoint
+    from cnclip_builder.onnx_files import TENSORS, onnx_name
+    from cnclip_builder.probes import normalise
+    from cnclip_builder.towers import load_tower
+    from cnclip_templates.cnclip_pixels import decode_pixels
+
+    if tower == "image":
+        batch = repeated(subject.images, batch_size)
+        inputs = normalise(np.stack([decode_pixels(image, subject.arch.resolution) for image in batch]))
+    else:
+        ids = subject.token_ids()
+        inputs = ids.pad([ids.encode(text) for text in repeated(subject.texts, batch_size)]).astype(np.int64)
+    module = load_tower(load_checkpoint(subject.checkpoint, subject.arch), tower)
+    tensor = torch.from_numpy(inputs)
+
+    def pytorch() -> None:
+        with torch.inference_mode():
+            module(tensor)
+
+    jobs: dict[str, Callable[[], None]] = {"PyTorch": pytorch}
+    names = TENSORS[tower]
+    for precision in ("fp32", "fp16"):
+        path = subject.artefacts / onnx_name(subject.arch, tower, precision)
+        if path.exists():
+            session = _session(path)
+            jobs[f"ONNX {precision}"] = lambda session=session: session.run(None, {names.input: inputs})  # type: ignore[misc]
+    if client is not None:
+        jobs["served"] = lambda: _ask(client, tower, repeated(_items(subject, tower), batch_size), batch_size)
+    return in_turns(jobs, rounds, time.perf_counter)
+
+
+def served_over_in_process(
+    subject: Subject, tower: Tower, items: int, rounds: int, client: Client, batch_size: int
+) -> Timings:
+    """Times the client's way through the server against the same session in this process, preprocessing included.
+
+    In process: batches one after another, images decoded by as many threads as there are cores. Served: the client's
+    defaults. The idle one of the two has its threads asleep.
+    """
+    from cnclip_templates.cnclip_pixels import decode_pixels
+
+    given = repeated(_items(subject, tower), items)
+    session, ids = subject.served_session(tower), subject.token_ids()
+    with ThreadPoolExecutor() as pool:
+
+        def in_process() -> None:
+            for start in range(0, items, batch_size):
+                batch = given[start : start + batch_size]
+                if tower == "image":
+                    pixels = pool.map(lambda image: decode_pixels(image, subject.arch.resolution), batch)
+                    feed: dict[str, Any] = {"pixels": np.stack(list(pixels))}
+                else:
+                    feed = {"text": ids.pad([ids.encode(text) for text in batch])}
+                session.run([_FEATURES[tower]], feed)
+
+        jobs = {"in process": in_process, "served": lambda: _ask(client, tower, given, None)}
+        return in_turns(jobs, rounds, time.perf_counter)
+
+
+def preprocessing(subject: Subject, rounds: int) -> Timings:
+    """Times decoding and resizing of all images on one core: cn_clip's transform, and the served one."""
+    import io
+
+    from cn_clip.clip import image_transform
+    from cnclip_templates.cnclip_pixels import decode_pixels
+    from PIL import Image
+
+    transform = image_transform(subject.arch.resolution)
+
+    def cn_clip() -> None:
+        for image in subject.images:
+            transform(Image.open(io.BytesIO(image)))
+
+    def ours() -> None:
+        for image in subject.images:
+            decode_pixels(image, subject.arch.resolution)
+
+    return in_turns({"cn_clip": cn_clip, "served": ours}, rounds, time.perf_counter)
+
+
+def tokenizing(subject: Subject, rounds: int, count: int = 2000) -> Timings:
+    """Times tokenising on one core: cn_clip's `tokenize`, and the served one."""
+    from cn_clip.clip import tokenize
+
+    texts, ids = repeated(subject.texts, count), subject.token_ids()
+    jobs: dict[str, Callable[[], None]] = {
+        "cn_clip": lambda: tokenize(texts),
+        "served": lambda: ids.pad([ids.encode_utf8(text.encode()) for text in texts]),  # type: ignore[dict-item]
+    }
+    return in_turns(jobs, rounds, time.perf_counter)
+
+
+def stages(subject: Subject, tower: Tower, items: int, url: str, client: Client) -> dict[str, float]:
+    """Gives what each step of an ensemble took of one item, in milliseconds, from Triton's own statistics.
+
+    Steps overlap, so these are shares of the work and not of the time that an item takes. The queue is the waiting of
+    requests for the step, spread over their items.
+    """
+    import tritonclient.grpc as grpc
+
+    steps = {"image": ("image-preprocess", "image-encoder"), "text": ("text-tokenize", "text-encoder")}[tower]
+    with grpc.InferenceServerClient(url) as server:
+
+        def read() -> dict[str, tuple[int, int, int]]:
+            found = {}
+            for step in steps:
+                one = server.get_inference_statistics(f"{subject.name}-{step}").model_stats[-1]
+                times = one.inference_stats
+                compute = times.compute_input.ns + times.compute_infer.ns + times.compute_output.ns
+                batches = sum(
+                    entry.compute_input.ns + entry.compute_infer.ns + entry.compute_output.ns
+                    for entry in one.batch_stats
+                )
+                found[step] = (one.inference_count, times.queue.ns, batches or compute)
+            return found
+
+        before = read()
+        _ask(client, tower, repeated(_items(subject, tower), items), None)
+        after = read()
+    taken = {}
+    for step in steps:
+        rows, queue, compute = (now - then for now, then in zip(after[step], before[step], strict=True))
+        taken[f"{step} queue"] = queue / rows / 1e6
+        taken[f"{step} compute"] = compute / rows / 1e6
+    return taken
+
+
+def _items(subject: Subject, tower: Tower) -> list[Any]:
+    return subject.images if tower == "image" else subject.texts
+
+
+def _ask(client: Client, tower: Tower, items: Sequence[Any], batch_size: int | None) -> None:
+    encode = client.encode_images if tower == "image" else client.encode_texts
+    encode(items, batch_size=batch_size)
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # Or its idle threads would take the cores from what is measured next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

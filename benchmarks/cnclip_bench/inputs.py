@@ -1,0 +1,60 @@
+"""The images and texts that are measured with: the user's, or those that the builder brings along."""
+
+from __future__ import annotations
+
+from itertools import cycle, islice
+from pathlib import Path
+from typing import TypeVar
+
+__all__ = ["captions", "images", "repeated"]
+
+_T = TypeVar("_T")
+
+
+def images(folder: Path | None, resolution: int) -> list[bytes]:
+    """Gives encoded images: every file of a folder that decodes, or the builder's samples.
+
+    Args:
+        folder: Where they are; None for the samples.
+        resolution: That they are resized to.
+
+    Raises:
+        ValueError: None decodes.
+    """
+    from cnclip_builder.samples import sample_images
+    from cnclip_templates.cnclip_pixels import BadImage, decode_pixels
+
+    if folder is None:
+        return list(sample_images().values())
+    good = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        try:
+            decode_pixels(data, resolution)
+        except BadImage:
+            continue
+        good.append(data)
+    if not good:
+        raise ValueError(f"no file in {folder} is an image; name another folder")
+    return good
+
+
+def captions(file: Path | None) -> list[str]:
+    """Gives texts: a file's lines, or the builder's captions.
+
+    Raises:
+        ValueError: The file has none.
+    """
+    from cnclip_builder.samples import sample_texts
+
+    if file is None:
+        return [text for text in sample_texts() if text.strip()]
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{file} has no line with a text; name another file")
+    return lines
+
+
+def repeated(items: list[_T], count: int) -> list[_T]:
+    """The first `count` of the items, over and over."""
+    return list(islice(cycle(items), count))

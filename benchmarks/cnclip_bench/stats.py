@@ -1,0 +1,79 @@
+"""What a series of timings comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Latency", "in_turns", "median_ratio"]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one thing took, as Chinese-CLIP's `speed_benchmark.py` sums it up, in milliseconds.
+
+    Attributes:
+        name: What was timed.
+        rounds: How often.
+        mean_ms, sd_ms, min_ms, max_ms, median_ms, p95_ms, p99_ms: Of all rounds; the standard deviation is the
+            sample's.
+    """
+
+    name: str
+    rounds: int
+    mean_ms: float
+    sd_ms: float
+    min_ms: float
+    max_ms: float
+    median_ms: float
+    p95_ms: float
+    p99_ms: float
+
+    @classmethod
+    def of(cls, name: str, seconds: Sequence[float]) -> Latency:
+        """Sums up.
+
+        Args:
+            name: What was timed.
+            seconds: How long each round took.
+
+        Raises:
+            ValueError: There is no round.
+        """
+        if not len(seconds):
+            raise ValueError(f"{name} was not timed: give at least one round")
+        ms = np.asarray(seconds) * 1000
+        sd = float(ms.std(ddof=1)) if len(ms) > 1 else 0.0
+        median, p95, p99 = np.percentile(ms, [50, 95, 99]).tolist()
+        return cls(name, len(ms), float(ms.mean()), sd, float(ms.min()), float(ms.max()), median, p95, p99)
+
+
+def in_turns(jobs: dict[str, Callable[[], None]], rounds: int, timer: Callable[[], float]) -> dict[str, list[float]]:
+    """Times jobs in turns, after one round of each that does not count.
+
+    Args:
+        jobs: What to do, by name.
+        rounds: How often each.
+        timer: Gives seconds, such as `time.perf_counter`.
+
+    Returns:
+        The seconds of each job's rounds.
+    """
+    for job in jobs.values():
+        job()
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    names = list(jobs)
+    for turn in range(rounds):
+        # Every other round backwards, so that none always follows the same one.
+        for name in names if turn % 2 == 0 else reversed(names):
+            began = timer()
+            jobs[name]()
+            seconds[name].append(timer() - began)
+    return seconds
+
+
+def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    """The median of the ratios of two series that were measured in turns, round by round."""
+    return float(np.median(np.asarray(over) / np.asarray(under)))

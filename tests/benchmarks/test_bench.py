@@ -1,0 +1,86 @@
+"""`cnclip-bench`: its arithmetic, and every command once, on the demo model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cnclip_bench._cli import app
+from cnclip_bench.inputs import captions, images, repeated
+from cnclip_bench.stats import Latency, in_turns, median_ratio
+from cnclip_builder.samples import sample_images
+from typer.testing import CliRunner
+
+from tests.conftest import ROOT
+
+
+def test_a_series_in_figures() -> None:
+    one = Latency.of("x", [0.001 * number for number in range(1, 102)])
+    assert (one.rounds, one.min_ms, one.max_ms) == (101, pytest.approx(1), pytest.approx(101))
+    assert (one.mean_ms, one.median_ms) == (pytest.approx(51), pytest.approx(51))
+    assert (one.p95_ms, one.p99_ms) == (pytest.approx(96), pytest.approx(100))
+    assert one.sd_ms == pytest.approx((101 * 102 / 12) ** 0.5)  # the sample's, of 1 to 101
+    assert Latency.of("x", [0.5]).sd_ms == 0
+    with pytest.raises(ValueError, match="was not timed"):
+        Latency.of("x", [])
+
+
+def test_turns_are_fair() -> None:
+    ran: list[str] = []
+    clock: Iterator[int] = iter(range(1000))
+    jobs = {name: lambda name=name: ran.append(name) for name in "abc"}  # type: ignore[misc]
+    seconds = in_turns(jobs, 3, lambda: float(next(clock)))
+    assert "".join(ran) == "abc" + "abc" + "cba" + "abc"
+    assert seconds == {name: [1.0] * 3 for name in "abc"}
+
+
+def test_ratios_are_of_rounds() -> None:
+    # The machine was twice as slow in the second round, for both.
+    assert median_ratio([1.0, 2.0, 9.0], [2.0, 4.0, 9.0]) == 0.5
+
+
+def test_what_is_measured_with(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/a.jpg").write_bytes(sample_images()["photo.jpg"])
+    (tmp_path / "b.txt").write_text("一\n\n二\n")
+    assert len(images(tmp_path, 32)) == 1
+    assert captions(tmp_path / "b.txt") == ["一", "二"]
+    assert len(images(None, 32)) == len(sample_images())
+    assert repeated([1, 2], 5) == [1, 2, 1, 2, 1]
+    (tmp_path / "deep/a.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="no file in .* is an image"):
+        images(tmp_path, 32)
+
+
+@pytest.mark.triton
+def test_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    demo = [
+        "--arch",
+        str(ROOT / "examples/demo/demo.json"),
+        "--checkpoint",
+        str(ROOT / "examples/demo/clip_cn_demo.pt"),
+    ]
+    few = ["--rounds", "2"]
+    for command in (
+        ["latency", *demo, *few, "--batch-size", "2"],
+        ["served", *demo, *few, "--items", "8"],
+        ["stages", *demo, "--items", "8"],
+        ["preprocess", "--arch", demo[1], *few],
+        ["tokenize", *few],
+    ):
+        result = CliRunner().invoke(app, command, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    written = {path.name for path in (tmp_path / "build/benchmarks").iterdir()}
+    names = {"latency-image-2", "latency-text-2", "served-image", "served-text", "stages-image", "stages-text"}
+    assert written == {f"{name}.{end}" for name in names | {"preprocess", "tokenize"} for end in ("json", "png")}
+    latency = json.loads((tmp_path / "build/benchmarks/latency-image-2.json").read_text())
+    assert [one["name"] for one in latency["figures"]] == ["PyTorch", "ONNX fp32", "ONNX fp16", "served"]
+    assert all(one["median_ms"] > 0 for one in latency["figures"])
+    served = json.loads((tmp_path / "build/benchmarks/served-text.json").read_text())
+    assert (served["figures"]["items"], len(served["figures"]["rates"]["served"])) == (32, 2)
+    stages = json.loads((tmp_path / "build/benchmarks/stages-text.json").read_text())["figures"]
+    assert set(stages) == {f"text-{step} {what}" for step in ("tokenize", "encoder") for what in ("queue", "compute")}
+    assert stages["text-encoder compute"] > 0
