@@ -31,10 +31,10 @@ CHECKPOINT_OPTIONS = --arch "$(ARCH)" $(call option,--checkpoint,CHECKPOINT) $(c
 	$(call option,--hub,HUB) $(call option,--download-root,DOWNLOAD_ROOT)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo repo serve verify publish test test-slow bench soak test-rtx check clean
+.PHONY: help demo repo serve verify publish test test-slow bench soak test-s3 test-rtx check clean
 
 help:  ## List the targets.
-	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 12
 	@echo
 	@echo 'Variables of make repo (default): ARCH (ViT-B-16) CHECKPOINT (the official one) PRECISION (fp32 on a CPU, fp16'
 	@echo 'on a GPU) TARGET (gpu if nvidia-smi lists one, else cpu) PLATFORM (onnxruntime) CONTEXT_LENGTH (52)'
@@ -67,6 +67,10 @@ test: $(VENV)/installed  ## Run the tests, those on a real tritonserver included
 test-slow: $(VENV)/installed  ## Run the tests that take minutes.
 	$(BIN)/python -m pytest -m slow $(FLAGS)
 
+test-s3: $(VENV)/installed  ## Run the tests of publishing to S3, on a local one; installs s3fs and moto first.
+	$(BIN)/python -m pip install --requirement tests/requirements-s3.txt
+	$(BIN)/python -m pytest tests/builder/test_publishing.py -k s3 $(FLAGS)
+
 test-rtx: $(VENV)/installed  ## Build plans with TensorRT-RTX, for machines without GPU (read docs/tensorrt.md on its licence).
 	$(BIN)/python -m pip install --quiet --group tensorrt-rtx
 	$(BIN)/python -m pytest tests/builder/test_tensorrt_rtx.py -m 'slow or not slow' $(FLAGS)
@@ -92,6 +96,6 @@ clean:  ## Delete what was built; the virtual environment stays.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --progress-bar on --editable '.[builder,tensorrt,server,publish,parquet,lmdb,search,report,bench]' --group dev
+	$(BIN)/python -m pip install --progress-bar on --editable '.[builder,tensorrt,server,parquet,lmdb,search,report,bench]' --group dev
 	$(BIN)/python -m pip install --quiet --no-deps 'nvidia-pytriton==0.7.0'
 	touch $@

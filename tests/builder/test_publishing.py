@@ -220,6 +220,8 @@ def test_unknown_names_and_addresses(tmp_path: Path, tiny_vit: Arch) -> None:
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A local S3, as the environment of whoever uses it."""
+    for library in ("moto", "s3fs"):
+        pytest.importorskip(library, reason=f"{library} is not installed: make test-s3 installs it")
     log = tmp_path_factory.mktemp("s3") / "log"
     with log.open("w") as file:
         server = subprocess.Popen(
