@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnclip_client._endpoints import Endpoint
 from cnclip_client._items import Unsendable
 
 __all__ = ["Batch", "batches"]
@@ -30,6 +31,7 @@ class Batch:
         attempts: How often it failed and may be sent again.
         failed_at: `time.monotonic()` of the first of these failures.
         call: The handle of the request under way.
+        endpoint: The server that it was sent to last.
     """
 
     start: int
@@ -42,6 +44,7 @@ class Batch:
     attempts: int = 0
     failed_at: float = 0.0
     call: Any = None
+    endpoint: Endpoint | None = None
 
     def take_out(self, rows: dict[int, str]) -> None:
         """Moves rows of `payloads` to `failures`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cnclip_client._credentials import Credentials
+from cnclip_client._endpoints import Endpoints, Urls
 from cnclip_client._exceptions import CnclipError, ModelNotFound, ModelNotReady
 from cnclip_client._settings import Retry, Timeout
 from cnclip_client._transport import Listed, Transport
@@ -15,7 +16,7 @@ _SUFFIXES = ("-image", "-text")
 
 
 def served_models(
-    url: str = "localhost:8001",
+    url: Urls = "localhost:8001",
     *,
     timeout: Timeout | None = None,
     retry: Retry | None = None,
@@ -24,7 +25,7 @@ def served_models(
     """Returns the slugs that a server serves at present, sorted: an image or a text model is enough.
 
     Args:
-        url: The server's gRPC address, `host:port`.
+        url: The server's gRPC address, `host:port`; of several, the first that answers is asked.
         timeout: Deadlines; the defaults are those of `Timeout`.
         retry: When to try again; the defaults are those of `Retry`.
         credentials: What the server asks for; without them it is plaintext.
@@ -35,11 +36,11 @@ def served_models(
         TransportError: No answer.
         AccessDenied: The server does not let its repository be listed.
     """
-    transport = Transport(url, timeout, retry, credentials)
+    endpoints = Endpoints(url, timeout, retry, credentials)
     try:
-        return slugs(transport.index())
+        return slugs(endpoints.ask(Transport.index))
     finally:
-        transport.close()
+        endpoints.close()
 
 
 def slugs(listed: Iterable[Listed]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cnclip_client._batches import batches
 from cnclip_client._blocks import Block, join
 from cnclip_client._credentials import Credentials
+from cnclip_client._endpoints import Endpoints, Urls
 from cnclip_client._exceptions import BadInput
 from cnclip_client._info import ModelInfo
 from cnclip_client._items import ImageItem, image_bytes, require_many, text_bytes
@@ -19,7 +20,6 @@ from cnclip_client._pipeline import Pipeline
 from cnclip_client._settings import Limits, Retry, Timeout
 from cnclip_client._similarity import logits_per_image, softmax
 from cnclip_client._towers import Kind, Towers
-from cnclip_client._transport import Transport
 
 __all__ = ["Client"]
 
@@ -39,7 +39,8 @@ class Client:
     finds hold for this client's life. Threads may share a client; the limits hold for each call by itself.
 
     Args:
-        url: The server's gRPC address, `host:port`.
+        url: The server's gRPC address, `host:port`; or several, in a sequence or with commas, that all serve the same
+            model: requests go to the least busy, and one that fails is left out until it is back.
         model: The slug of the served model, such as `vit-b-16`; `served_models(url)` lists a server's.
         version: The version to use; without one the highest that is served when first called.
         timeout: Deadlines; the defaults are those of `Timeout`.
@@ -55,7 +56,7 @@ class Client:
 
     def __init__(
         self,
-        url: str = "localhost:8001",
+        url: Urls = "localhost:8001",
         *,
         model: str,
         version: int | None = None,
@@ -67,17 +68,17 @@ class Client:
         if not model:
             raise ValueError("model is empty; served_models(url) lists what a server has")
         self._limits = limits or Limits()
-        self._transport = Transport(url, timeout, retry, credentials)
-        self._towers = Towers(self._transport, model, version)
+        self._endpoints = Endpoints(url, timeout, retry, credentials)
+        self._towers = Towers(self._endpoints, model, version)
 
     def __repr__(self) -> str:
-        return f"Client({self._transport.url!r}, model={self._towers.slug!r})"
+        return f"Client({str(self._endpoints)!r}, model={self._towers.slug!r})"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Client is a connection and is not pickled; make one in each process")
 
     def __enter__(self) -> Client:
-        self._transport.require_open()
+        self._endpoints.require_open()
         return self
 
     def __exit__(
@@ -87,7 +88,7 @@ class Client:
 
     def close(self) -> None:
         """Closes the connection; calls under way in other threads end with RuntimeError."""
-        self._transport.close()
+        self._endpoints.close()
 
     @property
     def limits(self) -> Limits:
@@ -286,7 +287,7 @@ class Client:
 
     def _iterate(self, kind: Kind, items: Iterable[object], normalize: bool, batch_size: int | None) -> Iterator[Block]:
         """Checks the arguments at once, and leaves the rest to the first `next`."""
-        self._transport.require_open()
+        self._endpoints.require_open()
         require_many(kind, items)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -296,7 +297,7 @@ class Client:
         info = self._towers.one(kind)
         output = f"{kind}_features"
         pipeline = Pipeline(
-            self._transport,
+            self._endpoints,
             model=self._towers.name(kind),
             version=info.version,
             tensors=(kind.upper(), output if normalize else f"unnorm_{output}"),

@@ -34,16 +34,18 @@ class Concurrency:
         limit: How many may be under way now.
     """
 
-    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """Starts at four.
+    def __init__(self, most: int, servers: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+        """Starts at four for each server.
 
         Args:
             most: The highest number allowed.
+            servers: How many share the requests.
             clock: Gives seconds.
         """
         self._most = most
         self._clock = clock
-        self._begin(min(_LEAST, most))
+        self._least = min(_LEAST * servers, most)
+        self._begin(self._least)
 
     def answered(self, rows: int, under_way: int) -> None:
         """Takes note of an answer.
@@ -80,7 +82,7 @@ class Concurrency:
     def _begin(self, limit: int) -> None:
         self.limit = limit
         self._unsettled = limit
-        self._trials = _search(limit, self._most)
+        self._trials = _search(limit, self._least, self._most)
         next(self._trials)
         self._restart()
 
@@ -95,14 +97,14 @@ class Concurrency:
         self._rows = self._answers = self._saturated = 0
 
 
-def _search(limit: int, most: int) -> Generator[int, float, None]:
+def _search(limit: int, least: int, most: int) -> Generator[int, float, None]:
     """Yields the number to measure next and is sent its rate, for ever."""
     rest = _REST
     while True:
         found = limit
         for more in (True, False):
             while True:
-                trial = min(limit * 2, most) if more else max(limit // 2, min(_LEAST, limit))
+                trial = min(limit * 2, most) if more else max(limit // 2, min(least, limit))
                 if trial == limit:
                     break
                 # Measured between two of the present number, since a machine's other load comes and goes.

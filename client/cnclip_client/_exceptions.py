@@ -152,22 +152,29 @@ class ModelChanged(CnclipError):
     Attributes:
         model: The full model name.
         before: What was served when this client first asked.
-        after: What is served now.
+        after: What is served now, or at another of several servers.
+        url: The server's address.
     """
 
-    def __init__(self, *, model: str, before: ModelInfo, after: ModelInfo) -> None:
+    def __init__(self, *, model: str, before: ModelInfo, after: ModelInfo, url: str = "", servers: int = 1) -> None:
         names = [field.name for field in dataclasses.fields(before)]
         changed = [name for name in names if getattr(before, name) != getattr(after, name)]
         told = ", ".join(
             f"{name} {str(getattr(before, name))[:12]} -> {str(getattr(after, name))[:12]}" for name in changed
         )
+        where = f"{model} at {url}" if url else model
+        fix = (
+            "serve the same at all addresses, or leave this one out"
+            if servers > 1
+            else "serve the old one again, or begin anew with the new one"
+        )
         super().__init__(
-            f"{model} is not the model that this client began with ({told}): features of both would be mixed; "
-            "serve the old one again, or begin anew with the new one"
+            f"{where} is not the model that this client began with ({told}): features of both would be mixed; {fix}"
         )
         self.model = model
         self.before = before
         self.after = after
+        self.url = url
 
 
 class CheckpointMismatch(CnclipError):

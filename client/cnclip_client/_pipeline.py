@@ -27,16 +27,13 @@ from numpy.typing import NDArray
 from cnclip_client._batches import Batch
 from cnclip_client._blocks import Block
 from cnclip_client._concurrency import Concurrency
+from cnclip_client._endpoints import PASSING, Endpoints
 from cnclip_client._exceptions import (
     CnclipError,
-    ModelNotFound,
-    ModelNotReady,
     ServerError,
-    TransportError,
 )
 from cnclip_client._mapping import is_queue_full, is_transient, status_of
 from cnclip_client._settings import Limits, Retry
-from cnclip_client._transport import Transport
 from cnclip_client._wire import bad_rows, features_output
 
 __all__ = ["Pipeline"]
@@ -49,8 +46,6 @@ _WINDOWS = 2
 _VERIFY_S = 10.0
 # How old that may be for a run of a single request, as an online service makes many of: it would double their calls.
 _SINGLE_VERIFY_S = 1.0
-# What the question meets while a server restarts or reloads.
-_PASSING = (TransportError, ModelNotFound, ModelNotReady)
 
 
 class Pipeline:
@@ -58,7 +53,7 @@ class Pipeline:
 
     def __init__(
         self,
-        transport: Transport,
+        endpoints: Endpoints,
         *,
         model: str,
         version: str,
@@ -70,7 +65,7 @@ class Pipeline:
         """Prepares a run; nothing is sent yet.
 
         Args:
-            transport: The connection.
+            endpoints: The servers.
             model: The model's full name.
             version: Its version.
             tensors: The input's and the output's name.
@@ -79,18 +74,17 @@ class Pipeline:
             verify: Asks whether the model is still the same, unless it was asked less than so many seconds ago, and
                 raises a `CnclipError` if it is not, or cannot be had.
         """
-        self._transport = transport
+        self._endpoints = endpoints
         self._model = model
         self._version = version
         self._tensors = tensors
         self._embedding_size = embedding_size
         self._limits = limits
-        self._concurrency = Concurrency(limits.in_flight)
+        self._concurrency = Concurrency(limits.in_flight, len(endpoints))
         self._verify = verify
         self._verified_at = time.monotonic()
-        self._doubtful = False
         self._sent = 0
-        self._retry: Retry = transport.retry
+        self._retry: Retry = endpoints.retry
         self._answers: queue.SimpleQueue[tuple[Batch, Any, Any]] = queue.SimpleQueue()
         self._window: deque[Batch] = deque()
         self._resend: list[tuple[float, int, Batch]] = []
@@ -154,35 +148,50 @@ class Pipeline:
         if not batch.payloads:
             batch.outcome = np.empty((0, self._embedding_size), np.float32)
             return
-        batch.call = self._transport.send(
-            self._model, self._version, self._tensors, batch.payloads, self._callback(batch)
-        )
+        endpoint = self._endpoints.pick(avoid=batch.endpoint)
+        if endpoint is None:
+            self._resend_at(time.monotonic(), batch)
+            return
+        batch.endpoint = endpoint
+        try:
+            batch.call = endpoint.transport.send(
+                self._model, self._version, self._tensors, batch.payloads, self._callback(batch)
+            )
+        except BaseException:
+            self._endpoints.ended(endpoint, answered=False)
+            raise
         self._sent += 1
         self._active += 1
         self._active_bytes += batch.size_bytes
 
     def _callback(self, batch: Batch) -> Callable[[Any, Any], None]:
-        return lambda result, error: self._answers.put((batch, result, error))
+        endpoint = batch.endpoint
+
+        def done(result: Any, error: Any) -> None:
+            # Here, since nobody reads the answers of a run that was left.
+            if endpoint is not None:
+                self._endpoints.ended(endpoint, answered=error is None)
+            self._answers.put((batch, result, error))
+
+        return done
 
     def _send_due(self) -> None:
         now = time.monotonic()
         while self._resend and self._resend[0][0] <= now and self._has_room(self._resend[0][2]):
             batch = heapq.heappop(self._resend)[2]
-            if not self._doubtful or self._is_back(batch):
+            if self._endpoints.inside() or self._is_back(batch):
                 self._send(batch)
 
     def _is_back(self, batch: Batch) -> bool:
-        """Whether the server is there again with the same model; if not, `batch` waits on or has its outcome."""
+        """Whether a server is there again with the same model; if not, `batch` waits on or has its outcome."""
         try:
-            self._verify(0.0)
+            self._endpoints.revive()
         except (CnclipError, RuntimeError) as error:
-            if isinstance(error, _PASSING) and self._may_retry(batch):
+            if isinstance(error, PASSING) and self._may_retry(batch):
                 self._resend_at(time.monotonic() + self._retry.delay_s(batch.attempts), batch)
             else:
                 self._end(batch, error)
             return False
-        self._doubtful = False
-        self._verified_at = time.monotonic()
         return True
 
     def _vouch(self) -> None:
@@ -195,7 +204,7 @@ class Pipeline:
         for failures in itertools.count(1):
             try:
                 return self._verify(_SINGLE_VERIFY_S if self._sent <= 1 else 0.0)
-            except _PASSING:
+            except PASSING:
                 if failures >= self._retry.attempts or time.monotonic() - started > self._retry.deadline_s:
                     raise
             time.sleep(self._retry.delay_s(failures))
@@ -207,7 +216,7 @@ class Pipeline:
             CnclipError: The model is another.
         """
         if time.monotonic() - self._verified_at > _VERIFY_S:
-            with contextlib.suppress(*_PASSING):
+            with contextlib.suppress(*PASSING):
                 self._verify(0.0)
             self._verified_at = time.monotonic()
 
@@ -258,21 +267,32 @@ class Pipeline:
                 batch.take_out(rows)
                 self._resend_at(time.monotonic(), batch)
                 return
-        if is_queue_full(error):
+        endpoint = batch.endpoint
+        if endpoint is None:
+            raise AssertionError("an answer to what was never sent")
+        try:
+            outcome = endpoint.transport.map(error, self._model)
+        except RuntimeError as closed:
+            self._end(batch, closed)
+            return
+        outcome.__cause__ = error
+        full = is_queue_full(error)
+        if full:
+            self._endpoints.busy(endpoint)
+        else:
+            self._endpoints.leave_out(endpoint, outcome)
+        elsewhere = self._endpoints.has_other(endpoint)
+        if full and not elsewhere:
             self._concurrency.overloaded()
         else:
             self._concurrency.disturbed()
-            self._doubtful = True
-        if is_transient(error) and not self._transport.closed and self._may_retry(batch):
-            delay_s = self._retry.delay_s(batch.attempts)
+        # What was late at one server may be in time at another; at the same one it would only add to the load.
+        again = is_transient(error) or (elsewhere and status_of(error) == "DEADLINE_EXCEEDED")
+        if again and self._may_retry(batch):
+            delay_s = 0.0 if elsewhere else self._retry.delay_s(batch.attempts)
             _log.info("request of %d rows failed (%s); again in %.1f s", len(batch.payloads), error, delay_s)
             self._resend_at(time.monotonic() + delay_s, batch)
             return
-        try:
-            outcome: Exception = self._transport.map(error, self._model)
-        except RuntimeError as closed:
-            outcome = closed
-        outcome.__cause__ = error
         self._end(batch, outcome)
 
     def _end(self, batch: Batch, outcome: Exception) -> None:

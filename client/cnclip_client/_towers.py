@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
 from typing import Literal, TypeAlias
 
 from cnclip_client._catalogue import explain_not_found
-from cnclip_client._exceptions import ModelChanged, ModelNotFound
+from cnclip_client._endpoints import Endpoints
+from cnclip_client._exceptions import CnclipError, ModelChanged, ModelNotFound
 from cnclip_client._info import ModelInfo, combine, parse_info
 from cnclip_client._transport import Transport
 
@@ -24,22 +26,24 @@ class Towers:
         slug: The slug, such as `vit-b-16`.
     """
 
-    def __init__(self, transport: Transport, slug: str, version: int | None) -> None:
+    def __init__(self, endpoints: Endpoints, slug: str, version: int | None) -> None:
         self.slug = slug
-        self._transport = transport
+        self._endpoints = endpoints
         self._version = version
         self._infos: dict[Kind, ModelInfo] = {}
-        self._asked_at: dict[Kind, float] = {}
+        self._asked_at: dict[tuple[Kind, Transport], float] = {}
         self._lock = threading.Lock()
+        endpoints.check = self._check_known
 
     def name(self, kind: Kind) -> str:
         """Returns an ensemble's full name."""
         return f"{self.slug}-{kind}"
 
     def one(self, kind: Kind) -> ModelInfo:
-        """Returns what the server says of one ensemble.
+        """Returns what the servers say of one ensemble: the first that answers, and the others are held to it.
 
         Raises:
+            ModelChanged: Another one serves another model.
             ModelNotFound: The server does not have it.
             ModelNotReady: It does not serve it at present.
             TransportError: No answer.
@@ -47,9 +51,12 @@ class Towers:
         """
         with self._lock:
             if kind not in self._infos:
-                asked_at = time.monotonic()
-                self._infos[kind] = self._ask(kind)
-                self._asked_at[kind] = asked_at
+                self._infos[kind] = self._endpoints.ask(lambda transport: self._ask(transport, kind))
+                try:
+                    self._endpoints.recheck()
+                except BaseException:
+                    del self._infos[kind]
+                    raise
             return self._infos[kind]
 
     def pair(self) -> ModelInfo:
@@ -68,41 +75,63 @@ class Towers:
             return self.one("image")
 
     def require_unchanged(self, kind: Kind, max_age_s: float = 0.0) -> None:
-        """Asks the server, once, whether it still serves what it said it did; before that there is nothing to ask.
+        """Asks the servers, once, whether they still serve what they did; before `one` there is nothing to ask.
+
+        One that cannot be had is left out; what it answered before is taken on its last word.
 
         Args:
             kind: The tower.
             max_age_s: An answer not older than this, in seconds, will do.
 
         Raises:
-            ModelChanged: It serves something else in its place.
-            CnclipError: As `one`.
+            ModelChanged: One serves something else in its place.
+            CnclipError: As `one`, where none can be had.
         """
-        known = self._infos.get(kind)
-        if known is None or time.monotonic() - self._asked_at[kind] < max_age_s:
+        if kind not in self._infos:
             return
-        name, asked_at = self.name(kind), time.monotonic()
+        asked = self._endpoints.inside()
+        for endpoint in asked:
+            if time.monotonic() - self._asked_at.get((kind, endpoint.transport), -math.inf) < max_age_s:
+                continue
+            try:
+                self._check(endpoint.transport, kind)
+            except CnclipError as error:
+                self._endpoints.leave_out(endpoint, error)
+                if isinstance(error, ModelChanged) or (len(self._endpoints) == 1):
+                    raise
+        if not self._endpoints.inside():
+            self._endpoints.revive()
+
+    def _check_known(self, transport: Transport) -> None:
+        for kind in tuple(self._infos):
+            self._check(transport, kind)
+
+    def _check(self, transport: Transport, kind: Kind) -> None:
+        """Asks a server whether it serves what the first did."""
+        known, name, asked_at = self._infos[kind], self.name(kind), time.monotonic()
         try:
-            now = self._parse(kind, known.version, attempts=1)
+            now = self._parse(transport, kind, known.version)
         except ModelNotFound as error:
             try:
-                now = self._parse(kind, self._transport.latest_version(name), attempts=1)
+                now = self._parse(transport, kind, transport.latest_version(name))
             except ModelNotFound:
-                raise explain_not_found(self._transport, self.slug, error) from error
+                raise explain_not_found(transport, self.slug, error) from error
         if dataclasses.replace(now, max_batch_size=known.max_batch_size) != known:
-            raise ModelChanged(model=name, before=known, after=now)
-        self._asked_at[kind] = asked_at
+            raise ModelChanged(model=name, before=known, after=now, url=transport.url, servers=len(self._endpoints))
+        self._asked_at[kind, transport] = asked_at
 
-    def _ask(self, kind: Kind) -> ModelInfo:
-        name = self.name(kind)
+    def _ask(self, transport: Transport, kind: Kind) -> ModelInfo:
+        name, asked_at = self.name(kind), time.monotonic()
         try:
             # Pinned: a version that comes up later must not mix its features into this client's.
-            version = self._transport.latest_version(name) if self._version is None else str(self._version)
-            return self._parse(kind, version)
+            version = transport.latest_version(name) if self._version is None else str(self._version)
+            info = self._parse(transport, kind, version)
         except ModelNotFound as error:
-            raise explain_not_found(self._transport, self.slug, error) from error
+            raise explain_not_found(transport, self.slug, error) from error
+        self._asked_at[kind, transport] = asked_at
+        return info
 
-    def _parse(self, kind: Kind, version: str, attempts: int | None = None) -> ModelInfo:
+    def _parse(self, transport: Transport, kind: Kind, version: str) -> ModelInfo:
         name = self.name(kind)
-        parameters, max_batch_size = self._transport.config(name, version, attempts)
+        parameters, max_batch_size = transport.config(name, version)
         return parse_info(self.slug, name, version, parameters, max_batch_size)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,9 +16,8 @@ from cnclip_client._mapping import is_transient, map_error, status_of
 from cnclip_client._settings import Retry, Timeout
 from cnclip_client._wire import bytes_input
 
-__all__ = ["Listed", "Transport", "check_url"]
+__all__ = ["Listed", "Transport", "check_url", "is_worth_asking_again"]
 
-_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _CLOSE_S = 2.0
 
@@ -56,8 +53,8 @@ class Transport:
     Attributes:
         url: The server's address.
         timeout: Deadlines.
-        retry: When to try again.
         closed: Whether `close` was called.
+        answered: Whether the server has ever answered a question.
     """
 
     def __init__(
@@ -72,7 +69,7 @@ class Transport:
         Args:
             url: The server's gRPC address.
             timeout: Deadlines; the defaults are those of `Timeout`.
-            retry: When to try again; the defaults are those of `Retry`.
+            retry: Its longest wait is that before a lost connection is dialled again.
             credentials: What the server asks for; without them it is plaintext.
 
         Raises:
@@ -88,9 +85,8 @@ class Transport:
             )
         self._headers = headers_of(credentials)
         self.timeout = timeout
-        self.retry = retry
         self.closed = False
-        self._answered = False
+        self.answered = False
         tls = credentials.tls
         self._client = InferenceServerClient(
             url,
@@ -107,13 +103,12 @@ class Transport:
             closing.start()
             closing.join(_CLOSE_S)
 
-    def config(self, name: str, version: str, attempts: int | None = None) -> tuple[dict[str, str], int]:
+    def config(self, name: str, version: str) -> tuple[dict[str, str], int]:
         """Returns the parameters and the `max_batch_size` of one version of a model.
 
         Args:
             name: The model's full name.
             version: The version asked for.
-            attempts: How often to try while nobody answers; as `Retry` says by default.
 
         Raises:
             ModelNotFound: The server has no such model; `.available` is not yet looked up.
@@ -124,7 +119,6 @@ class Transport:
         answer = self._call(
             name,
             lambda timeout_s: self._client.get_model_config(name, version, self._headers(), client_timeout=timeout_s),
-            attempts,
         )
         config = answer.config
         return {key: value.string_value for key, value in config.parameters.items()}, config.max_batch_size
@@ -147,7 +141,6 @@ class Transport:
         answer = self._call(
             "",
             lambda timeout_s: self._client.get_model_repository_index(self._headers(), client_timeout=timeout_s),
-            attempts=1,
         )
         return [Listed(entry.name, entry.version, entry.state, entry.reason) for entry in answer.models]
 
@@ -204,42 +197,35 @@ class Transport:
         if self.closed:
             raise RuntimeError("the client is closed; make a new Client") from cause
 
-    def _call(self, name: str, call: Callable[[float], _T], attempts: int | None = None) -> _T:
-        """Calls with a deadline, and after a lost connection again, as `Retry` or `attempts` says."""
-        started = time.monotonic()
-        failures = 0
-        while True:
-            self.require_open()
-            try:
-                answer = call(self.timeout.connect_s)
-            except InferenceServerException as error:
-                self.require_open(error)
-                status = status_of(error)
-                connecting = not self._answered
-                if status not in {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"}:
-                    self._answered = True
-                mapped = map_error(
-                    error,
-                    url=self.url,
-                    model=name,
-                    timeout_s=self.timeout.connect_s,
-                    setting="connect_s",
-                    connecting=connecting,
-                )
-                failures += 1
-                allowed = self.retry.connect_attempts if connecting else attempts or self.retry.attempts
-                late = time.monotonic() - started > self.retry.deadline_s
-                if status != "UNAVAILABLE" or not is_transient(error) or failures >= allowed or late:
-                    raise mapped from error
-                delay_s = self.retry.delay_s(failures)
-                _log.info("%s; trying again in %.1f s", mapped, delay_s)
-                time.sleep(delay_s)
-            except ValueError as error:
-                self.require_open(error)
-                raise
-            else:
-                self._answered = True
-                return answer
+    def _call(self, name: str, call: Callable[[float], _T]) -> _T:
+        """Calls once, with a deadline."""
+        self.require_open()
+        try:
+            answer = call(self.timeout.connect_s)
+        except InferenceServerException as error:
+            self.require_open(error)
+            connecting = not self.answered
+            if status_of(error) not in {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"}:
+                self.answered = True
+            raise map_error(
+                error,
+                url=self.url,
+                model=name,
+                timeout_s=self.timeout.connect_s,
+                setting="connect_s",
+                connecting=connecting,
+            ) from error
+        except ValueError as error:
+            self.require_open(error)
+            raise
+        self.answered = True
+        return answer
+
+
+def is_worth_asking_again(error: CnclipError) -> bool:
+    """Tells whether a question that failed so may be answered a moment later: there was no connection."""
+    cause = error.__cause__
+    return isinstance(cause, InferenceServerException) and status_of(cause) == "UNAVAILABLE" and is_transient(cause)
 
 
 def _channel_args(url: str, timeout: Timeout, retry: Retry, server_name: str | None) -> list[tuple[str, int | str]]:
@@ -264,6 +250,9 @@ def _channel_args(url: str, timeout: Timeout, retry: Retry, server_name: str | N
         # gRPC's own pings, with which it measures bandwidth, hold up that one, for a minute if nobody answers.
         ("grpc.http2.ping_timeout_ms", max(request_ms // 6, 100)),
     ]
+    if url.startswith("dns:"):
+        # gRPC would otherwise keep to the first address of a name that has several.
+        arguments.append(("grpc.lb_policy_name", "round_robin"))
     if is_local(url):
         # gRPC asks a proxy for localhost too unless no_proxy names it.
         arguments.append(("grpc.enable_http_proxy", 0))

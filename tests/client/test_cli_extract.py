@@ -190,3 +190,17 @@ def test_progress_on_a_terminal(tmp_path: Path, triton: Any, texts: Path) -> Non
 def test_help_tells_what_an_exit_status_means() -> None:
     shown = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True).stdout
     assert "Exit status: 0 all well; 1 some items failed" in " ".join(shown.split())
+
+
+def test_several_servers_by_option_and_by_environment(tmp_path: Path, serve: Any, fake: Any, texts: Path) -> None:
+    servers = [serve(*fake.both("vit-b-16")) for _ in range(2)]
+    for server in servers:
+        server.before_infer = lambda attempt, items: time.sleep(0.01)
+    urls = [server.url for server in servers]
+    extract(",".join(urls), "texts", texts, "-o", tmp_path / "one.jsonl", "--batch-size", 4)
+    assert all(len(server.requests) > 5 for server in servers)
+    extract("nobody:1", "texts", texts, "-o", tmp_path / "two.jsonl", "--url", urls[0], "--url", urls[1])
+    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+    other = serve(*fake.both("vit-b-16", sha="b" * 64))
+    said = extract(f"{urls[0]},{other.url}", "texts", texts, "-o", tmp_path / "three.jsonl", status=3)
+    assert f"vit-b-16-text at {other.url} is not the model" in said

@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -26,8 +26,14 @@ class Server:
     """The connection options of one command line; `asks_server` gives them to a command."""
 
     url: Annotated[
-        str, _option("--url", environment="CNCLIP_URL", help="The server's gRPC address.", metavar="HOST:PORT")
-    ] = "localhost:8001"
+        list[str],
+        _option(
+            "--url",
+            environment="CNCLIP_URL",
+            help="The server's gRPC address; several, with commas or given many times, share the work.",
+            metavar="HOST:PORT",
+        ),
+    ] = field(default_factory=lambda: ["localhost:8001"])
     model: Annotated[
         str | None,
         _option(
@@ -137,7 +143,9 @@ class Server:
                 slugs = served_models(self.url, retry=retry, credentials=credentials)
                 if len(slugs) != 1:
                     served = f"{len(slugs)} models: {', '.join(slugs)}" if slugs else "no Chinese-CLIP model"
-                    raise typer.BadParameter(f"{self.url} serves {served}; choose one with --model or CNCLIP_MODEL")
+                    raise typer.BadParameter(
+                        f"{','.join(self.url)} serves {served}; choose one with --model or CNCLIP_MODEL"
+                    )
                 model = slugs[0]
             return Client(self.url, model=model, retry=retry, limits=limits, credentials=credentials)
         except ValueError as error:
@@ -158,7 +166,10 @@ def asks_server(command: Callable[..., None]) -> Callable[..., None]:
     server_hints = get_type_hints(Server, include_extras=True)
     shared = [
         inspect.Parameter(
-            option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=server_hints[option.name]
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=option.default if option.default_factory is MISSING else option.default_factory(),
+            annotation=server_hints[option.name],
         )
         for option in fields(Server)
     ]
