@@ -96,6 +96,6 @@ clean:  ## Delete what was built; the virtual environment stays.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --progress-bar on --editable '.[builder,tensorrt,server,parquet,lmdb,search,report,bench]' --group dev
+	$(BIN)/python -m pip install --progress-bar on --editable '.[builder,tensorrt,server,parquet,lmdb,search,report,bench,ray,spark]' --group dev
 	$(BIN)/python -m pip install --quiet --no-deps 'nvidia-pytriton==0.7.0'
 	touch $@

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from cnclip_client._blocks import Block
 from cnclip_client._client import Client
 from cnclip_client._features import Id
+from cnclip_client._info import ModelInfo
 from cnclip_client._items import Unsendable, image_bytes
 from cnclip_client._prefetch import Prefetch
 from cnclip_client._towers import Kind
 from cnclip_client.sources import Item
 
-__all__ = ["Encoded", "Failure", "encode_items", "preprocess_text"]
+__all__ = ["Encoded", "Engine", "Failure", "encode_items", "preprocess_text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,27 @@ class Encoded:
     ids: tuple[Id, ...]
     features: NDArray[np.floating[Any]]
     failures: tuple[Failure, ...]
+
+
+class Engine(Protocol):
+    """Where a job's items are encoded, if not by the client of this process."""
+
+    def encode(
+        self,
+        kind: Kind,
+        items: Iterator[Item],
+        *,
+        expected: ModelInfo,
+        normalize: bool,
+        dtype: str,
+        batch_size: int | None,
+        refusal: Callable[[Id], str],
+    ) -> Iterator[Encoded]:
+        """Yields the outcome of items, in their order, as `encode_items` does.
+
+        Raises:
+            ModelChanged: The features would be of another model than the expected one.
+        """
 
 
 def preprocess_text(text: str) -> str:

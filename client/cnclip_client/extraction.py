@@ -20,12 +20,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cnclip_client._checkpoints import Checkpoints
 from cnclip_client._client import Client
-from cnclip_client._encoding import Encoded, Failure, encode_items
+from cnclip_client._encoding import Encoded, Engine, Failure, encode_items
 from cnclip_client._exceptions import JobRefused, TooManyFailures
 from cnclip_client._info import ModelInfo
 from cnclip_client._work_folder import (
@@ -41,7 +42,7 @@ from cnclip_client.sinks import Dtype, Sink, open_sink
 from cnclip_client.sinks._sink import id_line
 from cnclip_client.sources import Item, Source
 
-__all__ = ["Encoded", "ExtractOptions", "Failure", "Summary", "encode_items", "extract"]
+__all__ = ["Encoded", "Engine", "ExtractOptions", "Failure", "Summary", "encode_items", "extract"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +90,7 @@ def extract(
     options: ExtractOptions | None = None,
     *,
     report: Callable[[int, int], None] | None = None,
+    engine: Engine | None = None,
 ) -> Summary:
     """Writes the features of a source's items to a file, in their order.
 
@@ -102,6 +104,8 @@ def extract(
         output: A .jsonl, .parquet or .npy file, in a folder that is there.
         options: How; the defaults are those of `ExtractOptions`.
         report: Called with the items done and those failed among them, now and then.
+        engine: What encodes, such as `cnclip_client.ray.RayEngine`; without one this process does. It belongs to a
+            run, not to the job: another may go on with it.
 
     Raises:
         JobRefused: The output, or work on it, is another job's; or the source has changed; or it is being worked on.
@@ -111,7 +115,7 @@ def extract(
         ValueError: The output's name or the options do not go together.
     """
     options = options or ExtractOptions()
-    return _Job(client, source, Path(output), options, report or (lambda items, failures: None)).run()
+    return _Job(client, source, Path(output), options, report or (lambda items, failures: None), engine).run()
 
 
 class _Job:
@@ -122,6 +126,7 @@ class _Job:
         output: Path,
         options: ExtractOptions,
         report: Callable[[int, int], None],
+        engine: Engine | None,
     ) -> None:
         _require_apart(source, output)
         self._client = client
@@ -129,6 +134,7 @@ class _Job:
         self._options = options
         self._report = report
         info = client._towers.one(source.kind)
+        self._encode_items = partial(encode_items, client) if engine is None else partial(engine.encode, expected=info)
         self._output = output
         self._sink: Sink = open_sink(output, source.kind, size=info.embedding_size, dtype=options.dtype)
         self._fingerprint = self._describe(info)
@@ -224,8 +230,7 @@ class _Job:
             files = GrowingFiles(self._folder, begins, progress.sizes)
         with Checkpoints(files, self._folder / "progress.json", self._client.require_unchanged) as checkpoints:
             try:
-                for encoded in encode_items(
-                    self._client,
+                for encoded in self._encode_items(
                     self._source.kind,
                     items,
                     normalize=self._options.normalize,

@@ -64,7 +64,25 @@ def test_importing_is_light() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "cnclip_client" in loaded
-    assert not loaded & {"typer", "click", "rich", "PIL", "torch", "onnx", "onnxruntime", "requests", "gevent"}
+    assert not loaded & {
+        "typer",
+        "click",
+        "rich",
+        "PIL",
+        "torch",
+        "onnx",
+        "onnxruntime",
+        "requests",
+        "gevent",
+        "ray",
+        "pyspark",
+    }
+
+
+def test_the_command_imports_no_cluster_before_it_is_wanted() -> None:
+    script = "import sys, cnclip_client._cli; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {"ray", "pyspark", "pandas", "pyarrow"}
 
 
 def test_the_tree_of_errors_is_as_drawn() -> None:

@@ -7,8 +7,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.text import Text
 
 from cnclip_client import (
     AccessDenied,
+    Client,
     ModelChanged,
     ModelNotFound,
     ModelNotReady,
@@ -26,7 +28,7 @@ from cnclip_client import (
 )
 from cnclip_client._cli._connection import Server, asks_server
 from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, reporting
-from cnclip_client.extraction import ExtractOptions, Summary
+from cnclip_client.extraction import Engine, ExtractOptions, Summary
 from cnclip_client.extraction import extract as extract_features
 from cnclip_client.sinks import Dtype
 from cnclip_client.sources import ImageFormat, Source, TextFormat, image_source, text_source
@@ -65,6 +67,12 @@ BatchSize = Annotated[int | None, typer.Option(min=1, help="Items a request; 8 i
 WaitForServer = Annotated[
     float, typer.Option(min=0.001, metavar="SECONDS", help="How long to wait for a server that goes away.")
 ]
+EngineOption = Annotated[
+    Literal["local", "ray"], typer.Option("--engine", help="Encode in this process, or on a Ray cluster (RAY_ADDRESS).")
+]
+Actors = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Ray actors, a client each; by default one for each node.")
+]
 
 
 @extract.command("images")
@@ -90,6 +98,8 @@ def _extract_images(
     overwrite: Overwrite = False,
     batch_size: BatchSize = None,
     wait_for_server: WaitForServer = 600.0,
+    engine: EngineOption = "local",
+    actors: Actors = None,
     verbose: Verbose = False,
 ) -> None:
     """Write the features of images to a file.
@@ -104,7 +114,7 @@ def _extract_images(
             normalize=normalize, dtype=dtype, max_errors=max_errors, overwrite=overwrite, batch_size=batch_size
         )
         opened = _usage(lambda: image_source(source, format=format, id_column=id_column, column=column))
-        _extract(server, opened, output, options, wait_for_server)
+        _extract(server, opened, output, options, wait_for_server, engine, actors)
 
 
 @extract.command("texts")
@@ -126,6 +136,8 @@ def _extract_texts(
     overwrite: Overwrite = False,
     batch_size: BatchSize = None,
     wait_for_server: WaitForServer = 600.0,
+    engine: EngineOption = "local",
+    actors: Actors = None,
     verbose: Verbose = False,
 ) -> None:
     """Write the features of texts to a file.
@@ -140,19 +152,39 @@ def _extract_texts(
             normalize=normalize, dtype=dtype, max_errors=max_errors, overwrite=overwrite, batch_size=batch_size
         )
         opened = _usage(lambda: text_source(source, format=format, id_column=id_column, column=column))
-        _extract(server, opened, output, options, wait_for_server)
+        _extract(server, opened, output, options, wait_for_server, engine, actors)
 
 
-def _extract(server: Server, source: Source, output: Path, options: ExtractOptions, wait_s: float) -> None:
-    retry = Retry(attempts=1_000_000, deadline_s=wait_s)
-    with _resumable(output), server.connect(retry=retry) as client, _progress(source) as report:
-        summary = _usage(lambda: extract_features(client, source, output, options, report=report))
+def _extract(
+    server: Server,
+    source: Source,
+    output: Path,
+    options: ExtractOptions,
+    wait_s: float,
+    engine: str,
+    actors: int | None,
+) -> None:
+    connect = partial(server.connect, retry=Retry.patient(wait_s))
+    on = _engine(engine, connect, actors)
+    with _resumable(output), connect() as client, _progress(source) as report:
+        summary = _usage(lambda: extract_features(client, source, output, options, report=report, engine=on))
     if summary.already_finished:
         complain(f"{output} was finished before: {_words(summary)}; nothing to do")
     else:
         complain(_words(summary))
     if summary.failures:
         raise typer.Exit(SOME_FAILED)
+
+
+def _engine(name: str, connect: Callable[[], Client], actors: int | None) -> Engine | None:
+    if name == "local":
+        if actors is not None:
+            raise typer.BadParameter("--actors are Ray's; give --engine ray with it")
+        return None
+    # Here, as Ray takes a second to import.
+    from cnclip_client.ray import RayEngine
+
+    return RayEngine(connect, actors)
 
 
 def _words(summary: Summary) -> str:

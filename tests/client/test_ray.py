@@ -1,0 +1,225 @@
+"""On a local Ray cluster: the same files as without it, tables with features and reasons, and actors that are killed."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from cnclip_client import Client, ModelChanged, Retry, ServerError, TooManyFailures
+from cnclip_client.extraction import ExtractOptions, extract
+from cnclip_client.sources import image_source, text_source
+
+ray = pytest.importorskip("ray", reason="Ray is not installed; pip install '.[ray]'")
+
+from cnclip_client.ray import FeatureExtractor, RayEngine  # noqa: E402
+
+pytestmark = [
+    # Of Ray's own, not of ours.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+OUTPUTS = ("{}", "{}.errors.jsonl")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(
+        num_cpus=2,
+        object_store_memory=100 * 1024 * 1024,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield
+    ray.shutdown()
+
+
+def connecting(*servers: Any) -> Any:
+    return partial(Client, [server.url for server in servers], model="vit-b-16", retry=Retry.patient(30))
+
+
+def actor_processes() -> list[int]:
+    """The processes of the actors of this test's cluster: Ray names them so, and its raylet is our child."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            raylet = _parent(folder)
+            if b"ray::_Actor" in (folder / "cmdline").read_bytes() and _parent(Path("/proc", raylet)) == str(
+                os.getpid()
+            ):
+                found.append(int(folder.name))
+    return found
+
+
+def _parent(folder: Path) -> str:
+    return (folder / "stat").read_text().rpartition(")")[2].split()[1]
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> list[Any]:
+    (tmp_path / "photos/deep").mkdir(parents=True)
+    for number in range(60):
+        (tmp_path / f"photos/deep/{number:03}.jpg").write_bytes(b"image %d" % number)
+    (tmp_path / "photos/bad.jpg").write_bytes(b"BAD:torn")
+    (tmp_path / "photos/empty.jpg").write_bytes(b"")
+    lines = [b"%d\t%b\n" % (number, base64.b64encode(b"tsv %d" % number)) for number in range(700)]
+    (tmp_path / "images.tsv").write_bytes(b"".join(lines) + b"broken\n")
+    texts = [json.dumps({"text_id": number, "text": f"第{number}句 “A”"}) for number in range(1500)]
+    (tmp_path / "texts.jsonl").write_text("\n".join([*texts, '{"text_id": 9999}', ""]))
+    return [
+        image_source(tmp_path / "photos"),
+        image_source(tmp_path / "images.tsv"),
+        text_source(tmp_path / "texts.jsonl"),
+    ]
+
+
+def same(folder: Path, one: str, two: str) -> None:
+    for name in OUTPUTS:
+        assert (folder / name.format(one)).read_bytes() == (folder / name.format(two)).read_bytes()
+
+
+def test_the_same_files_as_without_it(tmp_path: Path, cluster: None, serve: Any, fake: Any, sources: list[Any]) -> None:
+    servers = [serve(*fake.both("vit-b-16")) for _ in range(2)]
+    engine = RayEngine(connecting(*servers), actors=2)
+    with connecting(*servers)() as client:
+        for number, source in enumerate(sources):
+            for ending in ("jsonl", "parquet", "npy"):
+                here, there = f"here{number}.{ending}", f"there{number}.{ending}"
+                local = extract(client, source, tmp_path / here)
+                far = extract(client, source, tmp_path / there, engine=engine)
+                assert (far.items, far.failures) == (local.items, local.failures)
+                assert local.failures > 0
+                same(tmp_path, here, there)
+                assert extract(client, source, tmp_path / there).already_finished
+
+
+def test_killed_actors_lose_nothing(tmp_path: Path, cluster: None, triton: Any, sources: list[Any]) -> None:
+    triton.before_infer = lambda attempt, items: time.sleep(0.4)
+    stop, killed = threading.Event(), []
+
+    def kill() -> None:
+        while not stop.wait(0.7) and len(killed) < 3:
+            if triton.requests and (found := actor_processes()):
+                os.kill(found[0], signal.SIGKILL)
+                killed.append(found[0])
+
+    with connecting(triton)() as client:
+        killing = threading.Thread(target=kill)
+        killing.start()
+        try:
+            extract(client, sources[2], tmp_path / "far.jsonl", engine=RayEngine(connecting(triton), actors=2))
+        finally:
+            stop.set()
+            killing.join()
+        assert len(killed) >= 2
+        triton.forget()
+        extract(client, sources[2], tmp_path / "near.jsonl")
+    same(tmp_path, "far.jsonl", "near.jsonl")
+
+
+def test_a_job_goes_on_under_the_other_engine(tmp_path: Path, cluster: None, triton: Any, sources: list[Any]) -> None:
+    """The engine is a run's, not the job's: each goes on with what the other left."""
+    few = ExtractOptions(max_errors=0, checkpoint_s=0.01)
+    with connecting(triton)() as client:
+        with pytest.raises(TooManyFailures):
+            extract(client, sources[0], tmp_path / "a.jsonl", few)
+        summary = extract(client, sources[0], tmp_path / "a.jsonl", engine=RayEngine(connecting(triton)))
+        with pytest.raises(TooManyFailures):
+            extract(client, sources[0], tmp_path / "b.jsonl", few, engine=RayEngine(connecting(triton)))
+        extract(client, sources[0], tmp_path / "b.jsonl")
+    assert (summary.items, summary.failures) == (62, 2)
+    same(tmp_path, "a.jsonl", "b.jsonl")
+
+
+def test_actors_are_held_to_the_model_of_the_job(
+    tmp_path: Path, cluster: None, triton: Any, serve: Any, fake: Any, sources: list[Any]
+) -> None:
+    other = serve(*fake.both("vit-b-16", sha="b" * 64))
+    with connecting(triton)() as client, pytest.raises(ModelChanged, match="aaaaaaaaaaaa -> bbbbbbbbbbbb"):
+        extract(client, sources[2], tmp_path / "a.jsonl", engine=RayEngine(connecting(other), actors=1))
+    assert not other.requests
+
+
+def test_what_fails_in_an_actor_is_one_line(tmp_path: Path, cluster: None, triton: Any, sources: list[Any]) -> None:
+    def broken() -> Client:
+        raise LookupError("no such thing\nmore")
+
+    with connecting(triton)() as client, pytest.raises(ServerError, match=r"\(LookupError: no such thing\)"):
+        extract(client, sources[2], tmp_path / "a.jsonl", engine=RayEngine(broken, actors=1))
+
+
+def test_a_dataset_gets_features_and_reasons(cluster: None, triton: Any, fake: Any, tmp_path: Path) -> None:
+    import ray.data
+
+    images: list[bytes | None] = [b"image %d" % number for number in range(300)]
+    images[7], images[8] = b"BAD:torn", None
+    table = pa.table({"id": range(300), "bytes": pa.array(images, pa.binary())})
+    dataset = ray.data.from_arrow([table.slice(start, 100) for start in (0, 100, 200)]).map_batches(
+        FeatureExtractor,
+        fn_constructor_kwargs={
+            "connect": connecting(triton),
+            "kind": "image",
+            "column": "bytes",
+            "drop": ["bytes"],
+            "normalize": False,
+        },
+        batch_format="pyarrow",
+        batch_size=64,
+        concurrency=1,
+    )
+    dataset.write_parquet(str(tmp_path / "out"))
+    found = pq.read_table(tmp_path / "out").sort_by("id")
+    assert found.column_names == ["id", "feature", "error"]
+    assert found["id"].to_pylist() == list(range(300))
+    assert {row: reason for row, reason in enumerate(found["error"].to_pylist()) if reason} == {7: "torn", 8: "is null"}
+    for row, feature in enumerate(found["feature"].to_pylist()):
+        if row in (7, 8):
+            assert feature is None
+        else:
+            np.testing.assert_array_equal(feature, fake.features_of(b"image %d" % row))
+
+
+def test_another_batch_format_is_refused() -> None:
+    with pytest.raises(TypeError, match="batch_format='pyarrow'"):
+        FeatureExtractor(lambda: Client(model="m"), "text", column="text")({"text": ["a"]})
+
+
+def test_the_command_starts_a_cluster_of_its_own(tmp_path: Path, triton: Any) -> None:
+    (tmp_path / "texts.txt").write_text("".join(f"第{row}句\n" for row in range(50)))
+    command = [sys.executable, "-c", "from cnclip_client._cli import main; main()", "extract", "texts", "texts.txt"]
+    environment = {**os.environ, "CNCLIP_URL": triton.url, "COLUMNS": "200"}
+    environment.pop("RAY_ADDRESS", None)
+    for output, options in {"near.jsonl": [], "far.jsonl": ["--engine", "ray", "--actors", "1"]}.items():
+        done = subprocess.run(
+            [*command, "-o", output, *options],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+    same(tmp_path, "near.jsonl", "far.jsonl")
+    done = subprocess.run([*command, "-o", "x.jsonl", "--actors", "2"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "give --engine ray" in done.stderr

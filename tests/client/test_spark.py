@@ -1,0 +1,88 @@
+"""On local Spark: a column of texts or images becomes a struct of features and reasons."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from cnclip_client import Client
+
+pyspark = pytest.importorskip("pyspark", reason="Spark is not installed; pip install '.[spark]'")
+
+from cnclip_client.spark import feature_type, make_predict_fn  # noqa: E402
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java 17 or later, and there is no java"),
+    # Of pyspark's own, not of ours.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def spark() -> Iterator[Any]:
+    from pyspark.sql import SparkSession
+
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    builder = SparkSession.builder.master("local[2]").config("spark.driver.memory", "1g")
+    builder = builder.config("spark.ui.enabled", "false").config("spark.sql.shuffle.partitions", "2")
+    session = (
+        builder.config("spark.driver.bindAddress", "127.0.0.1").config("spark.driver.host", "127.0.0.1").getOrCreate()
+    )
+    session.sparkContext.setLogLevel("OFF")
+    yield session
+    session.stop()
+
+
+def encode(connect: Any, kind: Any, **options: Any) -> Any:
+    from pyspark.ml.functions import predict_batch_udf
+
+    return predict_batch_udf(
+        partial(make_predict_fn, connect, kind, **options), return_type=feature_type(), batch_size=64
+    )
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_a_column_gets_features_and_reasons(spark: Any, triton: Any, fake: Any, kind: str) -> None:
+    values: list[Any] = [f"{kind} {number}" for number in range(300)]
+    values[7], values[8] = "BAD:torn", None
+    if kind == "image":
+        values = [value and value.encode() for value in values]
+    column = "string" if kind == "text" else "binary"
+    table = spark.createDataFrame(list(enumerate(values)), f"id long, value {column}").repartition(3)
+    connect = partial(Client, triton.url, model="vit-b-16")
+    encoded = table.withColumn("encoded", encode(connect, kind, normalize=False)("value"))
+    rows = encoded.select("id", "encoded.feature", "encoded.error").orderBy("id").collect()
+    assert [row.id for row in rows] == list(range(300))
+    # Texts are made lower case, as by `cnclip extract`.
+    reasons = {row.id: row.error for row in rows if row.error is not None}
+    assert reasons.pop(8) == "is null"
+    if kind == "image":
+        assert reasons == {7: "torn"}
+    for row in rows:
+        if row.error is not None:
+            assert np.isnan(row.feature).all()
+            assert len(row.feature) == fake.dimension
+        else:
+            sent = f"{kind} {row.id}" if row.id != 7 else "bad:torn"
+            np.testing.assert_array_equal(row.feature, fake.features_of(sent.encode()))
+    assert max(map(len, triton.requests)) == (32 if kind == "text" else 8)
+
+
+def test_another_model_than_the_expected_fails_the_job(spark: Any, triton: Any, serve: Any, fake: Any) -> None:
+    other = serve(*fake.both("vit-b-16", sha="b" * 64))
+    with Client(triton.url, model="vit-b-16") as client:
+        expected = client.info
+    table = spark.createDataFrame([("a",)], "value string")
+    udf = encode(partial(Client, other.url, model="vit-b-16"), "text", expected=expected)
+    with pytest.raises(Exception, match="aaaaaaaaaaaa -> bbbbbbbbbbbb"):
+        table.select(udf("value")).collect()
+    assert not other.requests
