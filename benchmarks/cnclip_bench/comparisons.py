@@ -5,60 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cnclip_bench.inputs import repeated
 from cnclip_bench.stats import in_turns
+from cnclip_bench.subject import onnx_session
 
 if TYPE_CHECKING:
-    from cnclip_builder.arch import Arch, Tower
+    from cnclip_builder.arch import Tower
     from cnclip_client import Client
-    from cnclip_templates.cnclip_token_ids import TokenIds
 
-__all__ = ["Subject", "encoders", "preprocessing", "served_over_in_process", "stages", "tokenizing"]
+    from cnclip_bench.subject import Subject
+
+__all__ = ["encoders", "preprocessing", "served_over_in_process", "stages", "tokenizing"]
 
 Timings = dict[str, list[float]]
 
 _FEATURES: dict[str, str] = {"image": "image_features", "text": "text_features"}
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is measured.
-
-    Attributes:
-        arch: Its architecture.
-        checkpoint: Its weights.
-        repository: Where it is served from.
-        artefacts: Folder of its ONNX files.
-        name: Of the served models.
-        images: Encoded images.
-        texts: Texts.
-    """
-
-    arch: Arch
-    checkpoint: Path
-    repository: Path
-    artefacts: Path
-    name: str
-    images: list[bytes]
-    texts: list[str]
-
-    def token_ids(self) -> TokenIds:
-        """The tokeniser that is served."""
-        from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, cn_clip_vocabulary
-        from cnclip_templates.cnclip_token_ids import TokenIds
-
-        return TokenIds(cn_clip_vocabulary(), DEFAULT_CONTEXT_LENGTH)
-
-    def served_session(self, tower: Tower) -> Any:
-        """An ONNX Runtime session on the served encoder's file, with the settings that it is served with."""
-        folder = max((self.repository / f"{self.name}-{tower}-encoder").glob("[0-9]*"), key=lambda path: int(path.name))
-        return _session(folder / "model.onnx")
 
 
 def encoders(subject: Subject, tower: Tower, batch_size: int, rounds: int, client: Client | None) -> Timings:
@@ -92,10 +57,10 @@ def encoders(subject: Subject, tower: Tower, batch_size: int, rounds: int, clien
     for precision in ("fp32", "fp16"):
         path = subject.artefacts / onnx_name(subject.arch, tower, precision)
         if path.exists():
-            session = _session(path)
+            session = onnx_session(path)
             jobs[f"ONNX {precision}"] = lambda session=session: session.run(None, {names.input: inputs})  # type: ignore[misc]
     if client is not None:
-        jobs["served"] = lambda: _ask(client, tower, repeated(_items(subject, tower), batch_size), batch_size)
+        jobs["served"] = lambda: _ask(client, tower, repeated(subject.items(tower), batch_size), batch_size)
     return in_turns(jobs, rounds, time.perf_counter)
 
 
@@ -109,7 +74,7 @@ def served_over_in_process(
     """
     from cnclip_templates.cnclip_pixels import decode_pixels
 
-    given = repeated(_items(subject, tower), items)
+    given = repeated(subject.items(tower), items)
     session, ids = subject.served_session(tower), subject.token_ids()
     with ThreadPoolExecutor() as pool:
 
@@ -185,7 +150,7 @@ def stages(subject: Subject, tower: Tower, items: int, url: str, client: Client)
             return found
 
         before = read()
-        _ask(client, tower, repeated(_items(subject, tower), items), None)
+        _ask(client, tower, repeated(subject.items(tower), items), None)
         after = read()
     taken = {}
     for step in steps:
@@ -195,19 +160,6 @@ def stages(subject: Subject, tower: Tower, items: int, url: str, client: Client)
     return taken
 
 
-def _items(subject: Subject, tower: Tower) -> list[Any]:
-    return subject.images if tower == "image" else subject.texts
-
-
 def _ask(client: Client, tower: Tower, items: Sequence[Any], batch_size: int | None) -> None:
     encode = client.encode_images if tower == "image" else client.encode_texts
     encode(items, batch_size=batch_size)
-
-
-def _session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    # Or its idle threads would take the cores from what is measured next.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

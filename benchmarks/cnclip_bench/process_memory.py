@@ -1,0 +1,73 @@
+"""What a process and all below it hold, from /proc."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Peak", "family", "proportional_mib", "watching"]
+
+_INTERVAL_S = 0.05
+
+
+@dataclass
+class Peak:
+    """The most that was seen.
+
+    Attributes:
+        mib: Of all processes together.
+    """
+
+    mib: float = 0.0
+
+
+def family(pid: int) -> list[int]:
+    """A process and all below it; those that end meanwhile are left out."""
+    found, waiting = [], [pid]
+    while waiting:
+        one = waiting.pop()
+        try:
+            children = [
+                int(child)
+                for task in Path(f"/proc/{one}/task").iterdir()
+                for child in (task / "children").read_text().split()
+            ]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        found.append(one)
+        waiting += children
+    return found
+
+
+def proportional_mib(pid: int) -> float:
+    """Proportional set size of a process and all below it, in MiB: pages that several share are counted once."""
+    total = 0
+    for one in family(pid):
+        try:
+            lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it has ended
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 1024
+
+
+@contextmanager
+def watching(pid: int) -> Iterator[Peak]:
+    """Looks at a process and all below it twenty times a second; gives the peak, which grows meanwhile."""
+    peak, ended = Peak(), threading.Event()
+
+    def look() -> None:
+        while not ended.wait(_INTERVAL_S):
+            peak.mib = max(peak.mib, proportional_mib(pid))
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        watcher.join()
+        peak.mib = max(peak.mib, proportional_mib(pid))
