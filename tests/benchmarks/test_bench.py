@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from cn_clip.clip import image_transform, tokenize
 from cnclip_bench._cli import app
+from cnclip_bench.alternatives import cn_clip_loop, transformers_model
 from cnclip_bench.inputs import captions, images, repeated
 from cnclip_bench.stats import Latency, in_turns, median_ratio
+from cnclip_bench.subject import Subject
+from cnclip_builder.arch import get_arch
+from cnclip_builder.checkpoint import load_checkpoint
 from cnclip_builder.samples import sample_images
+from cnclip_builder.towers import load_tower
+from PIL import Image
 from typer.testing import CliRunner
 
 from tests.conftest import ROOT
@@ -84,3 +94,47 @@ def test_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = json.loads((tmp_path / "build/benchmarks/stages-text.json").read_text())["figures"]
     assert set(stages) == {f"text-{step} {what}" for step in ("tokenize", "encoder") for what in ("queue", "compute")}
     assert stages["text-encoder compute"] > 0
+
+
+@pytest.mark.triton
+def test_what_users_would_pick_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    demo = [
+        "--arch",
+        str(ROOT / "examples/demo/demo.json"),
+        "--checkpoint",
+        str(ROOT / "examples/demo/clip_cn_demo.pt"),
+    ]
+    result = CliRunner().invoke(app, ["compare", *demo, "--rounds", "1", "--items", "4"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    for tower, items in (("image", 4), ("text", 16)):
+        figures = json.loads((tmp_path / f"build/benchmarks/compare-{tower}.json").read_text())["figures"]
+        assert figures["items"] == items
+        compared = {"cn_clip (PyTorch)", "transformers (PyTorch)", "infinity (PyTorch)"} - set(figures["left_out"])
+        assert set(figures["rates"]) == compared | {"served"}
+        assert "cn_clip (PyTorch)" in compared
+        assert set(figures["median_ratios"]) == compared
+        assert (tmp_path / f"build/benchmarks/compare-{tower}.png").exists()
+
+
+def test_cn_clips_own_loop_gives_cn_clips_features() -> None:
+    checkpoint = ROOT / "examples/demo/clip_cn_demo.pt"
+    arch = get_arch(str(ROOT / "examples/demo/demo.json"))
+    samples, texts = list(sample_images().values())[:2], ["杰尼龟", "皮卡丘"]
+    subject = Subject(arch, checkpoint, Path(), Path(), arch.slug, samples, texts)
+    loaded = load_checkpoint(checkpoint, arch)
+    pixels = torch.stack([image_transform(arch.resolution)(Image.open(io.BytesIO(image))) for image in samples])
+    with cn_clip_loop(subject) as encoders, torch.inference_mode():
+        for tower, items, inputs in (("image", samples, pixels), ("text", texts, tokenize(texts))):
+            features = load_tower(loaded, tower)(inputs)
+            expected = (features / features.norm(dim=-1, keepdim=True)).numpy()
+            np.testing.assert_allclose(encoders[tower](items), expected, atol=1e-6)
+
+
+def test_no_resnet_in_transformers() -> None:
+    subject = Subject(get_arch("RN50"), Path(), Path(), Path(), "rn50", [], [])
+    with (
+        pytest.raises(NotImplementedError, match="no ChineseCLIP with a ResNet, which RN50 is"),
+        transformers_model(subject),
+    ):
+        pass

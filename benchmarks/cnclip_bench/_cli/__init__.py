@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from cnclip_bench._cli._alternatives import compare
 from cnclip_bench._cli._encoders import latency, preprocess, served, stages, tokenize
 from cnclip_bench._cli._options import (
     OUTPUT,
@@ -27,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (latency, served, stages, preprocess, tokenize):
+for command in (compare, latency, served, stages, preprocess, tokenize):
     app.command()(command)
 
 

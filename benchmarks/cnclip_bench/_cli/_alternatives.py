@@ -1,0 +1,57 @@
+"""`cnclip-bench compare`: what is served beside what a user would pick instead."""
+
+from __future__ import annotations
+
+from cnclip_bench._cli._options import (
+    OUTPUT,
+    RANDOM,
+    REPOSITORY,
+    ArchOption,
+    BatchOption,
+    CaptionsOption,
+    CheckpointOption,
+    ImagesOption,
+    ItemsOption,
+    OutputOption,
+    RepositoryOption,
+    RoundsOption,
+)
+from cnclip_bench.stats import median_ratio
+from cnclip_bench.subject import make_subject, serving
+
+
+def compare(
+    arch: ArchOption = "ViT-B-16",
+    checkpoint: CheckpointOption = RANDOM,
+    repository: RepositoryOption = REPOSITORY,
+    images: ImagesOption = None,
+    captions: CaptionsOption = None,
+    items: ItemsOption = 32,
+    batch_size: BatchOption = 8,
+    rounds: RoundsOption = 4,
+    output: OutputOption = OUTPUT,
+) -> None:
+    """Compare what is served with cn_clip's own loop, with transformers and, where they are installed, with others.
+
+    From encoded images and texts to normalised features, side by side. transformers and infinity get random weights of
+    the same sizes. What is not installed or has no such model is named and left out.
+    """
+    from cnclip_bench import alternatives
+    from cnclip_bench.output import show_values, write
+
+    subject = make_subject(arch, checkpoint, repository, images, captions)
+    with serving(subject) as (_, client):
+        timings, left_out = alternatives.compare(
+            subject, client, {"image": items, "text": 4 * items}, rounds, batch_size
+        )
+    for tower, found in timings.items():
+        count = items if tower == "image" else 4 * items
+        rates = {name: [count / one for one in seconds] for name, seconds in found.items()}
+        ratios = {name: median_ratio(rates["served"], rate) for name, rate in rates.items() if name != "served"}
+        bars = {name: sorted(rate)[len(rate) // 2] for name, rate in rates.items()}
+        title = f"{subject.arch.name}, {tower}s a second, encoded {tower}s to features"
+        shown = {name: f"{rate:.2f}" for name, rate in bars.items()}
+        shown |= {f"served / {name}, median of rounds": f"{ratio:.2f}" for name, ratio in ratios.items()}
+        show_values(title, {**shown, **{f"left out: {name}": reason for name, reason in left_out.items()}})
+        figures = {"items": count, "rates": rates, "median_ratios": ratios, "left_out": left_out}
+        write(output, f"compare-{tower}", title, figures, bars, "items a second")
