@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,4 +44,22 @@ def join(blocks: list[Block], embedding_size: int) -> Block:
         indices=np.concatenate([np.empty(0, np.int64), *(block.indices for block in blocks)]),
         features=np.concatenate([np.empty((0, embedding_size), np.float32), *(block.features for block in blocks)]),
         failures={row: reason for block in blocks for row, reason in block.failures.items()},
+    )
+
+
+def put_back(whole: Block, order: Sequence[int]) -> Block:
+    """Gives items that were sent in another order their own places again.
+
+    Args:
+        whole: Starts at 0.
+        order: The place of each item that was sent, in the caller's sequence.
+    """
+    indices = np.asarray(order, dtype=np.int64)[whole.indices]
+    rising = np.argsort(indices)
+    return Block(
+        start=0,
+        stop=whole.stop,
+        indices=indices[rising],
+        features=whole.features[rising],
+        failures=dict(sorted((order[row], reason) for row, reason in whole.failures.items())),
     )

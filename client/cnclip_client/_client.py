@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnclip_client._batches import batches
-from cnclip_client._blocks import Block, join
+from cnclip_client._blocks import Block, join, put_back
 from cnclip_client._credentials import Credentials
 from cnclip_client._endpoints import Endpoints, Urls
 from cnclip_client._exceptions import BadInput
@@ -277,8 +277,14 @@ class Client:
     ) -> NDArray[np.float32] | Block:
         if errors not in ("raise", "collect"):
             raise ValueError(f"errors must be 'raise' or 'collect', got {errors!r}")
-        blocks = list(self._iterate(kind, items, normalize, batch_size))
-        whole = join(blocks, self._towers.one(kind).embedding_size)
+        require_many(kind, items)
+        known = list(items)
+        # The encoder pads a batch's texts to the longest of them: those of like length cost least together.
+        order = sorted(range(len(known)), key=lambda row: _length(known[row])) if kind == "text" else None
+        sent = known if order is None else [known[row] for row in order]
+        whole = join(list(self._iterate(kind, sent, normalize, batch_size)), self._towers.one(kind).embedding_size)
+        if order is not None:
+            whole = put_back(whole, order)
         if errors == "collect":
             return whole
         if whole.failures:
@@ -311,3 +317,8 @@ class Client:
 
         rows = min(batch_size, info.max_batch_size)
         yield from pipeline.run(batches(items, prepare, rows, self._limits.request_bytes))
+
+
+def _length(text: object) -> int:
+    """Characters of a text; what is no text fails without being sent."""
+    return len(text) if isinstance(text, str) else 0

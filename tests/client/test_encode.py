@@ -329,3 +329,17 @@ def test_blocks_know_their_place(triton: Any) -> None:
         (2, 3, [2], {}),
     ]
     assert all(block.indices.dtype == np.int64 for block in blocks)
+
+
+def test_texts_of_like_length_share_a_request_and_come_back_in_order(triton: Any) -> None:
+    texts = ["长" * (1 + row * 7 % 40) for row in range(40)]
+    texts[3] = "BAD:3"
+    with Client(triton.url, model="vit-b-16") as client:
+        block = client.encode_texts([*texts, None], batch_size=8, errors="collect")  # type: ignore[list-item]
+        alone = np.concatenate([client.encode_texts([text]) for row, text in enumerate(texts) if row != 3])
+    assert list(block.failures) == [3, 40]
+    assert block.indices.tolist() == [row for row in range(40) if row != 3]
+    np.testing.assert_array_equal(block.features, alone)
+    lengths = [[len(item) for item in request] for request in triton.requests if len(request) == 8]
+    assert len(lengths) >= 4
+    assert all(max(request) - min(request) <= 10 * 3 for request in lengths)  # UTF-8: three bytes a character
