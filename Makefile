@@ -75,7 +75,7 @@ test-rtx: $(VENV)/installed  ## Build plans with TensorRT-RTX, for machines with
 	$(BIN)/python -m pip install --quiet --group tensorrt-rtx
 	$(BIN)/python -m pytest tests/builder/test_tensorrt_rtx.py -m 'slow or not slow' $(FLAGS)
 
-bench: $(VENV)/installed  ## Measure ViT-B-16 side by side: encoders, served over in-process, preprocessing, tokeniser.
+bench: $(VENV)/installed  ## Measure ViT-B-16 side by side: encoders, served over in-process, alternatives, preprocessing.
 	$(BIN)/cnclip-bench all $(FLAGS)
 
 soak: $(VENV)/installed  ## Load the demo model for an hour (MINUTES=60); see that memory stays and no row is another's.

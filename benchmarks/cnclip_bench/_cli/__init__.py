@@ -48,6 +48,7 @@ def everything(
     for batch_size, rounds in ((1, 20), (8, 8)):
         latency(*given, batch_size, rounds, output)
     served(*given, 48, 8, 6, output)
+    compare(*given, 24, 8, 3, output)
     stages(*given, 48, output)
 
 
