@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,28 +24,33 @@ __all__ = ["encoders", "preprocessing", "served_over_in_process", "stages", "tok
 
 Timings = dict[str, list[float]]
 
+_INPUTS: dict[str, str] = {"image": "pixels", "text": "text"}
 _FEATURES: dict[str, str] = {"image": "image_features", "text": "text_features"}
 
 
-def encoders(subject: Subject, tower: Tower, batch_size: int, rounds: int, client: Client | None) -> Timings:
-    """Times one encoder's forward pass in PyTorch and in ONNX Runtime, and the whole served ensemble.
+def encoders(subject: Subject, tower: Tower, batch_size: int, rounds: int, client: Client) -> Timings:
+    """Times one encoder's forward pass in PyTorch, in ONNX Runtime and in TensorRT, and the whole served ensemble.
 
-    PyTorch and ONNX start from pixels or token ids that are there, as in Chinese-CLIP's `speed_benchmark.py`; what is
-    served starts from encoded images and texts, and crosses gRPC.
+    ONNX are the files in cn_clip's format where they were built, and what is served otherwise; TensorRT is there where
+    a plan is served. All of these start from pixels or token ids that are there, as in Chinese-CLIP's
+    `speed_benchmark.py`; what is served starts from encoded images and texts, and crosses gRPC.
     """
     import torch
     from cnclip_builder.checkpoint import load_checkpoint
     from cnclip_builder.onnx_files import TENSORS, onnx_name
     from cnclip_builder.probes import normalise
+    from cnclip_builder.tensorrt_api import load_tensorrt
     from cnclip_builder.towers import load_tower
     from cnclip_templates.cnclip_pixels import decode_pixels
 
     if tower == "image":
         batch = repeated(subject.images, batch_size)
-        inputs = normalise(np.stack([decode_pixels(image, subject.arch.resolution) for image in batch]))
+        served_inputs: Any = np.stack([decode_pixels(image, subject.arch.resolution) for image in batch])
+        inputs = normalise(served_inputs)
     else:
         ids = subject.token_ids()
-        inputs = ids.pad([ids.encode(text) for text in repeated(subject.texts, batch_size)]).astype(np.int64)
+        served_inputs = ids.pad([ids.encode(text) for text in repeated(subject.texts, batch_size)])
+        inputs = served_inputs.astype(np.int64)
     module = load_tower(load_checkpoint(subject.checkpoint, subject.arch), tower)
     tensor = torch.from_numpy(inputs)
 
@@ -52,16 +58,22 @@ def encoders(subject: Subject, tower: Tower, batch_size: int, rounds: int, clien
         with torch.inference_mode():
             module(tensor)
 
-    jobs: dict[str, Callable[[], None]] = {"PyTorch": pytorch}
+    jobs: dict[str, Callable[[], object]] = {"PyTorch": pytorch}
     names = TENSORS[tower]
     for precision in ("fp32", "fp16"):
         path = subject.artefacts / onnx_name(subject.arch, tower, precision)
         if path.exists():
             session = onnx_session(path)
             jobs[f"ONNX {precision}"] = lambda session=session: session.run(None, {names.input: inputs})  # type: ignore[misc]
-    if client is not None:
-        jobs["served"] = lambda: _ask(client, tower, repeated(subject.items(tower), batch_size), batch_size)
-    return in_turns(jobs, rounds, time.perf_counter)
+    jobs["served"] = lambda: _ask(client, tower, repeated(subject.items(tower), batch_size), batch_size)
+    with ExitStack() as opened:
+        if subject.served_file(tower).suffix == ".plan":
+            run = opened.enter_context(load_tensorrt().open(subject.served_file(tower).read_bytes()))
+            jobs["TensorRT"] = lambda: run(0, served_inputs)
+        elif not any(name.startswith("ONNX") for name in jobs):
+            as_served = subject.served_session(tower)
+            jobs["ONNX as served"] = lambda: as_served.run(None, {_INPUTS[tower]: served_inputs})
+        return in_turns(jobs, rounds, time.perf_counter)
 
 
 def served_over_in_process(
@@ -83,9 +95,9 @@ def served_over_in_process(
                 batch = given[start : start + batch_size]
                 if tower == "image":
                     pixels = pool.map(lambda image: decode_pixels(image, subject.arch.resolution), batch)
-                    feed: dict[str, Any] = {"pixels": np.stack(list(pixels))}
+                    feed: dict[str, Any] = {_INPUTS[tower]: np.stack(list(pixels))}
                 else:
-                    feed = {"text": ids.pad([ids.encode(text) for text in batch])}
+                    feed = {_INPUTS[tower]: ids.pad([ids.encode(text) for text in batch])}
                 session.run([_FEATURES[tower]], feed)
 
         jobs = {"in process": in_process, "served": lambda: _ask(client, tower, given, None)}

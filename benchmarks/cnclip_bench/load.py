@@ -6,20 +6,28 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from cnclip_bench.stats import Latency
 
-__all__ = ["Answer", "Level", "measure_levels", "run_load"]
+__all__ = ["Level", "Sustained", "measure_levels", "run_load"]
 
 Request = Callable[[], None]
 
+_LEAST_CYCLES = 2
+
 
 @dataclass(frozen=True)
-class Answer:
-    """When one request was sent and answered, in seconds of `time.perf_counter`."""
+class Sustained:
+    """What was kept up.
 
-    sent_s: float
-    answered_s: float
+    Attributes:
+        requests_per_s: Of all threads together.
+        waits_s: How long each request took, as its sender waited for it.
+    """
+
+    requests_per_s: float
+    waits_s: list[float]
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class Level:
         batch_size: Items a request.
         items_per_s: The median of the rounds.
         rounds_items_per_s: Of each round.
-        latency: Of the requests of all rounds, as the caller waits for them.
+        latency: Of the requests of all rounds.
     """
 
     concurrency: int
@@ -41,11 +49,12 @@ class Level:
     latency: Latency
 
 
-def run_load(request: Request, concurrency: int, seconds: float) -> list[Answer]:
-    """Keeps requests under way, from as many threads, and gives the answers of the steady state in their order.
+def run_load(request: Request, concurrency: int, seconds: float) -> Sustained:
+    """Keeps requests under way, from as many threads, and measures the steady state.
 
     The first answer of each thread does not count, nor do those after the time is over, when fewer and fewer are under
-    way. It goes on beyond its time until twice as many as there are threads have been counted.
+    way. It goes on beyond its time until each thread has had two that count. A thread's rate is that of its whole
+    cycles: answers come in strokes, a batch at a time, and a window that cuts through them would count too many.
 
     Args:
         request: Sends one and waits for its answer.
@@ -55,52 +64,37 @@ def run_load(request: Request, concurrency: int, seconds: float) -> list[Answer]
     Raises:
         Exception: The first that a request raised; all threads have ended.
     """
-    answers: list[list[Answer]] = [[] for _ in range(concurrency)]
+    answered: list[list[float]] = [[] for _ in range(concurrency)]
     errors: list[BaseException] = []
     began, ended = time.perf_counter(), threading.Event()
 
-    def work(mine: list[Answer]) -> None:
+    def work(mine: list[float]) -> None:
         try:
             while not ended.is_set():
-                sent = time.perf_counter()
                 request()
-                mine.append(Answer(sent, time.perf_counter()))
+                mine.append(time.perf_counter())
         except BaseException as error:
             errors.append(error)
             ended.set()
 
-    threads = [threading.Thread(target=work, args=(mine,)) for mine in answers]
+    threads = [threading.Thread(target=work, args=(mine,)) for mine in answered]
     for thread in threads:
         thread.start()
     try:
         while not ended.wait(0.01):
-            enough = sum(max(0, len(mine) - 1) for mine in answers) >= 2 * concurrency
-            if time.perf_counter() - began >= seconds and enough:
+            enough = all(len(mine) > _LEAST_CYCLES for mine in answered)
+            if enough and time.perf_counter() - began >= seconds:
                 break
-        until = time.perf_counter()
+        counted = [list(mine) for mine in answered]
     finally:
         ended.set()
         for thread in threads:
             thread.join()
     if errors:
         raise errors[0]
-    counted = [answer for mine in answers for answer in mine[1:] if answer.answered_s <= until]
-    return sorted(counted, key=lambda answer: answer.answered_s)
-
-
-def rate(answers: Sequence[Answer]) -> float:
-    """Answers a second: those after the first, over the time since it.
-
-    From answer to answer, and not from any moment to any other: a batch is answered at one stroke, and a window that
-    begins just before one and ends just after another would count one too many.
-
-    Raises:
-        ValueError: All came at once, or there are fewer than two.
-    """
-    taken = answers[-1].answered_s - answers[0].answered_s if len(answers) > 1 else 0.0
-    if taken <= 0:
-        raise ValueError("too few answers to tell a rate; give more --seconds")
-    return (len(answers) - 1) / taken
+    # Each sends again as soon as it is answered, so a cycle is a request.
+    waits = [after - before for mine in counted for before, after in pairwise(mine)]
+    return Sustained(sum((len(mine) - 1) / (mine[-1] - mine[0]) for mine in counted), waits)
 
 
 def measure_levels(
@@ -114,21 +108,15 @@ def measure_levels(
         seconds: How long each is kept up in a round.
         rounds: How often.
     """
-    rates: dict[tuple[int, int], list[float]] = {level: [] for level in levels}
-    waits: dict[tuple[int, int], list[float]] = {level: [] for level in levels}
+    measured: dict[tuple[int, int], list[Sustained]] = {level: [] for level in levels}
     for turn in range(rounds):
         for level in levels if turn % 2 == 0 else reversed(levels):
             concurrency, batch_size = level
-            answers = run_load(request_of(batch_size), concurrency, seconds)
-            rates[level].append(batch_size * rate(answers))
-            waits[level] += [answer.answered_s - answer.sent_s for answer in answers]
-    return [
-        Level(
-            concurrency,
-            batch_size,
-            sorted(rates[concurrency, batch_size])[rounds // 2],
-            tuple(rates[concurrency, batch_size]),
-            Latency.of(f"{concurrency} x {batch_size}", waits[concurrency, batch_size]),
-        )
-        for concurrency, batch_size in levels
-    ]
+            measured[level].append(run_load(request_of(batch_size), concurrency, seconds))
+    found = []
+    for (concurrency, batch_size), sustained in measured.items():
+        rates = tuple(batch_size * one.requests_per_s for one in sustained)
+        waits = [wait for one in sustained for wait in one.waits_s]
+        latency = Latency.of(f"{concurrency} x {batch_size}", waits)
+        found.append(Level(concurrency, batch_size, sorted(rates)[rounds // 2], rates, latency))
+    return found

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,21 @@ from rich.table import Table
 
 from cnclip_bench.stats import Latency
 
-__all__ = ["conditions", "show_latencies", "show_values", "write"]
+__all__ = ["Panel", "conditions", "show_latencies", "show_rows", "show_values", "write", "write_curves"]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot of several curves.
+
+    Attributes:
+        x, y: What the axes are.
+        curves: Points of each, by name.
+    """
+
+    x: str
+    y: str
+    curves: Mapping[str, Sequence[tuple[float, float]]]
 
 
 def conditions() -> dict[str, Any]:
@@ -50,6 +65,14 @@ def show_values(title: str, values: Mapping[str, str]) -> None:
     Console().print(table)
 
 
+def show_rows(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a table."""
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
 def write(folder: Path, name: str, title: str, figures: Any, bars: Mapping[str, float], unit: str) -> None:
     """Writes `NAME.json` and `NAME.png`, a plot of horizontal bars.
 
@@ -64,29 +87,52 @@ def write(folder: Path, name: str, title: str, figures: Any, bars: Mapping[str, 
     Raises:
         ModuleNotFoundError: matplotlib is missing; the JSON is written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    known = (
-        [asdict(entry) if isinstance(entry, Latency) else entry for entry in figures]
-        if isinstance(figures, list)
-        else figures
+    _write_json(folder / f"{name}.json", title, figures)
+    with _drawn(folder / f"{name}.png", title, (7, 1 + 0.4 * len(bars)), 1) as (axes,):
+        axes.bar_label(axes.barh(list(bars), list(bars.values()), color="#4472a8"), fmt="%.3g", padding=3)
+        axes.invert_yaxis()
+        axes.set_xlabel(unit)
+        axes.margins(x=0.12)
+
+
+def write_curves(folder: Path, name: str, title: str, figures: Any, panels: Sequence[Panel]) -> None:
+    """Writes `NAME.json` and `NAME.png`, a plot of curves side by side; as `write` otherwise."""
+    _write_json(folder / f"{name}.json", title, figures)
+    with _drawn(folder / f"{name}.png", title, (5 * len(panels), 3.5), len(panels)) as all_axes:
+        for axes, panel in zip(all_axes, panels, strict=True):
+            for label, points in panel.curves.items():
+                axes.plot(*zip(*points, strict=True), marker="o", label=label)
+            axes.set_xlabel(panel.x)
+            axes.set_ylabel(panel.y)
+            axes.set_ylim(bottom=0)
+            axes.legend()
+
+
+def _write_json(file: Path, title: str, figures: Any) -> None:
+    text = json.dumps(
+        {"what": title, "conditions": conditions(), "figures": figures}, indent=1, ensure_ascii=False, default=asdict
     )
-    text = json.dumps({"what": title, "conditions": conditions(), "figures": known}, indent=1, ensure_ascii=False)
-    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _drawn(file: Path, title: str, size: tuple[float, float], panels: int) -> Iterator[list[Any]]:
+    """Gives axes side by side, and saves what was drawn on them."""
     import matplotlib as mpl
 
     mpl.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 1 + 0.4 * len(bars)), layout="constrained")
-    drawn = axes.barh(list(bars), list(bars.values()), color="#4472a8")
-    axes.bar_label(drawn, fmt="%.3g", padding=3)
-    axes.invert_yaxis()
-    axes.set_xlabel(unit)
-    axes.set_title(title, fontsize=10)
-    axes.margins(x=0.12)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(folder / f"{name}.png", dpi=120)
-    pyplot.close(figure)
+    figure, axes = pyplot.subplots(1, panels, figsize=size, layout="constrained", squeeze=False)
+    try:
+        yield list(axes[0])
+        figure.suptitle(title, fontsize=10)
+        for one in axes[0]:
+            one.spines[["top", "right"]].set_visible(False)
+        figure.savefig(file, dpi=120)
+    finally:
+        pyplot.close(figure)
 
 
 def _processor() -> str:

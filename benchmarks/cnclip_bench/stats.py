@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,9 @@ class Latency:
         return cls(name, len(ms), float(ms.mean()), sd, float(ms.min()), float(ms.max()), median, p95, p99)
 
 
-def in_turns(jobs: dict[str, Callable[[], None]], rounds: int, timer: Callable[[], float]) -> dict[str, list[float]]:
+def in_turns(
+    jobs: Mapping[str, Callable[[], object]], rounds: int, timer: Callable[[], float]
+) -> dict[str, list[float]]:
     """Times jobs in turns, after one round of each that does not count.
 
     Args:

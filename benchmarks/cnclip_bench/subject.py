@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from cnclip_client import Client
     from cnclip_templates.cnclip_token_ids import TokenIds
 
-__all__ = ["FOLDER", "Subject", "make_subject", "onnx_session", "serving"]
+__all__ = ["FOLDER", "OWN_REPOSITORY", "Subject", "make_subject", "onnx_session", "read_config", "serving"]
 
 FOLDER = Path("build/bench")
 """Where what is measured is built: artefacts, random checkpoints and a repository."""
+
+OWN_REPOSITORY = FOLDER / "repository"
+"""What is served where a user names no repository."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Subject:
         arch: Its architecture.
         checkpoint: Its weights.
         repository: Where it is served from.
-        artefacts: Folder of its ONNX files.
+        artefacts: Folder of its ONNX files in cn_clip's format; may be missing for a repository that was there.
         name: Of the served models.
         images: Encoded images.
         texts: Texts.
@@ -52,51 +55,102 @@ class Subject:
 
         return TokenIds(cn_clip_vocabulary(), DEFAULT_CONTEXT_LENGTH)
 
+    def served_file(self, tower: Tower) -> Path:
+        """The file that Triton loads as the encoder: ONNX, or the plan of the first kind of GPU."""
+        model = self.repository / f"{self.name}-{tower}-encoder"
+        version = max((path for path in model.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
+        return version / str(read_config(model).default_model_filename)
+
     def served_session(self, tower: Tower) -> Any:
-        """An ONNX Runtime session on the served encoder's file, with the settings that it is served with."""
-        folder = max((self.repository / f"{self.name}-{tower}-encoder").glob("[0-9]*"), key=lambda path: int(path.name))
-        return onnx_session(folder / "model.onnx")
+        """An ONNX Runtime session on the served encoder's file, where it is served: on the CPU, or a GPU.
+
+        Raises:
+            ValueError: A plan is served.
+        """
+        path = self.served_file(tower)
+        if path.suffix != ".onnx":
+            raise ValueError(f"{path} is a TensorRT plan, and no ONNX Runtime runs it in process")
+        kinds = read_config(self.repository / f"{self.name}-{tower}-encoder").instance_group
+        return onnx_session(path, gpu=any(group.kind == group.KIND_GPU for group in kinds))
 
 
 def make_subject(
-    arch: str, checkpoint: str, repository: Path | None, images: Path | None, captions: Path | None
+    arch: str, checkpoint: str, repository: Path | None, name: str | None, images: Path | None, captions: Path | None
 ) -> Subject:
-    """Gathers what is measured; builds its repository where one is asked for and lacks the model.
+    """Gathers what is measured.
+
+    The benchmarks' own repository, and any that lacks the model, is built; a repository that has it is left as it is.
 
     Args:
         arch: The architecture, or a .json file.
         checkpoint: A .pt file, or random:SEED.
         repository: Where it is to be served from; None if it is not served.
+        name: Of the served models; None for the arch in lower case.
         images: A folder of images; None for the builder's samples.
         captions: A file of texts; None for the builder's.
+
+    Raises:
+        ValueError: The repository serves another checkpoint.
     """
     from cnclip_builder.arch import get_arch
-    from cnclip_builder.build import BuildRequest, build_repository
-    from cnclip_builder.serving import ServingConfig
 
     from cnclip_bench import inputs
 
     chosen = get_arch(arch)
-    path, artefacts = Path(), FOLDER / "artefacts" / chosen.slug
+    served_as, path = name or chosen.slug, Path()
     if repository is not None:
-        request = BuildRequest(
-            arch=chosen,
-            checkpoint=checkpoint,
-            serving=ServingConfig(target="cpu", precision="fp32", context_length=52, max_batch_size=16),
-            repository=repository,
-            artefacts=FOLDER / "artefacts",
-            download_root=FOLDER / "checkpoints",
-        )
-        path = build_repository(request).artefacts.checkpoint.file.path
+        if repository == OWN_REPOSITORY or not (repository / f"{served_as}-image").exists():
+            path = _build(chosen, checkpoint, repository, served_as)
+        else:
+            path = _served_checkpoint(chosen, checkpoint, repository, served_as)
     return Subject(
         arch=chosen,
         checkpoint=path,
         repository=repository or Path(),
-        artefacts=artefacts,
-        name=chosen.slug,
+        artefacts=FOLDER / "artefacts" / served_as,
+        name=served_as,
         images=inputs.images(images, chosen.resolution),
         texts=inputs.captions(captions),
     )
+
+
+def _build(arch: Arch, checkpoint: str, repository: Path, name: str) -> Path:
+    from cnclip_builder.build import BuildRequest, build_repository
+    from cnclip_builder.serving import ServingConfig
+
+    request = BuildRequest(
+        arch=arch,
+        checkpoint=checkpoint,
+        serving=ServingConfig(target="cpu", precision="fp32", context_length=52, max_batch_size=16),
+        repository=repository,
+        artefacts=FOLDER / "artefacts",
+        download_root=FOLDER / "checkpoints",
+        name=name,
+    )
+    return build_repository(request).artefacts.checkpoint.file.path
+
+
+def _served_checkpoint(arch: Arch, checkpoint: str, repository: Path, name: str) -> Path:
+    """The file of a checkpoint, once it is known to be what the repository serves."""
+    from cnclip_builder.atomic import sha256_of_file
+    from cnclip_builder.sources import fetch_checkpoint
+
+    path = fetch_checkpoint(checkpoint, arch, FOLDER / "checkpoints", "huggingface").path
+    served = read_config(repository / f"{name}-image").parameters["checkpoint_sha256"].string_value
+    if sha256_of_file(path) != served:
+        raise ValueError(
+            f"{repository} serves another checkpoint as {name} than {checkpoint}, and only the same is worth "
+            "comparing: give its own with --checkpoint, or another --repository"
+        )
+    return path
+
+
+def read_config(model: Path) -> Any:
+    """The `ModelConfig` of a model's folder."""
+    from cnclip_builder.configs import parse_config
+
+    file = model / "config.pbtxt"
+    return parse_config(file.read_text(encoding="utf-8"), str(file))
 
 
 @contextmanager
@@ -112,11 +166,18 @@ def serving(subject: Subject) -> Iterator[tuple[str, Client]]:
         yield server.grpc_url, client
 
 
-def onnx_session(path: Path) -> Any:
-    """An ONNX Runtime session on the CPU that leaves the cores to others while it has nothing to do."""
+def onnx_session(path: Path, gpu: bool = False) -> Any:
+    """An ONNX Runtime session that leaves the cores to others while it has nothing to do.
+
+    Raises:
+        ValueError: A GPU is asked for, and this ONNX Runtime uses none.
+    """
     import onnxruntime
 
+    provider = "CUDAExecutionProvider" if gpu else "CPUExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise ValueError("what is served runs on a GPU, and so must what it is compared with: install onnxruntime-gpu")
     options = onnxruntime.SessionOptions()
     # Or its idle threads would take the cores from what is measured next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(path), options, providers=[provider])

@@ -77,6 +77,7 @@ def test_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in (
         ["latency", *demo, *few, "--batch-size", "2"],
         ["served", *demo, *few, "--items", "8"],
+        ["throughput", *demo, "--rounds", "1", "--seconds", "0.1", "--concurrency", "1", "--concurrency", "2"],
         ["stages", *demo, "--items", "8"],
         ["preprocess", "--arch", demo[1], *few],
         ["tokenize", *few],
@@ -85,12 +86,16 @@ def test_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert result.exit_code == 0, result.output
     written = {path.name for path in (tmp_path / "build/benchmarks").iterdir()}
     names = {"latency-image-2", "latency-text-2", "served-image", "served-text", "stages-image", "stages-text"}
+    names |= {"throughput-image", "throughput-text"}
     assert written == {f"{name}.{end}" for name in names | {"preprocess", "tokenize"} for end in ("json", "png")}
     latency = json.loads((tmp_path / "build/benchmarks/latency-image-2.json").read_text())
     assert [one["name"] for one in latency["figures"]] == ["PyTorch", "ONNX fp32", "ONNX fp16", "served"]
     assert all(one["median_ms"] > 0 for one in latency["figures"])
     served = json.loads((tmp_path / "build/benchmarks/served-text.json").read_text())
     assert (served["figures"]["items"], len(served["figures"]["rates"]["served"])) == (32, 2)
+    loads = json.loads((tmp_path / "build/benchmarks/throughput-text.json").read_text())["figures"]
+    assert [(one["concurrency"], one["batch_size"]) for one in loads] == [(1, 1), (2, 1), (1, 8), (2, 8)]
+    assert all(0 < one["latency"]["median_ms"] <= one["latency"]["p99_ms"] for one in loads)
     stages = json.loads((tmp_path / "build/benchmarks/stages-text.json").read_text())["figures"]
     assert set(stages) == {f"text-{step} {what}" for step in ("tokenize", "encoder") for what in ("queue", "compute")}
     assert stages["text-encoder compute"] > 0

@@ -8,6 +8,7 @@ import typer
 
 from cnclip_bench._cli._alternatives import compare
 from cnclip_bench._cli._encoders import latency, preprocess, served, stages, tokenize
+from cnclip_bench._cli._load import throughput, tune
 from cnclip_bench._cli._options import (
     OUTPUT,
     RANDOM,
@@ -16,6 +17,7 @@ from cnclip_bench._cli._options import (
     CaptionsOption,
     CheckpointOption,
     ImagesOption,
+    NameOption,
     OutputOption,
     RepositoryOption,
 )
@@ -28,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compare, latency, served, stages, preprocess, tokenize):
+for command in (compare, latency, served, throughput, stages, preprocess, tokenize, tune):
     app.command()(command)
 
 
@@ -37,18 +39,20 @@ def everything(
     arch: ArchOption = "ViT-B-16",
     checkpoint: CheckpointOption = RANDOM,
     repository: RepositoryOption = REPOSITORY,
+    name: NameOption = None,
     images: ImagesOption = None,
     captions: CaptionsOption = None,
     output: OutputOption = OUTPUT,
 ) -> None:
-    """Run all of them."""
-    given = (arch, checkpoint, repository, images, captions)
+    """Run all of them save tune, which changes configs."""
+    given = (arch, checkpoint, repository, name, images, captions)
     tokenize(captions, 10, output)
     preprocess(arch, images, 10, output)
     for batch_size, rounds in ((1, 20), (8, 8)):
         latency(*given, batch_size, rounds, output)
     served(*given, 48, 8, 6, output)
     compare(*given, 24, 8, 3, output)
+    throughput(*given, [1, 4], [1, 8], 2.0, 1, output)
     stages(*given, 48, output)
 
 

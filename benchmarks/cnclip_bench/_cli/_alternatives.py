@@ -12,6 +12,7 @@ from cnclip_bench._cli._options import (
     CheckpointOption,
     ImagesOption,
     ItemsOption,
+    NameOption,
     OutputOption,
     RepositoryOption,
     RoundsOption,
@@ -24,6 +25,7 @@ def compare(
     arch: ArchOption = "ViT-B-16",
     checkpoint: CheckpointOption = RANDOM,
     repository: RepositoryOption = REPOSITORY,
+    name: NameOption = None,
     images: ImagesOption = None,
     captions: CaptionsOption = None,
     items: ItemsOption = 32,
@@ -39,7 +41,7 @@ def compare(
     from cnclip_bench import alternatives
     from cnclip_bench.output import show_values, write
 
-    subject = make_subject(arch, checkpoint, repository, images, captions)
+    subject = make_subject(arch, checkpoint, repository, name, images, captions)
     with serving(subject) as (_, client):
         timings, left_out = alternatives.compare(
             subject, client, {"image": items, "text": 4 * items}, rounds, batch_size

@@ -15,6 +15,7 @@ from cnclip_bench._cli._options import (
     CheckpointOption,
     ImagesOption,
     ItemsOption,
+    NameOption,
     OutputOption,
     RepositoryOption,
     RoundsOption,
@@ -27,6 +28,7 @@ def latency(
     arch: ArchOption = "ViT-B-16",
     checkpoint: CheckpointOption = RANDOM,
     repository: RepositoryOption = REPOSITORY,
+    name: NameOption = None,
     images: ImagesOption = None,
     captions: CaptionsOption = None,
     batch_size: BatchOption = 1,
@@ -37,7 +39,7 @@ def latency(
     from cnclip_bench import comparisons
     from cnclip_bench.output import show_latencies, write
 
-    subject = make_subject(arch, checkpoint, repository, images, captions)
+    subject = make_subject(arch, checkpoint, repository, name, images, captions)
     with serving(subject) as (_, client):
         for tower in TOWERS:
             timings = comparisons.encoders(subject, tower, batch_size, rounds, client)
@@ -52,6 +54,7 @@ def served(
     arch: ArchOption = "ViT-B-16",
     checkpoint: CheckpointOption = RANDOM,
     repository: RepositoryOption = REPOSITORY,
+    name: NameOption = None,
     images: ImagesOption = None,
     captions: CaptionsOption = None,
     items: ItemsOption = 48,
@@ -63,7 +66,7 @@ def served(
     from cnclip_bench import comparisons
     from cnclip_bench.output import show_values, write
 
-    subject = make_subject(arch, checkpoint, repository, images, captions)
+    subject = make_subject(arch, checkpoint, repository, name, images, captions)
     with serving(subject) as (_, client):
         for tower in TOWERS:
             count = items if tower == "image" else 4 * items
@@ -84,6 +87,7 @@ def stages(
     arch: ArchOption = "ViT-B-16",
     checkpoint: CheckpointOption = RANDOM,
     repository: RepositoryOption = REPOSITORY,
+    name: NameOption = None,
     images: ImagesOption = None,
     captions: CaptionsOption = None,
     items: ItemsOption = 48,
@@ -93,7 +97,7 @@ def stages(
     from cnclip_bench import comparisons
     from cnclip_bench.output import show_values, write
 
-    subject = make_subject(arch, checkpoint, repository, images, captions)
+    subject = make_subject(arch, checkpoint, repository, name, images, captions)
     with serving(subject) as (url, client):
         for tower in TOWERS:
             count = items if tower == "image" else 4 * items
@@ -112,7 +116,7 @@ def preprocess(
     """Time decoding and resizing on one core, beside cn_clip's transform."""
     from cnclip_bench import comparisons
 
-    subject = make_subject(arch, RANDOM, None, images, None)
+    subject = make_subject(arch, RANDOM, None, None, images, None)
     _beside_cn_clip("preprocess", "images", comparisons.preprocessing(subject, rounds), len(subject.images), output)
 
 
@@ -124,7 +128,7 @@ def tokenize(
     """Time tokenising on one core, beside cn_clip's."""
     from cnclip_bench import comparisons
 
-    subject = make_subject("ViT-B-16", RANDOM, None, None, captions)
+    subject = make_subject("ViT-B-16", RANDOM, None, None, None, captions)
     _beside_cn_clip("tokenize", "texts", comparisons.tokenizing(subject, rounds, 2000), 2000, output)
 
 

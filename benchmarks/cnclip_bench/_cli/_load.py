@@ -1,0 +1,208 @@
+"""`cnclip-bench throughput` and `tune`: the server under load, as it is and as it could be."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cnclip_bench._cli._options import (
+    OUTPUT,
+    RANDOM,
+    REPOSITORY,
+    TOWERS,
+    ArchOption,
+    CaptionsOption,
+    CheckpointOption,
+    ImagesOption,
+    NameOption,
+    OutputOption,
+    RepositoryOption,
+    RoundsOption,
+    Tower,
+    TowerOption,
+)
+from cnclip_bench.subject import Subject, make_subject, serving
+
+if TYPE_CHECKING:
+    from cnclip_client import Client
+
+    from cnclip_bench.load import Request, Sustained
+    from cnclip_bench.serving_settings import Settings
+    from cnclip_bench.tuning import Served
+
+SecondsOption = Annotated[float, typer.Option(min=0.1, help="How long a load is kept up in a round, at least.")]
+
+
+def throughput(
+    arch: ArchOption = "ViT-B-16",
+    checkpoint: CheckpointOption = RANDOM,
+    repository: RepositoryOption = REPOSITORY,
+    name: NameOption = None,
+    images: ImagesOption = None,
+    captions: CaptionsOption = None,
+    concurrency: Annotated[list[int], typer.Option(min=1, help="Requests at once; repeatable.")] = [1, 2, 4],  # noqa: B006
+    batch_size: Annotated[list[int], typer.Option(min=1, help="Items a request; repeatable.")] = [1, 8],  # noqa: B006
+    seconds: SecondsOption = 3.0,
+    rounds: RoundsOption = 2,
+    output: OutputOption = OUTPUT,
+) -> None:
+    """Put the ensembles under load: items a second and latency percentiles by concurrency and batch size."""
+    from cnclip_bench.load import measure_levels
+    from cnclip_bench.output import Panel, show_rows, write_curves
+
+    subject = make_subject(arch, checkpoint, repository, name, images, captions)
+    levels = [(one, size) for size in sorted(set(batch_size)) for one in sorted(set(concurrency))]
+    with serving(subject) as (_, client):
+        most = client.info.max_batch_size
+        if max(batch_size) > most:
+            raise ValueError(f"{subject.name} takes requests of up to {most} items: choose a --batch-size up to that")
+        for tower in TOWERS:
+            found = measure_levels(_requests(subject, tower, client), levels, seconds, rounds)
+            title = f"{subject.arch.name}, {tower}s under load"
+            rows = [
+                (
+                    str(one.concurrency),
+                    str(one.batch_size),
+                    f"{one.items_per_s:.2f}",
+                    *(f"{ms:.1f}" for ms in (one.latency.median_ms, one.latency.p95_ms, one.latency.p99_ms)),
+                )
+                for one in found
+            ]
+            show_rows(title, ("requests at once", "batch", f"{tower}s a second", "median ms", "p95", "p99"), rows)
+            sizes = sorted(set(batch_size))
+            rates = {f"batch {s}": [(o.concurrency, o.items_per_s) for o in found if o.batch_size == s] for s in sizes}
+            waits = {
+                f"batch {s}": [(o.concurrency, o.latency.p95_ms) for o in found if o.batch_size == s] for s in sizes
+            }
+            panels = [
+                Panel("requests at once", f"{tower}s a second", rates),
+                Panel("requests at once", "95th percentile of latency, ms", waits),
+            ]
+            write_curves(output, f"throughput-{tower}", title, found, panels)
+
+
+def tune(
+    arch: ArchOption = "ViT-B-16",
+    checkpoint: CheckpointOption = RANDOM,
+    repository: RepositoryOption = REPOSITORY,
+    name: NameOption = None,
+    images: ImagesOption = None,
+    captions: CaptionsOption = None,
+    tower: TowerOption = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once, as your clients send them.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Items a request, as your clients send them.")] = 8,
+    min_gain: Annotated[float, typer.Option(min=0.0, help="What is worth a change: 0.03 is 3 % more items.")] = 0.03,
+    max_latency_ms: Annotated[float | None, typer.Option(help="Bound of the 95th percentile of requests.")] = None,
+    seconds: SecondsOption = 4.0,
+    rounds: RoundsOption = 5,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell; change no config.")] = False,
+    output: OutputOption = OUTPUT,
+) -> None:
+    """Find instances, threads, batch size and queue delay that serve faster here, and write them into the configs.
+
+    Each is tried on a server of its own beside one with the best so far, so memory for both is needed. Only what is
+    surely faster is written; comments in the configs stay. Restart or reload running servers afterwards.
+    """
+    from cnclip_bench.output import write
+    from cnclip_bench.serving_settings import read_settings, write_settings
+    from cnclip_bench.tuning import Comparison, Goal, coordinates
+    from cnclip_bench.tuning import tune as search
+
+    subject = make_subject(arch, checkpoint, repository, name, images, captions)
+    cores = len(os.sched_getaffinity(0))
+    for one in [tower] if tower else TOWERS:
+        start = read_settings(repository, subject.name, one)
+        print(f"{subject.name} {one}: {start}")
+
+        def report(trial: Comparison, won: bool, start: Settings = start) -> None:
+            shown = ", ".join(f"{key}={value}" for key, value in trial.settings.changes_from(start).items())
+            verdict = trial.problem or f"{1 + trial.gain:.3f} times, p95 {trial.p95_ms[1]:.0f} ms"
+            print(f"  {shown or 'the start'}: {verdict}{'; kept' if won else ''}")
+
+        found = search(
+            lambda settings, one=one: _serving_with(subject, one, settings, concurrency, batch_size, seconds),  # type: ignore[misc]
+            start,
+            coordinates(start, cores),
+            Goal(min_gain, max_latency_ms),
+            rounds,
+            report,
+        )
+        changes = found.best.changes_from(start)
+        if not changes or found.confirmation is None:
+            print("  nothing is surely better: the configs stay as they are")
+        else:
+            print(f"  best: {changes}, {1 + found.confirmation.gain:.3f} times the start, measured anew")
+            if not dry_run:
+                write_settings(repository, subject.name, one, found.best)
+                print(f"  written to the configs in {repository}; a later `make repo` writes its own settings again")
+        bars = {
+            ", ".join(f"{key}={value}" for key, value in trial.settings.changes_from(start).items()): 1 + trial.gain
+            for trial in found.trials
+            if not trial.problem
+        }
+        title = f"{subject.arch.name}, {one}s: rate over the best before"
+        write(output, f"tune-{one}", title, found, bars, "times")
+
+
+@contextmanager
+def _serving_with(
+    subject: Subject, tower: Tower, settings: Settings, concurrency: int, batch_size: int, seconds: float
+) -> Iterator[Served]:
+    """Serves one ensemble with other settings, and gives what puts it under load.
+
+    Raises:
+        ValueError: They can't be written, or do not take the load.
+        RuntimeError: They can't be served.
+    """
+    from cnclip_client import Client
+    from cnclip_server import ServerError, TritonServer
+
+    from cnclip_bench.load import run_load
+    from cnclip_bench.serving_settings import copy_ensemble, write_settings
+
+    if batch_size > settings.max_batch_size:
+        raise ValueError(f"requests have {batch_size} items")
+    with tempfile.TemporaryDirectory(prefix="cnclip-tune-") as folder:
+        copy_ensemble(subject.repository, subject.name, tower, Path(folder))
+        write_settings(Path(folder), subject.name, tower, settings)
+        server = TritonServer(Path(folder), grpc_port=0, http_port=0, metrics_port=0)
+        try:
+            server.start()
+        except ServerError as error:
+            raise RuntimeError(str(error)) from error
+        try:
+            with Client(server.grpc_url, model=subject.name) as client:
+                request = _requests(subject, tower, client)(batch_size)
+
+                def load() -> Sustained:
+                    return run_load(request, concurrency, seconds)
+
+                yield load
+        finally:
+            server.stop()
+
+
+def _requests(subject: Subject, tower: Tower, client: Client) -> Callable[[int], Request]:
+    """Gives requests of so many items, each of the next ones in a circle."""
+
+    def request_of(batch_size: int) -> Request:
+        items, turn = subject.items(tower), count()
+
+        def request() -> None:
+            first = next(turn) * batch_size
+            given = [items[(first + offset) % len(items)] for offset in range(batch_size)]
+            if tower == "image":
+                client.encode_images(given, batch_size=batch_size)
+            else:
+                client.encode_texts(given, batch_size=batch_size)
+
+        return request
+
+    return request_of
