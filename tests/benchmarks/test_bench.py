@@ -25,6 +25,8 @@ from typer.testing import CliRunner
 
 from tests.conftest import ROOT
 
+DEMO_ARCH, DEMO_CHECKPOINT = (str(ROOT / "examples/demo" / name) for name in ("demo.json", "clip_cn_demo.pt"))
+
 
 def test_a_series_in_figures() -> None:
     one = Latency.of("x", [0.001 * number for number in range(1, 102)])
@@ -65,61 +67,51 @@ def test_what_is_measured_with(tmp_path: Path) -> None:
 
 
 @pytest.mark.triton
-def test_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    demo = [
-        "--arch",
-        str(ROOT / "examples/demo/demo.json"),
-        "--checkpoint",
-        str(ROOT / "examples/demo/clip_cn_demo.pt"),
-    ]
+def test_every_command(folder: Path) -> None:
+    demo = ["--arch", DEMO_ARCH, "--checkpoint", DEMO_CHECKPOINT, "--repository", str(folder / "build/repository")]
     few = ["--rounds", "2"]
     for command in (
         ["latency", *demo, *few, "--batch-size", "2"],
         ["served", *demo, *few, "--items", "8"],
         ["throughput", *demo, "--rounds", "1", "--seconds", "0.1", "--concurrency", "1", "--concurrency", "2"],
         ["stages", *demo, "--items", "8"],
-        ["preprocess", "--arch", demo[1], *few],
+        ["preprocess", "--arch", DEMO_ARCH, *few],
         ["tokenize", *few],
     ):
         result = CliRunner().invoke(app, command, catch_exceptions=False)
         assert result.exit_code == 0, result.output
-    written = {path.name for path in (tmp_path / "build/benchmarks").iterdir()}
+    assert not (folder / "build/bench/repository").exists()  # the one that was named is measured
+    written = {path.name for path in (folder / "build/benchmarks").iterdir()}
     names = {"latency-image-2", "latency-text-2", "served-image", "served-text", "stages-image", "stages-text"}
     names |= {"throughput-image", "throughput-text"}
     assert written == {f"{name}.{end}" for name in names | {"preprocess", "tokenize"} for end in ("json", "png")}
-    latency = json.loads((tmp_path / "build/benchmarks/latency-image-2.json").read_text())
+    latency = json.loads((folder / "build/benchmarks/latency-image-2.json").read_text())
     assert [one["name"] for one in latency["figures"]] == ["PyTorch", "ONNX fp32", "ONNX fp16", "served"]
     assert all(one["median_ms"] > 0 for one in latency["figures"])
-    served = json.loads((tmp_path / "build/benchmarks/served-text.json").read_text())
+    served = json.loads((folder / "build/benchmarks/served-text.json").read_text())
     assert (served["figures"]["items"], len(served["figures"]["rates"]["served"])) == (32, 2)
-    loads = json.loads((tmp_path / "build/benchmarks/throughput-text.json").read_text())["figures"]
+    loads = json.loads((folder / "build/benchmarks/throughput-text.json").read_text())["figures"]
     assert [(one["concurrency"], one["batch_size"]) for one in loads] == [(1, 1), (2, 1), (1, 8), (2, 8)]
     assert all(0 < one["latency"]["median_ms"] <= one["latency"]["p99_ms"] for one in loads)
-    stages = json.loads((tmp_path / "build/benchmarks/stages-text.json").read_text())["figures"]
+    stages = json.loads((folder / "build/benchmarks/stages-text.json").read_text())["figures"]
     assert set(stages) == {f"text-{step} {what}" for step in ("tokenize", "encoder") for what in ("queue", "compute")}
     assert stages["text-encoder compute"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.triton
-def test_what_users_would_pick_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    demo = [
-        "--arch",
-        str(ROOT / "examples/demo/demo.json"),
-        "--checkpoint",
-        str(ROOT / "examples/demo/clip_cn_demo.pt"),
-    ]
+def test_what_users_would_pick_instead(folder: Path) -> None:
+    demo = ["--arch", DEMO_ARCH, "--checkpoint", DEMO_CHECKPOINT]
     result = CliRunner().invoke(app, ["compare", *demo, "--rounds", "1", "--items", "4"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     for tower, items in (("image", 4), ("text", 16)):
-        figures = json.loads((tmp_path / f"build/benchmarks/compare-{tower}.json").read_text())["figures"]
+        figures = json.loads((folder / f"build/benchmarks/compare-{tower}.json").read_text())["figures"]
         assert figures["items"] == items
         compared = {"cn_clip (PyTorch)", "transformers (PyTorch)", "infinity (PyTorch)"} - set(figures["left_out"])
         assert set(figures["rates"]) == compared | {"served"}
         assert "cn_clip (PyTorch)" in compared
         assert set(figures["median_ratios"]) == compared
-        assert (tmp_path / f"build/benchmarks/compare-{tower}.png").exists()
+        assert (folder / f"build/benchmarks/compare-{tower}.png").exists()
 
 
 def test_cn_clips_own_loop_gives_cn_clips_features() -> None:

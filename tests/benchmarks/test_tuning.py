@@ -152,8 +152,7 @@ def test_noise_is_no_gain() -> None:
 
 
 @pytest.mark.triton
-def test_tune_on_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_tune_on_a_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cnclip_bench.tuning.coordinates", lambda *_: [[{"max_batch_size": 8}, {"max_batch_size": 4}]])
     demo = [str(ROOT / "examples/demo") + name for name in ("/demo.json", "/clip_cn_demo.pt")]
     command = ["tune", "--arch", demo[0], "--checkpoint", demo[1], "--tower", "text", "--seconds", "0.1"]
@@ -161,6 +160,6 @@ def test_tune_on_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert result.exit_code == 0, result.output
     assert "max_batch_size=4: requests have 8 items" in result.output
     assert "nothing is surely better" in result.output
-    assert read_settings(tmp_path / "build/bench/repository", "demo", "text").max_batch_size == 16
-    figures = json.loads((tmp_path / "build/benchmarks/tune-text.json").read_text())["figures"]
+    assert read_settings(folder / "build/bench/repository", "demo", "text").max_batch_size == 16
+    figures = json.loads((folder / "build/benchmarks/tune-text.json").read_text())["figures"]
     assert len(figures["trials"][0]["ratios"]) == 3

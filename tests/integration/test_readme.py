@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from cnclip_bench._cli import app as bench_app
 from cnclip_builder._cli import app as build_app
 from cnclip_builder.samples import sample_images
 from cnclip_client._cli import app as client_app
@@ -22,7 +23,7 @@ from cnclip_server._cli import app as serve_app
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-APPS = {"cnclip": client_app, "cnclip-build": build_app, "cnclip-serve": serve_app}
+APPS = {"cnclip": client_app, "cnclip-build": build_app, "cnclip-serve": serve_app, "cnclip-bench": bench_app}
 
 
 def blocks(page: Path, language: str) -> list[str]:

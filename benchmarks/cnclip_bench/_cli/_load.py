@@ -119,12 +119,12 @@ def tune(
     cores = len(os.sched_getaffinity(0))
     for one in [tower] if tower else TOWERS:
         start = read_settings(repository, subject.name, one)
-        print(f"{subject.name} {one}: {start}")
+        typer.echo(f"{subject.name} {one}: {start}")
 
         def report(trial: Comparison, won: bool, start: Settings = start) -> None:
             shown = ", ".join(f"{key}={value}" for key, value in trial.settings.changes_from(start).items())
             verdict = trial.problem or f"{1 + trial.gain:.3f} times, p95 {trial.p95_ms[1]:.0f} ms"
-            print(f"  {shown or 'the start'}: {verdict}{'; kept' if won else ''}")
+            typer.echo(f"  {shown or 'the start'}: {verdict}{'; kept' if won else ''}")
 
         found = search(
             lambda settings, one=one: _serving_with(subject, one, settings, concurrency, batch_size, seconds),  # type: ignore[misc]
@@ -136,12 +136,12 @@ def tune(
         )
         changes = found.best.changes_from(start)
         if not changes or found.confirmation is None:
-            print("  nothing is surely better: the configs stay as they are")
+            typer.echo("  nothing is surely better: the configs stay as they are")
         else:
-            print(f"  best: {changes}, {1 + found.confirmation.gain:.3f} times the start, measured anew")
+            typer.echo(f"  best: {changes}, {1 + found.confirmation.gain:.3f} times the start, measured anew")
             if not dry_run:
                 write_settings(repository, subject.name, one, found.best)
-                print(f"  written to the configs in {repository}; a later `make repo` writes its own settings again")
+                typer.echo(f"  written to the configs in {repository}; a later `make repo` writes its own again")
         bars = {
             ", ".join(f"{key}={value}" for key, value in trial.settings.changes_from(start).items()): 1 + trial.gain
             for trial in found.trials
