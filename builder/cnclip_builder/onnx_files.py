@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cnclip_builder.arch import Arch, Tower
+from cnclip_builder.errors import BuildError
 from cnclip_builder.parity import Precision
 from cnclip_builder.profiles import BATCH, LENGTH, PlanInput
 
@@ -91,3 +93,29 @@ def point_external_data(model: onnx.ModelProto, location: str) -> None:
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = location
+
+
+def in_order(nodes: Iterable[onnx.NodeProto], given: set[str]) -> list[onnx.NodeProto]:
+    """Puts every node after those that make what it reads, as ONNX asks; the FP16 converter appends its casts.
+
+    Args:
+        nodes: of a graph.
+        given: names of its inputs and initializers.
+
+    Raises:
+        BuildError: a node reads what nothing makes.
+    """
+    made, waiting = set(given), list(nodes)
+    ordered: list[onnx.NodeProto] = []
+    while waiting:
+        late = []
+        for node in waiting:
+            if all(not name or name in made for name in node.input):
+                ordered.append(node)
+                made.update(node.output)
+            else:
+                late.append(node)
+        if len(late) == len(waiting):
+            raise BuildError(f"node {late[0].name!r} reads a tensor that nothing makes: export the checkpoint again")
+        waiting = late
+    return ordered

@@ -17,6 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cnclip_builder.errors import BuildError
+from cnclip_builder.onnx_files import in_order
 from cnclip_builder.plan_files import FP32_PREFIX
 
 _REDUCTIONS = ("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum")
@@ -47,7 +48,7 @@ def lower_opset(model: onnx.ModelProto, opset: int) -> None:
         else:
             nodes.append(node)
     given = {tensor.name for tensor in graph.input} | {tensor.name for tensor in graph.initializer}
-    ordered = _in_order(nodes, given)
+    ordered = in_order(nodes, given)
     del graph.node[:]
     graph.node.extend(ordered)
     for imported in model.opset_import:
@@ -141,24 +142,6 @@ def _layer_normalization(
     else:
         nodes[-1].output[0] = output
     return nodes
-
-
-def _in_order(nodes: list[onnx.NodeProto], made: set[str]) -> list[onnx.NodeProto]:
-    """Puts every node after those that make what it reads, as ONNX asks; the FP16 converter appends its casts."""
-    ordered: list[onnx.NodeProto] = []
-    waiting = nodes
-    while waiting:
-        late = []
-        for node in waiting:
-            if all(not name or name in made for name in node.input):
-                ordered.append(node)
-                made.update(node.output)
-            else:
-                late.append(node)
-        if len(late) == len(waiting):
-            raise BuildError(f"node {late[0].name!r} reads a tensor that nothing makes: export the checkpoint again")
-        waiting = late
-    return ordered
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:

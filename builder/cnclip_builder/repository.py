@@ -265,7 +265,14 @@ def _write_encoders(repository: Path, entry: RepositoryEntry) -> dict[str, Any]:
             continue
         with stage_process() as process:
             measured = process.run(
-                write_served, artefact.path, artefact.reference, entry.arch, tower, artefact.precision, folder
+                write_served,
+                artefact.path,
+                artefact.reference,
+                entry.arch,
+                tower,
+                artefact.precision,
+                folder,
+                without_padding=entry.serving.skips_padding,
             )
         logger.info("Proved the served %s encoder: 1 - cosine <= %.0e", tower, measured.cosine_distance)
         parity[f"{tower}-encoder"] = measured.as_dict()

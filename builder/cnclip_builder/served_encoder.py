@@ -21,9 +21,12 @@ from cnclip_builder.errors import BuildError
 from cnclip_builder.onnx_files import SERVED_FILENAME, TENSORS, external_data_of
 from cnclip_builder.plan_files import FP32_PREFIX
 from cnclip_builder.probes import PIXEL_MEAN, PIXEL_STD
+from cnclip_builder.unpadding import skip_padding
 
 
-def write_served_encoder(artefact: Path, arch: Arch, tower: Tower, folder: Path) -> Path:
+def write_served_encoder(
+    artefact: Path, arch: Arch, tower: Tower, folder: Path, *, without_padding: bool = False
+) -> Path:
     """Writes `model.onnx` and its weights into a folder.
 
     Args:
@@ -31,11 +34,14 @@ def write_served_encoder(artefact: Path, arch: Arch, tower: Tower, folder: Path)
         arch: its architecture.
         tower: which encoder it is.
         folder: where to; a version folder of a Triton model.
+        without_padding: whether a text encoder leaves its texts' padding out, for ONNX Runtime.
 
     Returns:
         The path of `model.onnx`.
     """
     model = make_served_model(artefact, arch, tower)
+    if without_padding and tower == "text":
+        skip_padding(model.graph)
     served = folder / SERVED_FILENAME
     onnx.save_model(model, served)
     weights = external_data_of(artefact)

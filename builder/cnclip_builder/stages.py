@@ -105,9 +105,18 @@ def make_int8_artefact(
 
 
 def write_served(
-    artefact: Path, reference: Path, arch: Arch, tower: Tower, precision: Precision, folder: Path
+    artefact: Path,
+    reference: Path,
+    arch: Arch,
+    tower: Tower,
+    precision: Precision,
+    folder: Path,
+    *,
+    without_padding: bool,
 ) -> Parity:
     """Writes a served encoder into its version folder and proves it; imports onnx and onnxruntime.
+
+    See `write_served_encoder`.
 
     Raises:
         ParityError: its features differ from PyTorch's beyond the tolerance.
@@ -117,7 +126,7 @@ def write_served(
     from cnclip_builder.onnx_check import check_served_encoder
     from cnclip_builder.served_encoder import write_served_encoder
 
-    served = write_served_encoder(artefact, arch, tower, folder)
+    served = write_served_encoder(artefact, arch, tower, folder, without_padding=without_padding)
     return check_served_encoder(served, arch, tower, precision, np.load(reference))
 
 

@@ -17,10 +17,6 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers.models import WordPiece
 
-# Texts are padded to the longest of their batch in steps of this many tokens: few different shapes reach the
-# encoder, so that its batches fill, and short texts are not paid for at full length.
-LENGTH_STEP = 8
-
 _PAD_ID = 0
 _MAX_CHARACTERS_PER_WORD = 200  # cn_clip's limit; a longer word is [UNK]
 _CJK_RANGES = (
@@ -93,9 +89,11 @@ class TokenIds:
     Args:
         vocabulary: cn_clip's `vocab.txt`, a token a line.
         context_length: most tokens of a text, `[CLS]` and `[SEP]` included; longer texts are cut.
+        length_step: texts are padded to the longest of their batch in steps of this many tokens. The larger it is, the
+            fewer shapes reach the encoder, which batches texts of one shape alone; the smaller, the less padding.
     """
 
-    def __init__(self, vocabulary: Path, context_length: int) -> None:
+    def __init__(self, vocabulary: Path, context_length: int, length_step: int = 8) -> None:
         with vocabulary.open(encoding="utf-8") as lines:
             self._ids = {token.strip(): index for index, token in enumerate(lines)}
         self._word_piece = WordPiece(
@@ -106,6 +104,7 @@ class TokenIds:
         self._cls, self._sep = self._ids["[CLS]"], self._ids["[SEP]"]
         self._clean, self._decompose, self._split = _CleanTable(), _DecomposeTable(), _SplitTable()
         self.context_length = context_length
+        self._length_step = length_step
 
     def encode(self, text: str) -> list[int]:
         """Gives a text's token ids, `[CLS]` and `[SEP]` included, at most `context_length` of them.
@@ -143,7 +142,7 @@ class TokenIds:
             raise BadText(f"not UTF-8: {error.reason} at byte {error.start}") from error
 
     def pad(self, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
-        """Pads token ids to the longest of them, in steps of `LENGTH_STEP`, `context_length` at most.
+        """Pads token ids to the longest of them, in steps of `length_step`, `context_length` at most.
 
         Args:
             rows: token ids of each text.
@@ -152,7 +151,7 @@ class TokenIds:
             int32 ids of shape `[len(rows), length]`.
         """
         longest = max((len(row) for row in rows), default=1)
-        length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.context_length)
+        length = min(-(-longest // self._length_step) * self._length_step, self.context_length)
         padded = np.full((len(rows), length), _PAD_ID, dtype=np.int32)
         for index, row in enumerate(rows):
             padded[index, : len(row)] = row

@@ -68,6 +68,12 @@ def test_each_setting_alone(tiny_vit: Arch, kind: str, setting: str, change: Any
     assert render(kind, tiny_vit, **{setting: 3}) == expected
 
 
+@pytest.mark.parametrize(("target", "step"), [("cpu", "32"), ("gpu", "8")])
+def test_coarse_steps_where_padding_costs_nothing(tiny_vit: Arch, target: str, step: str) -> None:
+    assert replace(PLAIN, target=target).skips_padding == (target == "cpu")
+    assert render("text-tokenize", tiny_vit, target=target).parameters["length_step"].string_value == step
+
+
 def set_parameter(config: Any, name: str) -> None:
     config.parameters[name].string_value = "3"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cn_clip.clip import tokenize
 from cnclip_builder.arch import cn_clip_vocabulary
-from cnclip_templates.cnclip_token_ids import LENGTH_STEP, BadText, TokenIds
+from cnclip_templates.cnclip_token_ids import BadText, TokenIds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -108,4 +108,10 @@ def test_padding(longest: int, length: int) -> None:
 
 
 def test_padding_of_nothing() -> None:
-    assert TOKEN_IDS.pad([]).shape == (0, LENGTH_STEP)
+    assert TOKEN_IDS.pad([]).shape == (0, 8)
+
+
+@pytest.mark.parametrize(("longest", "length"), [(2, 32), (32, 32), (33, 52)])
+def test_padding_in_other_steps(longest: int, length: int) -> None:
+    token_ids = TokenIds(cn_clip_vocabulary(), 52, length_step=32)
+    assert token_ids.pad([[7] * longest]).shape == (1, length)

@@ -14,10 +14,11 @@ class TritonPythonModel:
     """Tokenises; the texts of all waiting requests are padded alike, so that the encoder can batch them."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Reads `context_length` from the model's parameters and `vocab.txt` beside this file."""
+        """Reads `context_length` and `length_step` from the model's parameters and `vocab.txt` beside this file."""
         parameters = json.loads(args["model_config"])["parameters"]
         self._token_ids = TokenIds(
-            Path(__file__).with_name("vocab.txt"), int(parameters["context_length"]["string_value"])
+            Path(__file__).with_name("vocab.txt"),
+            *(int(parameters[name]["string_value"]) for name in ("context_length", "length_step")),
         )
         self._log = RefusalLog(args["model_name"], pb_utils.Logger.log_warn)
 
