@@ -22,11 +22,11 @@ class Sustained:
     """What was kept up.
 
     Attributes:
-        requests_per_s: Of all threads together.
+        items_per_s: Of all threads together.
         waits_s: How long each request took, as its sender waited for it.
     """
 
-    requests_per_s: float
+    items_per_s: float
     waits_s: list[float]
 
 
@@ -49,7 +49,7 @@ class Level:
     latency: Latency
 
 
-def run_load(request: Request, concurrency: int, seconds: float) -> Sustained:
+def run_load(request: Request, concurrency: int, seconds: float, items: int = 1) -> Sustained:
     """Keeps requests under way, from as many threads, and measures the steady state.
 
     The first answer of each thread does not count, nor do those after the time is over, when fewer and fewer are under
@@ -60,6 +60,7 @@ def run_load(request: Request, concurrency: int, seconds: float) -> Sustained:
         request: Sends one and waits for its answer.
         concurrency: How many at once.
         seconds: For how long.
+        items: In a request.
 
     Raises:
         Exception: The first that a request raised; all threads have ended.
@@ -94,7 +95,7 @@ def run_load(request: Request, concurrency: int, seconds: float) -> Sustained:
         raise errors[0]
     # Each sends again as soon as it is answered, so a cycle is a request.
     waits = [after - before for mine in counted for before, after in pairwise(mine)]
-    return Sustained(sum((len(mine) - 1) / (mine[-1] - mine[0]) for mine in counted), waits)
+    return Sustained(items * sum((len(mine) - 1) / (mine[-1] - mine[0]) for mine in counted), waits)
 
 
 def measure_levels(
@@ -112,10 +113,10 @@ def measure_levels(
     for turn in range(rounds):
         for level in levels if turn % 2 == 0 else reversed(levels):
             concurrency, batch_size = level
-            measured[level].append(run_load(request_of(batch_size), concurrency, seconds))
+            measured[level].append(run_load(request_of(batch_size), concurrency, seconds, batch_size))
     found = []
     for (concurrency, batch_size), sustained in measured.items():
-        rates = tuple(batch_size * one.requests_per_s for one in sustained)
+        rates = tuple(one.items_per_s for one in sustained)
         waits = [wait for one in sustained for wait in one.waits_s]
         latency = Latency.of(f"{concurrency} x {batch_size}", waits)
         found.append(Level(concurrency, batch_size, sorted(rates)[rounds // 2], rates, latency))

@@ -21,6 +21,8 @@ _PATTERNS = {
     "max_batch_size": r"\bmax_batch_size\s*:\s*(\d+)",
     "count": r"\binstance_group\b[^}]*?\bcount\s*:\s*(\d+)",
     "delay": r"\bmax_queue_delay_microseconds\s*:\s*(\d+)",
+    "preferred": r"\bpreferred_batch_size\s*:\s*\[\s*(\d+)\s*\]",
+    "asked": r'\bkey\s*:\s*"preferred_batch_size"\s*value\s*:?\s*\{\s*string_value\s*:\s*"(\d+)"',
     "threads": rf'\bkey\s*:\s*"{_THREADS}"\s*value\s*:?\s*\{{\s*string_value\s*:\s*"(\d+)"',
 }
 
@@ -34,6 +36,8 @@ class Settings:
         encoder_instances: Copies of the encoder.
         encoder_threads: Threads of each on a CPU, 0 for all cores; None where the config names none.
         encoder_queue_delay_microseconds: How long a request waits for others to share its batch.
+        preferred_batch_size: Rows of the encoder's batches, and of the requests that clients send by default;
+            None where the encoder's batches are as large as they come.
         preparation_instances: Processes that decode images, or tokenise texts.
     """
 
@@ -41,6 +45,7 @@ class Settings:
     encoder_instances: int
     encoder_threads: int | None
     encoder_queue_delay_microseconds: int
+    preferred_batch_size: int | None
     preparation_instances: int
 
     def changes_from(self, other: Settings) -> dict[str, int]:
@@ -68,6 +73,7 @@ def read_settings(repository: Path, name: str, tower: Tower) -> Settings:
         encoder.instance_group[0].count,
         None if threads is None else int(threads),
         encoder.dynamic_batching.max_queue_delay_microseconds,
+        next(iter(encoder.dynamic_batching.preferred_batch_size), None),
         preparation.instance_group[0].count,
     )
 
@@ -87,6 +93,8 @@ def write_settings(repository: Path, name: str, tower: Tower, settings: Settings
         (encoder, "count", "encoder_instances"),
         (encoder, "threads", "encoder_threads"),
         (encoder, "delay", "encoder_queue_delay_microseconds"),
+        (encoder, "preferred", "preferred_batch_size"),
+        (ensemble, "asked", "preferred_batch_size"),
         (preparation, "count", "preparation_instances"),
     ):
         if setting in changes:
@@ -140,6 +148,10 @@ def _set(config: Any, field: str, value: int) -> None:
         config.instance_group[0].count = value
     elif field == "delay":
         config.dynamic_batching.max_queue_delay_microseconds = value
+    elif field == "preferred":
+        config.dynamic_batching.preferred_batch_size[:] = [value]
+    elif field == "asked":
+        config.parameters["preferred_batch_size"].string_value = str(value)
     else:
         config.parameters[_THREADS].string_value = str(value)
 

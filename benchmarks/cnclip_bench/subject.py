@@ -115,13 +115,20 @@ def make_subject(
 
 
 def _build(arch: Arch, checkpoint: str, repository: Path, name: str) -> Path:
+    from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
     from cnclip_builder.build import BuildRequest, build_repository
+    from cnclip_builder.machine import default_max_batch_size
     from cnclip_builder.serving import ServingConfig
 
     request = BuildRequest(
         arch=arch,
         checkpoint=checkpoint,
-        serving=ServingConfig(target="cpu", precision="fp32", context_length=52, max_batch_size=16),
+        serving=ServingConfig(
+            target="cpu",
+            precision="fp32",
+            context_length=DEFAULT_CONTEXT_LENGTH,
+            max_batch_size=default_max_batch_size("cpu"),
+        ),
         repository=repository,
         artefacts=FOLDER / "artefacts",
         download_root=FOLDER / "checkpoints",

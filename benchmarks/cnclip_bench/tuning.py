@@ -56,14 +56,14 @@ class Comparison:
     Attributes:
         settings: The challenger.
         ratios: Its rate over the other's, of each round.
-        requests_per_s: Of the other and the challenger, medians of the rounds.
+        items_per_s: Of the other and the challenger, medians of the rounds.
         p95_ms: Of the other's requests and the challenger's.
         problem: Why it was not compared, if it was not.
     """
 
     settings: Settings
     ratios: tuple[float, ...] = ()
-    requests_per_s: tuple[float, float] = (math.nan, math.nan)
+    items_per_s: tuple[float, float] = (math.nan, math.nan)
     p95_ms: tuple[float, float] = (math.nan, math.nan)
     problem: str = ""
 
@@ -119,9 +119,11 @@ def coordinates(start: Settings, cores: int) -> list[list[dict[str, int]]]:
         counts = [count for count in powers if count <= cores]
         encoders = [{"encoder_instances": n, "encoder_threads": 0 if n == 1 else cores // n} for n in counts]
     sizes = [size for size in powers if start.max_batch_size / 4 <= size <= start.max_batch_size * 4]
+    preferred = start.preferred_batch_size and [size for size in powers if size <= start.max_batch_size]
     return [
         encoders,
-        [{"max_batch_size": size} for size in sizes],
+        # One that is preferred decides what batches there are, and the most is a bound and no setting.
+        [{"preferred_batch_size": size} for size in preferred or ()] or [{"max_batch_size": size} for size in sizes],
         [{"encoder_queue_delay_microseconds": delay} for delay in (0, 1000, 5000)],
         [{"preparation_instances": count} for count in powers if count <= min(cores, 4)],
     ]
@@ -212,7 +214,7 @@ def _summed_up(settings: Settings, pairs: list[tuple[Sustained, Sustained]]) -> 
 
     return Comparison(
         settings,
-        tuple(second.requests_per_s / first.requests_per_s for first, second in pairs),
-        medians(lambda ones: float(np.median([one.requests_per_s for one in ones]))),
+        tuple(second.items_per_s / first.items_per_s for first, second in pairs),
+        medians(lambda ones: float(np.median([one.items_per_s for one in ones]))),
         medians(lambda ones: 1000 * float(np.percentile([wait for one in ones for wait in one.waits_s], 95))),
     )

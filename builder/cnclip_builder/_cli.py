@@ -381,7 +381,7 @@ def repository(
     ] = DEFAULT_CONTEXT_LENGTH,
     max_batch_size: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Most rows of a batch. Default: 64 on a GPU, 16 on a CPU.", show_default=False),
+        typer.Option(help="Most rows of a batch. Default: 64 on a GPU, 32 on a CPU.", show_default=False),
     ] = None,
     max_queue_size: Annotated[
         int,

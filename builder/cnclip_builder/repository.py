@@ -300,16 +300,20 @@ def _write_configs(repository: Path, entry: RepositoryEntry, versions: list[int]
     }
     for kind in KINDS:
         name = f"{entry.name}-{kind}"
+        tower = TOWERS[kind.startswith("text")]
         values = {
             "name": name,
             "arch": entry.arch,
             "serving": entry.serving,
             "version": entry.version,
             "versions": versions,
-            "facts": {**facts, "precision": entry.precision_of(TOWERS[kind.startswith("text")])},
+            "facts": {
+                **facts,
+                "precision": entry.precision_of(tower),
+                "preferred_batch_size": entry.serving.preferred_batch_size(tower),
+            },
         }
         if kind.endswith("-encoder"):
-            tower = TOWERS[kind.startswith("text")]
             records = [plan.record for plan in entry.plans.get(tower, ())]
             values["encoder"] = encoder_config(entry.serving, entry.arch, tower, records)
         text, _ = render_config(kind, values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from cnclip_builder.arch import Tower
 from cnclip_builder.errors import SettingError
 from cnclip_builder.machine import Accelerator, Platform, Target
 from cnclip_builder.parity import Precision
@@ -89,6 +90,18 @@ class ServingConfig:
     def encoder_kind(self) -> str:
         """Triton's kind of instance for the encoders."""
         return "KIND_GPU" if self.target == "gpu" else "KIND_CPU"
+
+    def preferred_batch_size(self, tower: Tower) -> int:
+        """Rows of a request that suit an encoder, for clients to ask for: more gain nothing, or lose.
+
+        On a CPU that is few images: from some 800 tokens on, what a block computes no longer fits into the caches.
+        """
+        images = 4 if self.target == "cpu" else 8
+        return min(images if tower == "image" else 32, self.max_batch_size)
+
+    def merged_batch_size(self, tower: Tower) -> int | None:
+        """Rows up to which Triton makes one batch of several requests; None for up to `max_batch_size`."""
+        return self.preferred_batch_size(tower) if (self.target, tower) == ("cpu", "image") else None
 
     @property
     def skips_padding(self) -> bool:

@@ -24,7 +24,7 @@ from cnclip_client._towers import Kind, Towers
 __all__ = ["Client"]
 
 
-# Rows a request, where the caller does not say: texts are short and cheap, images large and dear.
+# Rows a request, where neither the caller nor the server says.
 _BATCH_SIZES: dict[Kind, int] = {"image": 8, "text": 32}
 _PREPARE: dict[Kind, Callable[[object, int], bytes]] = {"image": image_bytes, "text": text_bytes}
 
@@ -153,7 +153,7 @@ class Client:
         Args:
             images: Paths, encoded files' bytes or PIL images, any number of them.
             normalize: Whether each feature is divided by its length.
-            batch_size: Images a request; by default 8, never more than the server takes.
+            batch_size: Images a request; by default what suits the server, never more than it takes.
             errors: `raise` raises `BadInput` at the end if there are bad items, naming them all; `collect`
                 returns a `Block` of the good items' features and the bad ones' reasons instead.
 
@@ -197,7 +197,7 @@ class Client:
         Args:
             texts: Strings, any number of them.
             normalize: Whether each feature is divided by its length.
-            batch_size: Texts a request; by default 32, never more than the server takes.
+            batch_size: Texts a request; by default what suits the server, never more than it takes.
             errors: As for `encode_images`.
 
         Raises:
@@ -220,7 +220,7 @@ class Client:
         Args:
             images: Paths, encoded files' bytes or PIL images.
             normalize: Whether each feature is divided by its length.
-            batch_size: Images a request; by default 8, never more than the server takes.
+            batch_size: Images a request; by default what suits the server, never more than it takes.
 
         Raises:
             TypeError: `images` is a single image.
@@ -236,7 +236,7 @@ class Client:
         Args:
             texts: Strings.
             normalize: Whether each feature is divided by its length.
-            batch_size: Texts a request; by default 32, never more than the server takes.
+            batch_size: Texts a request; by default what suits the server, never more than it takes.
 
         Raises:
             TypeError: `texts` is a single string.
@@ -297,9 +297,9 @@ class Client:
         require_many(kind, items)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        return self._blocks(kind, items, normalize, batch_size or _BATCH_SIZES[kind])
+        return self._blocks(kind, items, normalize, batch_size)
 
-    def _blocks(self, kind: Kind, items: Iterable[object], normalize: bool, batch_size: int) -> Iterator[Block]:
+    def _blocks(self, kind: Kind, items: Iterable[object], normalize: bool, batch_size: int | None) -> Iterator[Block]:
         info = self._towers.one(kind)
         output = f"{kind}_features"
         pipeline = Pipeline(
@@ -315,7 +315,7 @@ class Client:
         def prepare(item: object) -> bytes:
             return _PREPARE[kind](item, self._limits.item_bytes)
 
-        rows = min(batch_size, info.max_batch_size)
+        rows = min(batch_size or info.preferred_batch_size or _BATCH_SIZES[kind], info.max_batch_size)
         yield from pipeline.run(batches(items, prepare, rows, self._limits.request_bytes))
 
 

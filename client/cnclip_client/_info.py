@@ -26,6 +26,8 @@ class ModelInfo:
         max_batch_size: The largest request that the server takes, in rows.
         precision: Of the encoders' weights: `fp32`, `fp16` or `int8`; `image fp32, text int8` if they differ; empty if
             the config does not say.
+        preferred_batch_size: Rows of a request that suit the server; None if the config does not say. Of both towers
+            together the smaller one.
     """
 
     model: str
@@ -37,6 +39,7 @@ class ModelInfo:
     context_length: int
     max_batch_size: int
     precision: str = ""
+    preferred_batch_size: int | None = None
 
 
 def parse_info(slug: str, name: str, version: str, parameters: Mapping[str, str], max_batch_size: int) -> ModelInfo:
@@ -72,6 +75,9 @@ def parse_info(slug: str, name: str, version: str, parameters: Mapping[str, str]
             context_length=int(parameters["context_length"]),
             max_batch_size=max_batch_size,
             precision=parameters.get("precision", ""),
+            preferred_batch_size=int(parameters["preferred_batch_size"])
+            if "preferred_batch_size" in parameters
+            else None,
         )
     except KeyError as error:
         raise refuse(f"its config has no parameter {error.args[0]}") from error
@@ -79,6 +85,8 @@ def parse_info(slug: str, name: str, version: str, parameters: Mapping[str, str]
         raise refuse(f"a parameter of its config is no number ({error})") from error
     if info.max_batch_size < 1:
         raise refuse("it takes no batches (max_batch_size is 0)")
+    if info.preferred_batch_size is not None and info.preferred_batch_size < 1:
+        raise refuse(f"its preferred_batch_size is {info.preferred_batch_size}")
     if info.embedding_size < 1:
         raise refuse(f"its embedding_size is {info.embedding_size}")
     if not math.isfinite(info.logit_scale):
@@ -111,4 +119,7 @@ def combine(image: ModelInfo, text: ModelInfo) -> ModelInfo:
         precision=text.precision
         if image.precision == text.precision
         else f"image {image.precision}, text {text.precision}",
+        preferred_batch_size=min(
+            (one.preferred_batch_size for one in (image, text) if one.preferred_batch_size is not None), default=None
+        ),
     )

@@ -116,7 +116,8 @@ class Towers:
                 now = self._parse(transport, kind, transport.latest_version(name))
             except ModelNotFound:
                 raise explain_not_found(transport, self.slug, error) from error
-        if dataclasses.replace(now, max_batch_size=known.max_batch_size) != known:
+        same_sizes = {name: getattr(known, name) for name in ("max_batch_size", "preferred_batch_size")}
+        if dataclasses.replace(now, **same_sizes) != known:
             raise ModelChanged(model=name, before=known, after=now, url=transport.url, servers=len(self._endpoints))
         self._asked_at[kind, transport] = asked_at
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from tests.conftest import ROOT
 
-START = Settings(16, 1, 0, 1000, 1)
+START = Settings(16, 1, 0, 1000, None, 1)
 
 CONFIGS = {
     "m-text": 'name: "m-text"\nplatform: "ensemble"\nmax_batch_size: 16  # of all\n',
@@ -44,10 +44,11 @@ def repository(tmp_path: Path) -> Path:
 
 def test_a_load_is_kept_up() -> None:
     sustained = run_load(lambda: time.sleep(0.02), 3, 0.3)
-    assert sustained.requests_per_s == pytest.approx(150, rel=0.2)
+    assert sustained.items_per_s == pytest.approx(150, rel=0.2)
     assert sorted(sustained.waits_s)[0] >= 0.02
-    slow = run_load(lambda: time.sleep(0.1), 2, 0.01)  # two that count, however short the time
+    slow = run_load(lambda: time.sleep(0.1), 2, 0.01, items=8)  # two that count, however short the time
     assert len(slow.waits_s) >= 4
+    assert slow.items_per_s == pytest.approx(160, rel=0.2)
 
 
 def test_a_failed_request_ends_the_load() -> None:
@@ -67,7 +68,7 @@ def test_levels() -> None:
 
 def test_settings_are_changed_and_nothing_else(repository: Path) -> None:
     assert read_settings(repository, "m", "text") == START
-    wanted = Settings(32, 2, 1, 0, 4)
+    wanted = Settings(32, 2, 1, 0, None, 4)
     write_settings(repository, "m", "text", wanted)
     assert read_settings(repository, "m", "text") == wanted
     encoder = (repository / "m-text-encoder/config.pbtxt").read_text()
@@ -94,6 +95,23 @@ def test_a_copy_has_configs_of_its_own(repository: Path, tmp_path: Path) -> None
     write_settings(tmp_path / "copy", "m", "text", replace(START, max_batch_size=8))
     assert read_settings(repository, "m", "text") == START
     assert (tmp_path / "copy/m-text-encoder/1").resolve() == repository / "m-text-encoder/1"
+
+
+def test_a_preferred_size_is_what_encoder_and_clients_keep_to(repository: Path) -> None:
+    encoder, ensemble = (repository / model / "config.pbtxt" for model in ("m-text-encoder", "m-text"))
+    encoder.write_text(
+        encoder.read_text().replace("dynamic_batching {", "dynamic_batching { preferred_batch_size: [ 4 ]")
+    )
+    with pytest.raises(ValueError, match=r"m-text/config.pbtxt is not laid out .* by hand: .*asked 2"):
+        write_settings(repository, "m", "text", replace(START, preferred_batch_size=2))
+    parameter = 'parameters { key: "preferred_batch_size" value { string_value: "4" } }\n'
+    ensemble.write_text(ensemble.read_text() + parameter)
+    start = read_settings(repository, "m", "text")
+    assert start == replace(START, preferred_batch_size=4)
+    write_settings(repository, "m", "text", replace(start, preferred_batch_size=2))
+    assert read_settings(repository, "m", "text").preferred_batch_size == 2
+    assert ensemble.read_text().endswith(parameter.replace("4", "2"))
+    assert [values["preferred_batch_size"] for values in coordinates(start, 2)[1]] == [1, 2, 4, 8, 16]
 
 
 def test_instances_share_the_cores() -> None:
@@ -155,11 +173,23 @@ def test_noise_is_no_gain() -> None:
 def test_tune_on_a_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cnclip_bench.tuning.coordinates", lambda *_: [[{"max_batch_size": 8}, {"max_batch_size": 4}]])
     demo = [str(ROOT / "examples/demo") + name for name in ("/demo.json", "/clip_cn_demo.pt")]
-    command = ["tune", "--arch", demo[0], "--checkpoint", demo[1], "--tower", "text", "--seconds", "0.1"]
+    command = [
+        "tune",
+        "--arch",
+        demo[0],
+        "--checkpoint",
+        demo[1],
+        "--tower",
+        "text",
+        "--seconds",
+        "0.1",
+        "--batch-size",
+        "8",
+    ]
     result = CliRunner().invoke(app, [*command, "--rounds", "3", "--min-gain", "9"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "max_batch_size=4: requests have 8 items" in result.output
     assert "nothing is surely better" in result.output
-    assert read_settings(folder / "build/bench/repository", "demo", "text").max_batch_size == 16
+    assert read_settings(folder / "build/bench/repository", "demo", "text").max_batch_size == 32
     figures = json.loads((folder / "build/benchmarks/tune-text.json").read_text())["figures"]
     assert len(figures["trials"][0]["ratios"]) == 3

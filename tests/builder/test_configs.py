@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from cnclip_builder.arch import Arch
 from cnclip_builder.configs import quote, render_config
+from cnclip_builder.encoder_config import encoder_config
 from cnclip_builder.serving import ServingConfig
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
@@ -35,7 +36,10 @@ parameters { key: "max_image_pixels" value { string_value: "178956970" } }
 
 
 def render(kind: str, arch: Arch, **changes: Any) -> Any:
-    values = {"name": "n", "arch": arch, "serving": replace(PLAIN, **changes), "version": 2, "versions": [1, 2]}
+    serving = replace(PLAIN, **changes)
+    values = {"name": "n", "arch": arch, "serving": serving, "version": 2, "versions": [1, 2]}
+    if kind.endswith("-encoder"):
+        values["encoder"] = encoder_config(serving, arch, "text" if kind.startswith("text") else "image", ())
     return render_config(kind, values)[1]
 
 
@@ -72,6 +76,20 @@ def test_each_setting_alone(tiny_vit: Arch, kind: str, setting: str, change: Any
 def test_coarse_steps_where_padding_costs_nothing(tiny_vit: Arch, target: str, step: str) -> None:
     assert replace(PLAIN, target=target).skips_padding == (target == "cpu")
     assert render("text-tokenize", tiny_vit, target=target).parameters["length_step"].string_value == step
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "batching"),
+    [
+        ("image-encoder", {}, "preferred_batch_size: 4 max_queue_delay_microseconds: 0"),
+        ("image-encoder", {"max_batch_size": 3}, "preferred_batch_size: 3 max_queue_delay_microseconds: 0"),
+        ("image-encoder", {"target": "gpu"}, "max_queue_delay_microseconds: 1000"),
+        ("text-encoder", {}, "max_queue_delay_microseconds: 1000"),
+    ],
+)
+def test_few_images_a_batch_on_a_cpu(tiny_vit: Arch, kind: str, changes: dict[str, Any], batching: str) -> None:
+    config = render(kind, tiny_vit, **changes)
+    assert config.dynamic_batching == text_format.Parse(batching, pb.ModelDynamicBatching())
 
 
 def set_parameter(config: Any, name: str) -> None:

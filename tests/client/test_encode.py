@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cnclip_client import BadInput, Block, CheckpointMismatch, Client, Limits, ModelInfo
+from cnclip_client import BadInput, Block, CheckpointMismatch, Client, Limits, ModelInfo, ServerError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -146,6 +146,34 @@ def test_default_batches_and_the_servers_maximum(serve: Callable[..., Any], fake
             server.forget()
             client.encode_texts(["a"] * 100, batch_size=1000)
             assert max(map(len, server.requests)) == server.models["vit-b-16-text"].max_batch_size
+
+
+def test_the_batches_that_the_server_prefers(serve: Callable[..., Any], fake: Any) -> None:
+    image = fake.tower("m", "image", parameters={"preferred_batch_size": "4"})
+    text = fake.tower("m", "text", parameters={"preferred_batch_size": "64"})
+    server = serve(image, text)
+    with Client(server.url, model="m") as client:
+        assert client.info.preferred_batch_size == 4
+        for items, encode, sizes in (
+            ([b"a"] * 10, client.encode_images, [4, 4, 2]),
+            (["a"] * 40, client.encode_texts, [32, 8]),  # no more than it takes
+        ):
+            server.forget()
+            encode(items)
+            assert sorted(map(len, server.requests), reverse=True) == sizes
+        server.forget()
+        client.encode_images([b"a"] * 10, batch_size=5)
+        assert sorted(map(len, server.requests)) == [5, 5]
+        # Another size is no other model.
+        server.models["m-image"].parameters["preferred_batch_size"] = "2"
+        client.require_unchanged()
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many"])
+def test_no_size_that_could_be_preferred(serve: Callable[..., Any], fake: Any, value: str) -> None:
+    server = serve(*fake.both("m", parameters={"preferred_batch_size": value}))
+    with Client(server.url, model="m") as client, pytest.raises(ServerError, match="build its repository anew"):
+        client.encode_texts(["a"])
 
 
 def test_a_batch_closes_on_bytes_and_a_large_item_travels_alone(triton: Any) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.grpc as grpc
 from cnclip_client import Client, Limits, Retry
 from cnclip_server import TritonServer
 from PIL import Image
@@ -77,6 +78,25 @@ def test_everyone_gets_their_own_rows(demo_server: TritonServer, seed: int) -> N
 
     with ThreadPoolExecutor(12) as pool:
         list(pool.map(job, range(20)))
+
+
+def test_few_images_meet_in_a_batch_on_a_cpu(demo_server: TritonServer) -> None:
+    """Of many waiting requests Triton takes as many as the config prefers, though 16 would fit."""
+
+    def batches() -> dict[int, int]:
+        found = server.get_inference_statistics(f"{MODEL}-image-encoder").model_stats[-1].batch_stats
+        return {one.batch_size: one.compute_infer.count for one in found}
+
+    with (
+        grpc.InferenceServerClient(demo_server.grpc_url) as server,
+        Client(demo_server.grpc_url, model=MODEL, limits=Limits(in_flight=32)) as client,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        images, before = pictures(200, 5), batches()
+        list(threads.map(lambda first: client.encode_images(images[first::8], batch_size=1), range(8)))
+        taken = {size: count - before.get(size, 0) for size, count in batches().items()}
+    used = {size for size, count in taken.items() if count}
+    assert max(used) == 4
 
 
 def test_damaged_images_among_good_ones(demo_server: TritonServer) -> None:

@@ -97,7 +97,12 @@ def tune(
     captions: CaptionsOption = None,
     tower: TowerOption = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at once, as your clients send them.")] = 4,
-    batch_size: Annotated[int, typer.Option(min=1, help="Items a request, as your clients send them.")] = 8,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Items a request, as your clients send them. Default: as ours does.", show_default=False
+        ),
+    ] = None,
     min_gain: Annotated[float, typer.Option(min=0.0, help="What is worth a change: 0.03 is 3 % more items.")] = 0.03,
     max_latency_ms: Annotated[float | None, typer.Option(help="Bound of the 95th percentile of requests.")] = None,
     seconds: SecondsOption = 4.0,
@@ -153,7 +158,7 @@ def tune(
 
 @contextmanager
 def _serving_with(
-    subject: Subject, tower: Tower, settings: Settings, concurrency: int, batch_size: int, seconds: float
+    subject: Subject, tower: Tower, settings: Settings, concurrency: int, batch_size: int | None, seconds: float
 ) -> Iterator[Served]:
     """Serves one ensemble with other settings, and gives what puts it under load.
 
@@ -167,7 +172,7 @@ def _serving_with(
     from cnclip_bench.load import run_load
     from cnclip_bench.serving_settings import copy_ensemble, write_settings
 
-    if batch_size > settings.max_batch_size:
+    if batch_size is not None and batch_size > settings.max_batch_size:
         raise ValueError(f"requests have {batch_size} items")
     with tempfile.TemporaryDirectory(prefix="cnclip-tune-") as folder:
         copy_ensemble(subject.repository, subject.name, tower, Path(folder))
@@ -179,10 +184,11 @@ def _serving_with(
             raise RuntimeError(str(error)) from error
         try:
             with Client(server.grpc_url, model=subject.name) as client:
-                request = _requests(subject, tower, client)(batch_size)
+                rows = batch_size or min(client.info.preferred_batch_size or 8, settings.max_batch_size)
+                request = _requests(subject, tower, client)(rows)
 
                 def load() -> Sustained:
-                    return run_load(request, concurrency, seconds)
+                    return run_load(request, concurrency, seconds, rows)
 
                 yield load
         finally:
