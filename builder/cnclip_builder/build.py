@@ -97,7 +97,10 @@ def build_repository(request: BuildRequest) -> RepositoryEntry:
 
     def verify(repository: Path) -> Mapping[str, Any]:
         verification = _serve_and_verify(repository, entry)
-        return {tower: parity.as_dict() for tower, parity in verification.parity.items()}
+        found: dict[str, Any] = {tower: parity.as_dict() for tower, parity in verification.parity.items()}
+        if verification.reduced_decoding is not None:
+            found["reduced_decoding"] = verification.reduced_decoding.as_dict()
+        return found
 
     publish(entry, request.repository, verify if request.verify else None)
     return entry

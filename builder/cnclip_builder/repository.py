@@ -311,6 +311,7 @@ def _write_configs(repository: Path, entry: RepositoryEntry, versions: list[int]
                 **facts,
                 "precision": entry.precision_of(tower),
                 "preferred_batch_size": entry.serving.preferred_batch_size(tower),
+                **({"decoding": entry.serving.decoding} if tower == "image" else {}),
             },
         }
         if kind.endswith("-encoder"):

@@ -40,6 +40,7 @@ class ServingConfig:
         preprocess_instances: processes that decode images.
         preprocess_threads: threads in each of them; 0 for as many as the server has cores.
         max_image_pixels: width times height of the largest image that is decoded; a larger one is refused unread.
+        reduced_decoding: decode large JPEGs at a smaller scale: twice as fast, and not equal to cn_clip's transform.
         tokenize_instances: processes that tokenise texts.
     """
 
@@ -58,6 +59,7 @@ class ServingConfig:
     preprocess_instances: int = 1
     preprocess_threads: int = 0
     max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
+    reduced_decoding: bool = False
     tokenize_instances: int = 1
 
     def __post_init__(self) -> None:
@@ -102,6 +104,11 @@ class ServingConfig:
     def merged_batch_size(self, tower: Tower) -> int | None:
         """Rows up to which Triton makes one batch of several requests; None for up to `max_batch_size`."""
         return self.preferred_batch_size(tower) if (self.target, tower) == ("cpu", "image") else None
+
+    @property
+    def decoding(self) -> str:
+        """How images are decoded: "exact", as cn_clip does, or "reduced"."""
+        return "reduced" if self.reduced_decoding else "exact"
 
     @property
     def skips_padding(self) -> bool:

@@ -32,11 +32,14 @@ class Verification:
         model: the name that the models are served under.
         tolerance: what each row had to hold.
         parity: measured, of the images and of the texts.
+        reduced_decoding: where images are decoded at a reduced scale, which their parity is that of: how far that alone
+            takes PyTorch's features from those of exact decoding.
     """
 
     model: str
     tolerance: Tolerance
     parity: dict[Tower, Parity]
+    reduced_decoding: Parity | None = None
 
     def require(self) -> None:
         """Raises ParityError if a row is beyond the tolerance."""
@@ -89,14 +92,16 @@ def verify_server(
             }
     except CnclipError as error:
         raise BuildError(f"{model} at {url} can't be verified: {error}") from error
+    encoded, reduced = list(images.values()), info.decoding == "reduced"
     reference = {
-        "image": _encode_images(loaded, list(images.values())),
+        "image": _encode_images(loaded, encoded, reduced=reduced),
         "text": _encode_texts(loaded, texts, info.context_length),
     }
     return Verification(
         model,
         TOLERANCES[_loosest(info.precision)],
         {tower: measure_parity(served[tower], reference[tower]) for tower in served},
+        measure_parity(reference["image"], _encode_images(loaded, encoded)) if reduced else None,
     )
 
 
@@ -116,8 +121,11 @@ def _require_same_checkpoint(model: str, info: Any, checkpoint: Checkpoint) -> N
         raise ParityError(f"{model} serves logit_scale {info.logit_scale}, the checkpoint has {checkpoint.logit_scale}")
 
 
-def _encode_images(checkpoint: Checkpoint, images: Sequence[bytes]) -> npt.NDArray[np.float32]:
+def _encode_images(
+    checkpoint: Checkpoint, images: Sequence[bytes], *, reduced: bool = False
+) -> npt.NDArray[np.float32]:
     from cn_clip.clip import image_transform
+    from cnclip_templates.cnclip_pixels import reduce_scale
     from PIL import Image
 
     from cnclip_builder.towers import encode, load_tower
@@ -129,6 +137,8 @@ def _encode_images(checkpoint: Checkpoint, images: Sequence[bytes]) -> npt.NDArr
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(encoded)) as image:
+                if reduced:
+                    reduce_scale(image, checkpoint.arch.resolution)
                 rows.append(encode(tower, transform(image)[None].numpy()))
     return np.concatenate(rows)
 

@@ -26,6 +26,7 @@ class ModelInfo:
         max_batch_size: The largest request that the server takes, in rows.
         precision: Of the encoders' weights: `fp32`, `fp16` or `int8`; `image fp32, text int8` if they differ; empty if
             the config does not say.
+        decoding: Of images: `exact`, to cn_clip's pixels, or `reduced`, which is near to them and faster.
         preferred_batch_size: Rows of a request that suit the server; None if the config does not say. Of both towers
             together the smaller one.
     """
@@ -39,6 +40,7 @@ class ModelInfo:
     context_length: int
     max_batch_size: int
     precision: str = ""
+    decoding: str = "exact"
     preferred_batch_size: int | None = None
 
 
@@ -75,6 +77,7 @@ def parse_info(slug: str, name: str, version: str, parameters: Mapping[str, str]
             context_length=int(parameters["context_length"]),
             max_batch_size=max_batch_size,
             precision=parameters.get("precision", ""),
+            decoding=parameters.get("decoding", "exact"),
             preferred_batch_size=int(parameters["preferred_batch_size"])
             if "preferred_batch_size" in parameters
             else None,
@@ -119,6 +122,7 @@ def combine(image: ModelInfo, text: ModelInfo) -> ModelInfo:
         precision=text.precision
         if image.precision == text.precision
         else f"image {image.precision}, text {text.precision}",
+        decoding=image.decoding,
         preferred_batch_size=min(
             (one.preferred_batch_size for one in (image, text) if one.preferred_batch_size is not None), default=None
         ),

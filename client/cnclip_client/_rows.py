@@ -83,6 +83,7 @@ class RowEncoder:
             expected, precision = self._expected, self._expected.precision
             # That of both towers names two where they differ.
             same_precision = "," in precision or precision == now.precision
-            if not same_precision or any(getattr(now, name) != getattr(expected, name) for name in _SAME):
+            names = (*_SAME, "decoding") if self._kind == "image" else _SAME
+            if not same_precision or any(getattr(now, name) != getattr(expected, name) for name in names):
                 raise ModelChanged(model=self._client._towers.name(self._kind), before=expected, after=now)
         return self._client

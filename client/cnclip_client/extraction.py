@@ -157,6 +157,8 @@ class _Job:
         }
         if self._source.kind == "text":
             known["context_length"] = info.context_length
+        elif info.decoding != "exact":
+            known["decoding"] = info.decoding
         return known
 
     def run(self) -> Summary:

@@ -32,6 +32,7 @@ model_warmup [ {
 parameters { key: "resolution" value { string_value: "32" } }
 parameters { key: "threads" value { string_value: "0" } }
 parameters { key: "max_image_pixels" value { string_value: "178956970" } }
+parameters { key: "decoding" value { string_value: "exact" } }
 """
 
 
@@ -70,6 +71,12 @@ def test_each_setting_alone(tiny_vit: Arch, kind: str, setting: str, change: Any
     expected = render(kind, tiny_vit)
     change(expected)
     assert render(kind, tiny_vit, **{setting: 3}) == expected
+
+
+def test_reduced_decoding(tiny_vit: Arch) -> None:
+    expected = render("image-preprocess", tiny_vit)
+    expected.parameters["decoding"].string_value = "reduced"
+    assert render("image-preprocess", tiny_vit, reduced_decoding=True) == expected
 
 
 @pytest.mark.parametrize(("target", "step"), [("cpu", "32"), ("gpu", "8")])

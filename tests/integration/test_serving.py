@@ -38,6 +38,7 @@ def request(arch: Arch, folder: Path, **changes: Any) -> BuildRequest:
         precision=changes.pop("precision", "fp32"),
         context_length=changes.pop("context_length", CONTEXT_LENGTH),
         max_batch_size=MAX_BATCH_SIZE,
+        reduced_decoding=changes.pop("reduced_decoding", False),
     )
     return BuildRequest(
         arch=arch,
@@ -60,7 +61,7 @@ def repository(tiny_vit: Arch, tiny_resnet: Arch, resnet_checkpoint: Path, folde
     """Two archs, a second version of the first, and a checkpoint of it under a name of its own."""
     build_repository(request(tiny_vit, folder))
     build_repository(request(tiny_vit, folder, checkpoint="random:1", version=2))
-    build_repository(request(tiny_vit, folder, name="fine-tuned", precision="fp16", verify=True))
+    build_repository(request(tiny_vit, folder, name="fine-tuned", precision="fp16", reduced_decoding=True, verify=True))
     build_repository(request(tiny_resnet, folder, checkpoint=str(resnet_checkpoint)))
     return folder / "repository"
 
@@ -118,6 +119,16 @@ def test_live_features_are_pytorchs(server: TritonServer, folder: Path, tiny_vit
 
 def test_resnet_features_are_pytorchs(server: TritonServer, tiny_resnet: Arch, resnet_checkpoint: Path) -> None:
     verify_server(server.grpc_url, "tiny-rn", resnet_checkpoint, tiny_resnet).require()
+
+
+def test_reduced_decoding_says_what_it_changes(server: TritonServer, repository: Path) -> None:
+    """Served features equal PyTorch's where both decode so; how far that is from exact decoding is told."""
+    for name, decoding in (("tiny-vit", "exact"), ("fine-tuned", "reduced")):
+        with Client(server.grpc_url, model=name) as client:
+            assert client.info.decoding == decoding
+    found = json.loads((repository / "manifest.json").read_text())["models"]["fine-tuned"]["1"]["live_parity"]
+    assert found["image"]["cosine_distance"] <= 1e-3  # the tolerance of FP16, and not of the other decoding
+    assert 0 < found["reduced_decoding"]["cosine_distance"] < 1e-2
 
 
 def test_verification_fails_where_it_should(server: TritonServer, folder: Path, tiny_vit: Arch) -> None:

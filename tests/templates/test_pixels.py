@@ -62,6 +62,31 @@ def test_every_mode_in_tiff_or_png(mode: str) -> None:
     check(buffer.getvalue(), 32)
 
 
+@pytest.mark.parametrize("name", sorted(sample_images()))
+def test_reduced_decoding_of_what_is_no_large_jpeg_is_exact(name: str) -> None:
+    encoded = sample_images()[name]
+    with Image.open(io.BytesIO(encoded)) as image:
+        small = image.format != "JPEG" or min(image.size) < 4 * 112
+    same = np.array_equal(decode_pixels(encoded, 112), decode_pixels(encoded, 112, reduced=True))
+    assert same == small
+
+
+def test_reduced_decoding_is_near(shared_images: list[Path]) -> None:
+    """Above twice the resolution JPEGs are read at a smaller scale: near to cn_clip's pixels, seldom equal."""
+    differences = []
+    for path in shared_images:
+        try:
+            exact = decode_pixels(path.read_bytes(), 224)
+        except BadImage:
+            with pytest.raises(BadImage):
+                decode_pixels(path.read_bytes(), 224, reduced=True)
+            continue
+        reduced = decode_pixels(path.read_bytes(), 224, reduced=True)
+        differences.append(np.abs(reduced.astype(int) - exact).mean())
+    assert 5 < np.count_nonzero(differences) < len(differences) / 2
+    assert max(differences) < 2
+
+
 def test_more_pixels_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back after the test
     buffer = io.BytesIO()

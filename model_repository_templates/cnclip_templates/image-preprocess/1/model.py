@@ -16,9 +16,13 @@ class TritonPythonModel:
     """Decodes and resizes; the rows of all waiting requests share one pool of threads, since Pillow frees the GIL."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Reads `resolution`, `threads` (0 for as many as cores) and `max_image_pixels` from the parameters."""
+        """Reads the model's parameters.
+
+        `resolution`, `threads` (0 for as many as cores), `max_image_pixels`, and `decoding`: "exact" or "reduced".
+        """
         parameters = json.loads(args["model_config"])["parameters"]
         self._resolution = int(parameters["resolution"]["string_value"])
+        self._reduced = parameters["decoding"]["string_value"] == "reduced"
         threads = int(parameters["threads"]["string_value"]) or len(os.sched_getaffinity(0))
         limit_pixels(int(parameters["max_image_pixels"]["string_value"]))
         self._pool = ThreadPoolExecutor(threads)
@@ -39,7 +43,7 @@ class TritonPythonModel:
 
     def _decode(self, encoded: bytes) -> Any:
         try:
-            return decode_pixels(encoded, self._resolution)
+            return decode_pixels(encoded, self._resolution, reduced=self._reduced)
         except BadImage as error:
             return error
 
