@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from cnclip_bench.subject import read_config
 if TYPE_CHECKING:
     from cnclip_builder.arch import Tower
 
-__all__ = ["Settings", "copy_ensemble", "read_settings", "write_settings"]
+__all__ = ["Settings", "copy_ensemble", "read_settings", "set_max_batch_size", "write_settings"]
 
 _PREPARATION = {"image": "image-preprocess", "text": "text-tokenize"}
 _THREADS = "intra_op_thread_count"
@@ -103,6 +103,17 @@ def write_settings(repository: Path, name: str, tower: Tower, settings: Settings
     for file, text in texts.items():
         with replacing_file(file) as partial:
             partial.write_text(text, encoding="utf-8")
+
+
+def set_max_batch_size(repository: Path, name: str, tower: Tower, size: int) -> None:
+    """Writes the most rows of a request into an ensemble's configs; what they prefer stays within it.
+
+    Raises:
+        ValueError: As `write_settings`.
+    """
+    settings = read_settings(repository, name, tower)
+    preferred = settings.preferred_batch_size and min(settings.preferred_batch_size, size)
+    write_settings(repository, name, tower, replace(settings, max_batch_size=size, preferred_batch_size=preferred))
 
 
 def copy_ensemble(repository: Path, name: str, tower: Tower, destination: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import typer
 
 from cnclip_bench._cli._alternatives import compare
+from cnclip_bench._cli._costs import build, memory, startup
 from cnclip_bench._cli._encoders import latency, preprocess, served, stages, tokenize
 from cnclip_bench._cli._load import throughput, tune
 from cnclip_bench._cli._options import (
@@ -21,6 +23,7 @@ from cnclip_bench._cli._options import (
     OutputOption,
     RepositoryOption,
 )
+from cnclip_bench._cli._savings import int8, savings
 
 app = typer.Typer(
     name="cnclip-bench",
@@ -30,7 +33,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compare, latency, served, throughput, stages, preprocess, tokenize, tune):
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    *(served, compare, latency, throughput, stages, preprocess, tokenize),
+    *(savings, int8, build, startup, memory, tune),
+)
+for command in _COMMANDS:
     app.command()(command)
 
 

@@ -1,0 +1,113 @@
+"""`cnclip-bench build`, `startup` and `memory`: what building and serving cost, and how that grows."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cnclip_bench._cli._options import (
+    OUTPUT,
+    RANDOM,
+    REPOSITORY,
+    TOWERS,
+    ArchOption,
+    CheckpointOption,
+    NameOption,
+    OutputOption,
+    RepositoryOption,
+    RoundsOption,
+)
+from cnclip_bench.subject import make_subject
+
+ArchsOption = Annotated[list[str], typer.Option("--arch", help="The architecture; repeatable.")]
+
+SizesOption = Annotated[list[int], typer.Option(min=1, help="Most rows of a request; repeatable.")]
+
+_FEW = ["RN50", "ViT-B-16"]
+_SIZES = [1, 8, 16, 32]
+
+
+def build(
+    archs: ArchsOption = _FEW,
+    checkpoint: CheckpointOption = RANDOM,
+    output: OutputOption = OUTPUT,
+) -> None:
+    """Build checkpoints by `make repo` and by cn_clip's pytorch_to_onnx.py: seconds, and memory of all processes."""
+    from cnclip_builder.arch import get_arch
+
+    from cnclip_bench.costs import build_costs
+    from cnclip_bench.output import Panel, show_rows, write_curves
+
+    found = [one for arch in archs for one in build_costs(get_arch(arch), checkpoint)]
+    rows = [
+        (one.arch, one.what, *((f"{one.seconds:.0f}", f"{one.peak_mib:.0f}") if not one.problem else (one.problem, "")))
+        for one in found
+    ]
+    show_rows("Building FP32 and FP16 of both encoders", ("arch", "by", "seconds", "MiB at most"), rows)
+    done = [one for one in found if not one.problem]
+    panels = [
+        Panel(
+            "MiB of weights in FP32",
+            axis,
+            {
+                what: sorted((one.weights_mib, getattr(one, field)) for one in done if one.what == what)
+                for what in dict.fromkeys(one.what for one in done)
+            },
+        )
+        for axis, field in (("seconds", "seconds"), ("MiB at most, of all processes", "peak_mib"))
+    ]
+    write_curves(output, "build", f"Building {', '.join(archs)}", found, panels)
+
+
+def startup(
+    archs: ArchsOption = _FEW,
+    checkpoint: CheckpointOption = RANDOM,
+    repository: RepositoryOption = REPOSITORY,
+    rounds: RoundsOption = 3,
+    output: OutputOption = OUTPUT,
+) -> None:
+    """Tell how long a server takes until it is ready, and what memory it holds then, by the architecture."""
+    from cnclip_bench.costs import start_up
+    from cnclip_bench.output import Panel, show_rows, write_curves
+
+    found = [start_up(make_subject(arch, checkpoint, repository, None, None, None), rounds) for arch in archs]
+    medians = [sorted(one.seconds)[len(one.seconds) // 2] for one in found]
+    rows = [
+        (one.arch, f"{one.weights_mib:.0f}", f"{median:.1f}", f"{one.idle_mib:.0f}")
+        for one, median in zip(found, medians, strict=True)
+    ]
+    show_rows("Until a server is ready", ("arch", "MiB of weights", "seconds", "MiB of memory"), rows)
+    panels = [
+        Panel(
+            "MiB of weights",
+            "seconds until ready",
+            {"start": sorted((one.weights_mib, median) for one, median in zip(found, medians, strict=True))},
+        ),
+        Panel("MiB of weights", "MiB of memory", {"idle": sorted((one.weights_mib, one.idle_mib) for one in found)}),
+    ]
+    write_curves(output, "startup", f"Starting a server of {', '.join(archs)}", found, panels)
+
+
+def memory(
+    arch: ArchOption = "ViT-B-16",
+    checkpoint: CheckpointOption = RANDOM,
+    repository: RepositoryOption = REPOSITORY,
+    name: NameOption = None,
+    max_batch_size: SizesOption = _SIZES,
+    output: OutputOption = OUTPUT,
+) -> None:
+    """Tell a server's memory once it has answered the largest request that it takes, by the size of that."""
+    from cnclip_bench.costs import footprints
+    from cnclip_bench.output import Panel, show_rows, write_curves
+
+    subject = make_subject(arch, checkpoint, repository, name, None, None)
+    found = {tower: footprints(subject, tower, sorted(set(max_batch_size))) for tower in TOWERS}
+    for tower, ones in found.items():
+        rows = [(str(one.max_batch_size), f"{one.idle_mib:.0f}", f"{one.peak_mib:.0f}") for one in ones]
+        show_rows(f"{subject.arch.name}, {tower}s", ("max batch size", "MiB idle", "MiB at most"), rows)
+    curves: dict[str, list[tuple[float, float]]] = {
+        tower: [(one.max_batch_size, one.peak_mib) for one in ones] for tower, ones in found.items()
+    }
+    panels = [Panel("max batch size", "MiB at most, of all processes", curves)]
+    write_curves(output, "memory", f"{subject.arch.name}: memory of a server", found, panels)
