@@ -75,8 +75,11 @@ test-rtx: $(VENV)/installed  ## Build plans with TensorRT-RTX, for machines with
 	$(BIN)/python -m pip install --quiet --group tensorrt-rtx
 	$(BIN)/python -m pytest tests/builder/test_tensorrt_rtx.py -m 'slow or not slow' $(FLAGS)
 
-bench: $(VENV)/installed  ## Measure ViT-B-16 side by side: encoders, served over in-process, alternatives, preprocessing.
+bench: $(VENV)/installed  ## Measure ViT-B-16 side by side: served, alternatives, stages, savings, INT8, memory, builds.
 	$(BIN)/cnclip-bench all $(FLAGS)
+	$(BIN)/python examples/demo/pictures.py build/bench/held-out
+	$(BIN)/cnclip-bench int8 --arch examples/demo/demo.json --checkpoint examples/demo/clip_cn_demo.pt \
+		--pairs build/bench/held-out/captions.tsv --output build/benchmarks/demo
 
 soak: $(VENV)/installed  ## Load the demo model for an hour (MINUTES=60); see that memory stays and no row is another's.
 	test -d build/demo/repository || $(BIN)/python examples/demo/demo.py

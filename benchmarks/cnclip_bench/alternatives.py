@@ -7,10 +7,15 @@ L2-normalised features, float32 `[N, D]`.
 from __future__ import annotations
 
 import io
+import json
+import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +31,21 @@ if TYPE_CHECKING:
 
     from cnclip_bench.subject import Subject
 
-__all__ = ["ALTERNATIVES", "compare"]
+__all__ = ["compare"]
 
 Features = npt.NDArray[np.float32]
 Encoders = dict[str, Callable[[Sequence[Any]], Features]]
 Compared = tuple[dict[str, dict[str, list[float]]], dict[str, str]]
 
 
-def compare(subject: Subject, client: Client, items: dict[Tower, int], rounds: int, batch_size: int) -> Compared:
+def compare(
+    subject: Subject,
+    client: Client,
+    items: dict[Tower, int],
+    rounds: int,
+    batch_size: int,
+    clip_as_service: Path | None = None,
+) -> Compared:
     """Times every alternative that is installed, and what is served, in turns.
 
     The alternatives get batches one after another, as their users' loops give them. The client gets all items at once,
@@ -45,6 +57,7 @@ def compare(subject: Subject, client: Client, items: dict[Tower, int], rounds: i
         items: How many of each tower make a round.
         rounds: How often.
         batch_size: Items a batch of an alternative.
+        clip_as_service: The Python of an environment with clip-as-service's server.
 
     Returns:
         The seconds of each round by tower and name; and why what was left out was.
@@ -53,7 +66,7 @@ def compare(subject: Subject, client: Client, items: dict[Tower, int], rounds: i
     left_out: dict[str, str] = {}
     with ExitStack() as opened:
         encoders: dict[str, Encoders] = {}
-        for name, alternative in ALTERNATIVES.items():
+        for name, alternative in _alternatives(clip_as_service).items():
             try:
                 encoders[name] = opened.enter_context(alternative(subject))
             except (ImportError, NotImplementedError) as error:
@@ -152,11 +165,61 @@ def infinity_engine(subject: Subject) -> Iterator[Encoders]:
             array.stop()
 
 
-ALTERNATIVES = {
-    "cn_clip (PyTorch)": cn_clip_loop,
-    "transformers (PyTorch)": transformers_model,
-    "infinity (PyTorch)": infinity_engine,
-}
+@contextmanager
+def clip_as_service_executor(subject: Subject, python: Path | None) -> Iterator[Encoders]:
+    """clip-as-service's torch executor, in a process of its environment, on the same checkpoint.
+
+    Raises:
+        NotImplementedError: There is no such environment, or it has no such model.
+    """
+    if python is None:
+        raise NotImplementedError("it needs an environment of its own: name its Python with --clip-as-service")
+    if subject.arch.hub is None:
+        raise NotImplementedError(f"it has the official architectures alone, and {subject.arch.name} is none")
+    worker = Path(__file__).with_name("clip_as_service_worker.py")
+    with TemporaryDirectory() as home:
+        # Where its cn_clip looks for what it has downloaded.
+        cache = Path(home, ".cache", "clip")
+        cache.mkdir(parents=True)
+        (cache / subject.arch.hub.filename).symlink_to(subject.checkpoint.resolve())
+        with subprocess.Popen(
+            [python, worker, f"CN-CLIP/{subject.arch.name}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "HOME": home},
+        ) as process:
+
+            def encode(tower: str, items: list[bytes]) -> Features:
+                if process.stdin is None or process.stdout is None:
+                    raise AssertionError("a process without the pipes that it was given")
+                asked = json.dumps({"tower": tower, "sizes": [len(item) for item in items]})
+                try:
+                    process.stdin.write(b"\n".join([asked.encode(), b"".join(items)]))
+                    process.stdin.flush()
+                    rows, columns = json.loads(process.stdout.readline())
+                except (BrokenPipeError, ValueError) as error:
+                    raise NotImplementedError(f"its executor ended: {python} {worker} shows why") from error
+                features = process.stdout.read(4 * rows * columns)
+                return _unit(np.frombuffer(features, dtype=np.float32).reshape(rows, columns))
+
+            try:
+                encode("text", [b"a"])  # it is there, or is left out
+                yield {
+                    "image": lambda batch: encode("image", list(batch)),
+                    "text": lambda batch: encode("text", [text.encode() for text in batch]),
+                }
+            finally:
+                process.kill()
+
+
+def _alternatives(clip_as_service: Path | None) -> dict[str, Callable[[Subject], AbstractContextManager[Encoders]]]:
+    return {
+        "cn_clip (PyTorch)": cn_clip_loop,
+        "transformers (PyTorch)": transformers_model,
+        "infinity (PyTorch)": infinity_engine,
+        "clip-as-service (PyTorch)": partial(clip_as_service_executor, python=clip_as_service),
+    }
 
 
 def _hugging_face(subject: Subject) -> tuple[Any, Any, Any]:
@@ -199,7 +262,11 @@ def _hugging_face(subject: Subject) -> tuple[Any, Any, Any]:
 def _normalised(features: Any) -> Features:
     # transformers 5 wraps what 4 gives bare.
     tensor = getattr(features, "pooler_output", features)
-    rows: Features = (tensor / tensor.norm(dim=-1, keepdim=True)).numpy()
+    return _unit(tensor.numpy())
+
+
+def _unit(features: Features) -> Features:
+    rows: Features = features / np.linalg.norm(features, axis=-1, keepdims=True)
     return rows
 
 

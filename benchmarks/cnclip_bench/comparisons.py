@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from cnclip_bench.subject import Subject
 
-__all__ = ["encoders", "preprocessing", "served_over_in_process", "stages", "tokenizing"]
+__all__ = ["encoders", "preprocessing", "reduced_difference", "served_over_in_process", "stages", "tokenizing"]
 
 Timings = dict[str, list[float]]
 
@@ -77,12 +79,12 @@ def encoders(subject: Subject, tower: Tower, batch_size: int, rounds: int, clien
 
 
 def served_over_in_process(
-    subject: Subject, tower: Tower, items: int, rounds: int, client: Client, batch_size: int
+    subject: Subject, tower: Tower, items: int, rounds: int, client: Client, batch_sizes: Sequence[int]
 ) -> Timings:
     """Times the client's way through the server against the same session in this process, preprocessing included.
 
-    In process: batches one after another, images decoded by as many threads as there are cores. Served: the client's
-    defaults. The idle one of the two has its threads asleep.
+    In process: batches of each size one after another, images decoded by as many threads as there are cores. Served:
+    the client's defaults. The idle ones have their threads asleep.
     """
     from cnclip_templates.cnclip_pixels import decode_pixels
 
@@ -90,7 +92,7 @@ def served_over_in_process(
     session, ids = subject.served_session(tower), subject.token_ids()
     with ThreadPoolExecutor() as pool:
 
-        def in_process() -> None:
+        def in_process(batch_size: int) -> None:
             for start in range(0, items, batch_size):
                 batch = given[start : start + batch_size]
                 if tower == "image":
@@ -100,29 +102,64 @@ def served_over_in_process(
                     feed = {_INPUTS[tower]: ids.pad([ids.encode(text) for text in batch])}
                 session.run([_FEATURES[tower]], feed)
 
-        jobs = {"in process": in_process, "served": lambda: _ask(client, tower, given, None)}
+        jobs: dict[str, Callable[[], None]] = {
+            f"in process, batches of {size}": partial(in_process, size) for size in batch_sizes
+        }
+        jobs["served"] = lambda: _ask(client, tower, given, None)
         return in_turns(jobs, rounds, time.perf_counter)
 
 
-def preprocessing(subject: Subject, rounds: int) -> Timings:
-    """Times decoding and resizing of all images on one core: cn_clip's transform, and the served one."""
+def preprocessing(subject: Subject, count: int, rounds: int) -> Timings:
+    """Times decoding and resizing of so many images: cn_clip's transform, and the served one, exact and reduced.
+
+    On one core, and the served one on all of them too, as its model does.
+    """
     import io
 
     from cn_clip.clip import image_transform
     from cnclip_templates.cnclip_pixels import decode_pixels
     from PIL import Image
 
-    transform = image_transform(subject.arch.resolution)
+    transform, given = image_transform(subject.arch.resolution), repeated(subject.images, count)
 
     def cn_clip() -> None:
-        for image in subject.images:
+        for image in given:
             transform(Image.open(io.BytesIO(image)))
 
-    def ours() -> None:
-        for image in subject.images:
-            decode_pixels(image, subject.arch.resolution)
+    def ours(reduced: bool) -> None:
+        for image in given:
+            decode_pixels(image, subject.arch.resolution, reduced=reduced)
 
-    return in_turns({"cn_clip": cn_clip, "served": ours}, rounds, time.perf_counter)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+
+        def on_all_cores() -> None:
+            list(pool.map(lambda image: decode_pixels(image, subject.arch.resolution), given))
+
+        jobs: dict[str, Callable[[], None]] = {
+            "cn_clip": cn_clip,
+            "served": partial(ours, False),
+            "reduced": partial(ours, True),
+            f"served, {len(os.sched_getaffinity(0))} cores": on_all_cores,
+        }
+        return in_turns(jobs, rounds, time.perf_counter)
+
+
+def reduced_difference(subject: Subject) -> dict[str, float]:
+    """How far reduced decoding takes pixels from exact ones, in grey levels: of the images that it changes."""
+    from cnclip_templates.cnclip_pixels import decode_pixels
+
+    differences = []
+    for image in subject.images:
+        exact, reduced = (decode_pixels(image, subject.arch.resolution, reduced=one) for one in (False, True))
+        differences.append(np.abs(exact.astype(np.int16) - reduced))
+    changed = [one for one in differences if one.any()]
+    return {
+        "images": float(len(differences)),
+        "changed": float(len(changed)),
+        "mean": float(np.mean([one.mean() for one in changed])) if changed else 0.0,
+        "mean of the worst": float(max((one.mean() for one in changed), default=0.0)),
+        "most": float(max((one.max() for one in changed), default=0.0)),
+    }
 
 
 def tokenizing(subject: Subject, rounds: int, count: int = 2000) -> Timings:

@@ -98,7 +98,7 @@ def make_artefacts(subject: Subject, checkpoint: str) -> Artefacts:
     return build_artefacts(
         subject.arch,
         checkpoint,
-        FOLDER / "artefacts" / f"{subject.name}-int8",
+        FOLDER / "artefacts" / subject.name,
         towers=TOWERS,
         precisions=("fp32", "int8"),
         download_root=FOLDER / "checkpoints",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,18 @@ if TYPE_CHECKING:
 
     from cnclip_bench.subject import Subject
 
-__all__ = ["batch_sizes", "last_block", "padding"]
+__all__ = ["batch_sizes", "has_padded_encoder", "last_block", "padding"]
+
+
+def has_padded_encoder(subject: Subject) -> bool:
+    """Whether there is the artefact in cn_clip's format that `padding` needs."""
+    return _padded_encoder(subject).exists()
+
+
+def _padded_encoder(subject: Subject) -> Path:
+    from cnclip_builder.onnx_files import onnx_name
+
+    return subject.artefacts / onnx_name(subject.arch, "text", "fp32")
 
 
 def padding(subject: Subject, batch_size: int, rounds: int) -> Timings:
@@ -28,14 +40,10 @@ def padding(subject: Subject, batch_size: int, rounds: int) -> Timings:
     The first two are the artefact in cn_clip's format, whose encoder computes padding.
 
     Raises:
-        ValueError: There is no such artefact, or a plan is served.
+        ValueError: A plan is served.
     """
-    from cnclip_builder.onnx_files import onnx_name
-
-    path = subject.artefacts / onnx_name(subject.arch, "text", "fp32")
-    if not path.exists():
-        raise ValueError(f"{path} is missing: name no --repository, so that its ONNX files are built too")
-    padded, served, token_ids = onnx_session(path), subject.served_session("text"), subject.token_ids()
+    artefact = _padded_encoder(subject)
+    padded, served, token_ids = onnx_session(artefact), subject.served_session("text"), subject.token_ids()
     rows = [token_ids.encode(text) for text in repeated(subject.texts, batch_size)]
     to_longest = token_ids.pad(rows)
     whole = np.zeros((batch_size, token_ids.context_length), dtype=np.int64)

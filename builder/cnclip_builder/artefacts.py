@@ -17,7 +17,7 @@ from typing import Any
 from cnclip_builder.arch import Arch, Tower
 from cnclip_builder.atomic import explaining_disk_errors, require_writable, sha256_of_file
 from cnclip_builder.errors import MissingRequirementError, SlowerError
-from cnclip_builder.isolation import stage_process
+from cnclip_builder.isolation import StageProcess, stage_process
 from cnclip_builder.machine import LEAST_INT8_SPEED_UP
 from cnclip_builder.onnx_files import OPSET, ExportJob, external_data_of, onnx_name
 from cnclip_builder.parity import Precision
@@ -118,16 +118,19 @@ def build_artefacts(
     wanted: list[Kind] = [(tower, precision) for tower in towers for precision in made]
     with stage_process() as process:
         checkpoint = process.run(open_checkpoint, source, arch, download_root, hub)
-    store = _Store(arch, folder, _fingerprint(arch, checkpoint.sha256))
-    missing = [kind for kind in wanted if not _usable(store.read(*kind), least_int8_speed_up)]
-    for kind in wanted:
-        if kind not in missing:
-            logger.info("Reusing %s: nothing it rests on has changed", onnx_name(arch, *kind))
-    slower: dict[Tower, str] = {}
-    if missing:
-        _require_disk_space(folder, checkpoint, missing)
-        with _work_folder(folder) as work:
-            slower = store.make(missing, checkpoint, work, least_int8_speed_up)
+        store = _Store(arch, folder, _fingerprint(arch, checkpoint.sha256))
+        missing = [kind for kind in wanted if not _usable(store.read(*kind), least_int8_speed_up)]
+        for kind in wanted:
+            if kind not in missing:
+                logger.info("Reusing %s: nothing it rests on has changed", onnx_name(arch, *kind))
+        slower: dict[Tower, str] = {}
+        if missing:
+            _require_disk_space(folder, checkpoint, missing)
+            with _work_folder(folder) as work:
+                exported = [tower for tower, precision in missing if precision == "fp32"]
+                store.export(exported, checkpoint, work, process)
+                process.close()
+                slower = store.make(missing, work, least_int8_speed_up)
     return Artefacts(
         checkpoint,
         tuple(
@@ -176,18 +179,32 @@ class _Store:
             reused=reused,
         )
 
-    def make(
-        self, missing: Sequence[Kind], checkpoint: CheckpointFacts, work: Path, least_int8_speed_up: float
-    ) -> dict[Tower, str]:
-        """Makes and proves artefacts in the work folder, then moves them into this one.
+    def export(self, towers: Sequence[Tower], checkpoint: CheckpointFacts, work: Path, first: StageProcess) -> None:
+        """Exports encoders in FP32 into the work folder, one after another, each in a process that ends with it.
+
+        Args:
+            towers: which.
+            checkpoint: what they are of.
+            work: the folder.
+            first: a process that has imported torch already; the next one's does so while this one exports.
+        """
+        with contextlib.ExitStack() as opened:
+            process = first
+            for tower in towers:
+                following = opened.enter_context(stage_process())
+                if tower != towers[-1]:
+                    following.prepare("cnclip_builder.onnx_export")
+                self._export(tower, checkpoint, work, process)
+                process.close()
+                process = following
+
+    def make(self, missing: Sequence[Kind], work: Path, least_int8_speed_up: float) -> dict[Tower, str]:
+        """Makes what is missing from the exports in the work folder, proves it, and moves all into this one.
 
         Returns:
             The encoders of which INT8 is not faster, and why that is known.
         """
         slower: dict[Tower, str] = {}
-        for tower, precision in missing:
-            if precision == "fp32":
-                self._export(tower, checkpoint, work)
         for tower, precision in missing:
             exported = work if (tower, "fp32") in missing else self._folder
             if precision != "int8":
@@ -202,7 +219,7 @@ class _Store:
         self._publish([kind for kind in missing if not (kind[1] == "int8" and kind[0] in slower)], work)
         return slower
 
-    def _export(self, tower: Tower, checkpoint: CheckpointFacts, work: Path) -> None:
+    def _export(self, tower: Tower, checkpoint: CheckpointFacts, work: Path, process: StageProcess) -> None:
         job = ExportJob(
             checkpoint=checkpoint.file.path,
             arch=self._arch,
@@ -210,8 +227,7 @@ class _Store:
             onnx=work / onnx_name(self._arch, tower, "fp32"),
             reference=work / self._reference_name(tower),
         )
-        with stage_process() as process:
-            process.run(export_to_onnx, job)
+        process.run(export_to_onnx, job)
 
     def _finish_int8(self, tower: Tower, work: Path, exported: Path, least_speed_up: float) -> None:
         started = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import multiprocessing
 import os
@@ -23,6 +24,14 @@ class StageProcess:
     def __init__(self, executor: ProcessPoolExecutor) -> None:
         self._executor = executor
 
+    def prepare(self, module: str) -> None:
+        """Has the process import a module while this one goes on; what goes wrong shows when it is needed."""
+        self._executor.submit(importlib.import_module, module)
+
+    def close(self) -> None:
+        """Ends the process, and with it whatever its libraries hold on to."""
+        self._executor.shutdown()
+
     def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Calls a module-level function in the process; arguments, result and errors are pickled.
 
@@ -36,7 +45,7 @@ class StageProcess:
             raise MissingRequirementError(
                 f"the process of stage {function.__name__} was killed, most likely for want of memory: an "
                 "architecture needs about 2 times the size of its FP32 weights, 8 GB for ViT-H-14; free some, or "
-                "build on a larger machine"
+                "build on a larger machine (or a script that builds lacks its `if __name__ == '__main__':`)"
             ) from error
 
 

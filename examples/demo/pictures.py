@@ -4,9 +4,9 @@ A `Scene` says what is in a picture (shape, colour, count, place, background). `
 twice the same, and `Scene.caption` its one canonical caption. Some scenes are kept out of training whole
 (`held_out_scenes`): a model that finds them has put together words and things that it never saw together.
 
-Run as a script, it writes the bundled sample pictures and their captions:
+Run as a script, it writes the bundled sample pictures and their captions, or a hundred held-out ones into a folder:
 
-    python examples/demo/pictures.py
+    python examples/demo/pictures.py [FOLDER]
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -255,16 +256,29 @@ def held_out(n: int = 100, seed: int = 0) -> list[tuple[Scene, Image.Image, str]
 
 def write_samples(folder: Path) -> None:
     """Writes the sample pictures into `folder/images` and their captions into `folder/captions.tsv`."""
+    pictures = [draw(scene, random.Random(f"sample {i}")) for i, scene in enumerate(SAMPLE_SCENES)]
+    # Both formats that users send most; JPEG also brings its own small errors along.
+    names = [f"{scene.slug}.{('png', 'jpg')[i % 2]}" for i, scene in enumerate(SAMPLE_SCENES)]
+    _write(folder, names, pictures, [scene.caption for scene in SAMPLE_SCENES])
+
+
+def write_held_out(folder: Path, n: int = 100, seed: int = 0) -> None:
+    """Writes the pictures of `held_out` and their captions, as `write_samples` does."""
+    scenes, pictures, captions = zip(*held_out(n, seed), strict=True)
+    _write(folder, [f"{scene.slug}.png" for scene in scenes], pictures, captions)
+
+
+def _write(folder: Path, names: Sequence[str], pictures: Sequence[Image.Image], captions: Sequence[str]) -> None:
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
-    lines = ["file\tcaption"]
-    for i, scene in enumerate(SAMPLE_SCENES):
-        # Both formats that users send most; JPEG also brings its own small errors along.
-        name = f"{scene.slug}.{('png', 'jpg')[i % 2]}"
-        draw(scene, random.Random(f"sample {i}")).save(images / name, quality=92)
-        lines.append(f"{name}\t{scene.caption}")
+    for name, picture in zip(names, pictures, strict=True):
+        picture.save(images / name, quality=92)
+    lines = ["file\tcaption", *(f"{name}\t{caption}" for name, caption in zip(names, captions, strict=True))]
     (folder / "captions.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write_samples(Path(__file__).parent)
+    if len(sys.argv) > 1:
+        write_held_out(Path(sys.argv[1]))
+    else:
+        write_samples(Path(__file__).parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pytest
 import torch
 from cn_clip.clip import image_transform, tokenize
 from cnclip_bench._cli import app
-from cnclip_bench.alternatives import cn_clip_loop, transformers_model
+from cnclip_bench.alternatives import clip_as_service_executor, cn_clip_loop, transformers_model
+from cnclip_bench.costs import _timed
 from cnclip_bench.inputs import captions, images, repeated
+from cnclip_bench.int8 import Pair, read_pairs
 from cnclip_bench.stats import Latency, in_turns, median_ratio
 from cnclip_bench.subject import Subject
 from cnclip_builder.arch import get_arch
@@ -77,25 +80,85 @@ def test_every_command(folder: Path) -> None:
         ["stages", *demo, "--items", "8"],
         ["preprocess", "--arch", DEMO_ARCH, *few],
         ["tokenize", *few],
+        ["savings", *demo, *few],
+        ["startup", *demo, "--rounds", "1"],
+        ["memory", *demo, "--max-batch-size", "2", "--max-batch-size", "8"],
     ):
         result = CliRunner().invoke(app, command, catch_exceptions=False)
         assert result.exit_code == 0, result.output
     assert not (folder / "build/bench/repository").exists()  # the one that was named is measured
     written = {path.name for path in (folder / "build/benchmarks").iterdir()}
     names = {"latency-image-2", "latency-text-2", "served-image", "served-text", "stages-image", "stages-text"}
-    names |= {"throughput-image", "throughput-text"}
-    assert written == {f"{name}.{end}" for name in names | {"preprocess", "tokenize"} for end in ("json", "png")}
+    names |= {"throughput-image", "throughput-text", "preprocess", "tokenize", "startup", "memory"}
+    names |= {"savings-last-block-image", "savings-last-block-text", "savings-batches", "savings-padding"}
+    assert written == {f"{name}.{end}" for name in names for end in ("json", "png")}
     latency = json.loads((folder / "build/benchmarks/latency-image-2.json").read_text())
     assert [one["name"] for one in latency["figures"]] == ["PyTorch", "ONNX fp32", "ONNX fp16", "served"]
     assert all(one["median_ms"] > 0 for one in latency["figures"])
     served = json.loads((folder / "build/benchmarks/served-text.json").read_text())
     assert (served["figures"]["items"], len(served["figures"]["rates"]["served"])) == (32, 2)
+    preprocessing = json.loads((folder / "build/benchmarks/preprocess.json").read_text())["figures"]
+    assert set(preprocessing["rates"]) >= {"cn_clip", "served", "reduced"}
+    assert 0 < preprocessing["reduced_decoding"]["changed"] < preprocessing["reduced_decoding"]["images"]
+    starts = json.loads((folder / "build/benchmarks/startup.json").read_text())["figures"]
+    assert [(one["arch"], len(one["seconds"])) for one in starts] == [("demo", 1)]
+    footprints = json.loads((folder / "build/benchmarks/memory.json").read_text())["figures"]["text"]
+    assert [one["max_batch_size"] for one in footprints] == [2, 8]
+    assert all(0 < one["idle_mib"] <= one["peak_mib"] for one in footprints)
     loads = json.loads((folder / "build/benchmarks/throughput-text.json").read_text())["figures"]
     assert [(one["concurrency"], one["batch_size"]) for one in loads] == [(1, 1), (2, 1), (1, 8), (2, 8)]
     assert all(0 < one["latency"]["median_ms"] <= one["latency"]["p99_ms"] for one in loads)
     stages = json.loads((folder / "build/benchmarks/stages-text.json").read_text())["figures"]
     assert set(stages) == {f"text-{step} {what}" for step in ("tokenize", "encoder") for what in ("queue", "compute")}
     assert stages["text-encoder compute"] > 0
+
+
+def test_int8_beside_fp32(folder: Path) -> None:
+    """The demo's encoders are too small to gain by INT8: they are compared all the same, and said to be refused."""
+    command = ["int8", "--arch", DEMO_ARCH, "--checkpoint", DEMO_CHECKPOINT, "--rounds", "2"]
+    pairs = ["--pairs", str(ROOT / "examples/demo/captions.tsv")]
+    result = CliRunner().invoke(app, [*command, *pairs], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    for tower in ("image", "text"):
+        figures = json.loads((folder / f"build/benchmarks/int8-{tower}.json").read_text())["figures"]
+        assert figures["rows"] == 6
+        assert 0 < figures["centred_median"] <= figures["centred_worst"] < 2e-2
+        assert figures["megabytes"][1] < figures["megabytes"][0]
+    recalls = json.loads((folder / "build/benchmarks/int8-recall.json").read_text())["figures"]
+    assert recalls["fp32"] == recalls["int8"] == dict.fromkeys(recalls["fp32"], 1.0)
+    assert set(recalls["fp32"]) == {f"{way} R@{k}" for way in ("text to image", "image to text") for k in (1, 5)}
+
+
+def test_pairs(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"a")
+    file = tmp_path / "pairs.tsv"
+    file.write_text("file\tcaption\na.png\t一\na.png\t二\n")
+    assert read_pairs(file) == [Pair(b"a", "一"), Pair(b"a", "二")]
+    for lines, message in (
+        ("file\tcaption\na.png\t一\nb.png\t二\n", "line 3: write an image's file, a tab"),
+        ("file\tcaption\na.png 一\n", "line 2: write an image's file, a tab"),
+        ("file\tcaption\na.png\t一\n", "has 1 pairs"),
+    ):
+        file.write_text(lines)
+        with pytest.raises(ValueError, match=message):
+            read_pairs(file)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_building_beside_cn_clip(folder: Path) -> None:
+    result = CliRunner().invoke(app, ["build", "--arch", "RN50"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    ours, theirs = json.loads((folder / "build/benchmarks/build.json").read_text())["figures"]
+    assert (ours["what"], theirs["what"]) == ("make repo", "pytorch_to_onnx.py")
+    assert all(one["problem"] == "" and one["seconds"] > 0 and one["peak_mib"] > 100 for one in (ours, theirs))
+
+
+def test_a_build_that_fails_says_why(tmp_path: Path) -> None:
+    script = "import sys; print('one'); sys.exit('no room for it')"
+    cost = _timed("RN50", "make repo", 1.0, [sys.executable, "-c", script], str(tmp_path))
+    assert cost.problem == "no room for it"
+    assert cost.seconds > 0
 
 
 @pytest.mark.slow
@@ -107,7 +170,8 @@ def test_what_users_would_pick_instead(folder: Path) -> None:
     for tower, items in (("image", 4), ("text", 16)):
         figures = json.loads((folder / f"build/benchmarks/compare-{tower}.json").read_text())["figures"]
         assert figures["items"] == items
-        compared = {"cn_clip (PyTorch)", "transformers (PyTorch)", "infinity (PyTorch)"} - set(figures["left_out"])
+        alternatives = {f"{name} (PyTorch)" for name in ("cn_clip", "transformers", "infinity", "clip-as-service")}
+        compared = alternatives - set(figures["left_out"])
         assert set(figures["rates"]) == compared | {"served"}
         assert "cn_clip (PyTorch)" in compared
         assert set(figures["median_ratios"]) == compared
@@ -126,6 +190,45 @@ def test_cn_clips_own_loop_gives_cn_clips_features() -> None:
             features = load_tower(loaded, tower)(inputs)
             expected = (features / features.norm(dim=-1, keepdim=True)).numpy()
             np.testing.assert_allclose(encoders[tower](items), expected, atol=1e-6)
+
+
+CLIP_AS_SERVICE = """
+import numpy as np
+class CLIPEncoder:
+    def __init__(self, name, device):
+        print("loading", name)
+        assert (name, device) == ("CN-CLIP/ViT-B-16", "cpu")
+    async def encode(self, documents):
+        documents.embeddings = np.array([[len(one.text if one.blob is None else one.blob), 1] for one in documents], dtype=np.float64)
+"""
+DOCARRAY = """
+class Document:
+    def __init__(self, blob=None, text=None):
+        self.blob, self.text = blob, text
+class DocumentArray(list):
+    pass
+"""
+
+
+def test_clip_as_service_in_an_environment_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "clip_server/executors").mkdir(parents=True)
+    (tmp_path / "clip_server/executors/clip_torch.py").write_text(CLIP_AS_SERVICE)
+    (tmp_path / "docarray.py").write_text(DOCARRAY)
+    subject = Subject(get_arch("ViT-B-16"), tmp_path / "docarray.py", Path(), Path(), "vit-b-16", [], [])
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with clip_as_service_executor(subject, Path(sys.executable)) as encoders:
+        for items in ([b"abc", b""], [b"x" * 100_000]):
+            features = encoders["image"](items)
+            expected = np.array([[len(item), 1] for item in items], dtype=np.float32)
+            np.testing.assert_allclose(features, expected / np.linalg.norm(expected, axis=1, keepdims=True), rtol=1e-6)
+        np.testing.assert_allclose(encoders["text"](["两字"])[0], np.array([2, 1]) / 5**0.5, rtol=1e-6)
+    monkeypatch.delenv("PYTHONPATH")
+    for python, message in ((None, "needs an environment of its own"), (Path(sys.executable), "its executor ended")):
+        with (
+            pytest.raises(NotImplementedError, match=message),
+            clip_as_service_executor(subject, python),
+        ):
+            pass
 
 
 def test_no_resnet_in_transformers() -> None:

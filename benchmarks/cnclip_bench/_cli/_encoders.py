@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from cnclip_bench._cli._options import (
     OUTPUT,
@@ -57,30 +61,32 @@ def served(
     name: NameOption = None,
     images: ImagesOption = None,
     captions: CaptionsOption = None,
-    items: ItemsOption = 48,
-    batch_size: BatchOption = 8,
-    rounds: RoundsOption = 6,
+    items: ItemsOption = 16,
+    batch_size: Annotated[list[int], typer.Option(min=1, help="Rows a batch in process; repeatable.")] = [4, 16],  # noqa: B006
+    rounds: RoundsOption = 10,
     output: OutputOption = OUTPUT,
 ) -> None:
-    """Divide the rate of the served ensembles by that of the same sessions in one process."""
+    """Divide the rate of the served ensembles by that of the same sessions in one process.
+
+    On a noisy machine many short rounds tell more than a few long ones.
+    """
     from cnclip_bench import comparisons
-    from cnclip_bench.output import show_values, write
+    from cnclip_bench.output import show_rows, write
 
     subject = make_subject(arch, checkpoint, repository, name, images, captions)
+    sizes = sorted(set(batch_size))
     with serving(subject) as (_, client):
         for tower in TOWERS:
             count = items if tower == "image" else 4 * items
-            timings = comparisons.served_over_in_process(subject, tower, count, rounds, client, batch_size)
-            rates = {name: [count / one for one in seconds] for name, seconds in timings.items()}
-            ratio = median_ratio(rates["served"], rates["in process"])
+            timings = comparisons.served_over_in_process(subject, tower, count, rounds, client, sizes)
+            rates = {way: [count / one for one in seconds] for way, seconds in timings.items()}
+            ratios = {way: median_ratio(rates["served"], rate) for way, rate in rates.items() if way != "served"}
+            bars = {way: sorted(rate)[len(rate) // 2] for way, rate in rates.items()}
             title = f"{subject.arch.name}, {tower}s a second"
-            shown = {name: f"{sorted(rate)[len(rate) // 2]:.2f}" for name, rate in rates.items()}
-            show_values(title, {**shown, "served / in process, median of rounds": f"{ratio:.3f}"})
-            bars = {name: sorted(rate)[len(rate) // 2] for name, rate in rates.items()}
-            figures = {"items": count, "rates": rates, "median_ratio": ratio}
-            write(
-                output, f"served-{tower}", f"{title}; served / in process {ratio:.3f}", figures, bars, "items a second"
-            )
+            rows = [(way, f"{bars[way]:.2f}", f"{ratios[way]:.3f}" if way in ratios else "") for way in bars]
+            show_rows(title, ("", f"{tower}s a second", "served: times"), rows)
+            figures = {"items": count, "rates": rates, "median_ratios": ratios}
+            write(output, f"served-{tower}", title, figures, bars, f"{tower}s a second")
 
 
 def stages(
@@ -110,14 +116,20 @@ def stages(
 def preprocess(
     arch: ArchOption = "ViT-B-16",
     images: ImagesOption = None,
-    rounds: RoundsOption = 10,
+    rounds: RoundsOption = 5,
     output: OutputOption = OUTPUT,
 ) -> None:
-    """Time decoding and resizing on one core, beside cn_clip's transform."""
+    """Time decoding and resizing beside cn_clip's transform, and tell what reduced decoding changes."""
     from cnclip_bench import comparisons
+    from cnclip_bench.output import show_values
 
     subject = make_subject(arch, RANDOM, None, None, images, None)
-    _beside_cn_clip("preprocess", "images", comparisons.preprocessing(subject, rounds), len(subject.images), output)
+    difference = comparisons.reduced_difference(subject)
+    count = max(len(subject.images), 64)
+    timings = comparisons.preprocessing(subject, count, rounds)
+    _beside_cn_clip("preprocess", "images", timings, count, output, {"reduced_decoding": difference})
+    shown = {what: f"{value:.2f}" if what.startswith("me") else f"{value:.0f}" for what, value in difference.items()}
+    show_values("Reduced decoding: grey levels off, of the images that it changes", shown)
 
 
 def tokenize(
@@ -132,12 +144,20 @@ def tokenize(
     _beside_cn_clip("tokenize", "texts", comparisons.tokenizing(subject, rounds, 2000), 2000, output)
 
 
-def _beside_cn_clip(name: str, what: str, timings: dict[str, list[float]], count: int, output: Path) -> None:
-    from cnclip_bench.output import show_values, write
+def _beside_cn_clip(
+    name: str,
+    what: str,
+    timings: dict[str, list[float]],
+    count: int,
+    output: Path,
+    more: Mapping[str, object] | None = None,
+) -> None:
+    from cnclip_bench.output import show_rows, write
 
     rates = {who: [count / one for one in seconds] for who, seconds in timings.items()}
-    ratio = median_ratio(rates["served"], rates["cn_clip"])
+    ratios = {who: median_ratio(rate, rates["cn_clip"]) for who, rate in rates.items()}
     bars = {who: sorted(rate)[len(rate) // 2] for who, rate in rates.items()}
-    title = f"{name}: {what} a second on one core"
-    show_values(title, {**{who: f"{rate:.0f}" for who, rate in bars.items()}, "served / cn_clip": f"{ratio:.2f}"})
-    write(output, name, title, {"rates": rates, "median_ratio": ratio}, bars, f"{what} a second")
+    title = f"{name}: {what} a second"
+    rows = [(who, f"{bars[who]:.0f}", f"{ratios[who]:.2f}") for who in bars]
+    show_rows(title, ("", f"{what} a second", "times"), rows)
+    write(output, name, title, {"rates": rates, "median_ratios": ratios, **(more or {})}, bars, f"{what} a second")

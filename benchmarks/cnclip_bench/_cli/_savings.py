@@ -27,7 +27,7 @@ from cnclip_bench.subject import make_subject
 if TYPE_CHECKING:
     from cnclip_bench.comparisons import Timings
 
-_SIZES = [1, 2, 4, 8, 16]
+_SIZES: dict[str, list[int]] = {"image": [1, 4, 16], "text": [1, 4, 16, 32]}
 
 
 def savings(
@@ -46,14 +46,17 @@ def savings(
 
     subject = make_subject(arch, checkpoint, repository, name, images, captions)
     arch_name = subject.arch.name
-    _show("savings-padding", f"{arch_name}, 16 texts", measured.padding(subject, 16, rounds), 16, output)
+    if measured.has_padded_encoder(subject):
+        _show("savings-padding", f"{arch_name}, 16 texts", measured.padding(subject, 16, rounds), 16, output)
+    else:
+        typer.echo("Padding is left out: it needs the ONNX files that are built where no --repository is named.")
     for tower in TOWERS:
         timings = measured.last_block(subject, tower, 4, rounds)
         _show(f"savings-last-block-{tower}", f"{arch_name}, 4 {tower}s in PyTorch", timings, 4, output)
     curves, figures = {}, {}
     for tower in TOWERS:
         items = 16 if tower == "image" else 64
-        timings = measured.batch_sizes(subject, tower, _SIZES, items, rounds)
+        timings = measured.batch_sizes(subject, tower, _SIZES[tower], items, rounds)
         figures[tower] = {size: [1000 * one / items for one in seconds] for size, seconds in timings.items()}
         curves[tower] = [(int(size), sorted(ms)[len(ms) // 2]) for size, ms in figures[tower].items()]
         title = f"{arch_name}, {tower}s in the served encoder's session"
