@@ -129,7 +129,6 @@ def build_artefacts(
             with _work_folder(folder) as work:
                 exported = [tower for tower, precision in missing if precision == "fp32"]
                 store.export(exported, checkpoint, work, process)
-                process.close()
                 slower = store.make(missing, work, least_int8_speed_up)
     return Artefacts(
         checkpoint,
@@ -180,23 +179,20 @@ class _Store:
         )
 
     def export(self, towers: Sequence[Tower], checkpoint: CheckpointFacts, work: Path, first: StageProcess) -> None:
-        """Exports encoders in FP32 into the work folder, one after another, each in a process that ends with it.
+        """Exports encoders in FP32 into the work folder, each in a process that ends with it.
 
         Args:
             towers: which.
             checkpoint: what they are of.
             work: the folder.
-            first: a process that has imported torch already; the next one's does so while this one exports.
+            first: a process that has imported torch already; it is ended.
         """
-        with contextlib.ExitStack() as opened:
-            process = first
-            for tower in towers:
-                following = opened.enter_context(stage_process())
-                if tower != towers[-1]:
-                    following.prepare("cnclip_builder.onnx_export")
+        for tower in towers[:1]:
+            self._export(tower, checkpoint, work, first)
+        first.close()
+        for tower in towers[1:]:
+            with stage_process() as process:
                 self._export(tower, checkpoint, work, process)
-                process.close()
-                process = following
 
     def make(self, missing: Sequence[Kind], work: Path, least_int8_speed_up: float) -> dict[Tower, str]:
         """Makes what is missing from the exports in the work folder, proves it, and moves all into this one.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import multiprocessing
 import os
@@ -23,10 +22,6 @@ class StageProcess:
 
     def __init__(self, executor: ProcessPoolExecutor) -> None:
         self._executor = executor
-
-    def prepare(self, module: str) -> None:
-        """Has the process import a module while this one goes on; what goes wrong shows when it is needed."""
-        self._executor.submit(importlib.import_module, module)
 
     def close(self) -> None:
         """Ends the process, and with it whatever its libraries hold on to."""
