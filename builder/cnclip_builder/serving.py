@@ -117,8 +117,12 @@ class ServingConfig:
 
     @property
     def text_length_step(self) -> int:
-        """Steps of the length to which texts are padded: as long as padding costs nothing, few shapes are faster."""
-        return 32 if self.skips_padding else 8
+        """Steps of the length to which texts are padded.
+
+        Where padding costs nothing, all texts have one shape. Triton then makes batches of them all; and while requests
+        of another shape wait, its batcher's thread spins, and takes a core off the encoder.
+        """
+        return self.context_length if self.skips_padding else 8
 
     @property
     def encoder_parameters(self) -> dict[str, str]:

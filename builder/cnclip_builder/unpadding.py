@@ -3,7 +3,8 @@
 Texts of a batch are padded to the longest of them, and products with weights, nearly all of an encoder's work, compute
 the padding too, though nothing ever reads it. None of them looks from one token to another; attention alone does. So
 the tokens of all texts are put one after another, `[T, width]`, and set apart again, `[N, L, width]`, just for
-attention, where padding was masked all along. Features are the same to the bit, whatever texts share a batch.
+attention, where padding was masked all along; L is the length of the longest, however long the ids are. Features are
+the same to the bit, whatever texts share a batch.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class _Rewriting:
         graph.initializer.extend(kept)
 
     def _find_tokens(self) -> None:
-        """Adds what tells where the tokens are.
+        """Adds what tells where the tokens are, and cuts the ids to the longest text's.
 
         `token_places` int64 `[T, 2]`: text and position of each. `token_rows` int64 `[N, L]`: the row of each, and for
         padding that of some token before it: masked, so that any will do. `class_rows` int64 `[N, 1]`.
@@ -89,8 +90,15 @@ class _Rewriting:
         self._add("Reshape", ["token_counts", self._constant("flat", [-1])], "token_counts_flat")
         self._add("CumSum", ["token_counts_flat", zero], "tokens_so_far")
         self._add("Sub", ["tokens_so_far", one], "token_rows_flat")
-        self._add("Reshape", ["token_rows_flat", "ids_shape"], "token_rows")
-        self._add("Gather", ["token_rows", self._constant("first", [0])], "class_rows", axis=1)
+        self._add("Reshape", ["token_rows_flat", "ids_shape"], "all_token_rows")
+        self._add("Gather", ["all_token_rows", first := self._constant("first", [0])], "class_rows", axis=1)
+
+        self._add("Gather", ["token_axes", one], "token_positions", axis=0)
+        self._add("ReduceMax", ["token_positions"], "last_position", keepdims=0)
+        self._add("Add", ["last_position", self._constant("one_in_a_row", [1])], "longest")
+        within = [first, "longest", self._constant("length_axis", [1])]
+        self._add("Slice", ["all_token_rows", *within], "token_rows")
+        self._renamed[ids] = self._add("Slice", [ids, *within], "ids")
 
     def _rewrite(self, node: onnx.NodeProto) -> None:
         held = {self._state[name] for name in node.input if name in self._state}

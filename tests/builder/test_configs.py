@@ -64,7 +64,6 @@ def test_no_queue_policy_unless_asked_for(tiny_vit: Arch, kind: str) -> None:
         ("image-preprocess", "max_image_pixels", lambda config: set_parameter(config, "max_image_pixels")),
         ("image-preprocess", "max_batch_size", lambda config: setattr(config, "max_batch_size", 3)),
         ("text-tokenize", "tokenize_instances", lambda config: setattr(config.instance_group[0], "count", 3)),
-        ("text-tokenize", "context_length", lambda config: set_parameter(config, "context_length")),
     ],
 )
 def test_each_setting_alone(tiny_vit: Arch, kind: str, setting: str, change: Any) -> None:
@@ -79,10 +78,12 @@ def test_reduced_decoding(tiny_vit: Arch) -> None:
     assert render("image-preprocess", tiny_vit, reduced_decoding=True) == expected
 
 
-@pytest.mark.parametrize(("target", "step"), [("cpu", "32"), ("gpu", "8")])
-def test_coarse_steps_where_padding_costs_nothing(tiny_vit: Arch, target: str, step: str) -> None:
+@pytest.mark.parametrize(("target", "step"), [("cpu", "30"), ("gpu", "8")])
+def test_texts_have_one_shape_where_padding_costs_nothing(tiny_vit: Arch, target: str, step: str) -> None:
     assert replace(PLAIN, target=target).skips_padding == (target == "cpu")
-    assert render("text-tokenize", tiny_vit, target=target).parameters["length_step"].string_value == step
+    parameters = render("text-tokenize", tiny_vit, target=target, context_length=30).parameters
+    assert parameters["context_length"].string_value == "30"
+    assert parameters["length_step"].string_value == step
 
 
 @pytest.mark.parametrize(

@@ -110,16 +110,19 @@ def test_neither_the_batch_nor_the_length_changes_a_text(encoders: tuple[Encode,
 
 
 def test_what_is_computed_grows_with_the_tokens(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path) -> None:
-    """The product after the first block's GELU has as many rows as there are tokens."""
+    """The product after the first block's GELU has a row for each token, and attention is as wide as the longest text."""
     artefact = tiny_artefacts.get("text", "fp32").path
     model = make_served_model(artefact, tiny_vit, "text")
     skip_padding(model.graph)
-    products = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[0].startswith("mul_")]
-    model.graph.output.append(helper.make_tensor_value_info(products[0].output[0], onnx.TensorProto.FLOAT, None))
+    product = next(node for node in model.graph.node if node.op_type == "MatMul" and node.input[0].startswith("mul_"))
+    softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
+    for node in (product, softmax):
+        model.graph.output.append(helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None))
     onnx.save_model(model, tmp_path / "model.onnx")
     shutil.copy(f"{artefact}.extra_file", tmp_path)
-    rows = open_session(tmp_path / "model.onnx").run(None, {"text": texts(3, 52, 17, padded_to=52)})[-1]
-    assert rows.shape[0] == 3 + 52 + 17
+    *_, rows, attention = open_session(tmp_path / "model.onnx").run(None, {"text": texts(3, 31, 17, padded_to=52)})
+    assert rows.shape[0] == 3 + 31 + 17
+    assert attention.shape[-2:] == (31, 31)
 
 
 @pytest.mark.parametrize(
