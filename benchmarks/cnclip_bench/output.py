@@ -104,7 +104,7 @@ def write_curves(folder: Path, name: str, title: str, figures: Any, panels: Sequ
                 axes.plot(*zip(*points, strict=True), marker="o", label=label)
             axes.set_xlabel(panel.x)
             axes.set_ylabel(panel.y)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.1 * max(y for points in panel.curves.values() for _, y in points))
             axes.legend()
 
 

@@ -68,7 +68,7 @@ def everything(
         partial(compare, **served_as, **items, items=8, rounds=3),
         partial(latency, **served_as, **items, batch_size=1, rounds=15),
         partial(latency, **served_as, **items, batch_size=8, rounds=3),
-        partial(throughput, **served_as, **items, concurrency=[1, 4], batch_size=[1, 4], seconds=1.0, rounds=1),
+        partial(throughput, **served_as, **items, seconds=1.0, rounds=1),
         partial(stages, **served_as, **items, items=16),
         partial(savings, **served_as, **items, rounds=3),
         partial(int8, **subject, **items, output=output),
