@@ -1,7 +1,7 @@
 """Takes the padding out of a served text encoder: what is multiplied are the texts' own tokens.
 
-Texts of a batch are padded to the longest of them, and products with weights, nearly all of an encoder's work, compute
-the padding too, though nothing ever reads it. None of them looks from one token to another; attention alone does. So
+Texts of a batch are padded to one length, and products with weights, nearly all of an encoder's work, compute the
+padding too, though nothing ever reads it. None of them looks from one token to another; attention alone does. So
 the tokens of all texts are put one after another, `[T, width]`, and set apart again, `[N, L, width]`, just for
 attention, where padding was masked all along; L is the length of the longest, however long the ids are. Features are
 the same to the bit, whatever texts share a batch.

@@ -64,6 +64,11 @@ def test_no_queue_policy_unless_asked_for(tiny_vit: Arch, kind: str) -> None:
         ("image-preprocess", "max_image_pixels", lambda config: set_parameter(config, "max_image_pixels")),
         ("image-preprocess", "max_batch_size", lambda config: setattr(config, "max_batch_size", 3)),
         ("text-tokenize", "tokenize_instances", lambda config: setattr(config.instance_group[0], "count", 3)),
+        (
+            "text-tokenize",
+            "context_length",
+            lambda config: [set_parameter(config, name) for name in ("context_length", "length_step")],
+        ),
     ],
 )
 def test_each_setting_alone(tiny_vit: Arch, kind: str, setting: str, change: Any) -> None:

@@ -128,7 +128,7 @@ def preprocess(
     count = max(len(subject.images), 64)
     timings = comparisons.preprocessing(subject, count, rounds)
     _beside_cn_clip("preprocess", "images", timings, count, output, {"reduced_decoding": difference})
-    shown = {what: f"{value:.2f}" if what.startswith("me") else f"{value:.0f}" for what, value in difference.items()}
+    shown = {what: f"{round(value, 2):g}" for what, value in difference.items()}
     show_values("Reduced decoding: grey levels off, of the images that it changes", shown)
 
 
