@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from cnclip_builder.arch import TOWERS, Arch, Tower, get_arch
-from cnclip_builder.artefacts import build_artefacts
-from cnclip_builder.checkpoint import load_checkpoint
+from cnclip_builder.artefacts.maker import build_artefacts
+from cnclip_builder.checkpoint.load import load_checkpoint
+from cnclip_builder.checkpoint.towers import load_tower
 from cnclip_builder.errors import BuildError, MissingRequirementError
-from cnclip_builder.machine import require_tensorrt
-from cnclip_builder.parity import TOLERANCES, check_parity
-from cnclip_builder.plan_build import PlanSettings, build_plans, write_jobs_of
-from cnclip_builder.plan_files import PlanJob
-from cnclip_builder.towers import load_tower
+from cnclip_builder.parity.distance import TOLERANCES, check_parity
+from cnclip_builder.plans.here import PlanSettings, build_plans, write_jobs_of
+from cnclip_builder.plans.record import PlanJob
+from cnclip_builder.system.machine import require_tensorrt
 
 BATCHES = (1, 32)
 CONTEXT_LENGTH = 52

@@ -24,8 +24,8 @@ PACKAGES = (
 
 # What is no Python module has to be named: a forgotten template is found by users only.
 DATA = {
-    "cnclip_builder/data/LICENSES.md",
-    "cnclip_builder/data/captions.txt",
+    "cnclip_builder/parity/data/LICENSES.md",
+    "cnclip_builder/parity/data/captions.txt",
     "cnclip_bench/py.typed",
     "cnclip_builder/py.typed",
     "cnclip_client/py.typed",

@@ -86,7 +86,7 @@ def build_costs(arch: Arch, checkpoint: str) -> list[BuildCost]:
         arch: The architecture; cn_clip's script knows the official ones alone.
         checkpoint: random:SEED, or a .pt file.
     """
-    from cnclip_builder.sources import fetch_checkpoint
+    from cnclip_builder.checkpoint.sources import fetch_checkpoint
 
     file = fetch_checkpoint(checkpoint, arch, FOLDER / "checkpoints", "huggingface").path.resolve()
     found = []

@@ -16,8 +16,8 @@ from cnclip_bench.subject import FOLDER, onnx_session
 
 if TYPE_CHECKING:
     from cnclip_builder.arch import Tower
-    from cnclip_builder.artefacts import Artefacts
-    from cnclip_builder.parity import Precision
+    from cnclip_builder.artefacts.maker import Artefacts
+    from cnclip_builder.parity.distance import Precision
 
     from cnclip_bench.subject import Subject
 
@@ -93,7 +93,7 @@ def make_artefacts(subject: Subject, checkpoint: str) -> Artefacts:
         checkpoint: random:SEED, or a .pt file.
     """
     from cnclip_builder.arch import TOWERS
-    from cnclip_builder.artefacts import build_artefacts
+    from cnclip_builder.artefacts.maker import build_artefacts
 
     return build_artefacts(
         subject.arch,
@@ -108,7 +108,7 @@ def make_artefacts(subject: Subject, checkpoint: str) -> Artefacts:
 
 def compare(subject: Subject, artefacts: Artefacts, tower: Tower, rounds: int) -> Compared:
     """Compares an encoder's two precisions on the subject's images or texts, each of them once."""
-    from cnclip_builder.onnx_files import external_data_of
+    from cnclip_builder.export.files import external_data_of
 
     found = [artefacts.get(tower, precision) for precision in ("fp32", "int8")]
     encoders = [_Encoder(one.path, subject, tower) for one in found]
@@ -165,7 +165,7 @@ class _Encoder:
         self._resolution, self._token_ids, self._tower = subject.arch.resolution, subject.token_ids(), tower
 
     def inputs(self, items: Sequence[Any]) -> npt.NDArray[Any]:
-        from cnclip_builder.probes import normalise
+        from cnclip_builder.parity.probes import normalise
         from cnclip_templates.cnclip_pixels import decode_pixels
 
         if self._tower == "image":

@@ -84,7 +84,7 @@ def write_settings(repository: Path, name: str, tower: Tower, settings: Settings
     Raises:
         ValueError: A config lacks what is to be changed, or has it in another form; nothing is written.
     """
-    from cnclip_builder.atomic import replacing_file
+    from cnclip_builder.system.atomic import replacing_file
 
     changes = settings.changes_from(read_settings(repository, name, tower))
     ensemble, encoder, preparation = (folder / "config.pbtxt" for folder in _folders(repository, name, tower))
@@ -139,7 +139,7 @@ def _edited(file: Path, values: dict[str, int]) -> str:
     Numbers are changed in the text, so that comments stay, and the outcome is read as Triton reads it: it must be what
     the same change makes of the message.
     """
-    from cnclip_builder.configs import parse_config
+    from cnclip_builder.repository.render import parse_config
 
     before = file.read_text(encoding="utf-8")
     after, wanted = before, parse_config(before, str(file))

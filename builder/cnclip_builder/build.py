@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from cnclip_builder.arch import TOWERS, Arch, Tower
-from cnclip_builder.artefacts import Artefacts, build_artefacts
-from cnclip_builder.atomic import require_writable
+from cnclip_builder.artefacts.maker import Artefacts, build_artefacts
+from cnclip_builder.checkpoint.sources import Hub
 from cnclip_builder.errors import BuildError, MissingRequirementError, SettingError, SlowerError
-from cnclip_builder.isolation import stage_process
-from cnclip_builder.machine import LEAST_INT8_SPEED_UP, require_tensorrt
-from cnclip_builder.onnx_files import served_input
-from cnclip_builder.parity import PRECISIONS
-from cnclip_builder.plan_build import Plan, PlanSettings, build_plans, find_plans, write_jobs_of
-from cnclip_builder.profiles import check_profiles, largest_batch
-from cnclip_builder.repository import RepositoryEntry, check_place, publish
-from cnclip_builder.serving import ServingConfig
-from cnclip_builder.sources import Hub
+from cnclip_builder.export.files import served_input
+from cnclip_builder.parity.distance import PRECISIONS
+from cnclip_builder.plans.here import Plan, PlanSettings, build_plans, find_plans, write_jobs_of
+from cnclip_builder.plans.profiles import check_profiles, largest_batch
+from cnclip_builder.repository.serving import ServingConfig
+from cnclip_builder.repository.write import RepositoryEntry, check_place, publish
+from cnclip_builder.system.atomic import require_writable
+from cnclip_builder.system.isolation import stage_process
+from cnclip_builder.system.machine import LEAST_INT8_SPEED_UP, require_tensorrt
 from cnclip_builder.verify import Verification, verify_server
 
 logger = logging.getLogger(__name__)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from cnclip_builder.arch import Arch, Tower
-from cnclip_builder.onnx_files import ExportJob
-from cnclip_builder.parity import Parity, Precision
-from cnclip_builder.plan_files import PlanJob
-from cnclip_builder.profiles import Profile
-from cnclip_builder.sources import CheckpointFile, Hub
+from cnclip_builder.checkpoint.sources import CheckpointFile, Hub
+from cnclip_builder.export.files import ExportJob
+from cnclip_builder.parity.distance import Parity, Precision
+from cnclip_builder.plans.profiles import Profile
+from cnclip_builder.plans.record import PlanJob
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class CheckpointFacts:
 
 def open_checkpoint(source: str | None, arch: Arch, download_root: Path, hub: Hub) -> CheckpointFacts:
     """Fetches a checkpoint, loads it and sums it up; imports torch. See `fetch_checkpoint` and `load_checkpoint`."""
-    from cnclip_builder.checkpoint import load_checkpoint
-    from cnclip_builder.sources import fetch_checkpoint
+    from cnclip_builder.checkpoint.load import load_checkpoint
+    from cnclip_builder.checkpoint.sources import fetch_checkpoint
 
     file = fetch_checkpoint(source, arch, download_root, hub)
     checkpoint = load_checkpoint(file.path, arch)
@@ -46,7 +46,7 @@ def open_checkpoint(source: str | None, arch: Arch, download_root: Path, hub: Hu
 
 def export_to_onnx(job: ExportJob) -> None:
     """Exports an encoder in FP32; imports torch. See `export_tower`."""
-    from cnclip_builder.onnx_export import export_tower
+    from cnclip_builder.export.export import export_tower
 
     export_tower(job)
 
@@ -67,10 +67,10 @@ def finish_artefact(made: Path, fp32: Path, reference: Path, arch: Arch, tower: 
     """
     import numpy as np
 
-    from cnclip_builder.onnx_check import check_artefact
+    from cnclip_builder.export.check import check_artefact
 
     if precision == "fp16":
-        from cnclip_builder.onnx_half import convert_to_fp16
+        from cnclip_builder.export.fp16 import convert_to_fp16
 
         convert_to_fp16(fp32, made)
     return check_artefact(made, arch, tower, precision, np.load(reference))
@@ -98,7 +98,7 @@ def make_int8_artefact(
     """
     from dataclasses import asdict
 
-    from cnclip_builder.onnx_int8 import convert_to_int8
+    from cnclip_builder.int8.convert import convert_to_int8
 
     report = convert_to_int8(fp32, made, arch, tower, least_speed_up=least_speed_up)
     return finish_artefact(made, fp32, reference, arch, tower, "int8"), asdict(report)
@@ -123,8 +123,8 @@ def write_served(
     """
     import numpy as np
 
-    from cnclip_builder.onnx_check import check_served_encoder
-    from cnclip_builder.served_encoder import write_served_encoder
+    from cnclip_builder.export.check import check_served_encoder
+    from cnclip_builder.export.served import write_served_encoder
 
     served = write_served_encoder(artefact, arch, tower, folder, without_padding=without_padding)
     return check_served_encoder(served, arch, tower, precision, np.load(reference))
@@ -141,6 +141,6 @@ def write_plan_job(
     folder: Path,
 ) -> PlanJob:
     """Writes what a plan is made from; imports onnx and onnxruntime. See `write_plan_sources`."""
-    from cnclip_builder.plan_graphs import write_plan_sources
+    from cnclip_builder.plans.graphs import write_plan_sources
 
     return write_plan_sources(artefact, reference, arch, tower, precision, edges, profiles, folder)  # type: ignore[arg-type]

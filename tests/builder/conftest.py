@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from cnclip_builder.arch import TOWERS, Arch
-from cnclip_builder.artefacts import Artefacts, build_artefacts
-from cnclip_builder.parity import PRECISIONS
+from cnclip_builder.artefacts.maker import Artefacts, build_artefacts
+from cnclip_builder.parity.distance import PRECISIONS
 
 
 @pytest.fixture(scope="session")
