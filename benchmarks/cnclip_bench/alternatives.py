@@ -26,7 +26,7 @@ from cnclip_bench.inputs import repeated
 from cnclip_bench.stats import in_turns
 
 if TYPE_CHECKING:
-    from cnclip_builder.arch import Tower
+    from cnclip_builder.tensors import Tower
     from cnclip_client import Client
 
     from cnclip_bench.subject import Subject

@@ -17,7 +17,8 @@ from cnclip_bench.serving_settings import copy_ensemble, set_max_batch_size
 from cnclip_bench.subject import FOLDER
 
 if TYPE_CHECKING:
-    from cnclip_builder.arch import Arch, Tower
+    from cnclip_builder.arch import Arch
+    from cnclip_builder.tensors import Tower
 
     from cnclip_bench.subject import Subject
 

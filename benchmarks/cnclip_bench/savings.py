@@ -16,7 +16,7 @@ from cnclip_bench.stats import in_turns
 from cnclip_bench.subject import onnx_session
 
 if TYPE_CHECKING:
-    from cnclip_builder.arch import Tower
+    from cnclip_builder.tensors import Tower
 
     from cnclip_bench.subject import Subject
 

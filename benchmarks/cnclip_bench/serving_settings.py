@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from cnclip_bench.subject import read_config
 
 if TYPE_CHECKING:
-    from cnclip_builder.arch import Tower
+    from cnclip_builder.tensors import Tower
 
-__all__ = ["Settings", "copy_ensemble", "read_settings", "set_max_batch_size", "write_settings"]
+__all__ = ["Settings", "copy_ensemble", "read_settings", "remember_settings", "set_max_batch_size", "write_settings"]
 
 _PREPARATION = {"image": "image-preprocess", "text": "text-tokenize"}
 _THREADS = "intra_op_thread_count"
@@ -103,6 +104,33 @@ def write_settings(repository: Path, name: str, tower: Tower, settings: Settings
     for file, text in texts.items():
         with replacing_file(file) as partial:
             partial.write_text(text, encoding="utf-8")
+
+
+def remember_settings(repository: Path, name: str, tower: Tower, changes: Mapping[str, int]) -> None:
+    """Writes changed settings into the repository's manifest, from which the next `make repo` takes them.
+
+    Args:
+        repository: Its folder.
+        name: Of the models.
+        tower: Which ensemble's.
+        changes: From `Settings.changes_from`.
+
+    Raises:
+        BuildError: The repository has no manifest, or none of this model.
+    """
+    from cnclip_builder.repository.manifest import update_serving
+
+    serving: dict[str, Any] = {}
+    for setting, value in changes.items():
+        if setting == "preparation_instances":
+            serving["preprocess_instances" if tower == "image" else "tokenize_instances"] = value
+            continue
+        serving[setting] = {tower: value}
+        if (
+            setting == "preferred_batch_size"
+        ):  # what clients ask for and what the encoder's batches keep to are one here
+            serving["merged_batch_size"] = {tower: value}
+    update_serving(repository, name, serving)
 
 
 def set_max_batch_size(repository: Path, name: str, tower: Tower, size: int) -> None:

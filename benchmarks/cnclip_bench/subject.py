@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cnclip_builder.arch import Arch, Tower
+    from cnclip_builder.arch import Arch
+    from cnclip_builder.tensors import Tower
     from cnclip_client import Client
     from cnclip_templates.cnclip_token_ids import TokenIds
 
@@ -117,8 +118,7 @@ def make_subject(
 def _build(arch: Arch, checkpoint: str, repository: Path, name: str) -> Path:
     from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
     from cnclip_builder.build import BuildRequest, build_repository
-    from cnclip_builder.repository.serving import ServingConfig
-    from cnclip_builder.system.machine import default_max_batch_size
+    from cnclip_builder.repository.serving import ServingConfig, default_max_batch_size
 
     request = BuildRequest(
         arch=arch,

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cnclip_builder.arch import Arch, Tower
+from cnclip_builder.arch import Arch
 from cnclip_builder.checkpoint.load import Checkpoint, load_checkpoint
 from cnclip_builder.errors import BuildError, ParityError
-from cnclip_builder.parity.distance import TOLERANCES, Parity, Precision, Tolerance, measure_parity
+from cnclip_builder.parity.distance import TOLERANCES, Parity, Tolerance, measure_parity
 from cnclip_builder.parity.samples import sample_images, sample_texts
+from cnclip_builder.tensors import Precision, Tower
 
 logger = logging.getLogger(__name__)
 

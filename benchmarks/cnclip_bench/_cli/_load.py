@@ -116,7 +116,7 @@ def tune(
     surely faster is written; comments in the configs stay. Restart or reload running servers afterwards.
     """
     from cnclip_bench.output import write
-    from cnclip_bench.serving_settings import read_settings, write_settings
+    from cnclip_bench.serving_settings import read_settings, remember_settings, write_settings
     from cnclip_bench.tuning import Comparison, Goal, coordinates
     from cnclip_bench.tuning import tune as search
 
@@ -146,7 +146,8 @@ def tune(
             typer.echo(f"  best: {changes}, {1 + found.confirmation.gain:.3f} times the start, measured anew")
             if not dry_run:
                 write_settings(repository, subject.name, one, found.best)
-                typer.echo(f"  written to the configs in {repository}; a later `make repo` writes its own again")
+                remember_settings(repository, subject.name, one, changes)
+                typer.echo(f"  written to the configs and the manifest in {repository}; a later `make repo` keeps it")
         bars = {
             ", ".join(f"{key}={value}" for key, value in trial.settings.changes_from(start).items()): 1 + trial.gain
             for trial in found.trials

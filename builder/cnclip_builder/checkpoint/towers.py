@@ -13,7 +13,7 @@ from cn_clip.clip.model import convert_weights
 from cnclip_builder.checkpoint.load import Checkpoint, make_meta_model
 
 if TYPE_CHECKING:
-    from cnclip_builder.arch import Tower
+    from cnclip_builder.tensors import Tower
 
 logger = logging.getLogger(__name__)
 

@@ -9,25 +9,23 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from cnclip_builder.arch import Arch, Tower
 from cnclip_builder.errors import ParityError
-from cnclip_builder.export.files import TENSORS
-from cnclip_builder.parity.distance import TOLERANCES, Parity, Precision, check_parity
+from cnclip_builder.export.artefact import Artefact
+from cnclip_builder.parity.distance import TOLERANCES, Parity, check_parity
 from cnclip_builder.parity.probes import Probes, make_probes
+from cnclip_builder.tensors import TENSORS, Tower
 
 _FEATURE_TYPE = "tensor(float)"
 
+_Signature = tuple[str, list[int | None]]
+"""ONNX Runtime's name of a type, and the axes, None for a dynamic one."""
 
-def check_artefact(
-    path: Path, arch: Arch, tower: Tower, precision: Precision, reference: npt.NDArray[np.float32]
-) -> Parity:
+
+def check_artefact(artefact: Artefact, reference: npt.NDArray[np.float32]) -> Parity:
     """Compares an exported encoder with PyTorch.
 
     Args:
-        path: the .onnx file.
-        arch: its architecture.
-        tower: which encoder it is.
-        precision: whose tolerance counts.
+        artefact: which; its precision's tolerance counts.
         reference: PyTorch's un-normalised features of the probes, `[N, D]`.
 
     Returns:
@@ -37,22 +35,22 @@ def check_artefact(
         ParityError: it does not load, or a rung does not hold; the message names the tensor, what was expected
             and what came.
     """
+    path, arch, tower = artefact.path, artefact.arch, artefact.tower
     probes, names = make_probes(arch), TENSORS[tower]
+    inputs = probes.inputs(tower)
     session = open_session(path)
-    if tower == "image":
-        expected = {names.input: ("tensor(float)", [None, 3, arch.resolution, arch.resolution])}
-        inputs: npt.NDArray[Any] = probes.image
-    else:
-        expected = {names.input: ("tensor(int64)", [None, None])}
-        inputs = probes.text
-    check_signature(path, session.get_inputs(), expected)
+    axes: dict[Tower, _Signature] = {
+        "image": ("tensor(float)", [None, 3, arch.resolution, arch.resolution]),
+        "text": ("tensor(int64)", [None, None]),
+    }
+    check_signature(path, session.get_inputs(), {names.input: axes[tower]})
     check_signature(path, session.get_outputs(), {names.unnormalised: (_FEATURE_TYPE, [None, arch.embedding_size])})
 
     def features(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         result: npt.NDArray[np.float32] = session.run([names.unnormalised], {names.input: rows})[0]
         return result
 
-    tolerance = TOLERANCES[precision]
+    tolerance = TOLERANCES[artefact.precision]
     parity = check_parity(f"{path.name} at batch {len(inputs)}", features(inputs), reference, tolerance)
     check_parity(f"{path.name} at batch 1", features(inputs[:1]), reference[:1], tolerance)
     if tower == "text":
@@ -96,7 +94,7 @@ def open_session(model: Path | bytes, *, threads: int = 0, weights: Path | None 
         raise ParityError(f"{name} does not load in ONNX Runtime: {error}") from error
 
 
-def check_signature(path: Path, tensors: list[Any], expected: dict[str, tuple[str, list[int | None]]]) -> None:
+def check_signature(path: Path, tensors: list[Any], expected: dict[str, _Signature]) -> None:
     """Compares a model's inputs or outputs with what they should be.
 
     Args:
@@ -124,17 +122,12 @@ def _describe(kind: str, axes: list[int | None]) -> str:
     return f"{kind} [{', '.join('dynamic' if size is None else str(size) for size in axes)}]"
 
 
-def check_served_encoder(
-    path: Path, arch: Arch, tower: Tower, precision: Precision, reference: npt.NDArray[np.float32]
-) -> Parity:
+def check_served_encoder(path: Path, artefact: Artefact) -> Parity:
     """Compares a served encoder with PyTorch, from uint8 pixels or int32 ids to both kinds of features.
 
     Args:
         path: its `model.onnx`.
-        arch: its architecture.
-        tower: which encoder it is.
-        precision: whose tolerance counts.
-        reference: PyTorch's un-normalised features of the probes, `[N, D]`.
+        artefact: what it was written from; its precision's tolerance and its reference count.
 
     Returns:
         The distances of the un-normalised features.
@@ -142,22 +135,22 @@ def check_served_encoder(
     Raises:
         ParityError: it does not load, or a rung does not hold.
     """
-    probes, names = make_probes(arch), TENSORS[tower]
+    arch, names = artefact.arch, TENSORS[artefact.tower]
+    inputs = make_probes(arch).served_inputs(artefact.tower)
+    reference = np.load(artefact.reference)
     session = open_session(path)
-    if tower == "image":
-        expected = {names.served_input: ("tensor(uint8)", [None, arch.resolution, arch.resolution, 3])}
-        inputs: npt.NDArray[Any] = probes.pixels
-    else:
-        expected = {names.served_input: ("tensor(int32)", [None, None])}
-        inputs = probes.text.astype(np.int32)
-    check_signature(path, session.get_inputs(), expected)
+    axes: dict[Tower, _Signature] = {
+        "image": ("tensor(uint8)", [None, arch.resolution, arch.resolution, 3]),
+        "text": ("tensor(int32)", [None, None]),
+    }
+    check_signature(path, session.get_inputs(), {names.served_input: axes[artefact.tower]})
     features = (_FEATURE_TYPE, [None, arch.embedding_size])
     check_signature(path, session.get_outputs(), {names.unnormalised: features, names.normalised: features})
     raw, unit = session.run([names.unnormalised, names.normalised], {names.served_input: inputs})
     norms = np.linalg.norm(unit, axis=1)
     if not np.allclose(norms, 1, atol=1e-5):
         raise ParityError(f"{path}: {names.normalised} have norms from {norms.min()} to {norms.max()} instead of 1")
-    tolerance = TOLERANCES[precision]
+    tolerance = TOLERANCES[artefact.precision]
     lengths = np.linalg.norm(reference, axis=1, keepdims=True)
     check_parity(f"{path.name}, {names.normalised}", unit * lengths, reference, tolerance)
     return check_parity(f"{path.name}, {names.unnormalised}", raw, reference, tolerance)

@@ -17,29 +17,33 @@ from typing import Any
 import numpy as np
 import torch
 
-from cnclip_builder.arch import Tower
 from cnclip_builder.checkpoint.load import load_checkpoint
 from cnclip_builder.checkpoint.towers import encode, load_tower
+from cnclip_builder.export.artefact import Artefact
 from cnclip_builder.export.class_token import compute_class_token_only
-from cnclip_builder.export.files import EXTERNAL_DATA_SUFFIX, OPSET, TENSORS, ExportJob, point_external_data
+from cnclip_builder.export.files import EXTERNAL_DATA_SUFFIX, OPSET, point_external_data
 from cnclip_builder.parity.probes import make_probes
+from cnclip_builder.tensors import TENSORS, Tower
 
 logger = logging.getLogger(__name__)
 
 
-def export_tower(job: ExportJob) -> None:
+def export_tower(checkpoint: Path, fp32: Artefact) -> None:
     """Exports an encoder to ONNX in FP32 and writes PyTorch's features of the probes beside it.
+
+    Args:
+        checkpoint: the checkpoint's file.
+        fp32: the artefact to write.
 
     Raises:
         CheckpointError: the checkpoint can't be used.
     """
-    tower = load_tower(load_checkpoint(job.checkpoint, job.arch), job.tower)
-    probes = make_probes(job.arch)
-    logger.info("Computing PyTorch's features of the %s probes", job.tower)
-    np.save(job.reference, encode(tower, probes.image if job.tower == "image" else probes.text))
-    logger.info("Exporting the %s encoder", job.tower)
-    compute_class_token_only(tower.clip)
-    _export(tower, job.tower, job.arch.resolution, job.onnx)
+    module = load_tower(load_checkpoint(checkpoint, fp32.arch), fp32.tower)
+    logger.info("Computing PyTorch's features of the %s probes", fp32.tower)
+    np.save(fp32.reference, encode(module, make_probes(fp32.arch).inputs(fp32.tower)))
+    logger.info("Exporting the %s encoder", fp32.tower)
+    compute_class_token_only(module.clip)
+    _export(module, fp32.tower, fp32.arch.resolution, fp32.path)
 
 
 def _export(module: torch.nn.Module, tower: Tower, resolution: int, path: Path) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cnclip_builder.arch import Arch, Tower
+from cnclip_builder.arch import Arch
 from cnclip_builder.errors import BuildError
-from cnclip_builder.parity.distance import Precision
-from cnclip_builder.plans.profiles import BATCH, LENGTH, PlanInput
+from cnclip_builder.tensors import BATCH, LENGTH, TENSORS, InputSpec, Precision, Tower
 
 if TYPE_CHECKING:
     import onnx
@@ -27,59 +25,17 @@ SERVED_FILENAME = "model.onnx"
 _FILE_PARTS: dict[Tower, str] = {"image": "img", "text": "txt"}
 
 
-@dataclass(frozen=True)
-class TensorNames:
-    """Names of an encoder's tensors.
-
-    Attributes:
-        input: what cn_clip's scripts call its input.
-        unnormalised: what they call its output.
-        served_input: what the served encoder calls its input.
-        normalised: the L2-normalised features that the served encoder adds.
-    """
-
-    input: str
-    unnormalised: str
-    served_input: str
-    normalised: str
-
-
-TENSORS: dict[Tower, TensorNames] = {
-    "image": TensorNames("image", "unnorm_image_features", "pixels", "image_features"),
-    "text": TensorNames("text", "unnorm_text_features", "text", "text_features"),
-}
-
-
-@dataclass(frozen=True)
-class ExportJob:
-    """One encoder to be exported.
-
-    Attributes:
-        checkpoint: the checkpoint's file.
-        arch: its architecture.
-        tower: which encoder.
-        onnx: the .onnx file to write.
-        reference: the .npy file for PyTorch's features of the probes.
-    """
-
-    checkpoint: Path
-    arch: Arch
-    tower: Tower
-    onnx: Path
-    reference: Path
-
-
 def onnx_name(arch: Arch, tower: Tower, precision: Precision) -> str:
     """Names an artefact as cn_clip's pytorch_to_onnx.py does: "vit-b-16.img.fp32.onnx"."""
     return f"{arch.slug}.{_FILE_PARTS[tower]}.{precision}.onnx"
 
 
-def served_input(arch: Arch, tower: Tower) -> PlanInput:
+def served_input(arch: Arch, tower: Tower) -> InputSpec:
     """The input tensor of a served encoder: uint8 pixels `[N, R, R, 3]`, or int32 ids `[N, L]`."""
     name = TENSORS[tower].served_input
     if tower == "text":
-        return PlanInput(name, "int32", (BATCH, LENGTH))
-    return PlanInput(name, "uint8", (BATCH, arch.resolution, arch.resolution, 3))
+        return InputSpec(name, "int32", (BATCH, LENGTH))
+    return InputSpec(name, "uint8", (BATCH, arch.resolution, arch.resolution, 3))
 
 
 def external_data_of(path: Path) -> Path:

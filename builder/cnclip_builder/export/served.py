@@ -16,49 +16,44 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cnclip_builder.arch import Arch, Tower
 from cnclip_builder.errors import BuildError
-from cnclip_builder.export.files import SERVED_FILENAME, TENSORS, external_data_of
+from cnclip_builder.export.artefact import Artefact
+from cnclip_builder.export.files import SERVED_FILENAME
 from cnclip_builder.export.unpadding import skip_padding
 from cnclip_builder.parity.probes import PIXEL_MEAN, PIXEL_STD
-from cnclip_builder.plans.record import FP32_PREFIX
+from cnclip_builder.tensors import FP32_PREFIX, TENSORS, Tower
 
 
-def write_served_encoder(
-    artefact: Path, arch: Arch, tower: Tower, folder: Path, *, without_padding: bool = False
-) -> Path:
+def write_served_encoder(artefact: Artefact, folder: Path, *, without_padding: bool = False) -> Path:
     """Writes `model.onnx` and its weights into a folder.
 
     Args:
-        artefact: a `.onnx` file of this builder.
-        arch: its architecture.
-        tower: which encoder it is.
+        artefact: the encoder.
         folder: where to; a version folder of a Triton model.
         without_padding: whether a text encoder leaves its texts' padding out, for ONNX Runtime.
 
     Returns:
         The path of `model.onnx`.
     """
-    model = make_served_model(artefact, arch, tower)
-    if without_padding and tower == "text":
+    model = make_served_model(artefact)
+    if without_padding and artefact.tower == "text":
         skip_padding(model.graph)
     served = folder / SERVED_FILENAME
     onnx.save_model(model, served)
-    weights = external_data_of(artefact)
-    if weights.exists():
+    if artefact.weights.exists():
         # A copy, not a hard link: onnx refuses weights that have several names, for fear of an attack.
-        shutil.copyfile(weights, folder / weights.name)
+        shutil.copyfile(artefact.weights, folder / artefact.weights.name)
     return served
 
 
-def make_served_model(artefact: Path, arch: Arch, tower: Tower) -> onnx.ModelProto:
+def make_served_model(artefact: Artefact) -> onnx.ModelProto:
     """Makes the graph of a served encoder; its weights stay in the artefact's own file."""
-    model = onnx.load(artefact, load_external_data=False)
-    if tower == "image":
-        _take_pixels(model.graph, arch.resolution)
+    model = onnx.load(artefact.path, load_external_data=False)
+    if artefact.tower == "image":
+        _take_pixels(model.graph, artefact.arch.resolution)
     else:
         take_int32_ids(model.graph)
-    _add_normalised_features(model.graph, tower, arch.embedding_size)
+    _add_normalised_features(model.graph, artefact.tower, artefact.arch.embedding_size)
     return model
 
 

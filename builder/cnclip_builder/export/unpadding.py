@@ -16,7 +16,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cnclip_builder.errors import BuildError
-from cnclip_builder.export.files import TENSORS, in_order
+from cnclip_builder.export.files import in_order
+from cnclip_builder.tensors import TENSORS
 
 _State = Literal["rows", "grid", "first"]
 """How a tensor holds tokens: `rows` `[T, ...]`, `grid` `[N, L, ...]` (also by heads), or the first of each text."""

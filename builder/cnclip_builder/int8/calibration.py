@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, Arch, Tower, cn_clip_vocabulary
+from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, Arch, cn_clip_vocabulary
 from cnclip_builder.export.check import open_session
 from cnclip_builder.parity.probes import normalise
 from cnclip_builder.parity.samples import sample_images, sample_texts
+from cnclip_builder.tensors import Tower
 
 _MOST_ROWS = 1024
 """Token vectors kept of each product, spread evenly over the inputs; ViT-H's image encoder has 128 products."""

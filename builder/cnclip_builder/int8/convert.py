@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,45 +13,26 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from cnclip_builder.arch import Arch, Tower
-from cnclip_builder.errors import ParityError
+from cnclip_builder.errors import ParityError, SlowerError
+from cnclip_builder.export.artefact import Artefact
+from cnclip_builder.export.check import open_session
 from cnclip_builder.int8.calibration import calibration_inputs, collect_activations, run_each
 from cnclip_builder.int8.graph import Product, find_products, read_weight, write_int8
-from cnclip_builder.int8.speed import measure_speed_up, require_speed_up
+from cnclip_builder.int8.report import LEAST_INT8_SPEED_UP, Int8Report
 from cnclip_builder.int8.weights import Int8Weight, fit, round_to_nearest
 from cnclip_builder.parity.distance import TOLERANCES, Parity, Tolerance, measure_parity
 from cnclip_builder.parity.probes import make_probes
-from cnclip_builder.system.machine import LEAST_INT8_SPEED_UP
+from cnclip_builder.tensors import Tower
 
 logger = logging.getLogger(__name__)
 
+_TIMED_ROUNDS = 7
 _TIMED_INPUTS: dict[Tower, int] = {"image": 1, "text": 8}
 
 
-@dataclass(frozen=True)
-class Int8Report:
-    """How an encoder came out.
-
-    Attributes:
-        products: how many matrix products could be quantised.
-        kept_in_fp32: the nodes of those that were not, because the tolerance would not hold.
-        smoothed: how many have their input smoothed.
-        speed_up: how many times FP32's speed it reaches on one thread of the machine that built it.
-        parity: with FP32 on the sample pictures or texts and the probes: worst row.
-    """
-
-    products: int
-    kept_in_fp32: tuple[str, ...]
-    smoothed: int
-    speed_up: float
-    parity: Parity
-
-
 def convert_to_int8(
-    fp32: Path,
+    artefact: Artefact,
     int8: Path,
-    arch: Arch,
-    tower: Tower,
     *,
     least_speed_up: float = LEAST_INT8_SPEED_UP,
     tolerance: Tolerance = TOLERANCES["int8"],
@@ -58,10 +40,8 @@ def convert_to_int8(
     """Writes the INT8 twin of an FP32 model.
 
     Args:
-        fp32: the .onnx file to read.
+        artefact: the FP32 encoder.
         int8: the .onnx file to write; its weights go beside it.
-        arch: the architecture.
-        tower: which encoder it is.
         least_speed_up: how many times FP32's speed it must reach.
         tolerance: how far the features of the samples and the probes may be from FP32's.
 
@@ -69,6 +49,7 @@ def convert_to_int8(
         SlowerError: it does not reach that speed.
         ParityError: the tolerance would not hold with a single product in INT8.
     """
+    fp32, arch, tower = artefact.path, artefact.arch, artefact.tower
     model = onnx.load(fp32, load_external_data=False)
     products = find_products(model)
     inputs = calibration_inputs(arch, tower)
@@ -79,8 +60,7 @@ def convert_to_int8(
     require_speed_up(int8.name, speed_up, least_speed_up)
     logger.info("Fitting %d matrix products of the %s encoder to INT8", len(products), tower)
     weights = _fit_all(model, fp32, products, inputs)
-    probes = make_probes(arch)
-    checked = [*inputs, *(row[None] for row in (probes.image if tower == "image" else probes.text))]
+    checked = [*inputs, *(row[None] for row in make_probes(arch).inputs(tower))]
     reference = run_each(fp32, checked)
 
     def parity_with(kept: tuple[str, ...]) -> Parity:
@@ -158,3 +138,43 @@ def _worst(features: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]
         cosine_distance=max(parity.cosine_distance for parity in parts),
         absolute_difference=max(parity.absolute_difference for parity in parts),
     )
+
+
+def measure_speed_up(fp32: Path, int8: Path, inputs: Sequence[npt.NDArray[Any]]) -> float:
+    """Times both encoders in turns, each on one thread: other work on the machine then disturbs the ratio least.
+
+    Args:
+        fp32: the .onnx file.
+        int8: the .onnx file.
+        inputs: of both encoders; a round runs all of them.
+
+    Returns:
+        FP32's shortest round over INT8's.
+    """
+    sessions = [open_session(path, threads=1) for path in (fp32, int8)]
+    shortest = [float("inf")] * len(sessions)
+    for _ in range(1 + _TIMED_ROUNDS):  # the first warms up; it can't be the shortest by luck
+        for index, session in enumerate(sessions):
+            started = time.perf_counter()
+            for item in inputs:
+                session.run(None, {session.get_inputs()[0].name: item})
+            shortest[index] = min(shortest[index], time.perf_counter() - started)
+    return shortest[0] / shortest[1]
+
+
+def require_speed_up(what: str, speed_up: float, least: float) -> None:
+    """Refuses an encoder that is not faster in INT8.
+
+    Args:
+        what: names the encoder in the error.
+        speed_up: measured.
+        least: what passes.
+
+    Raises:
+        SlowerError: it is not fast enough.
+    """
+    if speed_up < least:
+        raise SlowerError(
+            f"{what} runs at {speed_up:.2f} times FP32's speed on this machine (at least {least:g} passes; another "
+            "--least-int8-speed-up may be chosen if another machine is to serve it)"
+        )

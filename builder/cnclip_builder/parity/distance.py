@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cnclip_builder.errors import ParityError
-
-Precision = Literal["fp32", "fp16", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
-"""What is always made; INT8 is made where it is asked for."""
+from cnclip_builder.tensors import Precision
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnclip_builder.arch import Arch
+from cnclip_builder.tensors import Tower
 
 # cn_clip.clip.image_transform's Normalize, RGB.
 PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
@@ -30,6 +31,14 @@ class Probes:
 
     pixels: npt.NDArray[np.uint8]
     text: npt.NDArray[np.int64]
+
+    def inputs(self, tower: Tower) -> npt.NDArray[np.float32] | npt.NDArray[np.int64]:
+        """What cn_clip's encoder takes: `image` float32 `[4, 3, R, R]`, or `text` int64 `[8, 52]`."""
+        return self.image if tower == "image" else self.text
+
+    def served_inputs(self, tower: Tower) -> npt.NDArray[np.uint8] | npt.NDArray[np.int32]:
+        """What a served encoder takes: `pixels` uint8 `[4, R, R, 3]`, or `text` int32 `[8, 52]`."""
+        return self.pixels if tower == "image" else self.text.astype(np.int32)
 
     @property
     def image(self) -> npt.NDArray[np.float32]:

@@ -6,9 +6,8 @@ import importlib.resources
 import io
 from typing import Any
 
+from cnclip_templates import templates_folder
 from PIL import Image
-
-from cnclip_builder.repository.render import templates_folder
 
 
 def sample_images() -> dict[str, bytes]:

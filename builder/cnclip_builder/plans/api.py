@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnclip_builder.errors import MissingRequirementError, PlanError, SettingError
-from cnclip_builder.plans.profiles import PlanInput, Profile
-from cnclip_builder.plans.record import FP32_PREFIX
+from cnclip_builder.plans.profiles import Profile
+from cnclip_builder.tensors import FP32_PREFIX, InputSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,7 +101,7 @@ class TensorRT:
     def build(
         self,
         graph: Path,
-        tensor: PlanInput,
+        tensor: InputSpec,
         profiles: Sequence[Profile],
         precision: str,
         options: BuildOptions,
@@ -191,7 +191,7 @@ class TensorRT:
             ]
         return settings
 
-    def _check_input(self, graph: Path, network: Any, tensor: PlanInput) -> None:
+    def _check_input(self, graph: Path, network: Any, tensor: InputSpec) -> None:
         real = [network.get_input(index) for index in range(network.num_inputs)]
         names = [found.name for found in real]
         if names != [tensor.name]:

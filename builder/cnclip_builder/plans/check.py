@@ -44,7 +44,7 @@ def check_plan(run: PlanRunner, job: PlanJob, probes: Mapping[str, npt.NDArray[A
     Raises:
         ParityError: a row is beyond the tolerance; the message names the profile, batch, length and row.
     """
-    tolerance = TOLERANCES[job.precision]  # type: ignore[index]
+    tolerance = TOLERANCES[job.precision]
     worst: dict[str, Parity] = {}
     for number, profile in enumerate(job.profiles):
         for batch in sorted({profile.batch.min, profile.batch.opt, profile.batch.max}):

@@ -2,24 +2,57 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cnclip_builder.arch import Arch, Tower
+from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
-from cnclip_builder.errors import PlanError
-from cnclip_builder.parity.distance import Precision
+from cnclip_builder.errors import MissingRequirementError, PlanError
 from cnclip_builder.plans.api import BuildOptions, load_tensorrt
 from cnclip_builder.plans.device import current_device
 from cnclip_builder.plans.make import make_plan, require_usable
 from cnclip_builder.plans.profiles import Profile, default_profiles
-from cnclip_builder.plans.record import PlanJob, PlanRecord
-from cnclip_builder.stages import write_plan_job
+from cnclip_builder.plans.record import Edges, PlanJob, PlanRecord
+from cnclip_builder.plans.stage import write_plan_job
 from cnclip_builder.system.isolation import stage_process
+from cnclip_builder.system.machine import has_gpu
+from cnclip_builder.tensors import Precision, Tower
 
 logger = logging.getLogger(__name__)
+
+
+def require_tensorrt(arch: Arch, checkpoint: str | None) -> None:
+    """Refuses to build plans where none can be built.
+
+    Args:
+        arch: the architecture, for the commands that the message gives.
+        checkpoint: as the user named it, likewise.
+
+    Raises:
+        MissingRequirementError: saying what is missing here, and the commands for the way round.
+    """
+    missing = [] if has_gpu() else ["an NVIDIA GPU with its driver (nvidia-smi lists none)"]
+    missing += [
+        f"{what} ({how})"
+        for module, what, how in (
+            ("tensorrt", "TensorRT's Python module", "the version of your tritonserver"),
+            ("polygraphy", "polygraphy", "pip install 'cn-clip-triton[tensorrt]'"),
+        )
+        if importlib.util.find_spec(module) is None
+    ]
+    if missing:
+        model = shlex.join(["--arch", arch.option, *(["--checkpoint", checkpoint] if checkpoint else [])])
+        raise MissingRequirementError(
+            f"no TensorRT plan can be built: this machine lacks {' and '.join(missing)}. Use PLATFORM=onnxruntime; or "
+            f"run `cnclip-build tensorrt {model} --bundle plans` here, "
+            '`docker run --rm --gpus all -v "$PWD/plans:/plans" TENSORRT_IMAGE python3 /plans/build_plans.pyz` where '
+            "the GPU is (TENSORRT_IMAGE: NVIDIA's tensorrt:YY.MM-py3 of your tritonserver's month), and then "
+            f"`cnclip-build repository {model} --platform tensorrt --target gpu --plans plans` here"
+        )
 
 
 @dataclass(frozen=True)
@@ -62,10 +95,9 @@ class Plan:
 
 def write_jobs_of(
     artefacts: Artefacts,
-    arch: Arch,
     towers: Sequence[Tower],
     precision: Precision,
-    edges: str,
+    edges: Edges,
     settings: PlanSettings,
     folder: Path | None = None,
 ) -> dict[Tower, PlanJob]:
@@ -73,10 +105,9 @@ def write_jobs_of(
 
     Args:
         artefacts: the ONNX artefacts, `precision` among them.
-        arch: their architecture.
         towers: which encoders.
         precision: which precision.
-        edges: "served" or "cn_clip"; see `plan_graphs.Edges`.
+        edges: what the plans take and give.
         settings: how the plans are made.
         folder: where to; beside the artefacts if None, sharing their weights.
 
@@ -89,15 +120,7 @@ def write_jobs_of(
         artefact = artefacts.get(tower, precision)
         with stage_process() as process:
             jobs[tower] = process.run(
-                write_plan_job,
-                artefact.path,
-                artefact.reference,
-                arch,
-                tower,
-                precision,
-                edges,
-                settings.profiles(tower),
-                folder or artefact.path.parent,
+                write_plan_job, artefact, edges, settings.profiles(tower), folder or artefact.folder
             )
     return jobs
 

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cnclip_builder.errors import BuildError
 from cnclip_builder.export.files import in_order
-from cnclip_builder.plans.record import FP32_PREFIX
+from cnclip_builder.tensors import FP32_PREFIX
 
 _REDUCTIONS = ("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum")
 

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cnclip_builder.errors import SettingError
-
-BATCH, LENGTH = "batch", "length"
-"""The axes that vary: rows of a batch, and tokens of a text."""
+from cnclip_builder.tensors import BATCH, LENGTH, InputSpec
 
 if TYPE_CHECKING:
     Shape = tuple[int, ...]
@@ -68,30 +66,6 @@ class ShapeRange:
 
 
 @dataclass(frozen=True)
-class PlanInput:
-    """The input tensor of an encoder.
-
-    Attributes:
-        name: of the tensor.
-        dtype: its numpy type: "uint8", "int32" or "float32".
-        axes: each a fixed size, or the name of an axis that varies.
-    """
-
-    name: str
-    dtype: str
-    axes: tuple[int | str, ...]
-
-    @property
-    def dynamic_axes(self) -> tuple[str, ...]:
-        """Names of the axes that vary."""
-        return tuple(axis for axis in self.axes if isinstance(axis, str))
-
-    def shape(self, sizes: Mapping[str, int]) -> Shape:
-        """The tensor's shape at these sizes of the axes that vary."""
-        return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in self.axes)
-
-
-@dataclass(frozen=True)
 class Profile:
     """One optimisation profile: a range for every axis that varies.
 
@@ -111,7 +85,7 @@ class Profile:
         """Tokens of a text; None for images."""
         return self.ranges.get(LENGTH)
 
-    def shapes(self, tensor: PlanInput) -> tuple[Shape, Shape, Shape]:
+    def shapes(self, tensor: InputSpec) -> tuple[Shape, Shape, Shape]:
         """The tensor's smallest, tuned-for and largest shape.
 
         Raises:
@@ -197,7 +171,7 @@ def largest_batch(profiles: Iterable[Profile]) -> int:
     return max(profile.batch.max for profile in profiles)
 
 
-def check_profiles(profiles: Iterable[Profile], tensor: PlanInput, context_length: int | None = None) -> None:
+def check_profiles(profiles: Iterable[Profile], tensor: InputSpec, context_length: int | None = None) -> None:
     """Checks profiles against the input they are for.
 
     Args:

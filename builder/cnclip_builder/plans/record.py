@@ -12,14 +12,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cnclip_builder.errors import PlanError
-from cnclip_builder.plans.profiles import PlanInput, Profile
+from cnclip_builder.plans.profiles import Profile
+from cnclip_builder.tensors import InputSpec, Precision, Tower
 
-FP32_PREFIX = "fp32_"
-"""Begins the name of every ONNX node that computes in FP32 in an FP16 encoder, so that a TensorRT which chooses types
-itself (8.x) can be held to it: pixels to floats, LayerNormalization written out, the L2 norm."""
+Edges = Literal["served", "cn_clip"]
+"""What a plan takes and gives.
+
+`served`: what Triton serves, uint8 pixels or int32 ids to both kinds of features; `vit-b-16.img.fp16.served.trt`.
+`cn_clip`: what cn_clip's own scripts make, normalised float32 images or ids to un-normalised features, under their
+name, `vit-b-16.img.fp16.trt`. A plan of one kind never has the other's name.
+"""
 
 JOBS_NAME = "plans.json"
 """The file that lists the jobs of a folder."""
@@ -60,12 +65,12 @@ class PlanJob:
     """
 
     plan: str
-    tower: str
-    precision: str
+    tower: Tower
+    precision: Precision
     graphs: Mapping[str, str]
     probes: str
     files: Mapping[str, str]
-    input: PlanInput
+    input: InputSpec
     features: str
     normalised: str | None
     profiles: tuple[Profile, ...]
@@ -86,7 +91,7 @@ class PlanJob:
         return cls(
             **{
                 **job,
-                "input": PlanInput(tensor["name"], tensor["dtype"], tuple(tensor["axes"])),
+                "input": InputSpec(tensor["name"], tensor["dtype"], tuple(tensor["axes"])),
                 "profiles": tuple(map(Profile.from_dict, job["profiles"])),
             }
         )
@@ -112,11 +117,11 @@ class PlanRecord:
 
     plan: str
     sha256: str
-    precision: str
+    precision: Precision
     opset: str
     sources: Mapping[str, str]
     profiles: tuple[Profile, ...]
-    input: PlanInput
+    input: InputSpec
     tensorrt: str
     device: Device
     build_seconds: float
@@ -186,7 +191,7 @@ def read_record(plan: Path) -> PlanRecord:
                 **record,
                 "profiles": tuple(map(Profile.from_dict, record["profiles"])),
                 "device": Device(**record["device"]),
-                "input": PlanInput(tensor["name"], tensor["dtype"], tuple(tensor["axes"])),
+                "input": InputSpec(tensor["name"], tensor["dtype"], tuple(tensor["axes"])),
             }
         )
     except FileNotFoundError:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cnclip_builder.errors import RepositoryError
+from cnclip_builder.repository.serving import PER_TOWER, merged_setting
+from cnclip_builder.system.atomic import replacing_file
 
 MANIFEST_NAME = "manifest.json"
 _SCHEMA = 1
@@ -31,6 +33,49 @@ def read_manifest(repository: Path) -> dict[str, Any]:
             )
         return {}
     return parse_manifest(path.read_text(encoding="utf-8"), str(path))
+
+
+def kept_serving(repository: Path, name: str, version: int, arch: str) -> dict[str, Any]:
+    """Gives the settings that a model has in a repository: of this version, or else of its newest.
+
+    Args:
+        repository: its folder.
+        name: of the model.
+        version: that is built.
+        arch: its architecture's name; the settings of another one say nothing of this.
+
+    Returns:
+        By name; empty for a new model.
+    """
+    versions = {int(number): record for number, record in read_manifest(repository).get(name, {}).items()}
+    if not versions:
+        return {}
+    record = versions.get(version, versions[max(versions)])
+    return dict(record["serving"]) if record["arch"] == arch else {}
+
+
+def update_serving(repository: Path, name: str, settings: Mapping[str, Any]) -> None:
+    """Writes settings of a model into the manifest, so that the next build keeps them.
+
+    All versions of a model share their configs, and so the settings in them.
+
+    Args:
+        repository: its folder.
+        name: of the model.
+        settings: of `ServingConfig`, by name; a number for one encoder leaves the other's as it is.
+
+    Raises:
+        RepositoryError: the repository has no manifest, or none of this model.
+    """
+    models = read_manifest(repository)
+    if name not in models:
+        raise RepositoryError(f"{repository / MANIFEST_NAME} tells of no model {name}: build it with cnclip-build")
+    for record in models[name].values():
+        for setting, value in settings.items():
+            before = record["serving"].get(setting)
+            record["serving"][setting] = merged_setting(before, value) if setting in PER_TOWER else value
+    with replacing_file(repository / MANIFEST_NAME) as partial:
+        partial.write_text(manifest_text(models), encoding="utf-8")
 
 
 def parse_manifest(text: str, where: str) -> dict[str, Any]:

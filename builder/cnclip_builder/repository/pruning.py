@@ -17,7 +17,7 @@ from cnclip_builder.errors import RepositoryError, SettingError
 from cnclip_builder.repository.publishing import SUMS_NAME
 from cnclip_builder.repository.serving import DEFAULT_SETTLE_S
 from cnclip_builder.repository.store import RepositoryStore
-from cnclip_builder.repository.write import KINDS
+from cnclip_builder.repository.values import KINDS
 from cnclip_builder.system.atomic import locked
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,8 @@ from cnclip_builder.repository.manifest import read_manifest
 from cnclip_builder.repository.render import parse_config
 from cnclip_builder.repository.serving import DEFAULT_SETTLE_S
 from cnclip_builder.repository.store import CONFIG_NAME, RepositoryStore
-from cnclip_builder.repository.write import KINDS, check_repository
+from cnclip_builder.repository.values import KINDS
+from cnclip_builder.repository.write import check_repository
 from cnclip_builder.system.atomic import locked, sha256_of_file
 
 logger = logging.getLogger(__name__)

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jinja2
+from cnclip_templates import templates_folder
 from google.protobuf import text_encoding, text_format
 from tritonclient.grpc import model_config_pb2
 
 from cnclip_builder.errors import RepositoryError
-
-
-def templates_folder() -> Path:
-    """The folder of templates, as they lie in the installed package."""
-    return Path(str(importlib.resources.files("cnclip_templates")))
 
 
 def render_config(kind: str, values: Mapping[str, Any]) -> tuple[str, Any]:

@@ -15,26 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cnclip_templates import templates_folder
 
-from cnclip_builder.arch import TOWERS, Arch, Tower, cn_clip_vocabulary
+from cnclip_builder.arch import Arch, cn_clip_vocabulary
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.errors import RepositoryError, SettingError
-from cnclip_builder.parity.distance import Precision
+from cnclip_builder.export.stage import write_served
 from cnclip_builder.plans.here import Plan
 from cnclip_builder.plans.record import sidecar_of
-from cnclip_builder.repository.encoder_config import encoder_config, plan_filename
+from cnclip_builder.repository.encoder_config import plan_filename
 from cnclip_builder.repository.manifest import read_manifest, write_manifest
-from cnclip_builder.repository.render import parse_config, render_config, templates_folder
+from cnclip_builder.repository.render import parse_config, render_config
 from cnclip_builder.repository.serving import ServingConfig
+from cnclip_builder.repository.values import KINDS, TOWER_OF, template_values
 from cnclip_builder.repository.wiring import check_wiring
-from cnclip_builder.stages import write_served
 from cnclip_builder.system.atomic import link_or_copy, link_tree, locked, replacing_folder
 from cnclip_builder.system.isolation import stage_process
+from cnclip_builder.tensors import TOWERS, Precision, Tower
 
 logger = logging.getLogger(__name__)
-
-KINDS = ("image", "image-preprocess", "image-encoder", "text", "text-tokenize", "text-encoder")
-"""The served models of an architecture; each is named after it: "vit-b-16-image-encoder"."""
 
 _ENSEMBLES = ("image", "text")
 
@@ -264,16 +263,7 @@ def _write_encoders(repository: Path, entry: RepositoryEntry) -> dict[str, Any]:
             parity[f"{tower}-encoder"] = _write_plans(folder, entry.plans[tower])
             continue
         with stage_process() as process:
-            measured = process.run(
-                write_served,
-                artefact.path,
-                artefact.reference,
-                entry.arch,
-                tower,
-                artefact.precision,
-                folder,
-                without_padding=entry.serving.skips_padding,
-            )
+            measured = process.run(write_served, artefact, folder, without_padding=entry.serving.skips_padding)
         logger.info("Proved the served %s encoder: 1 - cosine <= %.0e", tower, measured.cosine_distance)
         parity[f"{tower}-encoder"] = measured.as_dict()
     return parity
@@ -299,24 +289,10 @@ def _write_configs(repository: Path, entry: RepositoryEntry, versions: list[int]
         "context_length": entry.serving.context_length,
     }
     for kind in KINDS:
-        name = f"{entry.name}-{kind}"
-        tower = TOWERS[kind.startswith("text")]
-        values = {
-            "name": name,
-            "arch": entry.arch,
-            "serving": entry.serving,
-            "version": entry.version,
-            "versions": versions,
-            "facts": {
-                **facts,
-                "precision": entry.precision_of(tower),
-                "preferred_batch_size": entry.serving.preferred_batch_size(tower),
-                **({"decoding": entry.serving.decoding} if tower == "image" else {}),
-            },
-        }
-        if kind.endswith("-encoder"):
-            records = [plan.record for plan in entry.plans.get(tower, ())]
-            values["encoder"] = encoder_config(entry.serving, entry.arch, tower, records)
+        tower, name = TOWER_OF[kind], f"{entry.name}-{kind}"
+        plans = [plan.record for plan in entry.plans.get(tower, ())]
+        told = {**facts, "precision": entry.precision_of(tower)}
+        values = template_values(kind, name, entry.arch, entry.serving, versions, entry.version, told, plans)
         text, _ = render_config(kind, values)
         config = repository / name / "config.pbtxt"
         config.unlink(missing_ok=True)  # it may be a link to the published one
@@ -336,7 +312,7 @@ def _manifest_entry(entry: RepositoryEntry, served_parity: Mapping[str, Any]) ->
             "logit_scale": checkpoint.logit_scale,
         },
         "platform": entry.serving.platform,
-        "serving": asdict(entry.serving),
+        "serving": entry.serving.as_dict(),
         "versions": {
             "python": sys.version.split()[0],
             **{
@@ -353,10 +329,10 @@ def _manifest_entry(entry: RepositoryEntry, served_parity: Mapping[str, Any]) ->
             },
         },
         "artefacts": {
-            artefact.path.name: {
-                key: artefact.record[key]
-                for key in ("opset", "precision", "parity", "int8", "files")
-                if key in artefact.record
+            artefact.name: {
+                key: value
+                for key, value in artefact.record.as_dict().items()
+                if key in ("opset", "precision", "parity", "int8", "files")
             }
             for artefact in entry.artefacts.items
         },

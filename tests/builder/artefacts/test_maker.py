@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from cnclip_builder import stages
-from cnclip_builder.arch import TOWERS, Arch
+from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts, build_artefacts
 from cnclip_builder.checkpoint.load import load_checkpoint
 from cnclip_builder.checkpoint.towers import encode, load_tower
 from cnclip_builder.errors import MissingRequirementError, ParityError
+from cnclip_builder.export.artefact import Artefact
 from cnclip_builder.export.served import write_served_encoder
-from cnclip_builder.parity.distance import PRECISIONS, measure_parity
+from cnclip_builder.export.stage import finish_artefact
+from cnclip_builder.parity.distance import measure_parity
+from cnclip_builder.tensors import PRECISIONS, TOWERS
 
 
 def build(arch: Arch, folder: Path, root: Path, **options: Any) -> Artefacts:
@@ -140,22 +143,24 @@ def test_a_disk_known_to_be_too_small(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_wrong_artefact_is_refused(artefacts: Path, tiny_vit: Arch) -> None:
-    path = artefacts / "tiny-vit.txt.fp32.onnx"
-    reference = artefacts / "tiny-vit.txt.reference.npy"
-    np.save(reference, np.load(reference)[::-1])
+def test_a_wrong_artefact_is_refused(artefacts: Path, tiny_vit: Arch, tmp_path: Path) -> None:
+    text = Artefact(tiny_vit, "text", "fp32", artefacts)
+    np.save(text.reference, np.load(text.reference)[::-1])
     with pytest.raises(ParityError, match=r"tiny-vit\.txt\.fp32\.onnx at batch 8: row"):
-        stages.finish_artefact(path, path, reference, tiny_vit, "text", "fp32")
+        finish_artefact(text, text)
     with pytest.raises(ParityError, match=r"tensors \['text'\] instead of \['image'\]"):
-        stages.finish_artefact(path, path, reference, tiny_vit, "image", "fp32")
+        shutil.copy(text.path, (image := replace(text, tower="image", folder=tmp_path)).path)
+        for file in (text.weights, image.weights), (text.reference, image.reference):
+            shutil.copy(*file)
+        finish_artefact(image, image)
 
 
 def test_served_encoders_scale_normalise_and_widen_inside(artefacts: Path, tiny_vit: Arch, tmp_path: Path) -> None:
-    for tower, part in (("image", "img"), ("text", "txt")):
+    for tower in TOWERS:
         folder = tmp_path / tower
         folder.mkdir()
-        served = session(write_served_encoder(artefacts / f"tiny-vit.{part}.fp32.onnx", tiny_vit, tower, folder))  # type: ignore[arg-type]
-        plain = session(artefacts / f"tiny-vit.{part}.fp32.onnx")
+        served = session(write_served_encoder(Artefact(tiny_vit, tower, "fp32", artefacts), folder))
+        plain = session(Artefact(tiny_vit, tower, "fp32", artefacts).path)
         rng = np.random.default_rng(1)
         if tower == "image":
             from cnclip_builder.parity.probes import normalise

@@ -14,6 +14,7 @@ import pytest
 from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.errors import BuildError
+from cnclip_builder.export.artefact import Artefact
 from cnclip_builder.export.check import open_session
 from cnclip_builder.export.served import make_served_model, write_served_encoder
 from cnclip_builder.export.unpadding import skip_padding
@@ -33,9 +34,9 @@ def texts(*lengths: int, padded_to: int) -> Ids:
     return ids
 
 
-def encoder(artefact: Path, arch: Arch, folder: Path, without_padding: bool) -> Encode:
+def encoder(artefact: Artefact, folder: Path, without_padding: bool) -> Encode:
     folder.mkdir()
-    session = open_session(write_served_encoder(artefact, arch, "text", folder, without_padding=without_padding))
+    session = open_session(write_served_encoder(artefact, folder, without_padding=without_padding))
     return lambda ids: session.run(None, {"text": ids})
 
 
@@ -52,17 +53,18 @@ def precision(request: pytest.FixtureRequest) -> str:
 def encoders(precision: str, tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path) -> tuple[Encode, Encode]:
     """With padding, and without."""
     if precision == "int8":
-        fp32, artefact = tiny_artefacts.get("text", "fp32").path, tmp_path / "int8.onnx"
+        artefact = Artefact(tiny_vit, "text", "int8", tmp_path)
+        fp32 = tiny_artefacts.get("text", "fp32").path
         model = onnx.load(fp32, load_external_data=False)
         weights = {item.node: round_to_nearest(read_weight(model, item, fp32.parent)) for item in find_products(model)}
         first = next(iter(weights))  # one with a smoothed input, which is an operation of its own
         weights[first] = type(weights[first])(
             **{**vars(weights[first]), "smoothing": np.full(len(weights[first].values), 2, dtype=np.float32)}
         )
-        write_int8(fp32, artefact, weights)
+        write_int8(fp32, artefact.path, weights)
     else:
-        artefact = tiny_artefacts.get("text", precision).path  # type: ignore[arg-type]
-    return tuple(encoder(artefact, tiny_vit, tmp_path / str(skips), skips) for skips in (False, True))  # type: ignore[return-value]
+        artefact = tiny_artefacts.get("text", precision)  # type: ignore[arg-type]
+    return tuple(encoder(artefact, tmp_path / str(skips), skips) for skips in (False, True))  # type: ignore[return-value]
 
 
 def require_same(encoders: tuple[Encode, Encode], ids: Ids, tolerance: float) -> None:
@@ -111,15 +113,15 @@ def test_neither_the_batch_nor_the_length_changes_a_text(encoders: tuple[Encode,
 
 def test_what_is_computed_grows_with_the_tokens(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path) -> None:
     """The product after the first block's GELU has a row for each token, and attention is as wide as the longest text."""
-    artefact = tiny_artefacts.get("text", "fp32").path
-    model = make_served_model(artefact, tiny_vit, "text")
+    artefact = tiny_artefacts.get("text", "fp32")
+    model = make_served_model(artefact)
     skip_padding(model.graph)
     product = next(node for node in model.graph.node if node.op_type == "MatMul" and node.input[0].startswith("mul_"))
     softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
     for node in (product, softmax):
         model.graph.output.append(helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None))
     onnx.save_model(model, tmp_path / "model.onnx")
-    shutil.copy(f"{artefact}.extra_file", tmp_path)
+    shutil.copy(artefact.weights, tmp_path)
     *_, rows, attention = open_session(tmp_path / "model.onnx").run(None, {"text": texts(3, 31, 17, padded_to=52)})
     assert rows.shape[0] == 3 + 31 + 17
     assert attention.shape[-2:] == (31, 31)

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 import pytest
-from cnclip_builder.arch import TOWERS, Arch, Tower
+from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts, build_artefacts
 from cnclip_builder.build import BuildRequest, _report_slower, build_repository
 from cnclip_builder.errors import ParityError, SettingError, SlowerError
@@ -17,6 +17,7 @@ from cnclip_builder.int8.convert import _keep_as_few_as_hold, convert_to_int8
 from cnclip_builder.parity.distance import TOLERANCES, Parity, Tolerance
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.write import RepositoryEntry, publish
+from cnclip_builder.tensors import TOWERS, Tower
 from cnclip_builder.verify import _loosest
 
 SERVING = ServingConfig(target="cpu", precision="int8", context_length=52, max_batch_size=4)
@@ -47,12 +48,13 @@ def build(arch: Arch, root: Path, **options: Any) -> Artefacts:
 def test_within_the_tolerance(int8: Artefacts, tower: Tower) -> None:
     artefact = int8.get(tower, "int8")
     assert artefact.path.name == f"tiny-vit.{'img' if tower == 'image' else 'txt'}.int8.onnx"
-    report = artefact.record["int8"]
-    for parity in (artefact.record["parity"], report["parity"]):
-        assert 1e-9 < parity["cosine_distance"] <= TOLERANCES["int8"].cosine_distance
-        assert 1e-9 < parity["centred_distance"] <= TOLERANCES["int8"].centred_distance
+    report = artefact.record.int8
+    assert report is not None
+    for parity in (artefact.record.parity, report.parity):
+        assert 1e-9 < parity.cosine_distance <= TOLERANCES["int8"].cosine_distance
+        assert 1e-9 < parity.centred_distance <= TOLERANCES["int8"].centred_distance
     operators = [node.op_type for node in onnx.load(artefact.path, load_external_data=False).graph.node]
-    assert operators.count("MatMulIntegerToFloat") == report["products"] - len(report["kept_in_fp32"]) > 0
+    assert operators.count("MatMulIntegerToFloat") == report.products - len(report.kept_in_fp32) > 0
 
 
 def test_a_second_build_reuses_it_unless_more_speed_is_asked_for(
@@ -69,18 +71,18 @@ def test_a_second_build_reuses_it_unless_more_speed_is_asked_for(
 
 
 def test_the_same_bytes_every_time(int8: Artefacts, tiny_vit: Arch, tmp_path: Path) -> None:
-    first = int8.get("text", "int8").path
-    again = tmp_path / first.name
-    convert_to_int8(first.with_name("tiny-vit.txt.fp32.onnx"), again, tiny_vit, "text", least_speed_up=0)
+    artefact = int8.get("text", "int8")
+    first, again = artefact.path, tmp_path / artefact.name
+    convert_to_int8(artefact.twin("fp32"), again, least_speed_up=0)
     for name in (first.name, first.name + ".extra_file"):
         assert (tmp_path / name).read_bytes() == first.with_name(name).read_bytes()
 
 
 def test_products_stay_in_fp32_until_the_tolerance_holds(int8: Artefacts, tiny_vit: Arch, tmp_path: Path) -> None:
-    fp32 = int8.get("image", "int8").path.with_name("tiny-vit.img.fp32.onnx")
+    fp32 = int8.get("image", "int8").twin("fp32")
 
     def convert(tolerance: Tolerance) -> Any:
-        return convert_to_int8(fp32, tmp_path / "x.int8.onnx", tiny_vit, "image", least_speed_up=0, tolerance=tolerance)
+        return convert_to_int8(fp32, tmp_path / "x.int8.onnx", least_speed_up=0, tolerance=tolerance)
 
     loose = convert(Tolerance(1, 2))
     strict = convert(Tolerance(1, loose.parity.centred_distance / 2))
@@ -104,11 +106,11 @@ def test_no_more_is_kept_than_must_be(needed: int) -> None:
 
 
 def test_a_slow_encoder_is_refused_with_its_figure(int8: Artefacts, tiny_vit: Arch, tmp_path: Path) -> None:
-    fp32 = int8.get("text", "int8").path.with_name("tiny-vit.txt.fp32.onnx")
+    fp32 = int8.get("text", "int8").twin("fp32")
     with pytest.raises(
         SlowerError, match=r"x\.int8\.onnx runs at \d+\.\d\d times FP32's speed on this machine \(at le"
     ):
-        convert_to_int8(fp32, tmp_path / "x.int8.onnx", tiny_vit, "text", least_speed_up=1000)
+        convert_to_int8(fp32, tmp_path / "x.int8.onnx", least_speed_up=1000)
 
 
 def test_one_slow_encoder_is_a_warning_and_two_are_an_error(caplog: pytest.LogCaptureFixture) -> None:

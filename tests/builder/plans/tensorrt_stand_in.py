@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from cnclip_builder.plans.api import BuildOptions
-from cnclip_builder.plans.profiles import PlanInput, Profile
+from cnclip_builder.plans.profiles import Profile
 from cnclip_builder.plans.record import Device
+from cnclip_builder.tensors import InputSpec
 
 A10 = Device("NVIDIA A10", "8.6")
 H100 = Device("NVIDIA H100 80GB HBM3", "9.0")
@@ -30,13 +31,13 @@ class StandIn:
         self.spoil = spoil
         self.builds = 0
         self.shapes: list[tuple[int, tuple[int, ...]]] = []
-        self._tensor: PlanInput | None = None
+        self._tensor: InputSpec | None = None
         self._profiles: Sequence[Profile] = ()
 
     def build(
         self,
         graph: Path,
-        tensor: PlanInput,
+        tensor: InputSpec,
         profiles: Sequence[Profile],
         precision: str,
         options: BuildOptions,

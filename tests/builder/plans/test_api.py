@@ -11,12 +11,13 @@ import polygraphy.backend.trt as polygraphy
 import pytest
 from cnclip_builder.errors import MissingRequirementError, PlanError, SettingError
 from cnclip_builder.plans.api import BuildOptions, TensorRT, load_tensorrt
-from cnclip_builder.plans.profiles import PlanInput, Profile
+from cnclip_builder.plans.profiles import Profile
+from cnclip_builder.tensors import InputSpec
 from polygraphy.exception import PolygraphyException
 
 from tests.builder.plans.tensorrt_versions import VERSIONS, make_module
 
-IDS = PlanInput("text", "int32", ("batch", "length"))
+IDS = InputSpec("text", "int32", ("batch", "length"))
 CONFIG_ARGUMENTS = {
     name
     for kind in polygraphy.CreateConfig.__mro__

@@ -6,12 +6,12 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from cnclip_builder.arch import TOWERS, Arch
+from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
-from cnclip_builder.parity.distance import PRECISIONS, Precision
 from cnclip_builder.plans.device import current_device
 from cnclip_builder.plans.here import PlanSettings, build_plans, write_jobs_of
 from cnclip_builder.plans.record import read_record
+from cnclip_builder.tensors import PRECISIONS, TOWERS, Precision
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,7 +29,7 @@ def test_plans_are_pytorchs(
     tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path, precision: Precision, edges: str
 ) -> None:
     settings = PlanSettings(max_batch_size=8, context_length=52)
-    jobs = write_jobs_of(tiny_artefacts, tiny_vit, TOWERS, precision, edges, settings, tmp_path)
+    jobs = write_jobs_of(tiny_artefacts, TOWERS, precision, edges, settings, tmp_path)
     plans = build_plans(jobs, tmp_path, settings.options)
     for tower, plan in plans.items():
         record = read_record(plan.path)

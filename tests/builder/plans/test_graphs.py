@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,44 +11,35 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from cnclip_builder.arch import TOWERS, Arch, Tower
+from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.errors import BuildError, SettingError
 from cnclip_builder.export.served import take_int32_ids
-from cnclip_builder.parity.distance import PRECISIONS, Precision
 from cnclip_builder.plans.graphs import write_plan_sources
 from cnclip_builder.plans.lowering import lower_opset
 from cnclip_builder.plans.profiles import Profile, default_profiles
-from cnclip_builder.plans.record import FP32_PREFIX, PlanJob
+from cnclip_builder.plans.record import Edges, PlanJob
+from cnclip_builder.tensors import FP32_PREFIX, PRECISIONS, TOWERS, Precision, Tower
 from onnx import TensorProto, helper, numpy_helper
 
-EDGES = ("served", "cn_clip")
+EDGES: tuple[Edges, ...] = ("served", "cn_clip")
 
 
 def write(
-    artefacts: Artefacts, arch: Arch, folder: Path, tower: Tower, precision: Precision = "fp16", edges: str = "served"
+    artefacts: Artefacts, folder: Path, tower: Tower, precision: Precision = "fp16", edges: Edges = "served"
 ) -> PlanJob:
     artefact = artefacts.get(tower, precision)
     profiles = default_profiles(8, 52 if tower == "text" else None)
-    return write_plan_sources(
-        artefact.path,
-        artefact.reference,
-        arch,
-        tower,
-        precision,
-        edges,
-        profiles,
-        folder,  # type: ignore[arg-type]
-    )
+    return write_plan_sources(artefact, edges, profiles, folder)
 
 
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("edges", EDGES)
 def test_opsets_operators_and_types(
-    tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path, tower: Tower, precision: Precision, edges: str
+    tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path, tower: Tower, precision: Precision, edges: Edges
 ) -> None:
-    job = write(tiny_artefacts, tiny_vit, tmp_path, tower, precision, edges)
+    job = write(tiny_artefacts, tmp_path, tower, precision, edges)
     normalisations = {}
     for opset, name in job.graphs.items():
         model = onnx.load(tmp_path / name)
@@ -69,7 +61,7 @@ def test_opsets_operators_and_types(
 @pytest.mark.parametrize("edges", EDGES)
 def test_no_int64_is_on_the_ids_way(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path, edges: str) -> None:
     """Chinese-CLIP's text plans are wrong under TensorRT 10 for int64 ids (cosine 0.68 to 0.79 was reported)."""
-    job = write(tiny_artefacts, tiny_vit, tmp_path, "text", "fp16", edges)
+    job = write(tiny_artefacts, tmp_path, "text", "fp16", edges)
     for name in job.graphs.values():
         graph = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / name)).graph
         kinds = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
@@ -91,7 +83,7 @@ def test_no_int64_is_on_the_ids_way(tiny_artefacts: Artefacts, tiny_vit: Arch, t
 
 
 def test_pixels_are_cast_before_anything_else(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path) -> None:
-    job = write(tiny_artefacts, tiny_vit, tmp_path, "image")
+    job = write(tiny_artefacts, tmp_path, "image")
     graph = onnx.load(tmp_path / job.graphs["16"]).graph
     (reader,) = [node for node in graph.node if "pixels" in node.input]
     assert (reader.op_type, helper.get_attribute_value(reader.attribute[0])) == ("Cast", TensorProto.FLOAT)
@@ -101,7 +93,7 @@ def test_pixels_are_cast_before_anything_else(tiny_artefacts: Artefacts, tiny_vi
 def test_what_stays_in_fp32_in_an_fp16_encoder(
     tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path, tower: Tower
 ) -> None:
-    job = write(tiny_artefacts, tiny_vit, tmp_path, tower)
+    job = write(tiny_artefacts, tmp_path, tower)
     for opset, name in job.graphs.items():
         graph = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / name)).graph
         kinds = {value.name: value.type.tensor_type.elem_type for value in [*graph.value_info, *graph.output]}
@@ -119,8 +111,8 @@ def test_what_stays_in_fp32_in_an_fp16_encoder(
 
 
 def test_names_sources_and_shared_weights(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path) -> None:
-    served = write(tiny_artefacts, tiny_vit, tmp_path, "image")
-    plain = write(tiny_artefacts, tiny_vit, tmp_path, "image", edges="cn_clip")
+    served = write(tiny_artefacts, tmp_path, "image")
+    plain = write(tiny_artefacts, tmp_path, "image", edges="cn_clip")
     assert (served.plan, plain.plan) == ("tiny-vit.img.fp16.served.trt", "tiny-vit.img.fp16.trt")
     assert (served.normalised, plain.normalised) == ("image_features", None)
     assert (plain.input.name, plain.input.dtype, plain.input.axes) == ("image", "float32", ("batch", 3, 32, 32))
@@ -129,11 +121,11 @@ def test_names_sources_and_shared_weights(tiny_artefacts: Artefacts, tiny_vit: A
     assert PlanJob.from_dict(served.as_dict()) == served
     folder = tmp_path / "beside"
     folder.mkdir()
-    for file in (artefact := tiny_artefacts.get("image", "fp16").path).parent.glob(artefact.name + "*"):
+    artefact = tiny_artefacts.get("image", "fp16")
+    for file in (*artefact.folder.glob(artefact.name + "*"), artefact.reference):
         shutil.copy(file, folder)
     before = (folder / weights).stat().st_ino
-    args = (tiny_vit, "image", "fp16", "served", default_profiles(4))
-    write_plan_sources(folder / artefact.name, tiny_artefacts.get("image", "fp16").reference, *args, folder)  # type: ignore[arg-type]
+    write_plan_sources(replace(artefact, folder=folder), "served", default_profiles(4), folder)
     assert (folder / weights).stat().st_ino == before
 
 
@@ -141,7 +133,7 @@ def test_a_profile_that_does_not_fit(tiny_artefacts: Artefacts, tiny_vit: Arch, 
     artefact = tiny_artefacts.get("image", "fp16")
     wrong = (Profile.parse("batch=1:2:4,length=3:20:52"),)
     with pytest.raises(SettingError, match="its axes that vary are 'batch'"):
-        write_plan_sources(artefact.path, artefact.reference, tiny_vit, "image", "fp16", "served", wrong, tmp_path)
+        write_plan_sources(artefact, "served", wrong, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cnclip_builder.arch import TOWERS, Arch, Tower
+from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.errors import BuildError, MissingRequirementError, ParityError, PlanError, SettingError
 from cnclip_builder.plans import script
@@ -23,6 +23,7 @@ from cnclip_builder.plans.here import PlanSettings, find_plans, write_jobs_of
 from cnclip_builder.plans.make import make_plan, require_usable, timing_cache_name
 from cnclip_builder.plans.profiles import Profile
 from cnclip_builder.plans.record import Device, PlanJob, read_jobs, read_record, sidecar_of, write_jobs
+from cnclip_builder.tensors import TOWERS, Tower
 
 from tests.builder.plans.tensorrt_stand_in import A10, H100, Spoil, StandIn
 from tests.conftest import ROOT
@@ -36,7 +37,7 @@ def sources(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path_factory: pytest.
     target = tmp_path_factory.mktemp("bundle") / "plans"
     with new_bundle(target) as folder:
         settings = PlanSettings(max_batch_size=8, context_length=52)
-        jobs = write_jobs_of(tiny_artefacts, tiny_vit, TOWERS, "fp16", "served", settings, folder)
+        jobs = write_jobs_of(tiny_artefacts, TOWERS, "fp16", "served", settings, folder)
         finish_bundle(folder, tuple(jobs.values()))
     return target
 

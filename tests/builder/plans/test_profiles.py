@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import pytest
 from cnclip_builder.errors import SettingError
-from cnclip_builder.plans.profiles import (
-    PlanInput,
-    Profile,
-    ShapeRange,
-    check_profiles,
-    default_profiles,
-    largest_batch,
-)
+from cnclip_builder.plans.profiles import Profile, ShapeRange, check_profiles, default_profiles, largest_batch
+from cnclip_builder.tensors import InputSpec
 from hypothesis import given
 from hypothesis import strategies as st
 
-IDS = PlanInput("text", "int32", ("batch", "length"))
-PIXELS = PlanInput("pixels", "uint8", ("batch", 224, 224, 3))
+IDS = InputSpec("text", "int32", ("batch", "length"))
+PIXELS = InputSpec("pixels", "uint8", ("batch", 224, 224, 3))
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 2), (2, 1, 3), (1, 3, 2), (1, 1, True), (1, 1.0, 2), (-1, -1, -1)])

@@ -11,11 +11,11 @@ from typing import Any
 
 import onnx
 import pytest
-from cnclip_builder.arch import TOWERS, Arch, get_arch
+from cnclip_builder.arch import Arch, get_arch
 from cnclip_builder.artefacts.maker import Artefacts, build_artefacts
-from cnclip_builder.parity.distance import PRECISIONS
 from cnclip_builder.plans.here import PlanSettings, write_jobs_of
 from cnclip_builder.plans.record import read_jobs, write_jobs
+from cnclip_builder.tensors import PRECISIONS, TOWERS
 
 from tests.conftest import ROOT
 
@@ -30,7 +30,7 @@ def write(artefacts: Artefacts, arch: Arch, folder: Path, edges: str = "served",
     jobs = []
     for precision in PRECISIONS:
         settings = PlanSettings(max_batch_size=batch, context_length=52)
-        jobs += write_jobs_of(artefacts, arch, TOWERS, precision, edges, settings, folder).values()
+        jobs += write_jobs_of(artefacts, TOWERS, precision, edges, settings, folder).values()
     write_jobs(folder, tuple(jobs))
 
 

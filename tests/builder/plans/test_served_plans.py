@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cnclip_builder.arch import TOWERS, Arch
+from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.build import BuildRequest, build_repository
 from cnclip_builder.errors import MissingRequirementError, PlanError, RepositoryError, SettingError
 from cnclip_builder.plans.api import BuildOptions
 from cnclip_builder.plans.here import PlanSettings, write_jobs_of
 from cnclip_builder.plans.make import make_plan
-from cnclip_builder.plans.profiles import PlanInput, Profile
+from cnclip_builder.plans.profiles import Profile
 from cnclip_builder.plans.record import Device, PlanRecord
-from cnclip_builder.repository.encoder_config import encoder_config
 from cnclip_builder.repository.render import parse_config, render_config
 from cnclip_builder.repository.serving import ServingConfig
+from cnclip_builder.repository.values import template_values
+from cnclip_builder.tensors import TOWERS, InputSpec
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tests.builder.plans.tensorrt_stand_in import A10, H100, StandIn
@@ -30,14 +31,13 @@ PROFILES = (Profile.parse("batch=1:1:4"), Profile.parse("batch=1:4:8"))
 
 
 def record(device: Device) -> PlanRecord:
-    tensor = PlanInput("pixels", "uint8", ("batch", 32, 32, 3))
+    tensor = InputSpec("pixels", "uint8", ("batch", 32, 32, 3))
     return PlanRecord("a.trt", "0", "fp16", "17", {}, PROFILES, tensor, "10.13", device, 1.0, {})
 
 
 def render(serving: ServingConfig, arch: Arch, tower: str, *devices: Device) -> Any:
-    encoder = encoder_config(serving, arch, tower, [record(device) for device in devices])  # type: ignore[arg-type]
-    values = {"name": "n", "arch": arch, "serving": serving, "version": 1, "versions": [1], "encoder": encoder}
-    return render_config(f"{tower}-encoder", values)[1]
+    kind, plans = f"{tower}-encoder", [record(device) for device in devices]
+    return render_config(kind, template_values(kind, "n", arch, serving, [1], 1, {}, plans))[1]
 
 
 @pytest.mark.parametrize("tower", TOWERS)
@@ -116,7 +116,7 @@ def test_what_does_not_go_together(changes: dict[str, Any], complaint: str) -> N
 def plans(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Folders of plans of the tiny checkpoint for two kinds of GPU."""
     root = tmp_path_factory.mktemp("plans")
-    jobs = write_jobs_of(tiny_artefacts, tiny_vit, TOWERS, "fp16", "served", PlanSettings(8, 52))
+    jobs = write_jobs_of(tiny_artefacts, TOWERS, "fp16", "served", PlanSettings(8, 52))
     folders = []
     for device in (A10, H100):
         folders.append(root / device.compute_capability)

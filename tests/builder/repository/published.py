@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from cnclip_builder.arch import Arch
-from cnclip_builder.repository.encoder_config import encoder_config
 from cnclip_builder.repository.manifest import read_manifest, write_manifest
 from cnclip_builder.repository.publishing import SUMS_NAME
 from cnclip_builder.repository.render import render_config
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.store import RepositoryStore
-from cnclip_builder.repository.write import KINDS
+from cnclip_builder.repository.values import KINDS, template_values
 
 SERVING = ServingConfig(target="cpu", precision="fp32", context_length=40, max_batch_size=8)
 
@@ -50,16 +49,8 @@ def write_repository(
                 (model / str(version) / file).write_bytes(content)
             (model / "warmup").mkdir(exist_ok=True)
             (model / "warmup" / "input").write_bytes(b"warm")
-        values: dict[str, Any] = {
-            "name": f"{name}-{kind}",
-            "arch": arch,
-            "serving": serving,
-            "version": newest,
-            "versions": sorted(contents),
-            "facts": {"arch": arch.name, "checkpoint_sha256": str(contents[newest]), "context_length": 40},
-        }
-        if kind.endswith("-encoder"):
-            values["encoder"] = encoder_config(serving, arch, "image" if kind.startswith("image") else "text", [])
+        facts = {"arch": arch.name, "checkpoint_sha256": str(contents[newest]), "context_length": 40}
+        values = template_values(kind, f"{name}-{kind}", arch, serving, sorted(contents), newest, facts)
         (model / "config.pbtxt").write_text(render_config(kind, values)[0], encoding="utf-8")
     write_manifest(folder, _manifest(folder) | {name: {str(number): {"built": "x"} for number in contents}})
     return folder

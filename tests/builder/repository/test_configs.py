@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from cnclip_builder.arch import Arch
-from cnclip_builder.repository.encoder_config import encoder_config
 from cnclip_builder.repository.render import quote, render_config
 from cnclip_builder.repository.serving import ServingConfig
+from cnclip_builder.repository.values import template_values
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
@@ -38,10 +38,7 @@ parameters { key: "decoding" value { string_value: "exact" } }
 
 def render(kind: str, arch: Arch, **changes: Any) -> Any:
     serving = replace(PLAIN, **changes)
-    values = {"name": "n", "arch": arch, "serving": serving, "version": 2, "versions": [1, 2]}
-    if kind.endswith("-encoder"):
-        values["encoder"] = encoder_config(serving, arch, "text" if kind.startswith("text") else "image", ())
-    return render_config(kind, values)[1]
+    return render_config(kind, template_values(kind, "n", arch, serving, [1, 2], 2, {}))[1]
 
 
 def test_the_whole_of_one(tiny_vit: Arch) -> None:
