@@ -31,6 +31,7 @@ DATA = {
     "cnclip_client/py.typed",
     "cnclip_client/report.html.j2",
     "cnclip_server/py.typed",
+    "cnclip_templates/_encoder.j2",
     "cnclip_templates/_macros.j2",
     "cnclip_templates/image-encoder/config.pbtxt.j2",
     "cnclip_templates/image-preprocess/config.pbtxt.j2",

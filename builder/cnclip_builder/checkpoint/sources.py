@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,8 +143,3 @@ def _make_random(arch: Arch, seed: int, folder: Path) -> Path:
     with replacing_file(target) as partial:
         torch.save({"epoch": 0, "name": f"random:{seed}", "state_dict": state_dict}, partial)
     return target
-
-
-def default_download_root() -> Path:
-    """cn_clip's own default folder of downloaded checkpoints, `~/.cache/clip`, or `$CNCLIP_DOWNLOAD_ROOT`."""
-    return Path(os.environ.get("CNCLIP_DOWNLOAD_ROOT") or "~/.cache/clip").expanduser()

@@ -35,6 +35,7 @@ MODULES = (
     "plans/script",
     "system/__init__",
     "system/atomic",
+    "tensors",
 )
 """The modules of this package that go along; they import nothing else of it."""
 
