@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from cnclip_client._client import Client
 from cnclip_client._exceptions import CheckpointMismatch
-from cnclip_client._items import ImageItem
+from cnclip_client._flow.items import ImageItem
 from cnclip_client._similarity import logits_per_image, softmax
 
 __all__ = ["TEMPLATES", "Classification", "Classifier"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from cnclip_client import Client, Limits
-from cnclip_client._concurrency import Concurrency
+from cnclip_client._flow.concurrency import Concurrency
 
 ROWS = 8
 

@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 import pytest
 from cnclip_client import Client, Limits, ModelChanged, RequestTimeout, Retry, ServerUnreachable, Timeout, served_models
-from cnclip_client._endpoints import urls_of
+from cnclip_client._connection.endpoints import urls_of
 
 ITEMS = [f"text {number}" for number in range(600)]
 QUICK = Retry(attempts=1000, first_delay_s=0.02, max_delay_s=0.1, deadline_s=20)

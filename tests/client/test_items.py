@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cnclip_client._items import Unsendable, image_bytes, text_bytes
-from cnclip_client._wire import bad_rows, bytes_input
+from cnclip_client._flow.items import Unsendable, image_bytes, text_bytes
+from cnclip_client._connection.wire import bad_rows, bytes_input
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cnclip_client import _render as render
+from cnclip_client._cli import _render as render
 from cnclip_client._cli._connection import Server, asks_server
 from cnclip_client._cli._retrieval import usage, writing
 from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, items_given, reporting

@@ -13,7 +13,7 @@ import typer
 from numpy.typing import NDArray
 
 from cnclip_client import Block
-from cnclip_client import _render as render
+from cnclip_client._cli import _render as render
 from cnclip_client._cli._connection import Server, asks_server
 from cnclip_client._cli._shared import (
     SOME_FAILED,

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnclip_client._features import Id
-from cnclip_client.sinks._sink import Dtype, id_line, little_endian
+from cnclip_client._vocabulary import Id
+from cnclip_client.features._sink import Dtype, id_line, little_endian
 
 __all__ = ["NpySink"]
 

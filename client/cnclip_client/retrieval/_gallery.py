@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnclip_client._features import Features, join_ids
+from cnclip_client.features._features import Features, join_ids
 
 __all__ = ["Gallery"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from cnclip_client._connection.endpoints import Endpoints, Urls
+from cnclip_client._connection.transport import Listed, Transport
 from cnclip_client._credentials import Credentials
-from cnclip_client._endpoints import Endpoints, Urls
 from cnclip_client._exceptions import CnclipError, ModelNotFound, ModelNotReady
 from cnclip_client._settings import Retry, Timeout
-from cnclip_client._transport import Listed, Transport
 
 __all__ = ["explain_not_found", "served_models", "slugs"]
 

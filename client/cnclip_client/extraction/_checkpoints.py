@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from cnclip_client._exceptions import CnclipError, ModelChanged
-from cnclip_client._work_folder import GrowingFiles, Progress
+from cnclip_client.extraction._work_folder import GrowingFiles, Progress
 
 __all__ = ["Checkpoints"]
 

@@ -1,15 +1,4 @@
-"""Features of any number of images or texts, from files to a file; a job that was killed goes on where it was.
-
-    from cnclip_client import Client, Retry
-    from cnclip_client.extraction import extract
-    from cnclip_client.sources import image_source
-
-    with Client("localhost:8001", model="vit-b-16", retry=Retry(attempts=1000, deadline_s=600)) as client:
-        summary = extract(client, image_source("photos/"), "photos.parquet")
-        print(summary.items, summary.failures, summary.seconds)
-
-`encode_items` is the same without files: items of any origin in, features with their ids out.
-"""
+"""A job: a source's items in, files of their features out, whatever interrupts it."""
 
 from __future__ import annotations
 
@@ -24,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cnclip_client._checkpoints import Checkpoints
 from cnclip_client._client import Client
-from cnclip_client._encoding import Encoded, Engine, Failure, encode_items
 from cnclip_client._exceptions import JobRefused, TooManyFailures
 from cnclip_client._info import ModelInfo
-from cnclip_client._work_folder import (
+from cnclip_client.extraction._checkpoints import Checkpoints
+from cnclip_client.extraction._encoding import Encoded, Engine, encode_items
+from cnclip_client.extraction._work_folder import (
     GrowingFiles,
     Progress,
     locked,
@@ -38,11 +27,11 @@ from cnclip_client._work_folder import (
     sync_folder,
     write_json,
 )
-from cnclip_client.sinks import Dtype, Sink, open_sink
-from cnclip_client.sinks._sink import id_line
+from cnclip_client.features import Dtype, Sink, open_sink
+from cnclip_client.features._sink import id_line
 from cnclip_client.sources import Item, Source
 
-__all__ = ["Encoded", "Engine", "ExtractOptions", "Failure", "Summary", "encode_items", "extract"]
+__all__ = ["ExtractOptions", "Summary", "extract"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,14 +1,4 @@
-"""Top-k search over extracted features: images for texts, and texts for images.
-
-    from cnclip_client.retrieval import Gallery, read_features, search
-
-    with Gallery(read_features("images.jsonl", "image")) as gallery:
-        for hits in search(read_features("texts.jsonl", "text"), gallery, k=10):
-            print(hits.query, hits.ids, hits.scores)
-
-Exact: every query is compared with everything. What comes out depends on the features and their order alone, not on
-block sizes or threads: of equal scores, the earlier in the file is the better. Needs the extra `search` (faiss).
-"""
+"""Queries in, the best of a gallery for each of them out."""
 
 from __future__ import annotations
 
@@ -20,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnclip_client._extras import require
-from cnclip_client._feature_files import read_features
-from cnclip_client._features import Direction, Features, Id, rebatch
-from cnclip_client._gallery import Gallery
-from cnclip_client._topk import Best
+from cnclip_client._vocabulary import Id
+from cnclip_client.features import Features
+from cnclip_client.features._features import rebatch
+from cnclip_client.retrieval._gallery import Gallery
+from cnclip_client.retrieval._topk import Best
 
-__all__ = ["Direction", "Features", "Gallery", "Hits", "Id", "read_features", "search"]
+__all__ = ["Hits", "search"]
 
 # Few enough to hold, enough that a gallery in a file is read much faster than it is compared.
 _QUERIES_IN_FILE, _QUERIES_IN_MEMORY = 8192, 1024

@@ -1,7 +1,4 @@
-"""A page to look at what a search found: queries, thumbnails, scores, and which are right where that is known.
-
-One self-contained HTML file that asks nothing of the network. Needs the extra `report` (Pillow and Jinja).
-"""
+"""What the page shows, and the page itself."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from cnclip_client._extras import require
-from cnclip_client._features import Direction, Id
+from cnclip_client._vocabulary import Direction, Id
 from cnclip_client.evaluation import Annotations
 from cnclip_client.retrieval import Hits
 
@@ -129,7 +126,7 @@ def html_report(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(
-        resources.files("cnclip_client").joinpath("report.html.j2").read_text(encoding="utf-8")
+        resources.files("cnclip_client.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     )
     shown = [_query(one, direction, annotations, pictures or {}) for one in hits]
     page: str = template.render(

@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
+from cnclip_client._connection.transport import Transport, is_worth_asking_again
 from cnclip_client._credentials import Credentials
 from cnclip_client._exceptions import CnclipError, ModelChanged, ModelNotFound, ModelNotReady, TransportError
 from cnclip_client._settings import Retry, Timeout
-from cnclip_client._transport import Transport, is_worth_asking_again
 
 __all__ = ["PASSING", "Endpoint", "Endpoints", "Urls", "urls_of"]
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from cnclip_client._features import Id
+from cnclip_client._vocabulary import Id
 
 __all__ = ["Dtype", "Sink", "id_line", "little_endian"]
 

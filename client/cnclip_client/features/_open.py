@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cnclip_client._towers import Kind
-from cnclip_client.sinks._jsonl import JsonlSink
-from cnclip_client.sinks._npy import NpySink
-from cnclip_client.sinks._parquet import ParquetSink
-from cnclip_client.sinks._sink import Dtype, Sink
+from cnclip_client._vocabulary import Kind
+from cnclip_client.features._jsonl import JsonlSink
+from cnclip_client.features._npy import NpySink
+from cnclip_client.features._parquet import ParquetSink
+from cnclip_client.features._sink import Dtype, Sink
 
 __all__ = ["open_sink"]
 

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnclip_client._features import Id
-from cnclip_client._towers import Kind
-from cnclip_client.sinks._sink import id_line
+from cnclip_client._vocabulary import Id, Kind
+from cnclip_client.features._sink import id_line
 
 __all__ = ["JsonlSink"]
 

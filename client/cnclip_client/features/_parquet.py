@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnclip_client._extras import require
-from cnclip_client._features import Id
-from cnclip_client._towers import Kind
-from cnclip_client.sinks._sink import Dtype, id_line, little_endian
+from cnclip_client._vocabulary import Id, Kind
+from cnclip_client.features._sink import Dtype, id_line, little_endian
 
 __all__ = ["ParquetSink"]
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from cnclip_client._exceptions import BadFile
 from cnclip_client._extras import require
-from cnclip_client._features import Features, id_array
+from cnclip_client.features._features import Features, id_array
 
 __all__ = ["read_features"]
 

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Direction", "Features", "Id", "id_array", "join_ids", "rebatch"]
-
-Id: TypeAlias = int | str
-"""An image's or a text's id: as the user's files have it, 7 and "7" being two."""
-
-Direction: TypeAlias = Literal["text-to-image", "image-to-text"]
-"""What asks for what: texts for images, or images for texts."""
+__all__ = ["Features", "id_array", "join_ids", "rebatch"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

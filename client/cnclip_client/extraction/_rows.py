@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnclip_client._client import Client
-from cnclip_client._encoding import Encoded, encode_items
 from cnclip_client._exceptions import ModelChanged
 from cnclip_client._info import ModelInfo
-from cnclip_client._towers import Kind
+from cnclip_client._vocabulary import Kind
+from cnclip_client.extraction._encoding import Encoded, encode_items
 from cnclip_client.sources import Item
 
 __all__ = ["Connect", "RowEncoder"]

@@ -10,7 +10,9 @@ A sink writes files that only grow, in a folder of its own, so that a job which 
 knows to be there and go on; `assemble` makes the result of them. `retrieval.read_features` reads all three.
 """
 
-from cnclip_client.sinks._open import open_sink
-from cnclip_client.sinks._sink import Dtype, Sink
+from cnclip_client.features._features import Features
+from cnclip_client.features._open import open_sink
+from cnclip_client.features._read import read_features
+from cnclip_client.features._sink import Dtype, Sink
 
-__all__ = ["Dtype", "Sink", "open_sink"]
+__all__ = ["Dtype", "Features", "Sink", "open_sink", "read_features"]

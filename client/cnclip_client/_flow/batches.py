@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnclip_client._endpoints import Endpoint
-from cnclip_client._items import Unsendable
+from cnclip_client._connection.endpoints import Endpoint
+from cnclip_client._flow.items import Unsendable
 
 __all__ = ["Batch", "batches"]
 

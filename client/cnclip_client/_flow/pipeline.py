@@ -24,17 +24,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnclip_client._batches import Batch
 from cnclip_client._blocks import Block
-from cnclip_client._concurrency import Concurrency
-from cnclip_client._endpoints import PASSING, Endpoints
+from cnclip_client._connection.endpoints import PASSING, Endpoints
+from cnclip_client._connection.mapping import is_queue_full, is_transient, status_of
+from cnclip_client._connection.wire import bad_rows, features_output
 from cnclip_client._exceptions import (
     CnclipError,
     ServerError,
 )
-from cnclip_client._mapping import is_queue_full, is_transient, status_of
+from cnclip_client._flow.batches import Batch
+from cnclip_client._flow.concurrency import Concurrency
 from cnclip_client._settings import Limits, Retry
-from cnclip_client._wire import bad_rows, features_output
 
 __all__ = ["Pipeline"]
 

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from cnclip_client._blocks import Block
 from cnclip_client._client import Client
-from cnclip_client._features import Id
+from cnclip_client._flow.items import Unsendable, image_bytes
+from cnclip_client._flow.prefetch import Prefetch
 from cnclip_client._info import ModelInfo
-from cnclip_client._items import Unsendable, image_bytes
-from cnclip_client._prefetch import Prefetch
-from cnclip_client._towers import Kind
+from cnclip_client._vocabulary import Id, Kind
 from cnclip_client.sources import Item
 
 __all__ = ["Encoded", "Engine", "Failure", "encode_items", "preprocess_text"]

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, TypeVar
 from tritonclient.grpc import InferenceServerClient, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
+from cnclip_client._connection.mapping import is_transient, map_error, status_of
+from cnclip_client._connection.wire import bytes_input
 from cnclip_client._credentials import Credentials, channel_credentials, headers_of, is_local
 from cnclip_client._exceptions import CnclipError
-from cnclip_client._mapping import is_transient, map_error, status_of
 from cnclip_client._settings import Retry, Timeout
-from cnclip_client._wire import bytes_input
 
 __all__ = ["Listed", "Transport", "check_url", "is_worth_asking_again"]
 

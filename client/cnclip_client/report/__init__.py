@@ -1,0 +1,8 @@
+"""A page to look at what a search found: queries, thumbnails, scores, and which are right where that is known.
+
+One self-contained HTML file that asks nothing of the network. Needs the extra `report` (Pillow and Jinja).
+"""
+
+from cnclip_client.report._page import Thumbnail, html_report, image_ids, thumbnails
+
+__all__ = ["Thumbnail", "html_report", "image_ids", "thumbnails"]
