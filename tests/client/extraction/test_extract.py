@@ -30,8 +30,8 @@ from cnclip_client import (
     TooManyFailures,
 )
 from cnclip_client._flow.prefetch import Prefetch
-from cnclip_client.extraction._work_folder import GrowingFiles
 from cnclip_client.extraction import ExtractOptions, Summary, encode_items, extract
+from cnclip_client.extraction._work_folder import GrowingFiles
 from cnclip_client.retrieval import read_features
 from cnclip_client.sources import Item, image_source, text_source
 
