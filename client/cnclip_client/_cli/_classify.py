@@ -13,8 +13,7 @@ import typer
 
 from cnclip_client._cli import _render as render
 from cnclip_client._cli._connection import Server, asks_server
-from cnclip_client._cli._retrieval import usage, writing
-from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, items_given, reporting
+from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, items_given, reporting, usage, writing
 from cnclip_client.classification import TEMPLATES, Classification, Classifier
 
 __all__ = ["classify"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -27,7 +27,7 @@ from cnclip_client import (
     TransportError,
 )
 from cnclip_client._cli._connection import Server, asks_server
-from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, reporting
+from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, reporting, usage
 from cnclip_client.extraction import Engine, ExtractOptions, Summary
 from cnclip_client.extraction import extract as extract_features
 from cnclip_client.sinks import Dtype
@@ -35,7 +35,6 @@ from cnclip_client.sources import ImageFormat, Source, TextFormat, image_source,
 
 __all__ = ["extract"]
 
-_T = TypeVar("_T")
 _OF_SERVER = (TransportError, AccessDenied, ModelChanged, ModelNotFound, ModelNotReady, ServerError)
 _RATE_SECONDS = 30.0
 
@@ -113,7 +112,8 @@ def _extract_images(
         options = ExtractOptions(
             normalize=normalize, dtype=dtype, max_errors=max_errors, overwrite=overwrite, batch_size=batch_size
         )
-        opened = _usage(lambda: image_source(source, format=format, id_column=id_column, column=column))
+        with usage():
+            opened = image_source(source, format=format, id_column=id_column, column=column)
         _extract(server, opened, output, options, wait_for_server, engine, actors)
 
 
@@ -151,7 +151,8 @@ def _extract_texts(
         options = ExtractOptions(
             normalize=normalize, dtype=dtype, max_errors=max_errors, overwrite=overwrite, batch_size=batch_size
         )
-        opened = _usage(lambda: text_source(source, format=format, id_column=id_column, column=column))
+        with usage():
+            opened = text_source(source, format=format, id_column=id_column, column=column)
         _extract(server, opened, output, options, wait_for_server, engine, actors)
 
 
@@ -166,8 +167,8 @@ def _extract(
 ) -> None:
     connect = partial(server.connect, retry=Retry.patient(wait_s))
     on = _engine(engine, connect, actors)
-    with _resumable(output), connect() as client, _progress(source) as report:
-        summary = _usage(lambda: extract_features(client, source, output, options, report=report, engine=on))
+    with usage(), _resumable(output), connect() as client, _progress(source) as report:
+        summary = extract_features(client, source, output, options, report=report, engine=on)
     if summary.already_finished:
         complain(f"{output} was finished before: {_words(summary)}; nothing to do")
     else:
@@ -190,13 +191,6 @@ def _engine(name: str, connect: Callable[[], Client], actors: int | None) -> Eng
 def _words(summary: Summary) -> str:
     rate = summary.items / summary.seconds if summary.seconds else 0.0
     return f"{summary.items:,} items, {summary.failures:,} failures, {summary.seconds:.1f} s, {rate:,.1f} items/s"
-
-
-def _usage(call: Callable[[], _T]) -> _T:
-    try:
-        return call()
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from cnclip_client._cli._shared import (
     reporting,
     write,
 )
+from cnclip_client._replacing import replacing
 
 __all__ = ["features"]
 
@@ -112,7 +113,8 @@ def _features(
             advance(len(names))
         if target is not None:
             none = client.encode_images([]) if kind == "image" else client.encode_texts([])
-            render.save_npy(target, np.concatenate([none, *kept]))
+            with replacing(target) as out:
+                np.save(out, np.concatenate([none, *kept]))
     if some_failed:
         raise typer.Exit(SOME_FAILED)
 

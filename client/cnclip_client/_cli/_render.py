@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -21,7 +18,6 @@ __all__ = [
     "feature_line",
     "info_table",
     "progress",
-    "save_npy",
     "similarity_json",
     "similarity_table",
     "similarity_tsv",
@@ -40,22 +36,6 @@ def feature_line(kind: str, item: str, feature: NDArray[np.float32]) -> bytes:
     numbers = ", ".join([format(value, _DIGITS) for value in feature.tolist()])
     name = json.dumps(item, ensure_ascii=False)
     return f'{{"{kind}": {name}, "feature": [{numbers}]}}\n'.encode("utf-8", "surrogateescape")
-
-
-def save_npy(path: Path, rows: NDArray[np.float32]) -> None:
-    """Writes an .npy file beside its place and moves it there, so that no half of one is ever seen."""
-    # mkstemp makes it private; a new file of the user's is as the umask says.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, rows)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def similarity_table(images: Sequence[str], texts: Sequence[str], chances: NDArray[np.float32], file: IO[str]) -> None:

@@ -16,10 +16,8 @@ from cnclip_client._cli._retrieval import (
     TextFeatures,
     gallery,
     queries,
-    usage,
-    writing,
 )
-from cnclip_client._cli._shared import Verbose, reporting
+from cnclip_client._cli._shared import Verbose, reporting, usage, writing
 from cnclip_client._extras import require
 from cnclip_client.evaluation import read_annotations
 from cnclip_client.report import html_report, image_ids, thumbnails

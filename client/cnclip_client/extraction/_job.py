@@ -16,6 +16,7 @@ from typing import Any
 from cnclip_client._client import Client
 from cnclip_client._exceptions import JobRefused, TooManyFailures
 from cnclip_client._info import ModelInfo
+from cnclip_client._replacing import put
 from cnclip_client.extraction._checkpoints import Checkpoints
 from cnclip_client.extraction._encoding import Encoded, Engine, encode_items
 from cnclip_client.extraction._work_folder import (
@@ -24,7 +25,6 @@ from cnclip_client.extraction._work_folder import (
     locked,
     read_json,
     remove_work,
-    sync_folder,
     write_json,
 )
 from cnclip_client.features import Dtype, Sink, open_sink
@@ -295,9 +295,7 @@ class _Job:
         for name, place in self._places.items():
             made = self._folder / name
             if made.exists():  # else it is in its place already
-                _sync(made)
-                made.replace(place)
-        sync_folder(self._output.parent)
+                put(made, place)
         known = {key: value for key, value in asdict(progress).items() if key not in ("sizes", "complete")}
         write_json(self._job_file, {"job": self._fingerprint, **known})
         remove_work(self._folder)
@@ -318,11 +316,6 @@ def _flat(known: dict[str, Any]) -> dict[str, Any]:
         **{name: value for name, value in known.items() if name != "source"},
         **{f"source {name}": value for name, value in inside.items()},
     }
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 @contextmanager

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from cnclip_client._exceptions import BadFile, JobRefused
+from cnclip_client._replacing import replacing
 
-__all__ = ["GrowingFiles", "Progress", "locked", "read_json", "remove_work", "sync_folder", "write_json"]
+__all__ = ["GrowingFiles", "Progress", "locked", "read_json", "remove_work", "write_json"]
 
 _LOCK = "lock"
 
@@ -204,19 +205,5 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Replaces a file in one step; it is on the disk when this returns."""
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="ascii") as file:
-        file.write(json.dumps(value, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with replacing(path, alone=True, durable=True) as file:
+        file.write(json.dumps(value, indent=1).encode("ascii") + b"\n")

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnclip_client._extras import require
+from cnclip_client._replacing import replacing
 from cnclip_client._vocabulary import Id, Kind
 from cnclip_client.features._sink import Dtype, id_line, little_endian
 
@@ -60,13 +61,14 @@ class ParquetSink:
                 pa.field("feature", pa.list_(pa.field("element", types[self._dtype]), self._size), nullable=False),
             ]
         )
-        written, path = folder / "parquet.partial", folder / "parquet"
         # Features neither repeat nor compress.
         options = {"compression": "none", "use_dictionary": False, "write_statistics": [f"{self._kind}_id"]}
-        with parquet.ParquetWriter(written, schema, **options) as writer:
+        with (
+            replacing(folder / "parquet", alone=True) as file,
+            parquet.ParquetWriter(file, schema, **options) as writer,
+        ):
             for group in self._groups(folder, schema):
                 writer.write_table(group, row_group_size=_ROW_GROUP)
-        written.replace(path)
 
     def _all_integers(self, path: Path) -> bool:
         integers = strings = False
