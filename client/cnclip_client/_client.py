@@ -108,6 +108,19 @@ class Client:
         """
         return self._towers.any()
 
+    def info_of(self, kind: Kind) -> ModelInfo:
+        """Returns what the server says of one of the model's towers, asked once; the other need not be there.
+
+        Args:
+            kind: Which of the two.
+
+        Raises:
+            ModelNotFound: The server does not have it.
+            ModelNotReady: It does not serve it at present.
+            TransportError: No answer.
+        """
+        return self._towers.one(kind)
+
     def require_unchanged(self) -> None:
         """Asks whether the server still serves what this client's features came of.
 

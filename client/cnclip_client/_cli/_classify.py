@@ -14,6 +14,7 @@ import typer
 from cnclip_client._cli import _render as render
 from cnclip_client._cli._connection import Server, asks_server
 from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, items_given, reporting, usage, writing
+from cnclip_client._float32 import rounded
 from cnclip_client.classification import TEMPLATES, Classification, Classifier
 
 __all__ = ["classify"]
@@ -106,7 +107,5 @@ def _images(given: Iterable[str], pending: deque[str]) -> Iterator[str]:
 
 
 def _line(name: str, found: Classification) -> str:
-    # Nine digits are what a float32 needs to come back unchanged.
-    chances = [float(format(chance, ".9g")) for chance in found.probabilities.tolist()]
-    line = {"image": name, "labels": found.labels, "probabilities": chances}
+    line = {"image": name, "labels": found.labels, "probabilities": rounded(found.probabilities)}
     return json.dumps(line, ensure_ascii=False) + "\n"

@@ -14,6 +14,8 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from cnclip_client._float32 import DIGITS, rounded
+
 __all__ = [
     "feature_line",
     "info_table",
@@ -23,8 +25,6 @@ __all__ = [
     "similarity_tsv",
 ]
 
-# Nine significant digits are what a float32 needs to come back unchanged.
-_DIGITS = ".9g"
 _TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
@@ -33,7 +33,7 @@ def feature_line(kind: str, item: str, feature: NDArray[np.float32]) -> bytes:
 
     A path that is not UTF-8 keeps its own bytes, so that it still names its file.
     """
-    numbers = ", ".join([format(value, _DIGITS) for value in feature.tolist()])
+    numbers = ", ".join([format(value, DIGITS) for value in feature.tolist()])
     name = json.dumps(item, ensure_ascii=False)
     return f'{{"{kind}": {name}, "feature": [{numbers}]}}\n'.encode("utf-8", "surrogateescape")
 
@@ -65,14 +65,14 @@ def similarity_tsv(images: Sequence[str], texts: Sequence[str], chances: NDArray
     r"""Returns the same as tab-separated lines; tabs and line breaks in names become `\t` and `\n`."""
     lines = [["image", *texts]]
     for image, row in zip(images, chances, strict=True):
-        lines.append([image, *(format(chance, _DIGITS) for chance in row.tolist())])
+        lines.append([image, *(format(chance, DIGITS) for chance in row.tolist())])
     joined = "".join("\t".join(cell.translate(_TSV_ESCAPES) for cell in line) + "\n" for line in lines)
     return joined.encode("utf-8", "surrogateescape")
 
 
 def similarity_json(model: str, images: Sequence[str], texts: Sequence[str], chances: NDArray[np.float32]) -> bytes:
     """Returns the same as one JSON object with `model`, `images`, `texts` and `probabilities`."""
-    rows = [[float(format(chance, _DIGITS)) for chance in row] for row in chances.tolist()]
+    rows = [rounded(row) for row in chances]
     found = {"model": model, "images": list(images), "texts": list(texts), "probabilities": rows}
     return (json.dumps(found, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
 

@@ -16,10 +16,11 @@ from cnclip_client._client import Client
 from cnclip_client._flow.items import Unsendable, image_bytes
 from cnclip_client._flow.prefetch import Prefetch
 from cnclip_client._info import ModelInfo
+from cnclip_client._texts import preprocess_text
 from cnclip_client._vocabulary import Id, Kind
 from cnclip_client.sources import Item
 
-__all__ = ["Encoded", "Engine", "Failure", "encode_items", "preprocess_text"]
+__all__ = ["Encoded", "Engine", "Failure", "encode_items"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +72,6 @@ class Engine(Protocol):
         Raises:
             ModelChanged: The features would be of another model than the expected one.
         """
-
-
-def preprocess_text(text: str) -> str:
-    """Returns a text as cn_clip's `eval/extract_features.py` hands it to the tokenizer (`_preprocess_text`)."""
-    return text.lower().replace("“", '"').replace("”", '"')
 
 
 def encode_items(
@@ -131,7 +127,7 @@ def _loaded(client: Client, kind: Kind, items: Iterable[Item]) -> AbstractContex
         if not isinstance(item.value, str):
             return item
         try:
-            return Item(item.id, image_bytes(item.value, client._limits.item_bytes))
+            return Item(item.id, image_bytes(item.value, client.limits.item_bytes))
         except Unsendable as error:
             return Item(item.id, None, str(error))
 

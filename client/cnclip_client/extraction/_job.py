@@ -122,7 +122,7 @@ class _Job:
         self._source = source
         self._options = options
         self._report = report
-        info = client._towers.one(source.kind)
+        info = client.info_of(source.kind)
         self._encode_items = partial(encode_items, client) if engine is None else partial(engine.encode, expected=info)
         self._output = output
         self._sink: Sink = open_sink(output, source.kind, size=info.embedding_size, dtype=options.dtype)

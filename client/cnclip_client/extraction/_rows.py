@@ -65,7 +65,7 @@ class RowEncoder:
             values: Texts; or encoded images or their paths; None fails.
         """
         client = self._ready()
-        size = client._towers.one(self._kind).embedding_size
+        size = client.info_of(self._kind).embedding_size
         features = np.full((len(values), size), np.nan, np.float32)
         reasons: list[str | None] = [None] * len(values)
         items = (Item(row, one, "is null" if one is None else "") for row, one in enumerate(values))
@@ -79,11 +79,11 @@ class RowEncoder:
         if self._client is None:
             self._client = self._connect()
         if self._expected is not None:
-            now = self._client._towers.one(self._kind)
+            now = self._client.info_of(self._kind)
             expected, precision = self._expected, self._expected.precision
             # That of both towers names two where they differ.
             same_precision = "," in precision or precision == now.precision
             names = (*_SAME, "decoding") if self._kind == "image" else _SAME
             if not same_precision or any(getattr(now, name) != getattr(expected, name) for name in names):
-                raise ModelChanged(model=self._client._towers.name(self._kind), before=expected, after=now)
+                raise ModelChanged(model=f"{now.model}-{self._kind}", before=expected, after=now)
         return self._client

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnclip_client._float32 import DIGITS
 from cnclip_client._vocabulary import Id, Kind
 from cnclip_client.features._sink import id_line
 
@@ -21,8 +22,7 @@ class JsonlSink:
     def __init__(self, output: Path, kind: Kind, size: int) -> None:
         self.begins: Mapping[str, bytes] = {"features": b""}
         self.outputs: Mapping[str, Path] = {"features": output}
-        # Nine significant digits are what a float32 needs to come back unchanged.
-        numbers = b", ".join([b"%.9g"] * size)
+        numbers = b", ".join([f"%{DIGITS}".encode()] * size)
         self._line = b'{"' + kind.encode() + b'_id": %b, "feature": [' + numbers + b"]}\n"
 
     def refusal(self, one: Id) -> str:
