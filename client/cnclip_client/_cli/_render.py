@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -19,7 +17,6 @@ from cnclip_client._float32 import DIGITS, rounded
 __all__ = [
     "feature_line",
     "info_table",
-    "progress",
     "similarity_json",
     "similarity_table",
     "similarity_tsv",
@@ -75,14 +72,6 @@ def similarity_json(model: str, images: Sequence[str], texts: Sequence[str], cha
     rows = [rounded(row) for row in chances]
     found = {"model": model, "images": list(images), "texts": list(texts), "probabilities": rows}
     return (json.dumps(found, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
-
-
-@contextmanager
-def progress(shown: bool, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Shows a progress bar on stderr while the context lasts; gives what to call with the items done since."""
-    with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bar:
-        task = bar.add_task("encoding", total=total)
-        yield lambda count: bar.advance(task, count)
 
 
 def _visible(name: str) -> str:
