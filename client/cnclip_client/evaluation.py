@@ -25,7 +25,7 @@ import numpy as np
 
 from cnclip_client._exceptions import BadFile
 from cnclip_client._vocabulary import Direction, Id
-from cnclip_client.features._features import Features
+from cnclip_client.features import Features
 
 __all__ = ["Annotations", "Prediction", "Recall", "annotated", "read_annotations", "read_predictions", "recall"]
 

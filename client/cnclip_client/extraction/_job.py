@@ -28,7 +28,7 @@ from cnclip_client.extraction._work_folder import (
     write_json,
 )
 from cnclip_client.features import Dtype, Sink, open_sink
-from cnclip_client.features._sink import id_line
+from cnclip_client.features._ids import id_line
 from cnclip_client.sources import Item, Source
 
 __all__ = ["ExtractOptions", "Summary", "extract"]

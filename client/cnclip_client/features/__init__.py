@@ -1,4 +1,4 @@
-"""How extracted features become files: cn_clip's JSONL, parquet, or .npy with its ids beside it.
+"""Features in files, written and read: cn_clip's JSONL, parquet, or .npy with its ids beside it. A module for each.
 
 | file | holds |
 |---|---|
@@ -7,7 +7,7 @@
 | `NAME.npy` | float32 or float16 [N, D], with a JSON id a line in `NAME.ids.jsonl` |
 
 A sink writes files that only grow, in a folder of its own, so that a job which was killed can cut them back to what it
-knows to be there and go on; `assemble` makes the result of them. `retrieval.read_features` reads all three.
+knows to be there and go on; `assemble` makes the result of them. `read_features` reads all three, block by block.
 """
 
 from cnclip_client.features._features import Features

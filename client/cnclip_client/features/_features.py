@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Features", "id_array", "join_ids", "rebatch"]
+from cnclip_client.features._ids import join_ids
+
+__all__ = ["Features", "Rows", "rebatch", "rows_in"]
+
+Rows: TypeAlias = tuple[list[Any], NDArray[np.float32]]
+"""What a format's reader yields: n ids as the file has them, and float32 [n, D], of which it keeps nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,18 +49,6 @@ class Features:
         return Features(self.ids[rows], self.features[rows])
 
 
-def id_array(ids: list[Any]) -> NDArray[Any]:
-    """Returns ids as `Features` holds them: int64 where they all are integers that fit, else object."""
-    if all(type(one) is int for one in ids):
-        try:
-            return np.array(ids, dtype=np.int64)
-        except OverflowError:
-            pass
-    held = np.empty(len(ids), dtype=object)
-    held[:] = ids
-    return held
-
-
 def rebatch(blocks: Iterable[Features], rows: int) -> Iterator[Features]:
     """Yields the same items in blocks of `rows`, the last one smaller, however many the given ones hold."""
     waiting: list[Features] = []
@@ -80,8 +73,6 @@ def _join(blocks: list[Features]) -> Features:
     return Features(join_ids([block.ids for block in blocks]), np.concatenate([block.features for block in blocks]))
 
 
-def join_ids(ids: list[NDArray[Any]]) -> NDArray[Any]:
-    """Returns several blocks' ids as one array: int64 if each of them is, else object with Python's own integers."""
-    if all(part.dtype == np.int64 for part in ids):
-        return np.concatenate(ids) if ids else np.empty(0, np.int64)
-    return id_array([one for part in ids for one in part.tolist()])
+def rows_in(block_bytes: int, size: int) -> int:
+    """Returns how many features of so many numbers a block has room for, one at least."""
+    return max(1, block_bytes // (4 * max(1, size)))

@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnclip_client._exceptions import BadFile
 from cnclip_client._extras import require
 from cnclip_client._replacing import replacing
 from cnclip_client._vocabulary import Id, Kind
-from cnclip_client.features._sink import Dtype, id_line, little_endian
+from cnclip_client.features._features import Rows, rows_in
+from cnclip_client.features._ids import id_line, require_id
+from cnclip_client.features._sink import Dtype, little_endian
 
-__all__ = ["ParquetSink"]
+__all__ = ["ParquetSink", "read_parquet"]
 
 _LOG = logging.getLogger(__name__)
 _ROW_GROUP = 16 * 1024
@@ -90,3 +93,39 @@ class ParquetSink:
                 ids = held if schema.field(0).type == pa.int64() else [str(one) for one in held]
                 lists = pa.FixedSizeListArray.from_arrays(pa.array(numbers), type=schema.field(1).type)
                 yield pa.Table.from_arrays([pa.array(ids, schema.field(0).type), lists], schema=schema)
+
+
+def read_parquet(path: Path, kind: str, block_bytes: int) -> Iterator[Rows]:
+    """Yields what a file or a folder of them holds, as every reader does. Raises BadFile, MissingExtra, OSError."""
+    pa, parquet = require("pyarrow", extra="parquet"), require("pyarrow.parquet", extra="parquet")
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    for file in files:
+        try:
+            # Without pre-buffering, which would hold the columns of a whole row group.
+            with parquet.ParquetFile(file, pre_buffer=False) as opened:
+                schema = opened.schema_arrow
+                missing = [name for name in (f"{kind}_id", "feature") if name not in schema.names]
+                if missing:
+                    raise BadFile(f"no column {' or '.join(missing)} among {', '.join(schema.names)}", path=str(file))
+                listed = schema.field("feature").type
+                size = listed.list_size if pa.types.is_fixed_size_list(listed) else 1024
+                for batch in opened.iter_batches(rows_in(block_bytes, size), columns=[f"{kind}_id", "feature"]):
+                    if batch.num_rows:
+                        yield _batch(file, batch.column(f"{kind}_id"), batch.column("feature"))
+        except pa.ArrowInvalid as error:
+            raise BadFile(f"no parquet file ({error}); extract it anew", path=str(file)) from error
+
+
+def _batch(path: Path, ids: Any, features: Any) -> Rows:
+    values = features.flatten() if hasattr(features, "flatten") else None
+    if values is None or ids.null_count or features.null_count or values.null_count:
+        raise BadFile("a null, or a feature that is no list; extract it anew", path=str(path))
+    if len(values) % len(ids) or not (features.value_lengths().to_numpy() == len(values) // len(ids)).all():
+        raise BadFile("features of different lengths; they are of two models", path=str(path))
+    numbers = values.to_numpy(zero_copy_only=False)
+    if numbers.dtype.kind != "f":
+        raise BadFile(f"features of {numbers.dtype}, not of floats", path=str(path))
+    held = ids.to_pylist()
+    for one in held:
+        require_id(path, "a row", one)
+    return held, numbers.reshape(len(ids), -1).astype(np.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from cnclip_client._vocabulary import Id
 
-__all__ = ["Dtype", "Sink", "id_line", "little_endian"]
+__all__ = ["Dtype", "Sink", "little_endian"]
 
 Dtype: TypeAlias = Literal["float32", "float16"]
 
@@ -41,14 +40,6 @@ class Sink(Protocol):
             folder: Where the files are, all of them whole.
             rows: How many features were written.
         """
-
-
-def id_line(one: Any) -> bytes:
-    """Returns an id, or what else is plain, as JSON, UTF-8; only the bytes of a path that are no UTF-8 are escaped."""
-    try:
-        return json.dumps(one, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return json.dumps(one).encode()
 
 
 def little_endian(dtype: Dtype) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnclip_client.features._features import Features, join_ids
+from cnclip_client.features import Features
+from cnclip_client.features._ids import join_ids
 
 __all__ = ["Gallery"]
 
