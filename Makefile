@@ -69,11 +69,11 @@ test-slow: $(VENV)/installed  ## Run the tests that take minutes.
 
 test-s3: $(VENV)/installed  ## Run the tests of publishing to S3, on a local one; installs s3fs and moto first.
 	$(BIN)/python -m pip install --requirement tests/requirements-s3.txt
-	$(BIN)/python -m pytest tests/builder/test_publishing.py -k s3 $(FLAGS)
+	$(BIN)/python -m pytest tests/builder/repository/test_publishing.py -k s3 $(FLAGS)
 
 test-rtx: $(VENV)/installed  ## Build plans with TensorRT-RTX, for machines without GPU (read docs/tensorrt.md on its licence).
 	$(BIN)/python -m pip install --quiet --group tensorrt-rtx
-	$(BIN)/python -m pytest tests/builder/test_tensorrt_rtx.py -m 'slow or not slow' $(FLAGS)
+	$(BIN)/python -m pytest tests/builder/plans/test_rtx.py -m 'slow or not slow' $(FLAGS)
 
 bench: $(VENV)/installed  ## Measure ViT-B-16 side by side: served, alternatives, stages, savings, INT8, memory, builds.
 	$(BIN)/cnclip-bench all $(FLAGS)

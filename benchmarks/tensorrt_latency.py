@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from cnclip_builder.arch import TOWERS, Arch, Tower, get_arch
-from cnclip_builder.artefacts import build_artefacts
-from cnclip_builder.checkpoint import load_checkpoint
+from cnclip_builder.arch import Arch, get_arch
+from cnclip_builder.artefacts.maker import build_artefacts
+from cnclip_builder.checkpoint.load import load_checkpoint
+from cnclip_builder.checkpoint.towers import load_tower
 from cnclip_builder.errors import BuildError, MissingRequirementError
-from cnclip_builder.machine import require_tensorrt
-from cnclip_builder.parity import TOLERANCES, check_parity
-from cnclip_builder.plan_build import PlanSettings, build_plans, write_jobs_of
-from cnclip_builder.plan_files import PlanJob
-from cnclip_builder.towers import load_tower
+from cnclip_builder.parity.distance import TOLERANCES, check_parity
+from cnclip_builder.plans.here import PlanSettings, build_plans, require_tensorrt, write_jobs_of
+from cnclip_builder.plans.record import PlanJob
+from cnclip_builder.tensors import TOWERS, Tower
 
 BATCHES = (1, 32)
 CONTEXT_LENGTH = 52
@@ -105,7 +105,7 @@ def measure(arch: Arch, source: str | None, root: Path, warm_up: int, runs: int)
         arch, source, root / "artefacts" / arch.slug, towers=TOWERS, precisions=["fp16"], download_root=root
     )
     settings = PlanSettings(max(BATCHES), CONTEXT_LENGTH)
-    jobs = write_jobs_of(made, arch, TOWERS, "fp16", "cn_clip", settings)
+    jobs = write_jobs_of(made, TOWERS, "fp16", "cn_clip", settings)
     plans = build_plans(jobs, made.items[0].path.parent, settings.options)
     checkpoint = load_checkpoint(made.checkpoint.file.path, arch)
     rows = []
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="a file that the table is appended to")
     options = parser.parse_args()
     try:
-        require_tensorrt(f"--arch {options.arch}")
+        require_tensorrt(get_arch(options.arch), None)
         if not torch.cuda.is_available():
             raise MissingRequirementError("PyTorch sees no GPU: install the build for your CUDA version")
         rows = measure(get_arch(options.arch), options.checkpoint, options.root, options.warm_up, options.runs)

@@ -24,13 +24,14 @@ PACKAGES = (
 
 # What is no Python module has to be named: a forgotten template is found by users only.
 DATA = {
-    "cnclip_builder/data/LICENSES.md",
-    "cnclip_builder/data/captions.txt",
+    "cnclip_builder/parity/data/LICENSES.md",
+    "cnclip_builder/parity/data/captions.txt",
     "cnclip_bench/py.typed",
     "cnclip_builder/py.typed",
     "cnclip_client/py.typed",
     "cnclip_client/report/report.html.j2",
     "cnclip_server/py.typed",
+    "cnclip_templates/_encoder.j2",
     "cnclip_templates/_macros.j2",
     "cnclip_templates/image-encoder/config.pbtxt.j2",
     "cnclip_templates/image-preprocess/config.pbtxt.j2",

@@ -26,7 +26,7 @@ from cnclip_bench.inputs import repeated
 from cnclip_bench.stats import in_turns
 
 if TYPE_CHECKING:
-    from cnclip_builder.arch import Tower
+    from cnclip_builder.tensors import Tower
     from cnclip_client import Client
 
     from cnclip_bench.subject import Subject
@@ -95,8 +95,8 @@ def cn_clip_loop(subject: Subject) -> Iterator[Encoders]:
     import torch
     from cn_clip.clip import image_transform, tokenize
     from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
-    from cnclip_builder.checkpoint import load_checkpoint
-    from cnclip_builder.towers import load_tower
+    from cnclip_builder.checkpoint.load import load_checkpoint
+    from cnclip_builder.checkpoint.towers import load_tower
     from PIL import Image
 
     checkpoint = load_checkpoint(subject.checkpoint, subject.arch)

@@ -17,7 +17,7 @@ from cnclip_bench.stats import in_turns
 from cnclip_bench.subject import onnx_session
 
 if TYPE_CHECKING:
-    from cnclip_builder.arch import Tower
+    from cnclip_builder.tensors import Tower
     from cnclip_client import Client
 
     from cnclip_bench.subject import Subject
@@ -38,11 +38,12 @@ def encoders(subject: Subject, tower: Tower, batch_size: int, rounds: int, clien
     `speed_benchmark.py`; what is served starts from encoded images and texts, and crosses gRPC.
     """
     import torch
-    from cnclip_builder.checkpoint import load_checkpoint
-    from cnclip_builder.onnx_files import TENSORS, onnx_name
-    from cnclip_builder.probes import normalise
-    from cnclip_builder.tensorrt_api import load_tensorrt
-    from cnclip_builder.towers import load_tower
+    from cnclip_builder.checkpoint.load import load_checkpoint
+    from cnclip_builder.checkpoint.towers import load_tower
+    from cnclip_builder.export.files import onnx_name
+    from cnclip_builder.parity.probes import normalise
+    from cnclip_builder.plans.api import load_tensorrt
+    from cnclip_builder.tensors import TENSORS
     from cnclip_templates.cnclip_pixels import decode_pixels
 
     if tower == "image":

@@ -17,7 +17,8 @@ from cnclip_bench.serving_settings import copy_ensemble, set_max_batch_size
 from cnclip_bench.subject import FOLDER
 
 if TYPE_CHECKING:
-    from cnclip_builder.arch import Arch, Tower
+    from cnclip_builder.arch import Arch
+    from cnclip_builder.tensors import Tower
 
     from cnclip_bench.subject import Subject
 
@@ -86,7 +87,7 @@ def build_costs(arch: Arch, checkpoint: str) -> list[BuildCost]:
         arch: The architecture; cn_clip's script knows the official ones alone.
         checkpoint: random:SEED, or a .pt file.
     """
-    from cnclip_builder.sources import fetch_checkpoint
+    from cnclip_builder.checkpoint.sources import fetch_checkpoint
 
     file = fetch_checkpoint(checkpoint, arch, FOLDER / "checkpoints", "huggingface").path.resolve()
     found = []

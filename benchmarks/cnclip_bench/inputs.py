@@ -21,7 +21,7 @@ def images(folder: Path | None, resolution: int) -> list[bytes]:
     Raises:
         ValueError: None decodes.
     """
-    from cnclip_builder.samples import sample_images
+    from cnclip_builder.parity.samples import sample_images
     from cnclip_templates.cnclip_pixels import BadImage, decode_pixels
 
     if folder is None:
@@ -45,7 +45,7 @@ def captions(file: Path | None) -> list[str]:
     Raises:
         ValueError: The file has none.
     """
-    from cnclip_builder.samples import sample_texts
+    from cnclip_builder.parity.samples import sample_texts
 
     if file is None:
         return [text for text in sample_texts() if text.strip()]

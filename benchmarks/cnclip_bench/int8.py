@@ -15,9 +15,8 @@ from cnclip_bench.stats import in_turns, median_ratio
 from cnclip_bench.subject import FOLDER, onnx_session
 
 if TYPE_CHECKING:
-    from cnclip_builder.arch import Tower
-    from cnclip_builder.artefacts import Artefacts
-    from cnclip_builder.parity import Precision
+    from cnclip_builder.artefacts.maker import Artefacts
+    from cnclip_builder.tensors import Precision, Tower
 
     from cnclip_bench.subject import Subject
 
@@ -92,8 +91,8 @@ def make_artefacts(subject: Subject, checkpoint: str) -> Artefacts:
         subject: Of the architecture.
         checkpoint: random:SEED, or a .pt file.
     """
-    from cnclip_builder.arch import TOWERS
-    from cnclip_builder.artefacts import build_artefacts
+    from cnclip_builder.artefacts.maker import build_artefacts
+    from cnclip_builder.tensors import TOWERS
 
     return build_artefacts(
         subject.arch,
@@ -108,8 +107,6 @@ def make_artefacts(subject: Subject, checkpoint: str) -> Artefacts:
 
 def compare(subject: Subject, artefacts: Artefacts, tower: Tower, rounds: int) -> Compared:
     """Compares an encoder's two precisions on the subject's images or texts, each of them once."""
-    from cnclip_builder.onnx_files import external_data_of
-
     found = [artefacts.get(tower, precision) for precision in ("fp32", "int8")]
     encoders = [_Encoder(one.path, subject, tower) for one in found]
     items = list(dict.fromkeys(subject.items(tower)))
@@ -122,13 +119,15 @@ def compare(subject: Subject, artefacts: Artefacts, tower: Tower, rounds: int) -
         for name, encoder, batch in zip(("fp32", "int8"), encoders, timed, strict=True)
     }
     seconds = in_turns(jobs, rounds, time.perf_counter)
-    report = found[1].record["int8"]
-    sizes = [sum(path.stat().st_size for path in (one.path, external_data_of(one.path))) / 1e6 for one in found]
+    report = found[1].record.int8
+    if report is None:
+        raise ValueError(f"{found[1].path} is no INT8 encoder")
+    sizes = [sum(path.stat().st_size for path in (one.path, one.weights)) / 1e6 for one in found]
     return Compared(
         speed_up=median_ratio(seconds["fp32"], seconds["int8"]),
-        build_speed_up=report["speed_up"],
-        kept_in_fp32=len(report["kept_in_fp32"]),
-        products=report["products"],
+        build_speed_up=report.speed_up,
+        kept_in_fp32=len(report.kept_in_fp32),
+        products=report.products,
         rows=len(items),
         cosine_distance=float(_distances(features, reference).max()),
         centred_worst=float(centred.max()),
@@ -165,7 +164,7 @@ class _Encoder:
         self._resolution, self._token_ids, self._tower = subject.arch.resolution, subject.token_ids(), tower
 
     def inputs(self, items: Sequence[Any]) -> npt.NDArray[Any]:
-        from cnclip_builder.probes import normalise
+        from cnclip_builder.parity.probes import normalise
         from cnclip_templates.cnclip_pixels import decode_pixels
 
         if self._tower == "image":

@@ -16,7 +16,7 @@ from cnclip_bench.stats import in_turns
 from cnclip_bench.subject import onnx_session
 
 if TYPE_CHECKING:
-    from cnclip_builder.arch import Tower
+    from cnclip_builder.tensors import Tower
 
     from cnclip_bench.subject import Subject
 
@@ -29,7 +29,7 @@ def has_padded_encoder(subject: Subject) -> bool:
 
 
 def _padded_encoder(subject: Subject) -> Path:
-    from cnclip_builder.onnx_files import onnx_name
+    from cnclip_builder.export.files import onnx_name
 
     return subject.artefacts / onnx_name(subject.arch, "text", "fp32")
 
@@ -60,10 +60,10 @@ def padding(subject: Subject, batch_size: int, rounds: int) -> Timings:
 def last_block(subject: Subject, tower: Tower, batch_size: int, rounds: int) -> Timings:
     """Times an encoder in PyTorch with its whole last block, as cn_clip has it, and with its class token alone."""
     import torch
-    from cnclip_builder.checkpoint import load_checkpoint
-    from cnclip_builder.class_token import compute_class_token_only
-    from cnclip_builder.probes import make_probes
-    from cnclip_builder.towers import load_tower
+    from cnclip_builder.checkpoint.load import load_checkpoint
+    from cnclip_builder.checkpoint.towers import load_tower
+    from cnclip_builder.export.class_token import compute_class_token_only
+    from cnclip_builder.parity.probes import make_probes
 
     whole, shorter = (load_tower(load_checkpoint(subject.checkpoint, subject.arch), tower) for _ in range(2))
     compute_class_token_only(shorter.clip)

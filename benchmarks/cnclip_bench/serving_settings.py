@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from cnclip_bench.subject import read_config
 
 if TYPE_CHECKING:
-    from cnclip_builder.arch import Tower
+    from cnclip_builder.tensors import Tower
 
-__all__ = ["Settings", "copy_ensemble", "read_settings", "set_max_batch_size", "write_settings"]
+__all__ = ["Settings", "copy_ensemble", "read_settings", "remember_settings", "set_max_batch_size", "write_settings"]
 
 _PREPARATION = {"image": "image-preprocess", "text": "text-tokenize"}
 _THREADS = "intra_op_thread_count"
@@ -84,7 +85,7 @@ def write_settings(repository: Path, name: str, tower: Tower, settings: Settings
     Raises:
         ValueError: A config lacks what is to be changed, or has it in another form; nothing is written.
     """
-    from cnclip_builder.atomic import replacing_file
+    from cnclip_builder.system.atomic import replacing_file
 
     changes = settings.changes_from(read_settings(repository, name, tower))
     ensemble, encoder, preparation = (folder / "config.pbtxt" for folder in _folders(repository, name, tower))
@@ -103,6 +104,33 @@ def write_settings(repository: Path, name: str, tower: Tower, settings: Settings
     for file, text in texts.items():
         with replacing_file(file) as partial:
             partial.write_text(text, encoding="utf-8")
+
+
+def remember_settings(repository: Path, name: str, tower: Tower, changes: Mapping[str, int]) -> None:
+    """Writes changed settings into the repository's manifest, from which the next `make repo` takes them.
+
+    Args:
+        repository: Its folder.
+        name: Of the models.
+        tower: Which ensemble's.
+        changes: From `Settings.changes_from`.
+
+    Raises:
+        BuildError: The repository has no manifest, or none of this model.
+    """
+    from cnclip_builder.repository.manifest import update_serving
+
+    serving: dict[str, Any] = {}
+    for setting, value in changes.items():
+        if setting == "preparation_instances":
+            serving["preprocess_instances" if tower == "image" else "tokenize_instances"] = value
+            continue
+        serving[setting] = {tower: value}
+        if (
+            setting == "preferred_batch_size"
+        ):  # what clients ask for and what the encoder's batches keep to are one here
+            serving["merged_batch_size"] = {tower: value}
+    update_serving(repository, name, serving)
 
 
 def set_max_batch_size(repository: Path, name: str, tower: Tower, size: int) -> None:
@@ -139,7 +167,7 @@ def _edited(file: Path, values: dict[str, int]) -> str:
     Numbers are changed in the text, so that comments stay, and the outcome is read as Triton reads it: it must be what
     the same change makes of the message.
     """
-    from cnclip_builder.configs import parse_config
+    from cnclip_builder.repository.render import parse_config
 
     before = file.read_text(encoding="utf-8")
     after, wanted = before, parse_config(before, str(file))

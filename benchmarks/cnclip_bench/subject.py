@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cnclip_builder.arch import Arch, Tower
+    from cnclip_builder.arch import Arch
+    from cnclip_builder.tensors import Tower
     from cnclip_client import Client
     from cnclip_templates.cnclip_token_ids import TokenIds
 
@@ -117,8 +118,7 @@ def make_subject(
 def _build(arch: Arch, checkpoint: str, repository: Path, name: str) -> Path:
     from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
     from cnclip_builder.build import BuildRequest, build_repository
-    from cnclip_builder.machine import default_max_batch_size
-    from cnclip_builder.serving import ServingConfig
+    from cnclip_builder.repository.serving import ServingConfig, default_max_batch_size
 
     request = BuildRequest(
         arch=arch,
@@ -139,8 +139,8 @@ def _build(arch: Arch, checkpoint: str, repository: Path, name: str) -> Path:
 
 def _served_checkpoint(arch: Arch, checkpoint: str, repository: Path, name: str) -> Path:
     """The file of a checkpoint, once it is known to be what the repository serves."""
-    from cnclip_builder.atomic import sha256_of_file
-    from cnclip_builder.sources import fetch_checkpoint
+    from cnclip_builder.checkpoint.sources import fetch_checkpoint
+    from cnclip_builder.system.atomic import sha256_of_file
 
     path = fetch_checkpoint(checkpoint, arch, FOLDER / "checkpoints", "huggingface").path
     served = read_config(repository / f"{name}-image").parameters["checkpoint_sha256"].string_value
@@ -154,7 +154,7 @@ def _served_checkpoint(arch: Arch, checkpoint: str, repository: Path, name: str)
 
 def read_config(model: Path) -> Any:
     """The `ModelConfig` of a model's folder."""
-    from cnclip_builder.configs import parse_config
+    from cnclip_builder.repository.render import parse_config
 
     file = model / "config.pbtxt"
     return parse_config(file.read_text(encoding="utf-8"), str(file))

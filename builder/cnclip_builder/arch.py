@@ -9,12 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cnclip_builder.errors import MissingRequirementError, SettingError, UnknownArchError
-
-Tower = Literal["image", "text"]
-TOWERS: tuple[Tower, ...] = ("image", "text")
 
 DEFAULT_CONTEXT_LENGTH = 52
 """Tokens of a text that all official checkpoints were trained with (cn_clip.clip.tokenize)."""
@@ -44,11 +41,18 @@ class Arch:
         name: as Chinese-CLIP writes it, "ViT-B-16".
         model_info: the keyword arguments of `cn_clip.clip.model.CLIP`.
         hub: its official checkpoint, if there is one.
+        file: the JSON file that describes it, if it is no official one.
     """
 
     name: str
     model_info: Mapping[str, Any]
     hub: HubFile | None = None
+    file: Path | None = None
+
+    @property
+    def option(self) -> str:
+        """What names it on the command line."""
+        return str(self.file or self.name)
 
     @property
     def slug(self) -> str:
@@ -200,4 +204,4 @@ def _load_custom_arch(file: Path) -> Arch:
                 if keys
             )
         )
-    return Arch(file.stem, info)
+    return Arch(file.stem, info, file=file)

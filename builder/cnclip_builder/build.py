@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnclip_builder.arch import TOWERS, Arch, Tower
-from cnclip_builder.artefacts import Artefacts, build_artefacts
-from cnclip_builder.atomic import require_writable
+from cnclip_builder.arch import Arch
+from cnclip_builder.artefacts.maker import Artefacts, build_artefacts
+from cnclip_builder.checkpoint.sources import Hub
 from cnclip_builder.errors import BuildError, MissingRequirementError, SettingError, SlowerError
-from cnclip_builder.isolation import stage_process
-from cnclip_builder.machine import LEAST_INT8_SPEED_UP, require_tensorrt
-from cnclip_builder.onnx_files import served_input
-from cnclip_builder.parity import PRECISIONS
-from cnclip_builder.plan_build import Plan, PlanSettings, build_plans, find_plans, write_jobs_of
-from cnclip_builder.profiles import check_profiles, largest_batch
-from cnclip_builder.repository import RepositoryEntry, check_place, publish
-from cnclip_builder.serving import ServingConfig
-from cnclip_builder.sources import Hub
+from cnclip_builder.export.files import served_input
+from cnclip_builder.int8.report import LEAST_INT8_SPEED_UP
+from cnclip_builder.plans.here import Plan, PlanSettings, build_plans, find_plans, require_tensorrt, write_jobs_of
+from cnclip_builder.plans.profiles import check_profiles, largest_batch
+from cnclip_builder.repository.serving import ServingConfig
+from cnclip_builder.repository.write import RepositoryEntry, check_place, publish
+from cnclip_builder.system.atomic import require_writable
+from cnclip_builder.system.isolation import stage_process
+from cnclip_builder.tensors import PRECISIONS, TOWERS, Tower
 from cnclip_builder.verify import Verification, verify_server
 
 logger = logging.getLogger(__name__)
@@ -76,8 +76,7 @@ def build_repository(request: BuildRequest) -> RepositoryEntry:
     if request.serving.platform == "tensorrt":
         _check_plans_fit(request)
         if not request.plan_folders:
-            checkpoint = f" --checkpoint {request.checkpoint}" if request.checkpoint else ""
-            require_tensorrt(f"--arch {request.arch.name}{checkpoint}")
+            require_tensorrt(request.arch, request.checkpoint)
     require_writable(request.repository)
     artefacts = build_artefacts(
         request.arch,
@@ -119,7 +118,7 @@ def _report_slower(slower: Mapping[Tower, str]) -> None:
 
 
 def _plan_settings(request: BuildRequest) -> PlanSettings:
-    return request.plan_settings or PlanSettings(request.serving.max_batch_size, request.serving.context_length)
+    return request.plan_settings or PlanSettings(request.serving.largest_batch_size, request.serving.context_length)
 
 
 def _check_plans_fit(request: BuildRequest) -> None:
@@ -129,19 +128,19 @@ def _check_plans_fit(request: BuildRequest) -> None:
         profiles = settings.profiles(tower)
         context_length = serving.context_length if tower == "text" else None
         check_profiles(profiles, served_input(request.arch, tower), context_length)
-        if serving.max_batch_size > largest_batch(profiles):
+        if (served := serving.encoder(tower).max_batch_size) > largest_batch(profiles):
             raise SettingError(
-                f"batches of up to {serving.max_batch_size} are served, but the {tower} profiles take "
+                f"batches of up to {served} are served, but the {tower} profiles take "
                 f"{largest_batch(profiles)} at most: choose a MAX_BATCH_SIZE that they take, or larger profiles"
             )
 
 
 def _plans(request: BuildRequest, artefacts: Artefacts) -> Mapping[Tower, Sequence[Plan]]:
     settings = _plan_settings(request)
-    jobs = write_jobs_of(artefacts, request.arch, TOWERS, request.serving.precision, "served", settings)
+    jobs = write_jobs_of(artefacts, TOWERS, request.serving.precision, "served", settings)
     if request.plan_folders:
         return find_plans(jobs, request.plan_folders)
-    folder = artefacts.items[0].path.parent
+    folder = artefacts.items[0].folder
     return {tower: [plan] for tower, plan in build_plans(jobs, folder, settings.options).items()}
 
 
@@ -165,12 +164,3 @@ def _serve_and_verify(repository: Path, entry: RepositoryEntry) -> Verification:
         raise BuildError(f"the repository could not be served: {error}") from error
     verification.require()
     return verification
-
-
-def describe(artefacts: Artefacts) -> list[str]:
-    """Sums artefacts up, a line each."""
-    return [
-        f"{artefact.path}  {artefact.precision}  1 - cosine <= {artefact.record['parity']['cosine_distance']:.0e}"
-        f"{'  (reused)' if artefact.reused else ''}"
-        for artefact in artefacts.items
-    ]

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cnclip_builder.arch import Arch, Tower
-from cnclip_builder.checkpoint import Checkpoint, load_checkpoint
+from cnclip_builder.arch import Arch
+from cnclip_builder.checkpoint.load import Checkpoint, load_checkpoint
 from cnclip_builder.errors import BuildError, ParityError
-from cnclip_builder.parity import TOLERANCES, Parity, Precision, Tolerance, measure_parity
-from cnclip_builder.samples import sample_images, sample_texts
+from cnclip_builder.parity.distance import TOLERANCES, Parity, Tolerance, measure_parity
+from cnclip_builder.parity.samples import sample_images, sample_texts
+from cnclip_builder.tensors import Precision, Tower
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def _encode_images(
     from cnclip_templates.cnclip_pixels import reduce_scale
     from PIL import Image
 
-    from cnclip_builder.towers import encode, load_tower
+    from cnclip_builder.checkpoint.towers import encode, load_tower
 
     transform = image_transform(checkpoint.arch.resolution)
     tower = load_tower(checkpoint, "image")
@@ -146,7 +147,7 @@ def _encode_images(
 def _encode_texts(checkpoint: Checkpoint, texts: Sequence[str], context_length: int) -> npt.NDArray[np.float32]:
     from cn_clip.clip import tokenize
 
-    from cnclip_builder.towers import encode, load_tower
+    from cnclip_builder.checkpoint.towers import encode, load_tower
 
     tower = load_tower(checkpoint, "text")
     return encode(tower, tokenize(list(texts), context_length=context_length).numpy())

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, get_arch
 from cnclip_builder.build import BuildRequest, build_repository
 from cnclip_builder.errors import BuildError
-from cnclip_builder.isolation import configure_logging
-from cnclip_builder.serving import ServingConfig
+from cnclip_builder.repository.serving import ServingConfig
+from cnclip_builder.system.isolation import configure_logging
 from cnclip_client import Client, CnclipError
 from cnclip_server import ServerError, TritonServer
 from rich.console import Console

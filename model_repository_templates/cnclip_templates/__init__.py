@@ -3,3 +3,13 @@
 The modules named `cnclip_*` hold the work of the Python models. They are copied beside each `model.py`, so they
 import only what a server has: the standard library, numpy, Pillow and tokenizers.
 """
+
+from __future__ import annotations
+
+import importlib.resources
+from pathlib import Path
+
+
+def templates_folder() -> Path:
+    """The folder of templates, as they lie in the installed package."""
+    return Path(str(importlib.resources.files("cnclip_templates")))

@@ -20,9 +20,9 @@ from cnclip_bench.int8 import Pair, read_pairs
 from cnclip_bench.stats import Latency, in_turns, median_ratio
 from cnclip_bench.subject import Subject
 from cnclip_builder.arch import get_arch
-from cnclip_builder.checkpoint import load_checkpoint
-from cnclip_builder.samples import sample_images
-from cnclip_builder.towers import load_tower
+from cnclip_builder.checkpoint.load import load_checkpoint
+from cnclip_builder.checkpoint.towers import load_tower
+from cnclip_builder.parity.samples import sample_images
 from PIL import Image
 from typer.testing import CliRunner
 

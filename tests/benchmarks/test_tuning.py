@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cnclip_bench._cli import app
 from cnclip_bench.load import Sustained, measure_levels, run_load
-from cnclip_bench.serving_settings import Settings, copy_ensemble, read_settings, write_settings
+from cnclip_bench.serving_settings import Settings, copy_ensemble, read_settings, remember_settings, write_settings
 from cnclip_bench.tuning import Comparison, Goal, Served, coordinates, tune
 from typer.testing import CliRunner
 
@@ -193,3 +193,18 @@ def test_tune_on_a_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert read_settings(folder / "build/bench/repository", "demo", "text").max_batch_size == 32
     figures = json.loads((folder / "build/benchmarks/tune-text.json").read_text())["figures"]
     assert len(figures["trials"][0]["ratios"]) == 3
+
+
+def test_what_is_found_is_remembered_for_the_next_build(repository: Path) -> None:
+    from cnclip_builder.repository.manifest import read_manifest, write_manifest
+
+    write_manifest(repository, {"m": {"1": {"serving": {"encoder_threads": 0, "tokenize_instances": 1}}}})
+    changes = replace(START, encoder_threads=2, preparation_instances=3).changes_from(START)
+    remember_settings(repository, "m", "text", changes)
+    remember_settings(repository, "m", "image", {"preferred_batch_size": 2})
+    assert read_manifest(repository)["m"]["1"]["serving"] == {
+        "encoder_threads": {"image": 0, "text": 2},
+        "tokenize_instances": 3,
+        "preferred_batch_size": {"image": 2},
+        "merged_batch_size": {"image": 2},
+    }

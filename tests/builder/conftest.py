@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from cnclip_builder.arch import TOWERS, Arch
-from cnclip_builder.artefacts import Artefacts, build_artefacts
-from cnclip_builder.parity import PRECISIONS
+from cnclip_builder.arch import Arch
+from cnclip_builder.artefacts.maker import Artefacts, build_artefacts
+from cnclip_builder.tensors import PRECISIONS, TOWERS
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cnclip_builder.arch import ARCH_NAMES, get_arch, official_archs
-from cnclip_builder.checkpoint import expected_shapes
+from cnclip_builder.checkpoint.load import expected_shapes
 from cnclip_builder.errors import SettingError, UnknownArchError
 
 from tests.conftest import TINY_VIT

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cnclip_builder.arch import get_arch
 from cnclip_builder.build import BuildRequest, build_repository
-from cnclip_builder.serving import ServingConfig
+from cnclip_builder.repository.serving import ServingConfig
 from cnclip_server import TritonServer
 
 from tests.conftest import ROOT

@@ -12,9 +12,9 @@ import pytest
 import tritonclient.grpc as triton
 from cnclip_builder.arch import get_arch
 from cnclip_builder.build import BuildRequest, build_repository
-from cnclip_builder.pruning import prune_repository
-from cnclip_builder.publishing import publish_repository
-from cnclip_builder.serving import ServingConfig
+from cnclip_builder.repository.pruning import prune_repository
+from cnclip_builder.repository.publishing import publish_repository
+from cnclip_builder.repository.serving import ServingConfig
 from cnclip_server import TritonServer
 
 from tests.integration.conftest import DEMO

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import typer.main
 from cnclip_bench._cli import app as bench_app
-from cnclip_builder._cli import app as build_app
-from cnclip_builder.samples import sample_images
+from cnclip_builder.cli.app import app as build_app
+from cnclip_builder.parity.samples import sample_images
 from cnclip_client._cli import app as client_app
 from cnclip_server import TritonServer
 from cnclip_server._cli import app as serve_app

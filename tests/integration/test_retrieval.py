@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, get_arch
 from cnclip_builder.build import BuildRequest, build_repository
-from cnclip_builder.serving import ServingConfig
+from cnclip_builder.repository.serving import ServingConfig
 from cnclip_client import Client
 from cnclip_client.classification import Classifier
 from cnclip_server import TritonServer

@@ -13,12 +13,12 @@ import pytest
 import tritonclient.grpc as grpc
 from cnclip_builder.arch import Arch
 from cnclip_builder.build import BuildRequest, build_repository
-from cnclip_builder.checkpoint import load_checkpoint
+from cnclip_builder.checkpoint.load import load_checkpoint
+from cnclip_builder.checkpoint.towers import encode, load_tower
 from cnclip_builder.errors import BuildError, ParityError, RepositoryError
-from cnclip_builder.repository import KINDS, check_repository
-from cnclip_builder.samples import sample_images
-from cnclip_builder.serving import ServingConfig
-from cnclip_builder.towers import encode, load_tower
+from cnclip_builder.parity.samples import sample_images
+from cnclip_builder.repository.serving import ServingConfig
+from cnclip_builder.repository.write import KINDS, check_repository
 from cnclip_builder.verify import verify_server
 from cnclip_client import BadInput, Client
 from cnclip_server import TritonServer

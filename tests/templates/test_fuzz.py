@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 
 import pytest
-from cnclip_builder.samples import sample_images
+from cnclip_builder.parity.samples import sample_images
 from PIL import Image
 
 from tests.templates.test_pixels import check

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cn_clip.clip import image_transform
-from cnclip_builder.probes import normalise
-from cnclip_builder.samples import sample_images
+from cnclip_builder.parity.probes import normalise
+from cnclip_builder.parity.samples import sample_images
 from cnclip_templates.cnclip_pixels import BadImage, decode_pixels, limit_pixels
 from PIL import Image
 

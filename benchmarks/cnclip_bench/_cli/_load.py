@@ -102,14 +102,14 @@ def tune(
     surely faster is written; comments in the configs stay. Restart or reload running servers afterwards.
     """
     from cnclip_bench.output import write
-    from cnclip_bench.serving_settings import read_settings, write_settings
+    from cnclip_bench.serving_settings import read_settings, remember_settings, write_settings
     from cnclip_bench.tuning import Comparison, Goal, coordinates
     from cnclip_bench.tuning import tune as search
 
-    subject = asked.subject()
+    subject, repository = asked.subject(), asked.repository
     cores = len(os.sched_getaffinity(0))
     for one in [tower] if tower else TOWERS:
-        start = read_settings(asked.repository, subject.name, one)
+        start = read_settings(repository, subject.name, one)
         typer.echo(f"{subject.name} {one}: {start}")
 
         def report(trial: Comparison, won: bool, start: Settings = start) -> None:
@@ -131,8 +131,9 @@ def tune(
         else:
             typer.echo(f"  best: {changes}, {1 + found.confirmation.gain:.3f} times the start, measured anew")
             if not dry_run:
-                write_settings(asked.repository, subject.name, one, found.best)
-                typer.echo(f"  written to the configs in {asked.repository}; a later `make repo` writes its own again")
+                write_settings(repository, subject.name, one, found.best)
+                remember_settings(repository, subject.name, one, changes)
+                typer.echo(f"  written to the configs and the manifest in {repository}; a later `make repo` keeps it")
         bars = {
             ", ".join(f"{key}={value}" for key, value in trial.settings.changes_from(start).items()): 1 + trial.gain
             for trial in found.trials

@@ -78,7 +78,7 @@ def int8(
     """
     from dataclasses import asdict, replace
 
-    from cnclip_builder.machine import LEAST_INT8_SPEED_UP
+    from cnclip_builder.int8.report import LEAST_INT8_SPEED_UP
 
     from cnclip_bench import int8 as measured
     from cnclip_bench.output import show_values, write

@@ -1,0 +1,61 @@
+"""`cnclip-build`: the stages of a build, each as a command."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from importlib.metadata import version as installed_version
+from typing import Annotated
+
+import typer
+
+from cnclip_builder.cli.publishing import prune, publish
+from cnclip_builder.cli.repository import repository
+from cnclip_builder.cli.stages import archs, checkpoint, onnx, tensorrt
+from cnclip_builder.cli.verify import verify
+from cnclip_builder.errors import BuildError
+from cnclip_builder.system.isolation import configure_logging
+
+app = typer.Typer(
+    name="cnclip-build",
+    help="Takes a Chinese-CLIP checkpoint to a Triton model repository.\n\n"
+    "Most users want `repository`, which does everything; the other commands are its stages.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (archs, checkpoint, onnx, tensorrt, repository, verify, publish, prune):
+    app.command()(command)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"cn-clip-triton {installed_version('cn-clip-triton')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the command. An error is one line on stderr and exit status 1; `-v` adds the traceback."""
+    verbose = "-v" in sys.argv or "--verbose" in sys.argv
+    configure_logging(logging.INFO if verbose else logging.WARNING)
+    try:
+        app()
+    except (BuildError, OSError, ModuleNotFoundError) as error:
+        if verbose:
+            logging.getLogger(__name__).exception("the build failed")
+        missing = isinstance(error, ModuleNotFoundError)
+        fix = ": pip install 'cn-clip-triton[builder]' installs all that a build needs" if missing else ""
+        typer.echo(f"error: {error}{fix}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; what was there before is untouched", err=True)
+        sys.exit(130)

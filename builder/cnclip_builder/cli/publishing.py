@@ -1,0 +1,75 @@
+"""The commands of `cnclip-build` that reach the repository that servers read from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from cnclip_builder.repository.serving import DEFAULT_SETTLE_S
+
+SettleOption = Annotated[
+    float,
+    typer.Option(
+        "--settle",
+        metavar="SECONDS",
+        min=0,
+        help="How long servers have to take in a step before the next: longer than their --repository-poll-secs.",
+    ),
+]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show what is done, and tracebacks of errors.")]
+
+
+def publish(
+    destination: Annotated[
+        str, typer.Argument(help="Where servers read it: a folder, s3://BUCKET/PREFIX, or what else fsspec knows.")
+    ],
+    repository: Annotated[
+        Path, typer.Option(help="The repository that was built here.", exists=True, file_okay=False)
+    ] = Path("build/repository"),
+    name: Annotated[
+        Optional[list[str]],  # noqa: UP045  # Typer reads it at run time, on Python 3.10 too
+        typer.Option(help="Publish only models of this name; may be repeated. Default: all.", show_default=False),
+    ] = None,
+    settle: SettleOption = DEFAULT_SETTLE_S,
+    verbose: VerboseOption = False,
+) -> None:
+    """Upload a repository so that a polling Triton never sees half a version.
+
+    If it is cut off, run it again: it goes on. Only one may run at a time.
+    """
+    from cnclip_builder.repository.publishing import publish_repository
+
+    done = publish_repository(repository, destination, name or (), settle_s=settle)
+    for version in done.sent:
+        typer.echo(f"sent     {version}")
+    for version in done.dropped:
+        typer.echo(f"dropped  {version}: no longer served; cnclip-build prune {destination} deletes it")
+    typer.echo(f"{destination} serves what {repository} does")
+
+
+def prune(
+    repository: Annotated[str, typer.Argument(help="The repository: a folder, s3://BUCKET/PREFIX, ...")],
+    keep: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            metavar="N",
+            help="Leave only the newest N versions of each model served. What an ensemble needs stays in any case. "
+            "Default: delete only what is not served.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    settle: SettleOption = DEFAULT_SETTLE_S,
+    verbose: VerboseOption = False,
+) -> None:
+    """Delete the versions of a repository that are not served. Don't run it during a publication."""
+    from cnclip_builder.repository.pruning import plan_pruning, prune_repository
+
+    pruning = plan_pruning(repository, keep) if dry_run else prune_repository(repository, keep, settle_s=settle)
+    verb = "would delete" if dry_run else "deleted"
+    for model, versions in pruning.unserved.items():
+        typer.echo(f"{verb}  {model}  {', '.join(map(str, versions))}")
+    if not pruning.unserved:
+        typer.echo("nothing to delete")

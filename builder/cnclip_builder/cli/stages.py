@@ -1,0 +1,183 @@
+"""The stages up to encoders: architectures, checkpoints, ONNX files and TensorRT plans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, get_arch, official_archs
+from cnclip_builder.cli.options import (
+    DEFAULT_ARTEFACTS,
+    DEFAULT_DOWNLOAD_ROOT,
+    ArchOption,
+    ArtefactsOption,
+    CheckpointOption,
+    DownloadRootOption,
+    HubOption,
+    ImageProfileOption,
+    LeastInt8SpeedUpOption,
+    NameOption,
+    OptimizationLevelOption,
+    PrecisionsOption,
+    TextProfileOption,
+    TowersOption,
+    VerboseOption,
+    WorkspaceOption,
+    chosen_towers,
+    plan_settings,
+)
+from cnclip_builder.errors import SlowerError
+from cnclip_builder.int8.report import LEAST_INT8_SPEED_UP
+from cnclip_builder.plans.record import Edges
+from cnclip_builder.tensors import ALL_PRECISIONS, PRECISIONS
+
+PlanPrecision = Literal["fp32", "fp16"]
+
+
+def archs() -> None:
+    """List the architectures."""
+    table = Table("arch", "resolution", "embedding size", "most tokens", "official checkpoint")
+    for arch in official_archs():
+        table.add_row(
+            arch.name,
+            str(arch.resolution),
+            str(arch.embedding_size),
+            str(arch.max_context_length),
+            arch.hub.filename if arch.hub else "",
+        )
+    Console().print(table)
+
+
+def checkpoint(
+    arch: ArchOption,
+    checkpoint: CheckpointOption = None,
+    download_root: DownloadRootOption = DEFAULT_DOWNLOAD_ROOT,
+    hub: HubOption = "huggingface",
+    verbose: VerboseOption = False,
+) -> None:
+    """Fetch a checkpoint and check that it is of the architecture."""
+    from cnclip_builder.checkpoint.stage import open_checkpoint
+
+    facts = open_checkpoint(checkpoint, get_arch(arch), download_root, hub)
+    typer.echo(f"file          {facts.file.path}")
+    typer.echo(f"sha256        {facts.sha256}")
+    typer.echo(f"logit scale   {facts.logit_scale:.6g}")
+    typer.echo(f"FP32 weights  {sum(facts.fp32_bytes.values()) / 1e6:.0f} MB")
+
+
+def onnx(
+    arch: ArchOption,
+    checkpoint: CheckpointOption = None,
+    tower: TowersOption = None,
+    precision: PrecisionsOption = None,
+    least_int8_speed_up: LeastInt8SpeedUpOption = LEAST_INT8_SPEED_UP,
+    artefacts: ArtefactsOption = DEFAULT_ARTEFACTS,
+    name: NameOption = None,
+    download_root: DownloadRootOption = DEFAULT_DOWNLOAD_ROOT,
+    hub: HubOption = "huggingface",
+    verbose: VerboseOption = False,
+) -> None:
+    """Export the encoders to ONNX and prove them against PyTorch.
+
+    The files have the names and tensors that cn_clip's own scripts give them.
+    """
+    from cnclip_builder.artefacts.maker import build_artefacts
+    from cnclip_builder.repository.write import check_model_name
+
+    chosen = get_arch(arch)
+    made = build_artefacts(
+        chosen,
+        checkpoint,
+        artefacts / check_model_name(name or chosen.slug),
+        towers=chosen_towers(tower),
+        precisions=[one for one in ALL_PRECISIONS if one in (precision or PRECISIONS)],
+        download_root=download_root,
+        hub=hub,
+        least_int8_speed_up=least_int8_speed_up,
+    )
+    for artefact in made.items:
+        reused = "  (reused)" if artefact.reused else ""
+        distance = artefact.record.parity.cosine_distance
+        typer.echo(f"{artefact.path}  {artefact.precision}  1 - cosine <= {distance:.0e}{reused}")
+    if made.slower:
+        raise SlowerError("; ".join(made.slower.values()))
+
+
+def tensorrt(
+    arch: ArchOption,
+    checkpoint: CheckpointOption = None,
+    tower: TowersOption = None,
+    precision: Annotated[PlanPrecision, typer.Option(help="Of the plans.")] = "fp16",
+    edges: Annotated[
+        Optional[Edges],  # noqa: UP045
+        typer.Option(
+            help="What plans take and give: cn_clip, what its own scripts make (NAME.img.fp16.trt), or served, what a "
+            "repository holds (NAME.img.fp16.served.trt). Default: cn_clip; served with --bundle.",
+            show_default=False,
+        ),
+    ] = None,
+    bundle: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="Build no plans, but write a folder to carry to a GPU machine: ONNX files and one script.",
+            file_okay=False,
+            show_default=False,
+        ),
+    ] = None,
+    max_batch_size: Annotated[int, typer.Option(help="Most rows of a batch.")] = 64,
+    context_length: Annotated[int, typer.Option(help="Most tokens of a text.")] = DEFAULT_CONTEXT_LENGTH,
+    image_profile: ImageProfileOption = None,
+    text_profile: TextProfileOption = None,
+    workspace_mib: WorkspaceOption = None,
+    optimization_level: OptimizationLevelOption = None,
+    artefacts: ArtefactsOption = DEFAULT_ARTEFACTS,
+    name: NameOption = None,
+    download_root: DownloadRootOption = DEFAULT_DOWNLOAD_ROOT,
+    hub: HubOption = "huggingface",
+    verbose: VerboseOption = False,
+) -> None:
+    """Build TensorRT plans for this machine's GPU and prove them against PyTorch; or write what another one needs.
+
+    A plan runs on the kind of GPU and the version of TensorRT that made it, which its sidecar (.trt.json) names.
+    """
+    from cnclip_builder.artefacts.maker import build_artefacts
+    from cnclip_builder.plans.bundle import SCRIPT_NAME, finish_bundle, new_bundle
+    from cnclip_builder.plans.here import build_plans, require_tensorrt, write_jobs_of
+    from cnclip_builder.repository.write import check_model_name
+
+    chosen = get_arch(arch)
+    settings = plan_settings(
+        max_batch_size,
+        chosen.checked_context_length(context_length),
+        image_profile,
+        text_profile,
+        workspace_mib,
+        optimization_level,
+    )
+    if bundle is None:
+        require_tensorrt(chosen, checkpoint)
+    towers = chosen_towers(tower)
+    made = build_artefacts(
+        chosen,
+        checkpoint,
+        artefacts / check_model_name(name or chosen.slug),
+        towers=towers,
+        precisions=[precision],
+        download_root=download_root,
+        hub=hub,
+    )
+    chosen_edges: Edges = edges or ("served" if bundle else "cn_clip")
+    if bundle is not None:
+        with new_bundle(bundle) as folder:
+            jobs = write_jobs_of(made, towers, precision, chosen_edges, settings, folder)
+            finish_bundle(folder, tuple(jobs.values()))
+        typer.echo(f"{bundle / SCRIPT_NAME} makes {', '.join(job.plan for job in jobs.values())} where it is run")
+        return
+    jobs = write_jobs_of(made, towers, precision, chosen_edges, settings)
+    for plan in build_plans(jobs, made.items[0].folder, settings.options).values():
+        distance = plan.record.parity["pytorch"]["cosine_distance"]
+        typer.echo(f"{plan.path}  {plan.record.precision}  1 - cosine <= {distance:.0e}")

@@ -1,0 +1,72 @@
+"""The command that compares a running server with PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cnclip_builder.arch import get_arch
+from cnclip_builder.cli.options import (
+    DEFAULT_DOWNLOAD_ROOT,
+    ArchOption,
+    CheckpointOption,
+    DownloadRootOption,
+    HubOption,
+    NameOption,
+    VerboseOption,
+)
+
+
+def verify(
+    arch: ArchOption,
+    checkpoint: CheckpointOption = None,
+    url: Annotated[str, typer.Option(help="The server's gRPC address.")] = "localhost:8001",
+    name: NameOption = None,
+    image: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(help="An image to compare instead of the built-in ones; may be repeated.", show_default=False),
+    ] = None,
+    captions: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Texts to compare, a line each, instead of the built-in ones.", show_default=False),
+    ] = None,
+    download_root: DownloadRootOption = DEFAULT_DOWNLOAD_ROOT,
+    hub: HubOption = "huggingface",
+    verbose: VerboseOption = False,
+) -> None:
+    """Compare the features of a running server with PyTorch's, row by row."""
+    from cnclip_builder.checkpoint.sources import fetch_checkpoint
+    from cnclip_builder.verify import verify_server
+
+    chosen = get_arch(arch)
+    verification = verify_server(
+        url,
+        name or chosen.slug,
+        fetch_checkpoint(checkpoint, chosen, download_root, hub).path,
+        chosen,
+        images={str(path): path.read_bytes() for path in image} if image else None,
+        texts=captions.read_text(encoding="utf-8").splitlines() if captions else None,
+    )
+    table = Table("features", "rows", "1 - cosine", "centred", "largest difference")
+    for tower, parity in verification.parity.items():
+        table.add_row(
+            tower,
+            str(parity.rows),
+            f"{parity.cosine_distance:.1e}",
+            f"{parity.centred_distance:.1e}",
+            f"{parity.absolute_difference:.1e}",
+        )
+    if (reduced := verification.reduced_decoding) is not None:
+        typer.echo(
+            "Large JPEGs are decoded at reduced scale, here and in the PyTorch that they are compared with. From exact "
+            f"decoding that takes features by 1 - cosine = {reduced.cosine_distance:.1e}, "
+            f"{reduced.centred_distance:.1e} after centring."
+        )
+    tolerance = verification.tolerance
+    table.add_row("at most", "", f"{tolerance.cosine_distance:.0e}", f"{tolerance.centred_distance:.0e}", "")
+    Console().print(table)
+    verification.require()

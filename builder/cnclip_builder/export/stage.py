@@ -1,0 +1,50 @@
+"""The stages from PyTorch to ONNX, each to be run in a process of its own: naming them costs no torch and no onnx."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cnclip_builder.export.artefact import Artefact
+from cnclip_builder.parity.distance import Parity
+
+
+def export_to_onnx(checkpoint: Path, fp32: Artefact) -> None:
+    """Exports an encoder in FP32; imports torch. See `export_tower`."""
+    from cnclip_builder.export.export import export_tower
+
+    export_tower(checkpoint, fp32)
+
+
+def finish_artefact(made: Artefact, fp32: Artefact) -> Parity:
+    """Converts to FP16 if that is asked for, and proves the artefact; imports onnx and onnxruntime.
+
+    Args:
+        made: the artefact to prove, and in FP16 to write first.
+        fp32: its FP32 twin, with PyTorch's features of the probes.
+
+    Raises:
+        ParityError: it differs from PyTorch beyond its tolerance.
+    """
+    import numpy as np
+
+    from cnclip_builder.export.check import check_artefact
+
+    if made.precision == "fp16":
+        from cnclip_builder.export.fp16 import convert_to_fp16
+
+        convert_to_fp16(fp32.path, made.path)
+    return check_artefact(made, np.load(fp32.reference))
+
+
+def write_served(artefact: Artefact, folder: Path, *, without_padding: bool) -> Parity:
+    """Writes a served encoder into its version folder and proves it; imports onnx and onnxruntime.
+
+    See `write_served_encoder`.
+
+    Raises:
+        ParityError: its features differ from PyTorch's beyond the tolerance.
+    """
+    from cnclip_builder.export.check import check_served_encoder
+    from cnclip_builder.export.served import write_served_encoder
+
+    return check_served_encoder(write_served_encoder(artefact, folder, without_padding=without_padding), artefact)

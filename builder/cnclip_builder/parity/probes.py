@@ -1,0 +1,77 @@
+"""The inputs on which artefacts are compared with PyTorch: fixed, varied, and made without a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cnclip_builder.arch import Arch
+from cnclip_builder.tensors import Tower
+
+# cn_clip.clip.image_transform's Normalize, RGB.
+PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
+PIXEL_STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
+
+_IMAGES = 4
+_TEXT_LENGTHS = (3, 5, 9, 14, 20, 31, 44, 52)
+_CLS, _SEP = 101, 102  # in cn_clip's vocab.txt
+_CJK_TOKENS = (670, 7992)  # the range of its single Chinese characters
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Inputs of both encoders.
+
+    Attributes:
+        pixels: uint8 `[4, R, R, 3]`, RGB, as the served image encoder takes them.
+        text: int64 `[8, 52]`, token ids of texts of 3 to 52 tokens, padded with 0.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    text: npt.NDArray[np.int64]
+
+    def inputs(self, tower: Tower) -> npt.NDArray[np.float32] | npt.NDArray[np.int64]:
+        """What cn_clip's encoder takes: `image` float32 `[4, 3, R, R]`, or `text` int64 `[8, 52]`."""
+        return self.image if tower == "image" else self.text
+
+    def served_inputs(self, tower: Tower) -> npt.NDArray[np.uint8] | npt.NDArray[np.int32]:
+        """What a served encoder takes: `pixels` uint8 `[4, R, R, 3]`, or `text` int32 `[8, 52]`."""
+        return self.pixels if tower == "image" else self.text.astype(np.int32)
+
+    @property
+    def image(self) -> npt.NDArray[np.float32]:
+        """The pixels as cn_clip's transform hands them to the image encoder: float32 `[4, 3, R, R]`."""
+        return normalise(self.pixels)
+
+
+def make_probes(arch: Arch) -> Probes:
+    """Makes the probes of an architecture: coloured noise from coarse to fine, and random Chinese characters."""
+    random = np.random.default_rng(20240607)
+    images = []
+    for index in range(_IMAGES):
+        coarse = random.integers(0, 256, size=(2 ** (index + 1), 2 ** (index + 1), 3), dtype=np.uint8)
+        repeat = -(-arch.resolution // coarse.shape[0])
+        images.append(coarse.repeat(repeat, axis=0).repeat(repeat, axis=1)[: arch.resolution, : arch.resolution])
+    text = np.zeros((len(_TEXT_LENGTHS), max(_TEXT_LENGTHS)), dtype=np.int64)
+    for row, length in zip(text, _TEXT_LENGTHS, strict=True):
+        row[0], row[length - 1] = _CLS, _SEP
+        row[1 : length - 1] = random.integers(*_CJK_TOKENS, size=length - 2)
+    return Probes(np.stack(images), text)
+
+
+def normalise(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Does what cn_clip's `ToTensor` and `Normalize` do, in the same float32 steps.
+
+    Args:
+        pixels: uint8 `[N, R, R, 3]`.
+
+    Returns:
+        float32 `[N, 3, R, R]`.
+    """
+    scaled = pixels.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    normalised: npt.NDArray[np.float32] = np.ascontiguousarray(
+        (scaled - PIXEL_MEAN[:, None, None]) / PIXEL_STD[:, None, None]
+    )
+    return normalised

@@ -1,0 +1,144 @@
+"""What the config of a served encoder holds: tensors, backend, files, instances, batching, profiles, optimisations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from cnclip_builder.arch import Arch
+from cnclip_builder.export.files import SERVED_FILENAME, served_input
+from cnclip_builder.plans.profiles import default_profiles
+from cnclip_builder.plans.record import PlanRecord
+from cnclip_builder.repository.serving import ServingConfig
+from cnclip_builder.tensors import LENGTH, TENSORS, Tower
+
+ENGINE_CACHE = "/tmp/cnclip-engines"  # noqa: S108  # on the server, for engines that ONNX Runtime builds and can rebuild
+"""Where the onnxruntime backend keeps the engines of its TensorRT accelerator."""
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """An execution provider of the onnxruntime backend.
+
+    Attributes:
+        name: Triton's name for it.
+        parameters: its settings.
+    """
+
+    name: str
+    parameters: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What the template of an encoder is filled with, besides its name, its versions and its largest batch.
+
+    Attributes:
+        backend: Triton's name of it.
+        filename: of the model; with plans, of the one for the first kind of GPU.
+        input: name of the input tensor, and of the file with the input that warms it up.
+        data_type: of the input, as Triton names it.
+        dims: of the input without the batch, -1 for one of any size.
+        warmup_dims: of the input that warms it up, and of recorded launches.
+        outputs: names of the features, float32.
+        embedding_size: length of a feature.
+        instances: copies of the encoder, a GPU's for each of its GPUs.
+        kind: Triton's kind of instance.
+        queue_delay_microseconds: how long a request waits for others to share its batch.
+        max_queue_size: requests that may wait; 0 for any number.
+        merged_batch_size: rows up to which Triton makes one batch of several requests; 0 for the largest.
+        pinned_memory: copy to and from the GPU by way of page-locked memory; None where there is no GPU.
+        parameters: of the backend.
+        filenames_by_capability: plans by the compute capability that Triton chooses them by.
+        profiles: numbers of the optimisation profiles that an instance may use.
+        accelerator: of the onnxruntime backend, if one is chosen.
+        graph_batches: batch sizes for which CUDA graphs are recorded.
+    """
+
+    backend: str
+    filename: str
+    input: str
+    data_type: str
+    dims: Sequence[int]
+    warmup_dims: Sequence[int]
+    outputs: Sequence[str]
+    embedding_size: int
+    instances: int
+    kind: str
+    queue_delay_microseconds: int
+    max_queue_size: int
+    merged_batch_size: int
+    pinned_memory: bool | None
+    parameters: Mapping[str, str]
+    filenames_by_capability: Mapping[str, str] = field(default_factory=dict)
+    profiles: Sequence[str] = ()
+    accelerator: Accelerator | None = None
+    graph_batches: Sequence[int] = ()
+
+
+def plan_filename(record: PlanRecord) -> str:
+    """Names a plan in a repository by the kind of GPU it is for: "model.sm86.plan"."""
+    return f"model.sm{record.device.compute_capability.replace('.', '')}.plan"
+
+
+def encoder_config(serving: ServingConfig, arch: Arch, tower: Tower, plans: Sequence[PlanRecord]) -> EncoderConfig:
+    """Gives the config of an encoder.
+
+    Args:
+        serving: how it is served.
+        arch: its architecture.
+        tower: which encoder.
+        plans: its plans, one for each kind of GPU; none for ONNX.
+    """
+    settings, spec, names = serving.encoder(tower), served_input(arch, tower), TENSORS[tower]
+    sizes = {LENGTH: serving.context_length}
+    plain = EncoderConfig(
+        backend=serving.platform,
+        filename=SERVED_FILENAME,
+        input=spec.name,
+        data_type=f"TYPE_{spec.dtype.upper()}",
+        dims=[-1 if isinstance(axis, str) else axis for axis in spec.axes[1:]],
+        warmup_dims=[sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes[1:]],
+        outputs=(names.normalised, names.unnormalised),
+        embedding_size=arch.embedding_size,
+        instances=settings.instances,
+        kind=serving.encoder_kind,
+        queue_delay_microseconds=settings.queue_delay_microseconds,
+        max_queue_size=serving.max_queue_size,
+        merged_batch_size=settings.merged_batch_size,
+        pinned_memory=serving.pinned_memory if serving.target == "gpu" else None,
+        # The tensorrt backend has none that matter here, nor the onnxruntime backend on a GPU.
+        parameters={"intra_op_thread_count": str(settings.threads)} if serving.target == "cpu" else {},
+    )
+    if serving.platform == "onnxruntime":
+        return replace(plain, accelerator=_accelerator(serving, arch, tower))
+    most = settings.max_batch_size
+    powers = [2**power for power in range(most.bit_length()) if 2**power <= most]
+    return replace(
+        plain,
+        filename=plan_filename(plans[0]),
+        filenames_by_capability={plan.device.compute_capability: plan_filename(plan) for plan in plans},
+        profiles=[str(number) for number in range(len(plans[0].profiles))],
+        graph_batches=powers if serving.cuda_graphs and tower == "image" else (),
+    )
+
+
+def _accelerator(serving: ServingConfig, arch: Arch, tower: Tower) -> Accelerator | None:
+    if serving.accelerator == "none":
+        return None
+    if serving.accelerator == "cuda":
+        return Accelerator("cuda", {"use_ep_level_unified_stream": "1"})
+    spec = served_input(arch, tower)
+    context_length = serving.context_length if tower == "text" else None
+    full_batches = default_profiles(serving.encoder(tower).max_batch_size, context_length)[-1]
+    bounds = zip(("min", "opt", "max"), full_batches.shapes(spec), strict=True)
+    return Accelerator(
+        "tensorrt",
+        {
+            "precision_mode": serving.precision.upper(),
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": ENGINE_CACHE,
+            # Without them an engine is built anew whenever a batch is larger or a text longer than any before.
+            **{f"trt_profile_{bound}_shapes": f"{spec.name}:{'x'.join(map(str, shape))}" for bound, shape in bounds},
+        },
+    )

@@ -1,0 +1,323 @@
+"""How models are served: the settings, where each comes from, and the values that follow from them for each encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from cnclip_builder.errors import SettingError
+from cnclip_builder.system.machine import has_gpu
+from cnclip_builder.tensors import TOWERS, Precision, Tower
+
+Target = Literal["cpu", "gpu"]
+Platform = Literal["onnxruntime", "tensorrt"]
+Accelerator = Literal["none", "cuda", "tensorrt"]
+
+PerTower = int | Mapping[Tower, int]
+"""A number for both encoders, or one for each; of one that is not named the default holds."""
+
+DEFAULT_MAX_IMAGE_PIXELS = 178_956_970
+"""What Pillow refuses by itself (a bitmap of 512 MiB), and with it cn_clip."""
+
+DEFAULT_SETTLE_S = 30.0
+"""How long servers have to see a change before the next: twice the time between Triton's polls by default."""
+
+_MAY_BE_ZERO = frozenset(
+    {"max_queue_size", "encoder_queue_delay_microseconds", "encoder_threads", "preprocess_threads", "merged_batch_size"}
+)
+
+_CHOICES: Mapping[str, tuple[str | bool, ...]] = {
+    "target": get_args(Target),
+    "precision": get_args(Precision),
+    "platform": get_args(Platform),
+    "accelerator": get_args(Accelerator),
+    **dict.fromkeys(("cuda_graphs", "pinned_memory", "reduced_decoding"), (False, True)),
+}
+
+# Their defaults follow from it, or they were chosen for what it can do.
+_DEPEND_ON_TARGET = frozenset(
+    {
+        "target",
+        "precision",
+        "platform",
+        "accelerator",
+        "cuda_graphs",
+        "max_batch_size",
+        "preferred_batch_size",
+        "merged_batch_size",
+        "encoder_instances",
+        "encoder_threads",
+        "encoder_queue_delay_microseconds",
+    }
+)
+
+
+def default_target() -> Target:
+    """`gpu` where there is one."""
+    return "gpu" if has_gpu() else "cpu"
+
+
+def default_precision(target: Target) -> Precision:
+    """FP16 for a GPU; FP32 for a CPU, where FP16 is computed in FP32 with conversions and is slower."""
+    return "fp16" if target == "gpu" else "fp32"
+
+
+def default_max_batch_size(target: Target) -> int:
+    """64 on a GPU; 32 on a CPU, where larger batches bring no speed and cost memory."""
+    return 64 if target == "gpu" else 32
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """How one encoder is served, and the models before it: what `ServingConfig` comes to for it.
+
+    Attributes:
+        max_batch_size: most rows of a request, and of a batch that Triton makes of several.
+        instances: copies of the encoder, a GPU's for each of its GPUs.
+        threads: of each instance on a CPU; 0 for all cores.
+        queue_delay_microseconds: how long a request waits for others to share its batch.
+        preferred_batch_size: rows of a request that suit the encoder, for clients to ask for.
+        merged_batch_size: rows up to which Triton makes one batch of several requests; 0 for up to `max_batch_size`.
+    """
+
+    max_batch_size: int
+    instances: int
+    threads: int
+    queue_delay_microseconds: int
+    preferred_batch_size: int
+    merged_batch_size: int
+
+
+@dataclass(frozen=True)
+class ServingConfig:
+    """Settings of all models of one architecture.
+
+    Attributes:
+        target: whether encoders run on a CPU or a GPU.
+        precision: of the served encoders.
+        context_length: most tokens of a text.
+        max_batch_size: most rows of a request, and of a batch that Triton makes of several.
+        platform: Triton's backend for the encoders.
+        accelerator: how the onnxruntime backend runs encoders on a GPU: "cuda" (its own default, with one stream for
+            all that it runs), "tensorrt" (it builds engines when models load, and keeps them), or "none" to leave it.
+        cuda_graphs: let the tensorrt backend record the image encoder's launches, at powers of two of the batch, and
+            replay them: less time per request at small batches, more GPU memory. Text lengths vary too much for it.
+        pinned_memory: copy to and from the GPU by way of page-locked memory.
+        max_queue_size: requests that may wait for a model; past it Triton answers UNAVAILABLE. 0 for no such bound:
+            any queue policy turns off Triton's prefetching of batches, and requests then stall for half a second at
+            a time (docs/serving.md has the figures).
+        encoder_instances: copies of each encoder, a GPU's for each of its GPUs.
+        encoder_queue_delay_microseconds: how long a request waits for others to share its batch.
+        encoder_threads: threads of each encoder instance on a CPU; 0 for all cores.
+        preferred_batch_size: rows of a request that suit an encoder, for clients to ask for; None for what was
+            measured to suit: 4 images on a CPU, since from some 800 tokens on what a block computes no longer fits into
+            the caches, 8 on a GPU; 32 texts.
+        merged_batch_size: rows up to which Triton makes one batch of several requests, 0 for up to `max_batch_size`;
+            None for the preferred images on a CPU, and else 0.
+        preprocess_instances: processes that decode images.
+        preprocess_threads: threads in each of them; 0 for as many as the server has cores.
+        max_image_pixels: width times height of the largest image that is decoded; a larger one is refused unread.
+        reduced_decoding: decode large JPEGs at a smaller scale: twice as fast, and not equal to cn_clip's transform.
+        tokenize_instances: processes that tokenise texts.
+    """
+
+    target: Target
+    precision: Precision
+    context_length: int
+    max_batch_size: PerTower
+    platform: Platform = "onnxruntime"
+    accelerator: Accelerator = "none"
+    cuda_graphs: bool = False
+    pinned_memory: bool = True
+    max_queue_size: int = 0
+    encoder_instances: PerTower = 1
+    encoder_queue_delay_microseconds: PerTower = 1000
+    encoder_threads: PerTower = 0
+    preferred_batch_size: PerTower | None = None
+    merged_batch_size: PerTower | None = None
+    preprocess_instances: int = 1
+    preprocess_threads: int = 0
+    max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
+    reduced_decoding: bool = False
+    tokenize_instances: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuses values out of range.
+
+        Raises:
+            SettingError: naming the setting.
+        """
+        for field in fields(self):
+            for value in _numbers(field.name, getattr(self, field.name)):
+                least = 0 if field.name in _MAY_BE_ZERO else 1
+                if not least <= value <= 2**31 - 1:
+                    raise SettingError(f"{field.name} is {value}: choose at least {least}")
+
+        if self.precision == "int8" and self.target != "cpu":
+            raise SettingError("INT8 is for CPUs: choose PRECISION=fp16 on a GPU, or TARGET=cpu")
+        if self.platform == "tensorrt" and self.target != "gpu":
+            raise SettingError("TensorRT plans run on GPUs alone: choose TARGET=gpu, or PLATFORM=onnxruntime")
+        if self.accelerator != "none" and (self.target, self.platform) != ("gpu", "onnxruntime"):
+            raise SettingError(
+                f"accelerator {self.accelerator!r} is the onnxruntime backend's on a GPU: choose TARGET=gpu and "
+                "PLATFORM=onnxruntime, or no accelerator"
+            )
+        if self.cuda_graphs and self.platform != "tensorrt":
+            raise SettingError("CUDA graphs are the tensorrt backend's: choose PLATFORM=tensorrt, or leave them off")
+
+    def encoder(self, tower: Tower) -> EncoderSettings:
+        """What holds for one encoder."""
+        most = _of(self.max_batch_size, tower, default_max_batch_size(self.target))
+        images = 4 if self.target == "cpu" else 8
+        preferred = min(_of(self.preferred_batch_size, tower, images if tower == "image" else 32), most)
+        merged = preferred if (self.target, tower) == ("cpu", "image") else 0
+        return EncoderSettings(
+            max_batch_size=most,
+            instances=_of(self.encoder_instances, tower, 1),
+            threads=_of(self.encoder_threads, tower, 0),
+            queue_delay_microseconds=_of(self.encoder_queue_delay_microseconds, tower, 1000),
+            preferred_batch_size=preferred,
+            merged_batch_size=min(_of(self.merged_batch_size, tower, merged), most),
+        )
+
+    @property
+    def largest_batch_size(self) -> int:
+        """Most rows of a request to either encoder."""
+        return max(self.encoder(tower).max_batch_size for tower in TOWERS)
+
+    @property
+    def encoder_kind(self) -> str:
+        """Triton's kind of instance for the encoders."""
+        return "KIND_GPU" if self.target == "gpu" else "KIND_CPU"
+
+    @property
+    def decoding(self) -> str:
+        """How images are decoded: "exact", as cn_clip does, or "reduced"."""
+        return "reduced" if self.reduced_decoding else "exact"
+
+    @property
+    def skips_padding(self) -> bool:
+        """Whether text encoders leave padding out: measured to pay on CPUs, not yet on a GPU; TensorRT can't."""
+        return self.target == "cpu"
+
+    @property
+    def text_length_step(self) -> int:
+        """Steps of the length to which texts are padded.
+
+        Where padding costs nothing, all texts have one shape. Triton then makes batches of them all; and while requests
+        of another shape wait, its batcher's thread spins, and takes a core off the encoder.
+        """
+        return self.context_length if self.skips_padding else 8
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings for a manifest."""
+        return asdict(self)
+
+
+SETTINGS = tuple(field.name for field in fields(ServingConfig))
+"""The names of all settings."""
+
+PER_TOWER = frozenset(field.name for field in fields(ServingConfig) if "PerTower" in str(field.type))
+"""Those that may differ between the encoders."""
+
+
+def choose_settings(
+    chosen: Mapping[str, Any], kept: Mapping[str, Any], context_length: int
+) -> tuple[ServingConfig, tuple[str, ...]]:
+    """Settles how models are served: what is asked for now, then what their owner chose before, then the defaults.
+
+    With another target, what was chosen for the old one says nothing of the new: those settings begin anew.
+
+    Args:
+        chosen: settings by name, as asked for now.
+        kept: settings by name, as the repository's manifest holds them; empty for a new model.
+        context_length: most tokens of a text by default.
+
+    Returns:
+        The settings, and the names of those that are kept and differ from the defaults.
+
+    Raises:
+        SettingError: a name is unknown, or a value out of its range.
+    """
+    for name in chosen:
+        if name not in SETTINGS:
+            raise SettingError(f"there is no setting {name!r}: the settings are {', '.join(SETTINGS)}")
+    before = {name: value for name, value in kept.items() if name in SETTINGS}
+    target: Target = chosen.get("target") or (
+        "gpu" if chosen.get("platform") == "tensorrt" else before.get("target", default_target())
+    )
+    if target != before.get("target"):
+        before = {name: value for name, value in before.items() if name not in _DEPEND_ON_TARGET}
+    if chosen.get("platform", "onnxruntime") != before.get("platform", "onnxruntime") and "platform" in chosen:
+        before = {name: value for name, value in before.items() if name not in ("accelerator", "cuda_graphs")}
+    defaults: dict[str, Any] = {
+        "precision": default_precision(target),
+        "max_batch_size": default_max_batch_size(target),
+        "context_length": context_length,
+    }
+    values: dict[str, Any] = {"target": target, **defaults, **before}
+    for name, value in chosen.items():
+        values[name] = merged_setting(values.get(name), value) if name in PER_TOWER else value
+    plain = ServingConfig(target=target, **defaults)
+    told = tuple(
+        name
+        for name, value in before.items()
+        if name not in chosen and name != "target" and value != getattr(plain, name)
+    )
+    return ServingConfig(**values), told
+
+
+def merged_setting(before: PerTower | None, now: PerTower | None) -> PerTower | None:
+    """Lays a new value of a setting over an old one: naming one encoder leaves the other as it is."""
+    if not isinstance(now, Mapping) or before is None:
+        return now
+    old = before if isinstance(before, Mapping) else dict.fromkeys(TOWERS, before)
+    return {**old, **now}
+
+
+def parse_per_tower(name: str, text: str) -> PerTower:
+    """Reads a setting from the command line: "2" for both encoders, or "image=2,text=1".
+
+    Raises:
+        SettingError: it is not of that form.
+    """
+    if text.isascii() and text.isdecimal():
+        return int(text)
+    values: dict[Tower, int] = {}
+    for part in text.split(","):
+        tower, _, number = part.partition("=")
+        if tower not in TOWERS or tower in values or not (number.isascii() and number.isdecimal()):
+            raise SettingError(f"{name} is {text!r}: write a number, or image=N,text=N for one of each encoder")
+        values[tower] = int(number)
+    return values
+
+
+def _of(value: PerTower | None, tower: Tower, default: int) -> int:
+    if value is None:
+        return default
+    return value.get(tower, default) if isinstance(value, Mapping) else value
+
+
+def _numbers(name: str, value: Any) -> list[int]:
+    """The numbers of a setting; none of one that is no number.
+
+    Raises:
+        SettingError: it is neither a number nor one for each encoder.
+    """
+    if name in _CHOICES:
+        if value not in _CHOICES[name]:
+            choices = ", ".join(str(choice).lower() for choice in _CHOICES[name])
+            raise SettingError(f"{name} is {value!r}: choose one of {choices}")
+        return []
+    if value is None and name in ("preferred_batch_size", "merged_batch_size"):
+        return []
+    if isinstance(value, Mapping) and name in PER_TOWER and set(value) <= set(TOWERS):
+        numbers = list(value.values())
+    else:
+        numbers = [value]
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int):
+            form = ' or {"image": N, "text": N}' if name in PER_TOWER else ""
+            raise SettingError(f"{name} is {number!r}: give a whole number{form}")
+    return numbers

@@ -1,0 +1,77 @@
+"""What each model's template is filled with: plain values, worked out here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cnclip_builder.arch import Arch
+from cnclip_builder.plans.record import PlanRecord
+from cnclip_builder.repository.encoder_config import encoder_config
+from cnclip_builder.repository.serving import ServingConfig
+from cnclip_builder.tensors import Tower
+
+KINDS = ("image", "image-preprocess", "image-encoder", "text", "text-tokenize", "text-encoder")
+"""The served models of an architecture; each is named after it: "vit-b-16-image-encoder"."""
+
+TOWER_OF: Mapping[str, Tower] = {kind: "image" if kind.startswith("image") else "text" for kind in KINDS}
+"""The encoder that a model is, or serves."""
+
+
+def template_values(
+    kind: str,
+    name: str,
+    arch: Arch,
+    serving: ServingConfig,
+    versions: Sequence[int],
+    version: int,
+    facts: Mapping[str, Any],
+    plans: Sequence[PlanRecord] = (),
+) -> dict[str, Any]:
+    """Gives the values of one model's config.
+
+    Args:
+        kind: one of `KINDS`.
+        name: of the model itself.
+        arch: the architecture.
+        serving: how it is served.
+        versions: those that are there of the encoder and the Python model.
+        version: the one that the ensemble serves.
+        facts: what the ensemble tells its clients, besides what follows from the settings.
+        plans: of the encoder, one for each kind of GPU; none for ONNX.
+    """
+    tower = TOWER_OF[kind]
+    encoder = serving.encoder(tower)
+    common = {"name": name, "max_batch_size": encoder.max_batch_size, "versions": versions}
+    if kind.endswith("-encoder"):
+        return {**common, "encoder": encoder_config(serving, arch, tower, plans)}
+    if kind == "image-preprocess":
+        return {
+            **common,
+            "resolution": arch.resolution,
+            "instances": serving.preprocess_instances,
+            "max_queue_size": serving.max_queue_size,
+            "parameters": {
+                "resolution": arch.resolution,
+                "threads": serving.preprocess_threads,
+                "max_image_pixels": serving.max_image_pixels,
+                "decoding": serving.decoding,
+            },
+        }
+    if kind == "text-tokenize":
+        return {
+            **common,
+            "instances": serving.tokenize_instances,
+            "max_queue_size": serving.max_queue_size,
+            "parameters": {"context_length": serving.context_length, "length_step": serving.text_length_step},
+        }
+    return {
+        **common,
+        "version": version,
+        "embedding_size": arch.embedding_size,
+        "facts": {
+            **facts,
+            "preferred_batch_size": encoder.preferred_batch_size,
+            **({"decoding": serving.decoding} if tower == "image" else {}),
+        },
+    }

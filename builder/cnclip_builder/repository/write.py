@@ -1,0 +1,343 @@
+"""From artefacts to a Triton model repository: six models an architecture, all or nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import re
+import shutil
+import struct
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cnclip_templates import templates_folder
+
+from cnclip_builder.arch import Arch, cn_clip_vocabulary
+from cnclip_builder.artefacts.maker import Artefacts
+from cnclip_builder.errors import RepositoryError, SettingError
+from cnclip_builder.export.stage import write_served
+from cnclip_builder.plans.here import Plan
+from cnclip_builder.plans.record import sidecar_of
+from cnclip_builder.repository.encoder_config import plan_filename
+from cnclip_builder.repository.manifest import read_manifest, write_manifest
+from cnclip_builder.repository.render import parse_config, render_config
+from cnclip_builder.repository.serving import ServingConfig
+from cnclip_builder.repository.values import KINDS, TOWER_OF, template_values
+from cnclip_builder.repository.wiring import check_wiring
+from cnclip_builder.system.atomic import link_or_copy, link_tree, locked, replacing_folder
+from cnclip_builder.system.isolation import stage_process
+from cnclip_builder.tensors import TOWERS, Precision, Tower
+
+logger = logging.getLogger(__name__)
+
+_ENSEMBLES = ("image", "text")
+
+# Modules that each Python model takes along, and cn_clip's vocabulary for the tokeniser.
+_MODULES = {
+    "image-preprocess": ("cnclip_bad_rows.py", "cnclip_pixels.py", "cnclip_refusal_log.py"),
+    "text-tokenize": ("cnclip_bad_rows.py", "cnclip_refusal_log.py", "cnclip_token_ids.py"),
+}
+
+_WARMUP_TEXT = "一只游隼停在木桩上，望着远处的草地"
+
+
+@dataclass(frozen=True)
+class RepositoryEntry:
+    """What is to be served.
+
+    Attributes:
+        name: of the models: the architecture's slug unless several checkpoints of it are served side by side.
+        version: Triton's version number.
+        arch: the architecture.
+        artefacts: of both encoders, in the precision that is served.
+        serving: how they are served.
+        plans: of each encoder one for each kind of GPU, where TensorRT serves them.
+    """
+
+    name: str
+    version: int
+    arch: Arch
+    artefacts: Artefacts
+    serving: ServingConfig
+    plans: Mapping[Tower, Sequence[Plan]] = field(default_factory=dict)
+
+    def precision_of(self, tower: Tower) -> Precision:
+        """What an encoder is served in: FP32 where INT8 was asked for and is not faster."""
+        return "fp32" if tower in self.artefacts.slower else self.serving.precision
+
+    @property
+    def precision(self) -> str:
+        """Of both encoders, each named if they differ: "image fp32, text int8"."""
+        precisions = {tower: self.precision_of(tower) for tower in TOWERS}
+        if precisions["image"] == precisions["text"]:
+            return precisions["image"]
+        return ", ".join(f"{tower} {precision}" for tower, precision in precisions.items())
+
+
+def check_model_name(name: str) -> str:
+    """Returns a name that is safe as a part of file and model names.
+
+    Raises:
+        SettingError: it is not.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise SettingError(f"{name!r} can't name a model: use letters, digits, '.', '_' and '-', up to 100 of them")
+    return name
+
+
+def publish(
+    entry: RepositoryEntry, repository: Path, verify: Callable[[Path], Mapping[str, Any]] | None = None
+) -> None:
+    """Adds a version of an architecture's models to a repository, or replaces it, in one step.
+
+    Other models and versions in the repository stay. Ensembles serve the version that was published last, and only
+    that; of encoders and Python models all versions stay loaded, so that each can be called by its number.
+
+    Args:
+        entry: what to add.
+        repository: the folder; made if it is missing.
+        verify: called with the folder of the finished repository before it takes its place; it raises to refuse it,
+            and what it returns goes into the manifest.
+
+    Raises:
+        RepositoryError: the repository is not this builder's, or has the name in use for another architecture.
+        ParityError: a served encoder differs from PyTorch beyond its tolerance.
+    """
+    with locked(repository), replacing_folder(repository) as new:
+        check_place(entry.name, entry.version, entry.arch, entry.serving, repository)
+        models = read_manifest(repository)
+        versions = models.get(entry.name, {})
+        _check_same_plans(entry, versions)
+        if repository.exists():
+            link_tree(repository, new)
+        for kind in KINDS:
+            _start_model(new, entry, kind)
+        parity = _write_encoders(new, entry)
+        models[entry.name] = {**versions, str(entry.version): _manifest_entry(entry, parity)}
+        _write_configs(new, entry, sorted(map(int, models[entry.name])))
+        check_repository(new)
+        if verify is not None:
+            models[entry.name][str(entry.version)]["live_parity"] = verify(new)
+        write_manifest(new, models)
+
+
+def check_place(name: str, version: int, arch: Arch, serving: ServingConfig, repository: Path) -> None:
+    """Checks, before hours of work, that a version of a model may go into a repository.
+
+    Raises:
+        SettingError: the name or the version is none.
+        RepositoryError: the repository is not this builder's, or has the name in use for what can't share a config.
+    """
+    check_model_name(name)
+    if not 1 <= version <= 2**31 - 1:
+        raise SettingError(f"version {version} is out of range: Triton's versions start at 1")
+    _check_same_shape(name, version, arch, serving, read_manifest(repository).get(name, {}))
+
+
+def check_repository(repository: Path) -> None:
+    """Parses every config of a repository and checks how its ensembles are wired.
+
+    Raises:
+        RepositoryError: a config is no `ModelConfig`, has another model's name, or an ensemble does not fit together.
+    """
+    configs: dict[str, Any] = {}
+    for path in sorted(repository.glob("*/config.pbtxt")):
+        config = parse_config(path.read_text(encoding="utf-8"), str(path))
+        if config.name != path.parent.name:
+            raise RepositoryError(f"{path} names its model {config.name!r}, but its folder is {path.parent.name!r}")
+        configs[config.name] = config
+    if not configs:
+        raise RepositoryError(f"{repository} holds no models: build it with cnclip-build")
+    check_wiring(configs)
+
+
+def _check_same_shape(name: str, version: int, arch: Arch, serving: ServingConfig, versions: Mapping[str, Any]) -> None:
+    """Versions of a model share one config, so they must share all that stands in it."""
+    others = {number: record for number, record in versions.items() if number != str(version)}
+    for number, record in others.items():
+        for what, theirs, ours in (
+            ("architecture", record["arch"], arch.name),
+            ("context length", record["serving"]["context_length"], serving.context_length),
+            ("platform", record["platform"], serving.platform),
+        ):
+            if theirs != ours:
+                raise RepositoryError(
+                    f"{name} version {number} has {what} {theirs}, and versions of a model must share it: "
+                    f"serve {what} {ours} under another name (NAME=, --name)"
+                )
+
+
+def _check_same_plans(entry: RepositoryEntry, versions: Mapping[str, Any]) -> None:
+    """One config names the plans and profiles of all versions of an encoder."""
+    ours = _plans_record(entry)
+    for number, record in versions.items():
+        if number == str(entry.version) or record["platform"] != "tensorrt":
+            continue
+        for tower in ours:
+            kinds = [[(plan["file"], plan["profiles"]) for plan in side[tower]] for side in (record["plans"], ours)]
+            if kinds[0] != kinds[1]:
+                raise RepositoryError(
+                    f"{entry.name} version {number} has other {tower} plans ({_brief(kinds[0])}; now "
+                    f"{_brief(kinds[1])}), and versions of a model must share kinds of GPU and profiles: build for the "
+                    "same, or serve under another name (NAME=, --name)"
+                )
+
+
+def _brief(plans: Sequence[tuple[str, Sequence[str]]]) -> str:
+    return ", ".join(f"{file} for {' and '.join(profiles)}" for file, profiles in plans)
+
+
+def _plans_record(entry: RepositoryEntry) -> dict[str, list[dict[str, Any]]]:
+    return {
+        tower: [
+            {
+                "file": plan_filename(plan.record),
+                "gpu": asdict(plan.record.device),
+                "tensorrt": plan.record.tensorrt,
+                "profiles": list(map(str, plan.record.profiles)),
+                "build_seconds": plan.record.build_seconds,
+            }
+            for plan in plans
+        ]
+        for tower, plans in entry.plans.items()
+    }
+
+
+def _start_model(repository: Path, entry: RepositoryEntry, kind: str) -> None:
+    """Makes the model's folder with an empty version folder, and what its Python code needs in it."""
+    model = repository / f"{entry.name}-{kind}"
+    version = model / str(entry.version)
+    # Files of an older build are links to the published ones: never written to, only replaced.
+    shutil.rmtree(model if kind in _ENSEMBLES else version, ignore_errors=True)
+    version.mkdir(parents=True)
+    templates = templates_folder()
+    if kind in _MODULES:
+        shutil.copyfile(templates / kind / "1" / "model.py", version / "model.py")
+        for module in _MODULES[kind]:
+            shutil.copyfile(templates / module, version / module)
+    if kind == "text-tokenize":
+        shutil.copyfile(cn_clip_vocabulary(), version / "vocab.txt")
+    if kind in _ENSEMBLES:
+        (version / ".keep").touch()  # git and object stores keep no empty folders, and Triton wants this one
+    else:
+        _write_warmup(model / "warmup", entry, kind)
+
+
+def _write_warmup(folder: Path, entry: RepositoryEntry, kind: str) -> None:
+    """Writes the input that Triton sends each new instance of a model before it counts as ready."""
+    from cnclip_templates.cnclip_pixels import decode_pixels
+    from cnclip_templates.cnclip_token_ids import TokenIds
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    image = (templates_folder() / "warmup.jpg").read_bytes()
+    if kind == "image-preprocess":
+        (folder / "image").write_bytes(_triton_string(image))
+    elif kind == "image-encoder":
+        (folder / "pixels").write_bytes(decode_pixels(image, entry.arch.resolution).tobytes())
+    elif kind == "text-tokenize":
+        (folder / "text").write_bytes(_triton_string(_WARMUP_TEXT.encode()))
+    elif kind == "text-encoder":
+        ids = np.zeros(entry.serving.context_length, dtype=np.int32)
+        token_ids = TokenIds(cn_clip_vocabulary(), entry.serving.context_length).encode(_WARMUP_TEXT)
+        ids[: len(token_ids)] = token_ids
+        (folder / "text").write_bytes(ids.tobytes())
+
+
+def _triton_string(value: bytes) -> bytes:
+    """An element of a BYTES tensor as Triton lays it out: its length in four bytes, then itself."""
+    return struct.pack("<I", len(value)) + value
+
+
+def _write_encoders(repository: Path, entry: RepositoryEntry) -> dict[str, Any]:
+    parity = {}
+    for tower in TOWERS:
+        artefact = entry.artefacts.get(tower, entry.precision_of(tower))
+        folder = repository / f"{entry.name}-{tower}-encoder" / str(entry.version)
+        if entry.serving.platform == "tensorrt":
+            parity[f"{tower}-encoder"] = _write_plans(folder, entry.plans[tower])
+            continue
+        with stage_process() as process:
+            measured = process.run(write_served, artefact, folder, without_padding=entry.serving.skips_padding)
+        logger.info("Proved the served %s encoder: 1 - cosine <= %.0e", tower, measured.cosine_distance)
+        parity[f"{tower}-encoder"] = measured.as_dict()
+    return parity
+
+
+def _write_plans(folder: Path, plans: Sequence[Plan]) -> dict[str, Any]:
+    """Copies plans, which were proved when they were made, with their sidecars."""
+    for plan in plans:
+        target = folder / plan_filename(plan.record)
+        link_or_copy(plan.path, target)
+        link_or_copy(sidecar_of(plan.path), sidecar_of(target))
+    worst = max((plan.record.parity["pytorch"] for plan in plans), key=lambda parity: parity["cosine_distance"])
+    return dict(worst)
+
+
+def _write_configs(repository: Path, entry: RepositoryEntry, versions: list[int]) -> None:
+    checkpoint = entry.artefacts.checkpoint
+    facts = {
+        "arch": entry.arch.name,
+        "checkpoint_sha256": checkpoint.sha256,
+        "logit_scale": repr(checkpoint.logit_scale),
+        "embedding_size": entry.arch.embedding_size,
+        "context_length": entry.serving.context_length,
+    }
+    for kind in KINDS:
+        tower, name = TOWER_OF[kind], f"{entry.name}-{kind}"
+        plans = [plan.record for plan in entry.plans.get(tower, ())]
+        told = {**facts, "precision": entry.precision_of(tower)}
+        values = template_values(kind, name, entry.arch, entry.serving, versions, entry.version, told, plans)
+        text, _ = render_config(kind, values)
+        config = repository / name / "config.pbtxt"
+        config.unlink(missing_ok=True)  # it may be a link to the published one
+        config.write_text(text, encoding="utf-8")
+
+
+def _manifest_entry(entry: RepositoryEntry, served_parity: Mapping[str, Any]) -> dict[str, Any]:
+    checkpoint = entry.artefacts.checkpoint
+    return {
+        "built": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "arch": entry.arch.name,
+        "checkpoint": {
+            "source": checkpoint.file.source,
+            "file": checkpoint.file.path.name,
+            "sha256": checkpoint.sha256,
+            "untrained": checkpoint.file.is_random,
+            "logit_scale": checkpoint.logit_scale,
+        },
+        "platform": entry.serving.platform,
+        "serving": entry.serving.as_dict(),
+        "versions": {
+            "python": sys.version.split()[0],
+            **{
+                library: importlib.metadata.version(library)
+                for library in (
+                    "cn-clip-triton",
+                    "cn_clip",
+                    "torch",
+                    "onnx",
+                    "onnxruntime",
+                    "pillow",
+                    "tokenizers",
+                )
+            },
+        },
+        "artefacts": {
+            artefact.name: {
+                key: value
+                for key, value in artefact.record.as_dict().items()
+                if key in ("opset", "precision", "parity", "int8", "files")
+            }
+            for artefact in entry.artefacts.items
+        },
+        "served_precision": {tower: entry.precision_of(tower) for tower in TOWERS},
+        "not_in_int8": dict(entry.artefacts.slower),
+        "plans": _plans_record(entry),
+        "served_parity": served_parity,
+    }

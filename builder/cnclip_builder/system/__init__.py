@@ -1,0 +1,1 @@
+"""This machine: what it has, processes of their own for stages, files and folders replaced in one step."""

@@ -1,0 +1,115 @@
+"""`cnclip-build` as users meet it: help, errors in one line, and the Makefile's variables."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+COMMANDS = ["archs", "checkpoint", "onnx", "tensorrt", "repository", "verify", "publish", "prune"]
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from cnclip_builder.cli.app import main; main()", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"},
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", [*([command, "--help"] for command in COMMANDS), ["--help"], ["--version"]])
+def test_help(command: list[str]) -> None:
+    result = run(*command)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["repository", "--arch", "ViT-X"], "no architecture is named 'ViT-X': choose one of RN50"),
+        (["repository", "--arch", "RN50", "--checkpoint", "absent.pt"], "no checkpoint at absent.pt"),
+        (["repository", "--arch", "RN50", "--context-length", "600"], "context length 600 is out of range for RN50"),
+        (["repository", "--arch", "RN50", "--max-batch-size", "0"], "max_batch_size is 0: choose at least 1"),
+        (["repository", "--arch", "RN50", "--checkpoint", "random:0", "--name", "../x"], "can't name a model"),
+        (["repository", "--arch", "RN50", "--model-version", "0"], "version 0 is out of range"),
+        (["repository", "--arch", "RN50", "--platform", "tensorrt"], "Use PLATFORM=onnxruntime"),
+        (["repository", "--arch", "RN50", "--repository", "/proc/x/y"], "/proc/x can't be written to"),
+        (["onnx", "--arch", "RN50", "--artefacts", "/proc/x"], "can't be written to"),
+        (["tensorrt", "--arch", "RN50"], "no TensorRT plan can be built"),
+        (["tensorrt", "--arch", "RN50", "--image-profile", "batch=4:2:1"], "4:2:1 is no range: choose 1 <= min"),
+        (["tensorrt", "--arch", "RN50", "--workspace-mib", "0"], "the workspace limit is 0 MiB: choose at least 1"),
+        (
+            ["repository", "--arch", "RN50", "--target", "cpu", "--accelerator", "cuda"],
+            "choose TARGET=gpu and PLATFORM",
+        ),
+        (
+            ["repository", "--arch", "RN50", "--target", "cpu", "--platform", "tensorrt", "--plans", "."],
+            "run on GPUs alone",
+        ),
+        (
+            ["repository", "--arch", "RN50", "--target", "gpu", "--cuda-graphs"],
+            "CUDA graphs are the tensorrt backend's",
+        ),
+        (["checkpoint", "--arch", "RN50"], "could not fetch clip_cn_rn50.pt"),
+    ],
+)
+def test_errors_are_one_line(tmp_path: Path, arguments: list[str], complaint: str) -> None:
+    result = run(*arguments, cwd=tmp_path)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert complaint in last
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "build" / "repository").exists()
+
+
+def test_verbose_shows_the_traceback() -> None:
+    assert "Traceback" in run("onnx", "--arch", "none", "-v").stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "flag"),
+    [
+        ("CHECKPOINT=a b.pt", '--checkpoint "a b.pt"'),
+        ("PRECISION=fp16", '--precision "fp16"'),
+        ("TARGET=gpu", '--target "gpu"'),
+        ("PLATFORM=tensorrt", '--platform "tensorrt"'),
+        ("ACCELERATOR=cuda", '--accelerator "cuda"'),
+        ("PLANS=p q", '--plans "p q"'),
+        ("CONTEXT_LENGTH=77", '--context-length "77"'),
+        ("MAX_BATCH_SIZE=8", '--max-batch-size "8"'),
+        ("REPOSITORY=r", '--repository "r"'),
+        ("NAME=n", '--name "n"'),
+        ("MODEL_VERSION=2", '--model-version "2"'),
+        ("DOWNLOAD_ROOT=d", '--download-root "d"'),
+        ("HUB=modelscope", '--hub "modelscope"'),
+        ("VERIFY=1", "--verify"),
+    ],
+)
+def test_make_passes_each_variable_on(variable: str, flag: str) -> None:
+    def recipe(*variables: str) -> str:
+        command = ["make", "--dry-run", "--always-make", "repo", "ARCH=ViT-H-14", *variables]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert '--arch "ViT-H-14"' in recipe()
+    assert flag not in recipe()
+    assert flag in recipe(variable)
+
+
+def test_the_builder_is_light_until_it_builds() -> None:
+    code = (
+        "import sys, cnclip_builder.cli.app, cnclip_builder.build\n"
+        "print([name for name in ('torch', 'onnx', 'onnxruntime', 'cn_clip') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

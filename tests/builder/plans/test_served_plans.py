@@ -1,0 +1,213 @@
+"""Configs of encoders on a GPU, read back through Triton's own protobuf: plans, accelerators, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cnclip_builder.arch import Arch
+from cnclip_builder.artefacts.maker import Artefacts
+from cnclip_builder.build import BuildRequest, build_repository
+from cnclip_builder.errors import MissingRequirementError, PlanError, RepositoryError, SettingError
+from cnclip_builder.plans.api import BuildOptions
+from cnclip_builder.plans.here import PlanSettings, write_jobs_of
+from cnclip_builder.plans.make import make_plan
+from cnclip_builder.plans.profiles import Profile
+from cnclip_builder.plans.record import Device, PlanRecord
+from cnclip_builder.repository.render import parse_config, render_config
+from cnclip_builder.repository.serving import ServingConfig
+from cnclip_builder.repository.values import template_values
+from cnclip_builder.tensors import TOWERS, InputSpec
+from tritonclient.grpc import model_config_pb2 as pb
+
+from tests.builder.plans.tensorrt_stand_in import A10, H100, StandIn
+
+GPU = ServingConfig(target="gpu", precision="fp16", context_length=52, max_batch_size=8)
+TRT = replace(GPU, platform="tensorrt")
+PROFILES = (Profile.parse("batch=1:1:4"), Profile.parse("batch=1:4:8"))
+
+
+def record(device: Device) -> PlanRecord:
+    tensor = InputSpec("pixels", "uint8", ("batch", 32, 32, 3))
+    return PlanRecord("a.trt", "0", "fp16", "17", {}, PROFILES, tensor, "10.13", device, 1.0, {})
+
+
+def render(serving: ServingConfig, arch: Arch, tower: str, *devices: Device) -> Any:
+    kind, plans = f"{tower}-encoder", [record(device) for device in devices]
+    return render_config(kind, template_values(kind, "n", arch, serving, [1], 1, {}, plans))[1]
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_plans(tiny_vit: Arch, tower: str) -> None:
+    config = render(TRT, tiny_vit, tower, A10, H100)
+    assert (config.backend, config.platform, config.max_batch_size) == ("tensorrt", "", 8)
+    assert dict(config.cc_model_filenames) == {"8.6": "model.sm86.plan", "9.0": "model.sm90.plan"}
+    assert config.default_model_filename == "model.sm86.plan"
+    (group,) = config.instance_group
+    assert (group.kind, list(group.profile)) == (pb.ModelInstanceGroup.KIND_GPU, ["0", "1"])
+    assert config.optimization.input_pinned_memory.enable
+    assert config.optimization.output_pinned_memory.enable
+    assert not config.optimization.HasField("cuda")
+    assert not config.optimization.HasField("execution_accelerators")
+    assert len(config.model_warmup) == 1
+    assert len(config.parameters) == 0
+
+
+def test_every_option_alone(tiny_vit: Arch) -> None:
+    plain = render(TRT, tiny_vit, "image", A10)
+    pageable = render(replace(TRT, pinned_memory=False), tiny_vit, "image", A10)
+    assert not pageable.optimization.input_pinned_memory.enable
+    assert not pageable.optimization.output_pinned_memory.enable
+    pageable.optimization.CopyFrom(plain.optimization)
+    assert pageable == plain
+    graphs = render(replace(TRT, cuda_graphs=True), tiny_vit, "image", A10)
+    cuda = graphs.optimization.cuda
+    assert cuda.graphs
+    assert [spec.batch_size for spec in cuda.graph_spec] == [1, 2, 4, 8]
+    assert {tuple(spec.input["pixels"].dim) for spec in cuda.graph_spec} == {(32, 32, 3)}
+    graphs.optimization.CopyFrom(plain.optimization)
+    assert graphs == plain
+    # A recorded launch has one length of text, and served lengths vary.
+    assert render(replace(TRT, cuda_graphs=True), tiny_vit, "text", A10) == render(TRT, tiny_vit, "text", A10)
+
+
+def test_accelerators(tiny_vit: Arch) -> None:
+    assert not render(GPU, tiny_vit, "image").optimization.HasField("execution_accelerators")
+    for tower, shapes in (
+        ("image", ["pixels:1x32x32x3", "pixels:4x32x32x3", "pixels:8x32x32x3"]),
+        ("text", ["text:1x3", "text:4x26", "text:8x52"]),
+    ):
+        config = render(replace(GPU, accelerator="tensorrt"), tiny_vit, tower)
+        assert (config.backend, config.default_model_filename) == ("onnxruntime", "model.onnx")
+        (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+        parameters = dict(accelerator.parameters)
+        assert accelerator.name == "tensorrt"
+        assert [parameters[f"trt_profile_{bound}_shapes"] for bound in ("min", "opt", "max")] == shapes
+        assert (parameters["precision_mode"], parameters["trt_engine_cache_enable"]) == ("FP16", "1")
+    config = render(replace(GPU, accelerator="cuda", precision="fp32"), tiny_vit, "image")
+    (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert (accelerator.name, dict(accelerator.parameters)) == ("cuda", {"use_ep_level_unified_stream": "1"})
+
+
+def test_a_cpus_config_has_none_of_it(tiny_vit: Arch) -> None:
+    config = render(replace(GPU, target="cpu"), tiny_vit, "text")
+    assert not config.HasField("optimization")
+    assert not config.instance_group[0].profile
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"platform": "tensorrt", "target": "cpu"}, "TensorRT plans run on GPUs alone"),
+        ({"accelerator": "cuda", "target": "cpu"}, "accelerator 'cuda' is the onnxruntime backend's on a GPU"),
+        ({"accelerator": "tensorrt", "platform": "tensorrt"}, "accelerator 'tensorrt' is the onnxruntime backend's"),
+        ({"cuda_graphs": True}, "CUDA graphs are the tensorrt backend's"),
+    ],
+)
+def test_what_does_not_go_together(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(SettingError, match=complaint):
+        replace(GPU, **changes)
+
+
+@pytest.fixture(scope="module")
+def plans(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Folders of plans of the tiny checkpoint for two kinds of GPU."""
+    root = tmp_path_factory.mktemp("plans")
+    jobs = write_jobs_of(tiny_artefacts, TOWERS, "fp16", "served", PlanSettings(8, 52))
+    folders = []
+    for device in (A10, H100):
+        folders.append(root / device.compute_capability)
+        for job in jobs.values():
+            make_plan(job, tiny_artefacts.items[0].path.parent, folders[-1], StandIn(), device, BuildOptions())  # type: ignore[arg-type]
+    return folders
+
+
+def request(arch: Arch, artefacts: Artefacts, folder: Path, **changes: Any) -> BuildRequest:
+    made = artefacts.items[0].path.parent
+    return BuildRequest(
+        arch=arch,
+        checkpoint="random:0",
+        repository=folder / "repository",
+        artefacts=made.parent,
+        download_root=made.parent,
+        name=made.name,
+        **{"serving": TRT, **changes},
+    )
+
+
+def test_a_repository_of_plans_for_two_kinds_of_gpu(
+    tiny_artefacts: Artefacts, tiny_vit: Arch, plans: list[Path], tmp_path: Path
+) -> None:
+    wanted = request(tiny_vit, tiny_artefacts, tmp_path, plan_folders=tuple(plans))
+    name = wanted.name
+    build_repository(wanted)
+    repository = tmp_path / "repository"
+    for tower in TOWERS:
+        encoder = repository / f"{name}-{tower}-encoder"
+        files = {path.name for path in (encoder / "1").iterdir()}
+        assert files == {f"model.{kind}.plan{suffix}" for kind in ("sm86", "sm90") for suffix in ("", ".json")}
+        config = parse_config((encoder / "config.pbtxt").read_text(), "x")
+        assert set(config.cc_model_filenames.values()) <= files
+        assert config.max_batch_size == 8
+    entry = json.loads((repository / "manifest.json").read_text())["models"][name]["1"]
+    assert entry["platform"] == "tensorrt"
+    assert [plan["gpu"]["name"] for plan in entry["plans"]["text"]] == [A10.name, H100.name]
+    assert entry["plans"]["image"][0]["profiles"] == ["batch=1:1:4", "batch=1:4:8"]
+    assert entry["served_parity"]["image-encoder"]["cosine_distance"] < 1e-3
+    # One config names the plans of all versions.
+    with pytest.raises(
+        RepositoryError, match="version 1 has other image plans .model.sm86.plan for .*; now model.sm90"
+    ):
+        build_repository(replace(wanted, version=2, plan_folders=(plans[1],)))
+    with pytest.raises(RepositoryError, match="version 1 has platform tensorrt, and versions of a model must share it"):
+        build_repository(replace(wanted, version=2, serving=GPU, plan_folders=()))
+    build_repository(replace(wanted, version=2))
+    assert sorted(path.name for path in (repository / f"{name}-image-encoder").iterdir()) == [
+        "1",
+        "2",
+        "config.pbtxt",
+        "warmup",
+    ]
+
+
+def test_plans_of_another_making_are_refused(
+    tiny_artefacts: Artefacts, tiny_vit: Arch, plans: list[Path], tmp_path: Path
+) -> None:
+    wanted = request(tiny_vit, tiny_artefacts, tmp_path, plan_folders=(plans[0],))
+    with pytest.raises(PlanError, match="was made from another profiles"):
+        build_repository(replace(wanted, serving=replace(TRT, max_batch_size=16)))
+    with pytest.raises(PlanError, match="there is no plan .*tiny-vit.img.fp32.served.trt"):
+        build_repository(replace(wanted, serving=replace(TRT, precision="fp32")))
+    assert not (tmp_path / "repository").exists()
+
+
+def test_settings_that_do_not_fit_are_refused_before_the_export(
+    tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path
+) -> None:
+    wanted = request(tiny_vit, tiny_artefacts, tmp_path)
+    small = PlanSettings(8, 52, image_profiles=(Profile.parse("batch=1:2:4"),))
+    with pytest.raises(SettingError, match="batches of up to 8 are served, but the image profiles take 4 at most"):
+        build_repository(replace(wanted, plan_settings=small))
+    short = PlanSettings(8, 52, text_profiles=(Profile.parse("batch=1:2:8,length=3:4:40"),))
+    with pytest.raises(SettingError, match="no profile takes texts of 3 to 52 tokens"):
+        build_repository(replace(wanted, plan_settings=short))
+
+
+def test_a_machine_without_gpu_or_tensorrt_is_told_the_way_round(
+    tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cnclip_builder.system.machine.has_gpu", lambda: False)
+    with pytest.raises(MissingRequirementError) as caught:
+        build_repository(request(tiny_vit, tiny_artefacts, tmp_path))
+    message = str(caught.value)
+    assert "lacks an NVIDIA GPU with its driver" in message
+    for command in (
+        "cnclip-build tensorrt --arch tiny-vit --checkpoint random:0 --bundle plans",
+        "python3 /plans/build_plans.pyz",
+        "cnclip-build repository --arch tiny-vit --checkpoint random:0 --platform tensorrt --target gpu --plans plans",
+    ):
+        assert command in message
+    assert "\n" not in message

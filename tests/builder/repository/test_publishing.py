@@ -1,0 +1,320 @@
+"""Publishing: what a polling server may see at any moment, and after a publication that was cut off anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cnclip_builder.arch import Arch
+from cnclip_builder.errors import MissingRequirementError, RepositoryError, SettingError
+from cnclip_builder.repository.publishing import SUMS_NAME, Publication, publish_repository
+from cnclip_builder.repository.store import RepositoryStore
+
+from tests.builder.repository.published import (
+    SERVING,
+    check_what_a_server_sees,
+    check_whole,
+    larger_batches,
+    served,
+    write_repository,
+)
+from tests.conftest import ROOT
+
+Watch = Callable[[str], None]
+
+
+class CutOff(Exception):
+    """A publication that ended here."""
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Watch], None]:
+    """Calls a function with the path after every change of any store."""
+
+    def install(after: Watch) -> None:
+        for method in ("write", "upload", "delete", "delete_folder"):
+            original = getattr(RepositoryStore, method)
+
+            def changed(self: RepositoryStore, *arguments: Any, _original: Any = original) -> None:
+                _original(self, *arguments)
+                after(arguments[-1] if isinstance(arguments[-1], str) else arguments[0])
+
+            monkeypatch.setattr(RepositoryStore, method, changed)
+
+    return install
+
+
+@pytest.fixture(params=["memory", "folder"])
+def destination(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"memory://{uuid.uuid4()}/models" if request.param == "memory" else str(tmp_path / "served")
+
+
+def publish(source: Path, destination: str, *names: str) -> Publication:
+    return publish_repository(source, destination, names, sleep=lambda _: None)
+
+
+def test_everything_arrives(tmp_path: Path, tiny_vit: Arch, destination: str) -> None:
+    source = write_repository(tmp_path / "r", tiny_vit, "a", {1: 1, 2: 2})
+    assert publish(source, destination) == Publication(sent=("a:1", "a:2"), dropped=())
+    store = RepositoryStore(destination)
+    here = {str(path.relative_to(source)): path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    there = {path: store.read(path) for path in store.files("") if not path.endswith(SUMS_NAME)}
+    assert there == here
+    check_what_a_server_sees(store)
+    assert publish(source, destination) == Publication((), ())
+
+
+def test_sha256sum_understands_the_sums(tmp_path: Path, tiny_vit: Arch) -> None:
+    source = write_repository(tmp_path / "r", tiny_vit, "a", {1: 1})
+    publish(source, str(tmp_path / "served"))
+    folder = tmp_path / "served/a-image-encoder/1"
+    subprocess.run(["sha256sum", "--check", "--strict", SUMS_NAME], cwd=folder, check=True, capture_output=True)
+
+
+UPDATES = {
+    "first": ({}, {1: 1}),
+    "a version more": ({1: 1}, {1: 1, 2: 2}),
+    "a version instead": ({1: 1}, {2: 2}),
+    "back to the old one": ({1: 1, 2: 2}, {1: 1}),
+    "from three to two": ({1: 1, 2: 2, 3: 3}, {3: 3, 4: 4}),
+}
+
+
+@pytest.mark.parametrize(("update", "batches"), [*((update, 8) for update in UPDATES), ("a version instead", 4)])
+def test_a_server_that_polls_sees_only_what_works(
+    tmp_path: Path, tiny_vit: Arch, watch: Any, update: str, batches: int
+) -> None:
+    """Whenever it polls, wherever the publication is cut off, and after it has been run again."""
+    before, after = UPDATES[update]
+    old = write_repository(tmp_path / "old", tiny_vit, "a", before) if before else None
+    new = write_repository(tmp_path / "new", tiny_vit, "a", after, larger_batches(SERVING, batches))
+    store: RepositoryStore
+    changes: list[str] = []
+    ends_at = sys.maxsize
+
+    def after_change(path: str) -> None:
+        changes.append(path)
+        check_what_a_server_sees(store)
+        if len(changes) == ends_at:
+            raise CutOff
+
+    def start() -> str:
+        nonlocal store, ends_at
+        ends_at = sys.maxsize
+        url = f"memory://{uuid.uuid4()}"
+        store = RepositoryStore(url)
+        if old:
+            publish(old, url)
+        changes.clear()
+        return url
+
+    url = start()
+    watch(after_change)
+    publish(new, url)
+    steps = list(changes)
+    assert len(steps) > 5
+    # Cut off after each config, and after some of the files before them.
+    for cut in [1, 3, *(index for index, path in enumerate(steps, 1) if path.endswith("config.pbtxt"))]:
+        url = start()
+        ends_at = cut
+        with pytest.raises(CutOff):
+            publish(new, url)
+        ends_at = sys.maxsize
+        publish(new, url)
+        assert served(store, "a") == ([max(after)], sorted(after))
+        assert set(json.loads(store.read("manifest.json") or b"")["models"]["a"]) == set(map(str, after))
+
+
+def test_it_waits_where_a_server_must_see_one_step_before_the_next(tmp_path: Path, tiny_vit: Arch) -> None:
+    url = f"memory://{uuid.uuid4()}"
+    store = RepositoryStore(url)
+    seen: list[Any] = []
+
+    def settle(seconds: float) -> None:
+        seen.append((seconds, served(store, "a")))
+
+    publish_repository(write_repository(tmp_path / "1", tiny_vit, "a", {1: 1}), url, settle_s=7, sleep=settle)
+    assert seen == []  # nothing was served yet
+    publish_repository(write_repository(tmp_path / "2", tiny_vit, "a", {2: 2}), url, settle_s=7, sleep=settle)
+    assert seen == [(7, ([1], [1, 2])), (7, ([2], [1, 2]))]
+    assert served(store, "a") == ([2], [2])
+
+
+def test_other_names_stay(tmp_path: Path, tiny_vit: Arch, destination: str) -> None:
+    publish(write_repository(tmp_path / "a", tiny_vit, "a", {1: 1}), destination)
+    both = write_repository(tmp_path / "b", tiny_vit, "b", {1: 1})
+    write_repository(both, tiny_vit, "c", {1: 1})
+    assert publish(both, destination, "b").sent == ("b:1",)
+    store = RepositoryStore(destination)
+    assert set(json.loads(store.read("manifest.json") or b"")["models"]) == {"a", "b"}
+    assert not any(model.startswith("c-") for model in store.models())
+
+
+def test_what_is_no_longer_served_is_named(tmp_path: Path, tiny_vit: Arch, destination: str) -> None:
+    publish(write_repository(tmp_path / "1", tiny_vit, "a", {1: 1}), destination)
+    assert publish(write_repository(tmp_path / "2", tiny_vit, "a", {2: 2}), destination) == Publication(
+        ("a:2",), ("a:1",)
+    )
+
+
+def test_a_served_version_is_never_replaced(tmp_path: Path, tiny_vit: Arch, destination: str) -> None:
+    publish(write_repository(tmp_path / "1", tiny_vit, "a", {1: 1}), destination)
+    store = RepositoryStore(destination)
+    before = {path: store.read(path) for path in store.files("")}
+    with pytest.raises(RepositoryError, match=r"serves a version 1 of a-.* with other files.*MODEL_VERSION="):
+        publish(write_repository(tmp_path / "2", tiny_vit, "a", {1: 99}), destination)
+    assert {path: store.read(path) for path in store.files("")} == before
+
+
+def test_a_repository_that_was_served_here_is_the_same_one(tmp_path: Path, tiny_vit: Arch, destination: str) -> None:
+    """Python leaves its bytecode beside the models."""
+    source = write_repository(tmp_path / "1", tiny_vit, "a", {1: 1})
+    publish(source, destination)
+    (source / "a-text-tokenize/1/__pycache__").mkdir()
+    (source / "a-text-tokenize/1/__pycache__/model.pyc").write_bytes(b"bytecode")
+    assert publish(source, destination) == Publication((), ())
+    assert not any("__pycache__" in path for path in RepositoryStore(destination).files(""))
+
+
+def test_a_version_that_is_not_served_is(tmp_path: Path, tiny_vit: Arch, destination: str) -> None:
+    """Left from a publication of another build that was cut off, with files that this one has not."""
+    publish(write_repository(tmp_path / "1", tiny_vit, "a", {1: 1}), destination)
+    store = RepositoryStore(destination)
+    store.write("a-image-encoder/2/model.onnx", b"of another build")
+    store.write("a-image-encoder/2/stray", b"")
+    store.write(f"a-image-encoder/2/{SUMS_NAME}", b"of another build")
+    publish(write_repository(tmp_path / "2", tiny_vit, "a", {1: 1, 2: 2}), destination)
+    check_whole(store, "a-image-encoder", 2)
+    assert not store.exists("a-image-encoder/2/stray")
+
+
+def test_a_name_keeps_its_shape(tmp_path: Path, tiny_vit: Arch, tiny_resnet: Arch, destination: str) -> None:
+    publish(write_repository(tmp_path / "1", tiny_vit, "a", {1: 1}), destination)
+    with pytest.raises(RepositoryError, match=r"serves a a-image with another arch.*under another name"):
+        publish(write_repository(tmp_path / "2", tiny_resnet, "a", {2: 2}), destination)
+
+
+def test_unknown_names_and_addresses(tmp_path: Path, tiny_vit: Arch) -> None:
+    source = write_repository(tmp_path / "r", tiny_vit, "a", {1: 1})
+    with pytest.raises(SettingError, match="holds no b, c: it has a"):
+        publish(source, str(tmp_path / "served"), "b", "c")
+    with pytest.raises(RepositoryError, match=r"nosuch://x can't be opened"):
+        publish(source, "nosuch://x")
+    with pytest.raises(MissingRequirementError, match=r"pip install 'cn-clip-triton\[publish\]'"):
+        publish(source, "gs://x")
+    (tmp_path / "file").touch()
+    with pytest.raises(RepositoryError, match=r"check the address, the credentials"):
+        publish(source, str(tmp_path / "file/x"))
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A local S3, as the environment of whoever uses it."""
+    for library in ("moto", "s3fs"):
+        pytest.importorskip(library, reason=f"{library} is not installed: make test-s3 installs it")
+    log = tmp_path_factory.mktemp("s3") / "log"
+    with log.open("w") as file:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"], stdout=file, stderr=subprocess.STDOUT
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while "Running on " not in log.read_text():
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        url = log.read_text().split("Running on ")[1].split()[0]
+        yield {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def bucket(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    import s3fs
+
+    name = f"bucket-{uuid.uuid4()}"
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(name)
+    return name
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from cnclip_builder.cli.app import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_to_s3_killed_and_run_again(tmp_path: Path, tiny_vit: Arch, bucket: str) -> None:
+    """The whole command, killed by SIGKILL when the second file of many has arrived."""
+    url = f"s3://{bucket}/models"
+    publish(write_repository(tmp_path / "1", tiny_vit, "a", {1: 1}), url)
+    source = write_repository(tmp_path / "2", tiny_vit, "a", {1: 1, 2: 2})
+    large = source / "a-text-encoder/2/model.onnx"
+    large.write_bytes(os.urandom(12 << 20))  # sent in parts: it appears when all have arrived
+    store = RepositoryStore(url)
+
+    command = [
+        sys.executable,
+        "-c",
+        "from cnclip_builder.cli.app import main; main()",
+        "publish",
+        url,
+        "--repository",
+        str(source),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while len(store.files("a-image-encoder/2")) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    check_what_a_server_sees(store)
+    assert served(store, "a") == ([1], [1])
+
+    result = run("publish", url, "--repository", str(source), "--settle", "0")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[0] == "sent     a:2"
+    check_what_a_server_sees(store)
+    assert served(store, "a") == ([2], [1, 2])
+    assert (
+        hashlib.sha256(store.read("a-text-encoder/2/model.onnx") or b"").digest()
+        == hashlib.sha256(large.read_bytes()).digest()
+    )
+
+    result = run("prune", url, "--keep", "1", "--settle", "0")
+    assert result.returncode == 0, result.stderr
+    assert "deleted  a-image-encoder  1" in result.stdout
+    check_what_a_server_sees(store)
+    assert store.files("a-image-encoder/1") == []
+
+
+def test_an_s3_that_refuses(tmp_path: Path, tiny_vit: Arch, bucket: str) -> None:
+    source = write_repository(tmp_path / "1", tiny_vit, "a", {1: 1})
+    result = run("publish", "s3://no-such-bucket/x", "--repository", str(source))
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: s3://no-such-bucket/x/")
+    assert "Traceback" not in result.stderr
+
+
+def test_make_publish(tmp_path: Path) -> None:
+    command = ["make", "--dry-run", "--always-make", "publish", "REPOSITORY=r", "DESTINATION=s3://b/m", "NAME=n"]
+    recipe = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert 'cnclip-build publish "s3://b/m" --repository "r" --name "n"' in recipe

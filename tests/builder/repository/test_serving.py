@@ -1,0 +1,191 @@
+"""Settings: what is asked for, what a repository's owner chose before, and what follows for each encoder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, Arch
+from cnclip_builder.build import BuildRequest
+from cnclip_builder.cli.app import app
+from cnclip_builder.errors import RepositoryError, SettingError
+from cnclip_builder.repository.manifest import kept_serving, read_manifest, update_serving, write_manifest
+from cnclip_builder.repository.serving import (
+    PER_TOWER,
+    SETTINGS,
+    EncoderSettings,
+    ServingConfig,
+    choose_settings,
+    parse_per_tower,
+)
+from typer.testing import CliRunner
+
+CPU = ServingConfig(target="cpu", precision="fp32", context_length=52, max_batch_size=32)
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnclip_builder.repository.serving.has_gpu", lambda: False)
+
+
+def choose(chosen: dict[str, Any], kept: dict[str, Any]) -> tuple[ServingConfig, tuple[str, ...]]:
+    return choose_settings(chosen, kept, DEFAULT_CONTEXT_LENGTH)
+
+
+def test_the_defaults_of_a_new_model() -> None:
+    assert choose({}, {}) == (CPU, ())
+    assert choose({"target": "gpu"}, {})[0] == ServingConfig("gpu", "fp16", 52, 64)
+    assert choose({"platform": "tensorrt"}, {})[0].target == "gpu"
+
+
+def test_what_was_chosen_is_kept_and_told() -> None:
+    kept = choose({"encoder_instances": {"image": 2}, "preprocess_threads": 3, "precision": "int8"}, {})[0].as_dict()
+    again, told = choose({}, kept)
+    assert again.as_dict() == kept
+    assert told == ("precision", "encoder_instances", "preprocess_threads")
+    assert again.encoder("image").instances == 2
+    assert again.encoder("text").instances == 1
+
+
+def test_an_option_counts_more_and_leaves_the_other_encoder() -> None:
+    kept = choose({"encoder_instances": 2}, {})[0].as_dict()
+    again, told = choose({"encoder_instances": {"text": 4}}, kept)
+    assert (again.encoder("image").instances, again.encoder("text").instances) == (2, 4)
+    assert told == ()
+    assert choose({"encoder_instances": 1}, kept)[0].encoder("text").instances == 1
+
+
+def test_another_target_begins_anew_but_for_what_does_not_rest_on_it() -> None:
+    kept = choose({"encoder_threads": 1, "max_image_pixels": 10, "max_batch_size": 8}, {})[0].as_dict()
+    gpu, told = choose({"target": "gpu"}, kept)
+    assert (gpu.precision, gpu.encoder("text").threads, gpu.encoder("text").max_batch_size) == ("fp16", 0, 64)
+    assert (gpu.max_image_pixels, told) == (10, ("max_image_pixels",))
+    assert choose({}, gpu.as_dict())[0] == gpu  # also on a machine without a GPU: the repository is for one
+
+
+def test_an_old_manifest_lacks_newer_settings_and_a_newer_one_has_unknown_ones() -> None:
+    old = {name: value for name, value in CPU.as_dict().items() if name != "merged_batch_size"}
+    assert choose({}, {**old, "from_the_future": 1})[0] == CPU
+
+
+@pytest.mark.parametrize("name", sorted(PER_TOWER))
+def test_every_setting_of_an_encoder_is_its_own(name: str) -> None:
+    changed = choose({name: {"text": 7}}, {})[0]
+    assert changed.encoder("image") == CPU.encoder("image")
+    differing = {
+        field
+        for field in EncoderSettings.__dataclass_fields__
+        if getattr(changed.encoder("text"), field) != getattr(CPU.encoder("text"), field)
+    }
+    # No more is preferred than a batch may hold.
+    also = {"preferred_batch_size"} if name == "max_batch_size" else set()
+    assert differing == {name.removeprefix("encoder_")} | also
+
+
+def test_per_tower_numbers() -> None:
+    assert parse_per_tower("x", "3") == 3
+    assert parse_per_tower("x", "text=3,image=2") == {"image": 2, "text": 3}
+    for text in ("", "a", "-1", "image", "image=", "image=x", "picture=2", "image=1,image=2", "１"):
+        with pytest.raises(SettingError, match=r"x is .*: write a number, or image=N,text=N for one of each encoder"):
+            parse_per_tower("x", text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"encoder_instance": 2}, "there is no setting 'encoder_instance': the settings are target, precision"),
+        ({"encoder_instances": 0}, "encoder_instances is 0: choose at least 1"),
+        ({"encoder_instances": {"image": 0}}, "encoder_instances is 0: choose at least 1"),
+        ({"encoder_instances": {"picture": 1}}, "encoder_instances is {'picture': 1}: give a whole number or"),
+        ({"encoder_instances": "2"}, "encoder_instances is '2': give a whole number or"),
+        ({"preprocess_instances": {"image": 1}}, "preprocess_instances is {'image': 1}: give a whole number$"),
+        ({"max_queue_size": None}, "max_queue_size is None: give a whole number$"),
+        ({"precision": "bf16"}, "precision is 'bf16': choose one of fp32, fp16, int8"),
+        ({"reduced_decoding": "yes"}, "reduced_decoding is 'yes': choose one of false, true"),
+        ({"target": "tpu"}, "target is 'tpu': choose one of cpu, gpu"),
+    ],
+)
+def test_settings_that_are_none(settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(SettingError, match=complaint):
+        choose(settings, {})
+
+
+@pytest.fixture
+def repository(tmp_path: Path, tiny_vit: Arch) -> Path:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    records = {number: {"arch": "ViT-B-16", "serving": CPU.as_dict()} for number in ("1", "9", "10")}
+    records["10"] = {"arch": "ViT-B-16", "serving": {**CPU.as_dict(), "preprocess_instances": 10}}
+    write_manifest(folder, {"mine": records})
+    return folder
+
+
+def test_the_newest_version_speaks_for_a_new_one(repository: Path) -> None:
+    assert kept_serving(repository, "mine", 9, "ViT-B-16") == CPU.as_dict()
+    assert kept_serving(repository, "mine", 11, "ViT-B-16")["preprocess_instances"] == 10
+    assert kept_serving(repository, "mine", 1, "RN50") == {}
+    assert kept_serving(repository, "other", 1, "ViT-B-16") == {}
+
+
+def test_what_is_found_by_tuning_is_written_into_all_versions(repository: Path) -> None:
+    update_serving(repository, "mine", {"encoder_instances": {"text": 2}, "tokenize_instances": 3})
+    for record in read_manifest(repository)["mine"].values():
+        assert record["serving"]["encoder_instances"] == {"image": 1, "text": 2}
+        assert record["serving"]["tokenize_instances"] == 3
+    with pytest.raises(RepositoryError, match=r"manifest\.json tells of no model other"):
+        update_serving(repository, "other", {})
+
+
+def built_with(monkeypatch: pytest.MonkeyPatch, repository: Path, *options: str) -> tuple[ServingConfig, str]:
+    """Runs the command up to the build itself."""
+    requests: list[BuildRequest] = []
+
+    class Built(Exception):
+        """Ends the command there."""
+
+    def build(request: BuildRequest) -> None:
+        requests.append(request)
+        raise Built
+
+    monkeypatch.setattr("cnclip_builder.build.build_repository", build)
+    command = ["repository", "--arch", "ViT-B-16", "--name", "mine", "--repository", str(repository)]
+    result = CliRunner().invoke(app, [*command, *options])
+    assert isinstance(result.exception, Built), result.output
+    return requests[0].serving, result.stderr
+
+
+def test_every_setting_has_an_option(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
+    options = {name: f"--{name.replace('_', '-').removesuffix('-microseconds')}" for name in SETTINGS}
+    values = {"target": "gpu", "precision": "fp16", "platform": "tensorrt", "accelerator": "none"}
+    flags = {"cuda_graphs", "pinned_memory", "reduced_decoding"}
+    given = [
+        word
+        for name, option in options.items()
+        for word in ([option.replace("--", "--no-", 1)] if name in flags else [option, values.get(name, "5")])
+    ]
+    serving, told = built_with(monkeypatch, repository, *given)
+    assert told == ""
+    for name in SETTINGS:
+        assert getattr(serving, name) == (False if name in flags else values.get(name, 5))
+
+
+def test_the_command_keeps_what_is_there_and_says_so(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
+    serving, told = built_with(monkeypatch, repository, "--model-version", "10", "--encoder-threads", "image=2")
+    assert serving.preprocess_instances == 10
+    assert (serving.encoder("image").threads, serving.encoder("text").threads) == (2, 0)
+    assert told == (f"Keeping the settings of {repository}: preprocess_instances 10 (--no-keep-settings begins anew)\n")
+    assert built_with(monkeypatch, repository, "--no-keep-settings") == (CPU, "")
+
+
+def test_a_file_of_settings(monkeypatch: pytest.MonkeyPatch, repository: Path, tmp_path: Path) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({"encoder_instances": {"image": 3}, "tokenize_instances": 4}))
+    serving, _ = built_with(monkeypatch, repository, "--settings", str(file), "--tokenize-instances", "2")
+    assert (serving.encoder("image").instances, serving.tokenize_instances) == (3, 2)
+    for text, complaint in (("[1]", "holds no settings by name"), ("{", "is no JSON")):
+        file.write_text(text)
+        result = CliRunner().invoke(app, ["repository", "--arch", "ViT-B-16", "--settings", str(file)])
+        assert isinstance(result.exception, SettingError)
+        assert complaint in str(result.exception)
