@@ -15,10 +15,10 @@ from typing import Any
 
 from cnclip_client._client import Client
 from cnclip_client._exceptions import JobRefused, TooManyFailures
-from cnclip_client._info import ModelInfo
 from cnclip_client._replacing import put
 from cnclip_client.extraction._checkpoints import Checkpoints
 from cnclip_client.extraction._encoding import Encoded, Engine, encode_items
+from cnclip_client.extraction._fingerprint import differences, fingerprint_of
 from cnclip_client.extraction._work_folder import (
     GrowingFiles,
     Progress,
@@ -126,29 +126,10 @@ class _Job:
         self._encode_items = partial(encode_items, client) if engine is None else partial(engine.encode, expected=info)
         self._output = output
         self._sink: Sink = open_sink(output, source.kind, size=info.embedding_size, dtype=options.dtype)
-        self._fingerprint = self._describe(info)
+        self._fingerprint = fingerprint_of(source, info, normalize=options.normalize, dtype=options.dtype)
         self._folder = output.with_name(f"{output.name}.partial")
         self._job_file = output.with_name(f"{output.name}.job.json")
         self._places = {"errors": output.with_name(f"{output.name}.errors.jsonl"), **self._sink.outputs}
-
-    def _describe(self, info: ModelInfo) -> dict[str, Any]:
-        """Returns what two runs must share for their features to be put into one file."""
-        known: dict[str, Any] = {
-            "kind": self._source.kind,
-            "model": info.model,
-            "arch": info.arch,
-            "checkpoint_sha256": info.checkpoint_sha256,
-            "precision": info.precision,
-            "embedding_size": info.embedding_size,
-            "normalize": self._options.normalize,
-            "dtype": self._options.dtype,
-            "source": dict(self._source.fingerprint),
-        }
-        if self._source.kind == "text":
-            known["context_length"] = info.context_length
-        elif info.decoding != "exact":
-            known["decoding"] = info.decoding
-        return known
 
     def run(self) -> Summary:
         with locked(self._folder, self._output):
@@ -197,14 +178,7 @@ class _Job:
         write_json(path, {"job": self._fingerprint})
 
     def _require_same(self, known: Any, path: Path) -> None:
-        now = _flat(self._fingerprint)
-        before = _flat(known if isinstance(known, dict) else {})
-        different = [
-            f"{name} {before.get(name)!r}, now {now.get(name)!r}"
-            for name in {**now, **before}
-            if before.get(name) != now.get(name)
-        ]
-        if different:
+        if different := differences(known if isinstance(known, dict) else {}, self._fingerprint):
             raise JobRefused(
                 f"{path.name} is of another job ({'; '.join(different)}); give another --output, or --overwrite it",
                 output=str(self._output),
@@ -306,16 +280,6 @@ def _require_apart(source: Source, output: Path) -> None:
     read = source.fingerprint.get("path") if source.fingerprint.get("format") == "folder" else None
     if isinstance(read, str) and output.resolve().is_relative_to(Path(read).resolve()):
         raise ValueError(f"{output} is inside {read}, all of which is read; put it elsewhere")
-
-
-def _flat(known: dict[str, Any]) -> dict[str, Any]:
-    """Returns the fingerprint with the source's part beside the others."""
-    source = known.get("source")
-    inside = source if isinstance(source, dict) else {}
-    return {
-        **{name: value for name, value in known.items() if name != "source"},
-        **{f"source {name}": value for name, value in inside.items()},
-    }
 
 
 @contextmanager
