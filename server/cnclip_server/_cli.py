@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,9 +80,14 @@ def serve(
     max_restarts: Annotated[
         int,
         typer.Option(
-            metavar="N", min=0, help="How often the server is started again when the process of a Python model dies."
+            metavar="N",
+            min=0,
+            help="How often within --restart-window the server is started again when a model's process dies or hangs.",
         ),
     ] = 10,
+    restart_window: Annotated[
+        float, typer.Option(metavar="SECONDS", min=1, help="The time within which restarts count; older ones do not.")
+    ] = 3600.0,
     verbose: Annotated[
         bool,
         typer.Option("--verbose", "-v", help="Show tritonserver's log on stderr, and tracebacks of errors."),
@@ -114,7 +120,7 @@ def serve(
                 startup_timeout_s=startup_timeout,
                 log_file=log_file,
             )
-            _serve(stack.enter_context(server), max_restarts)
+            _serve(stack.enter_context(server), max_restarts, restart_window)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
     except ServerError as error:
@@ -124,8 +130,8 @@ def serve(
         raise typer.Exit(1) from None
 
 
-def _serve(server: TritonServer, max_restarts: int) -> None:
-    """Says where the server is and what it serves, and waits; starts it again when a Python model's process has died.
+def _serve(server: TritonServer, max_restarts: int, window_s: float) -> None:
+    """Says where the server is and what it serves, and waits; starts it again when a model has died or hangs.
 
     Raises:
         ServerError: The server has ended by itself, or would have to be started again too often.
@@ -136,14 +142,18 @@ def _serve(server: TritonServer, max_restarts: int) -> None:
     for model in server.models():
         print(f"model    {model}")
     sys.stdout.flush()
-    restarts = 0
+    restarts: list[float] = []
     while (status := server.wait(_WATCH_INTERVAL_S)) is None:
-        if dead := server.dead_models():
-            what = f"a process of {', '.join(dead)} died, and Triton does not replace it"
-            if restarts == max_restarts:
-                raise ServerError(f"{what}; gave up after {restarts} restarts (--max-restarts); run with -v to see why")
-            restarts += 1
-            print(f"{what}: restarting the server ({restarts} of {max_restarts})", file=sys.stderr, flush=True)
+        if troubles := server.troubles():
+            what = "; ".join(troubles)
+            restarts = [at for at in restarts if time.monotonic() - at < window_s]
+            if len(restarts) >= max_restarts:
+                raise ServerError(
+                    f"{what}; gave up after {len(restarts)} restarts (--max-restarts) within {window_s:g} s; "
+                    "run with -v to see why"
+                )
+            restarts.append(time.monotonic())
+            print(f"{what}: restarting the server ({len(restarts)} of {max_restarts})", file=sys.stderr, flush=True)
             server.restart()
             print("the server is back", file=sys.stderr, flush=True)
     raise ServerError(f"tritonserver ended by itself (exit status {status}); run with -v to see its log")

@@ -24,6 +24,7 @@ _SHELL_SAFE = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 
 # What nobody needs for reading features, and what reaches into the server: its memory, its files, its log.
 _RESTRICTED = "shared-memory,trace,logging"
+_GRPC_RESTRICTION, _HTTP_RESTRICTION = "--grpc-restricted-protocol", "--http-restricted-api"
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,24 @@ def _tls_flags(tls: Tls | None) -> list[str]:
 
 def _restrictions(binary: Binary, settings: Settings) -> list[str]:
     """Triton refuses an API that is restricted twice: whoever restricts any by a flag of their own does it all."""
-    names = ("--grpc-restricted-protocol", "--http-restricted-api")
+    names = (_GRPC_RESTRICTION, _HTTP_RESTRICTION)
     if any(argument.startswith(names) for argument in settings.extra_args):
         return []
     key = settings.admin_key or secrets.token_urlsafe(32)
     return [f"{name}={_RESTRICTED}:admin-key={key}" for name in names if binary.knows_flag(name)]
+
+
+def restriction_headers(extra_args: Sequence[str]) -> dict[str, str]:
+    """The HTTP headers that open what a server's own flags restrict: `--http-restricted-api=APIS:HEADER=VALUE`.
+
+    Without them whoever starts a server with such flags could not ask it for its models.
+    """
+    arguments = list(extra_args)
+    values = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag == _HTTP_RESTRICTION:
+            following = arguments[arguments.index(argument) + 1 :]
+            values.append(value if equals else next(iter(following), ""))
+    headers = (value.partition(":")[2].partition("=") for value in values)
+    return {name: value for name, _, value in headers if name}

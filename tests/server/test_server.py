@@ -191,7 +191,7 @@ def test_an_interrupt_while_starting(repository: Any, leftovers: Any, monkeypatc
         raise KeyboardInterrupt
 
     server = _server(repository.path)
-    monkeypatch.setattr(server, "_request", interrupted)
+    monkeypatch.setattr("cnclip_server._api.Api.is_ready", interrupted)
     with pytest.raises(KeyboardInterrupt):
         server.start()
     assert leftovers() == []
