@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import yaml
@@ -28,10 +29,10 @@ DOCKER = ROOT / "deploy/docker"
 PROBE = DOCKER / "probe.py"
 
 
-def probe(url: str, seconds: float = 10) -> subprocess.CompletedProcess[str]:
+def probe(url: str, seconds: float = 10, **environ: str) -> subprocess.CompletedProcess[str]:
     # Alone, as in the image: nothing of this environment.
     command = [sys.executable, "-I", "-S", str(PROBE), url, str(seconds)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environ)
 
 
 def serve_script(folder: Path, **environ: str) -> list[str]:
@@ -142,13 +143,67 @@ def test_the_probe_finds_a_dead_model(demo_repository: Path, model: str) -> None
         assert model in result.stderr
 
 
+HANGS = """
+import threading
+import triton_python_backend_utils as pb_utils
+lock = threading.Lock()
+class TritonPythonModel:
+    def execute(self, requests):
+        if b"hang" in [request.inputs()[0].as_numpy().reshape(-1)[0] for request in requests]:
+            lock.acquire(), lock.acquire()
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", r.inputs()[0].as_numpy())]) for r in requests]
+"""
+
+
+@pytest.mark.triton
+def test_the_probe_finds_a_frozen_model_where_it_must_not_list_any(tmp_path: Path) -> None:
+    """The server is started as docs/security.md advises, and says that it is ready and alive."""
+    version = tmp_path / "repository" / "a-text-tokenize" / "1"
+    version.mkdir(parents=True)
+    (version / "model.py").write_text(HANGS)
+    (version.parent / "config.pbtxt").write_text(
+        'name: "a-text-tokenize"\nbackend: "python"\nmax_batch_size: 4\n'
+        'input [ { name: "TEXT" data_type: TYPE_STRING dims: [ 1 ] } ]\n'
+        'output [ { name: "y" data_type: TYPE_STRING dims: [ 1 ] } ]\n'
+        "instance_group [ { count: 1 kind: KIND_CPU } ]\ndynamic_batching { }\n"
+    )
+    flags = ["--http-restricted-api=model-repository:key=value"]
+    ports = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
+    with TritonServer(tmp_path / "repository", extra_args=flags, **ports) as server:
+        environ = {
+            "CNCLIP_METRICS_URL": f"http://{server.metrics_url}/metrics",
+            "CNCLIP_STALL_SECONDS": "1.5",
+            "TMPDIR": str(tmp_path),
+        }
+        url = f"http://{server.http_url}"
+        for _ in range(4):
+            assert probe(url, seconds=1, **environ).returncode == 0
+        text = triton.InferInput("TEXT", [1, 1], "BYTES")
+        text.set_data_from_numpy(np.array([[b"hang"]], dtype=object))
+        with triton.InferenceServerClient(server.grpc_url) as client:
+            client.async_infer("a-text-tokenize", [text], callback=lambda *_: None)
+            time.sleep(0.2)
+            results = [probe(url, seconds=1, **environ) for _ in range(4)]
+        assert [result.returncode for result in results[:2]] == [0, 0]
+        assert results[-1].returncode == 1
+        assert "requests wait for a-text-tokenize/1 and none is executed" in results[-1].stderr
+        server.stop(timeout_s=0.1)
+
+
 class Slow(http.server.BaseHTTPRequestHandler):
     """A server that is alive and busy: its models never answer."""
 
     lives = True
+    executed = 0
+    executes = True
 
     def do_GET(self) -> None:
-        self.answer(b"") if self.lives else time.sleep(5)
+        type(self).executed += self.executes
+        metrics = (
+            'nv_inference_pending_request_count{model="a-text-tokenize",version="1"} 3\n'
+            f'nv_inference_exec_count{{model="a-text-tokenize",version="1"}} {self.executed}\n'
+        )
+        self.answer(metrics.encode() if self.path == "/metrics" else b"") if self.lives else time.sleep(5)
 
     def do_POST(self) -> None:
         if self.path == "/v2/repository/index":
@@ -178,8 +233,18 @@ def slow() -> Iterator[tuple[str, type[Slow]]]:
     thread.join()
 
 
-def test_the_probe_spares_a_busy_server(slow: tuple[str, type[Slow]]) -> None:
-    assert probe(slow[0], seconds=1).returncode == 0
+def test_the_probe_spares_a_busy_server(slow: tuple[str, type[Slow]], tmp_path: Path) -> None:
+    environ = {"CNCLIP_METRICS_URL": f"{slow[0]}/metrics", "CNCLIP_STALL_SECONDS": "0.5", "TMPDIR": str(tmp_path)}
+    assert [probe(slow[0], seconds=1, **environ).returncode for _ in range(4)] == [0] * 4
+    slow[1].executes = False
+    assert [probe(slow[0], seconds=1, **environ).returncode for _ in range(4)][-1] == 1
+
+
+def test_the_probe_tells_no_password() -> None:
+    result = probe("http://user:s3cret@127.0.0.1:9", http_proxy="http://user:s3cret@127.0.0.1:9")
+    assert result.returncode == 1
+    assert "127.0.0.1:9" in result.stderr
+    assert "s3cret" not in result.stderr + result.stdout
 
 
 def test_the_probe_finds_a_server_that_hangs(slow: tuple[str, type[Slow]]) -> None:
