@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -18,6 +19,7 @@ import typer
 
 from cnclip_server._command import Tls
 from cnclip_server._errors import ServerError
+from cnclip_server._folder import make_folder, told_by_name
 from cnclip_server._server import TritonServer
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -162,7 +164,10 @@ def _serve(server: TritonServer, max_restarts: int, window_s: float) -> None:
 @contextlib.contextmanager
 def _shown_log() -> Iterator[Path]:
     """Gives a file for tritonserver's log whose growth is copied to stderr, to its last line."""
-    with tempfile.NamedTemporaryFile(prefix="cnclip-serve-", suffix=".log") as file:
+    folder = make_folder()
+    try:
+        with told_by_name(folder):
+            file = (folder / "tritonserver.log").open("a+b")
         ended = threading.Event()
         follower = threading.Thread(target=_follow, args=(file, ended))
         follower.start()
@@ -171,12 +176,17 @@ def _shown_log() -> Iterator[Path]:
         finally:
             ended.set()
             follower.join()
+            file.close()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _follow(file: IO[bytes], ended: threading.Event) -> None:
-    """Copies a growing file to stderr until it has ended and everything is copied."""
+    """Copies a growing file to stderr until it has ended and everything is copied; it may be begun anew meanwhile."""
     last = False
     while True:
+        if os.fstat(file.fileno()).st_size < file.tell():
+            file.seek(0)
         if chunk := file.read():
             sys.stderr.write(chunk.decode("utf-8", errors="replace"))
             sys.stderr.flush()

@@ -19,16 +19,16 @@ from cnclip_server._command import (
     Settings,
     Tls,
     linked_repository,
-    make_folder,
     restriction_headers,
     server_command,
 )
 from cnclip_server._errors import PortInUse, RepositoryError, ServerError, StartupFailed
+from cnclip_server._folder import make_folder, told_by_name
 from cnclip_server._health import Health
-from cnclip_server._host import check_glibc, check_numpy, environment, wheel_libraries
-from cnclip_server._log import failure_reason, last_line, serves_metrics, tail, unbound_service
+from cnclip_server._host import check_glibc, check_numpy, check_open_files, environment, wheel_libraries
+from cnclip_server._log import failure_reason, last_line, serves_metrics, tail, unbound_service, without_keys
 from cnclip_server._ports import FLAGS, Ports
-from cnclip_server._process import GuardedProcess
+from cnclip_server._process import DEFAULT_LOG_LIMIT_BYTES, GuardedProcess
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ class TritonServer:
         admin_key: str | None = None,
         startup_timeout_s: float = 300.0,
         log_file: Path | None = None,
+        log_limit_bytes: int = DEFAULT_LOG_LIMIT_BYTES,
     ) -> None:
         """Describes the server; `start`, or entering the context, starts it.
 
@@ -87,6 +88,8 @@ class TritonServer:
                 the header `triton-grpc-protocol-admin-key`, for HTTP as `admin-key`. None for a key that nobody knows.
             startup_timeout_s: How long the models may take to load, in seconds.
             log_file: Where tritonserver's log goes, at its end; None keeps it in a temporary file until `stop`.
+            log_limit_bytes: A log of more bytes is moved to a file of the same name with `.1` behind it, where it
+                replaces the one before, and begun anew; 0 for a log without end.
         """
         self.repository = repository
         self.host = host
@@ -97,6 +100,7 @@ class TritonServer:
         self._admin_key = admin_key
         self._startup_timeout_s = startup_timeout_s
         self._log_file = log_file
+        self._log_limit_bytes = log_limit_bytes
         self._process: GuardedProcess | None = None
         self._health: Health | None = None
 
@@ -116,7 +120,8 @@ class TritonServer:
 
         Raises:
             BinaryNotFound: There is no tritonserver.
-            UnsupportedHost: The embedded one cannot run here.
+            UnsupportedHost: It cannot run here.
+            TemporaryFolderError: The temporary folder is full, missing, or mounted noexec.
             RepositoryError: The repository does not exist or holds no model.
             PortInUse: A port is taken.
             StartupFailed: tritonserver ended, or was not ready in time; a model that fails to load is the
@@ -127,6 +132,7 @@ class TritonServer:
             raise ServerError(f"this server runs already (process {self.pid}); stop() it first")
         _check_repository(self.repository)
         binary = find_binary(self._binary)
+        check_open_files()
         self._ports = self._wanted_ports.resolved(self.host)
         try:
             process = self._process = self._launch(binary)
@@ -267,12 +273,15 @@ class TritonServer:
         settings = self._settings()
         folder = make_folder()
         try:
+            with told_by_name(folder):
+                command = server_command(binary, settings, folder=folder, shm_prefix=shm_prefix)
             return GuardedProcess(
-                server_command(binary, settings, folder=folder, shm_prefix=shm_prefix),
+                command,
                 folder=folder,
                 shm_prefix=shm_prefix,
                 environ=environ,
                 log_path=self._log_file or folder / "tritonserver.log",
+                log_limit_bytes=self._log_limit_bytes,
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -288,13 +297,13 @@ class TritonServer:
                     return
                 break
             if time.monotonic() > deadline:
-                log = process.read_log()
+                log = without_keys(process.read_log(), self._settings().keys)
                 raise StartupFailed(
                     f"tritonserver was not ready within {self._startup_timeout_s:g} s; its last word was: "
                     f"{last_line(log)}; give it longer (startup_timeout_s, --startup-timeout)",
                     tail(log),
                 )
-        log = process.read_log()
+        log = without_keys(process.read_log(), self._settings().keys)
         service = unbound_service(log)
         if service in FLAGS:
             raise PortInUse(self.host, getattr(self._ports, service), FLAGS[service])
