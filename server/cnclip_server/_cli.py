@@ -18,14 +18,16 @@ from typing import IO, Annotated
 import typer
 
 from cnclip_server._command import Tls
-from cnclip_server._errors import ServerError
+from cnclip_server._errors import RepositoryError, ServerError
 from cnclip_server._folder import make_folder, told_by_name
+from cnclip_server._manifest import MANIFEST, changed_files
 from cnclip_server._server import TritonServer
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 _FOLLOW_INTERVAL_S = 0.1
 _WATCH_INTERVAL_S = 1.0
+_MOST_SHOWN = 3
 
 
 @app.command()
@@ -90,6 +92,12 @@ def serve(
     restart_window: Annotated[
         float, typer.Option(metavar="SECONDS", min=1, help="The time within which restarts count; older ones do not.")
     ] = 3600.0,
+    changed: Annotated[
+        bool,
+        typer.Option(
+            "--serve-changed", help="Serve files that differ from manifest.json, with a warning, rather than refuse."
+        ),
+    ] = False,
     verbose: Annotated[
         bool,
         typer.Option("--verbose", "-v", help="Show tritonserver's log on stderr, and tracebacks of errors."),
@@ -107,6 +115,7 @@ def serve(
         raise typer.BadParameter("--tls-cert and --tls-key go together, and --client-ca with both")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        _compare(repository, serve_anyway=changed)
         with contextlib.ExitStack() as stack:
             log_file = stack.enter_context(_shown_log()) if verbose else None
             server = TritonServer(
@@ -130,6 +139,25 @@ def serve(
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
+
+
+def _compare(repository: Path, *, serve_anyway: bool) -> None:
+    """Tells which files of a repository are not those that its manifest vouches for.
+
+    Raises:
+        RepositoryError: There are some, and they are not to be served.
+    """
+    if not (troubles := changed_files(repository)):
+        return
+    shown = "; ".join(troubles[:_MOST_SHOWN]) + (f"; {more} more" if (more := len(troubles) - _MOST_SHOWN) > 0 else "")
+    if not serve_anyway:
+        raise RepositoryError(
+            repository,
+            f"{repository} is not what its {MANIFEST} says: {shown}. Build or copy it again, or, if you made the "
+            "change, serve it with --serve-changed",
+            fix=None,
+        )
+    print(f"warning: {repository} is not what its {MANIFEST} says: {shown}", file=sys.stderr, flush=True)
 
 
 def _serve(server: TritonServer, max_restarts: int, window_s: float) -> None:

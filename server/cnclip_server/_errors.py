@@ -3,7 +3,7 @@
 ServerError
 ├── BinaryNotFound        there is no tritonserver to start
 ├── UnsupportedHost       this Python, C library or limit on open files cannot run it
-├── RepositoryError       the model repository is missing or empty
+├── RepositoryError       the model repository is missing, empty, or not what its manifest says
 ├── SettingError          an option that can't be used: a TLS file that is none
 ├── TemporaryFolderError  the temporary folder is full, missing, or nothing may be run from it
 ├── PortInUse             an address is taken
@@ -50,9 +50,9 @@ class RepositoryError(ServerError):
         path: The repository.
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path, reason: str, fix: str | None = "give a folder written by `cnclip-build`") -> None:
         self.path = path
-        super().__init__(f"{reason}; give a folder written by `cnclip-build`")
+        super().__init__(f"{reason}; {fix}" if fix else reason)
 
 
 class TemporaryFolderError(ServerError):
