@@ -8,6 +8,10 @@ metrics, whatever model requests wait for has executed something since an earlie
 a model that stands still over three of them and CNCLIP_STALL_SECONDS (90) is frozen. What the server's flags restrict
 (--http-restricted-api) is done without.
 
+With CNCLIP_PROBE_RESTARTS=1 it ends the server that serve.sh started once two probes in a row have failed after one
+that had not: Docker Compose marks a container as unhealthy and leaves it at that, but starts one again that has ended.
+SIGTERM comes first, and SIGKILL if the next probe fails too.
+
 Usage: probe.py [URL [SECONDS]], by default http://127.0.0.1:8000 and 10; SECONDS are for all of it. The metrics are
 read from CNCLIP_METRICS_URL, by default port 8002 of the same host.
 """
@@ -18,6 +22,7 @@ import json
 import os
 import random
 import re
+import signal
 import struct
 import sys
 import tempfile
@@ -39,6 +44,7 @@ _COUNT = re.compile(
 )
 _LOOKS = 3
 _FORGET_S = 300.0
+_FAILURES_TO_END = 2
 
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -46,7 +52,30 @@ Counts = dict[str, dict[str, float]]  # of "NAME/VERSION", its `pending_request`
 
 
 def main(url: str = "http://127.0.0.1:8000", seconds: str = "10") -> int:
-    """Probes a server and says on stderr what is wrong; returns the exit status."""
+    """Probes a server, says on stderr what is wrong, and ends it if it is told to; returns the exit status."""
+    status = _probe(url, seconds)
+    if os.environ.get("CNCLIP_PROBE_RESTARTS") == "1":
+        _end_if_sick(_state_file(url).with_suffix(".failures"), sick=status != 0)
+    return status
+
+
+def _end_if_sick(path: Path, *, sick: bool) -> None:
+    """Counts failures since the last success, none before the first: a server that loads its models is not sick."""
+    failures = 0
+    if sick:
+        try:
+            failures = int(path.read_text(encoding="ascii")) + 1
+            pid = int((Path(tempfile.gettempdir()) / "cnclip-tritonserver.pid").read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return
+        if failures >= _FAILURES_TO_END:
+            print(f"ending tritonserver (process {pid})", file=sys.stderr)
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGTERM if failures == _FAILURES_TO_END else signal.SIGKILL)
+    _write(path, str(failures))
+
+
+def _probe(url: str, seconds: str) -> int:
     patience = float(seconds) / 2
     try:
         _request(f"{url}/v2/health/live", patience)
@@ -145,12 +174,16 @@ def _standing_still(path: Path, counts: Counts, now: float) -> "list[str]":
         if before is None or before["exec"] != count.get("exec") or not before["at"] <= now:
             before = {"exec": count.get("exec"), "at": now, "looks": 0}
         still[key] = {**before, "looks": before["looks"] + 1}
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump({**still, "container": _container(), "looked": now}, file)
+    _write(path, json.dumps({**still, "container": _container(), "looked": now}))
     stall_s = float(os.environ.get("CNCLIP_STALL_SECONDS") or 90)
     return sorted(key for key, look in still.items() if look["looks"] >= _LOOKS and now - look["at"] >= stall_s)
+
+
+def _write(path: Path, text: str) -> None:
+    with contextlib.suppress(OSError):  # nowhere to remember it
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
 
 
 def _container() -> str:

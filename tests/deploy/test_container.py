@@ -41,7 +41,7 @@ def serve_script(folder: Path, **environ: str) -> list[str]:
     stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@" "key in environment: ${CNCLIP_ADMIN_KEY-none}"\n')
     stand_in.chmod(0o755)
     command = [str(DOCKER / "serve.sh"), "--model-repository=/a folder", "--log-verbose=1"]
-    env = {"PATH": f"{folder}:{os.environ['PATH']}", **environ}
+    env = {"PATH": f"{folder}:{os.environ['PATH']}", "TMPDIR": str(folder), **environ}
     return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
@@ -56,6 +56,18 @@ def test_the_script_closes_the_apis(tmp_path: Path) -> None:
     assert all(re.fullmatch("[0-9a-f]{48}", key) for key in keys)
 
 
+def test_connections_end_where_servers_are_added(tmp_path: Path) -> None:
+    assert "--grpc-max-connection-age" not in " ".join(serve_script(tmp_path))
+    assert "--grpc-max-connection-age=120000" in serve_script(tmp_path, CNCLIP_GRPC_CONNECTION_SECONDS="120")
+
+
+def test_the_script_leaves_its_number_and_nothing_of_the_server_before(tmp_path: Path) -> None:
+    (tmp_path / "cnclip-probe-0-8000.failures").write_text("7")
+    serve_script(tmp_path)
+    assert (tmp_path / "cnclip-tritonserver.pid").read_text().strip().isdigit()
+    assert not list(tmp_path.glob("cnclip-probe-*"))
+
+
 def test_tritonserver_knows_every_flag(tmp_path: Path) -> None:
     binary = find_binary()
     known = subprocess.run(
@@ -66,7 +78,7 @@ def test_tritonserver_knows_every_flag(tmp_path: Path) -> None:
         ROOT / "deploy/kserve/inference-service.yaml",
         *(ROOT / "deploy/kubernetes").rglob("*.yaml"),
     ]
-    arguments = serve_script(tmp_path)[:-1]
+    arguments = serve_script(tmp_path, CNCLIP_GRPC_CONNECTION_SECONDS="1")[:-1]
     for file in files:
         for document in yaml.safe_load_all(file.read_text()):
             arguments += flags_in(document)
@@ -98,7 +110,7 @@ def test_the_script_serves(demo_repository: Path, tmp_path: Path, monkeypatch: p
     assemble_backends(binary, backends)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/tritonserver").symlink_to(binary.path)
-    env = environment(binary)
+    env = {**environment(binary), "TMPDIR": str(tmp_path), "CNCLIP_GRPC_CONNECTION_SECONDS": "1"}
     env["PATH"] = f"{tmp_path / 'bin'}:{env['PATH']}"
     ports = [19480 + 3 * (os.getpid() % 500) + index for index in range(3)]
     command = [
@@ -120,6 +132,13 @@ def test_the_script_serves(demo_repository: Path, tmp_path: Path, monkeypatch: p
         with triton.InferenceServerClient(f"127.0.0.1:{ports[1]}") as client:
             with pytest.raises(triton.InferenceServerException, match="restricted"):
                 client.get_log_settings()
+            # The connection ends a few times meanwhile, and no request with it.
+            text = triton.InferInput("TEXT", [1, 1], "BYTES")
+            text.set_data_from_numpy(np.array([[b"a"]], dtype=object))
+            ended = time.monotonic() + 4
+            while time.monotonic() < ended:
+                client.infer("demo-text", [text])
+        assert int((tmp_path / "cnclip-tritonserver.pid").read_text()) == server.pid
     finally:
         server.terminate()
         server.wait(40)
@@ -181,9 +200,9 @@ def test_the_probe_finds_a_frozen_model_where_it_must_not_list_any(tmp_path: Pat
         text = triton.InferInput("TEXT", [1, 1], "BYTES")
         text.set_data_from_numpy(np.array([[b"hang"]], dtype=object))
         with triton.InferenceServerClient(server.grpc_url) as client:
-            client.async_infer("a-text-tokenize", [text], callback=lambda *_: None)
+            client.async_infer("a-text-tokenize", [text], callback=lambda result, error: None)
             time.sleep(0.2)
-            results = [probe(url, seconds=1, **environ) for _ in range(4)]
+            results = [probe(url, seconds=1, **environ) for _ in range(7)]
         assert [result.returncode for result in results[:2]] == [0, 0]
         assert results[-1].returncode == 1
         assert "requests wait for a-text-tokenize/1 and none is executed" in results[-1].stderr
@@ -245,6 +264,47 @@ def test_the_probe_tells_no_password() -> None:
     assert result.returncode == 1
     assert "127.0.0.1:9" in result.stderr
     assert "s3cret" not in result.stderr + result.stdout
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_the_probe_ends_a_sick_server_where_nobody_else_does(
+    slow: tuple[str, type[Slow]], tmp_path: Path, stubborn: bool
+) -> None:
+    url, _ = slow
+    script = (
+        "import signal, time; "
+        + "signal.signal(signal.SIGTERM, signal.SIG_IGN); " * stubborn
+        + "print(1, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        (tmp_path / "cnclip-tritonserver.pid").write_text(f"{server.pid}\n")
+        told = {"CNCLIP_PROBE_RESTARTS": "1", "TMPDIR": str(tmp_path)}
+
+        def sick() -> int | None:
+            assert probe("http://127.0.0.1:9", **told).returncode == 1
+            time.sleep(0.2)
+            return server.poll()
+
+        def well() -> None:
+            # Nobody answers at port 9: what a success there would have left behind.
+            (tmp_path / f"cnclip-probe-{os.getuid()}-9.failures").write_text("0")
+
+        assert [sick() for _ in range(3)] == [None] * 3  # it has not been up yet
+        assert probe(url, seconds=1, **told).returncode == 0
+        port = url.rpartition(":")[2]
+        assert (tmp_path / f"cnclip-probe-{os.getuid()}-{port}.failures").read_text() == "0"
+        well()
+        assert sick() is None
+        well()
+        assert sick() is None
+        ended = sick()
+        if stubborn:
+            assert ended is None
+            ended = sick()
+        assert ended == (-signal.SIGKILL if stubborn else -signal.SIGTERM)
+        server.kill()
 
 
 def test_the_probe_finds_a_server_that_hangs(slow: tuple[str, type[Slow]]) -> None:
