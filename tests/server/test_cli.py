@@ -169,6 +169,32 @@ def test_a_model_process_that_dies_is_replaced(repository: Any) -> None:
 
 
 @pytest.mark.triton
+def test_a_model_that_is_loaded_anew_is_not_dead(repository: Any, eventually: Any) -> None:
+    """With what docs/security.md advises for servers that load at run time: the model-repository API is closed."""
+    model = repository.path / "echo" / "1" / "model.onnx"
+    flags = [
+        "--model-control-mode=poll",
+        "--repository-poll-secs=1",
+        "--http-restricted-api=model-repository:some-key=x=y",
+        "--grpc-restricted-protocol=model-repository:some-key=x=y",
+    ]
+    with _started(str(repository.path), *FREE_PORTS, "--max-restarts", "0", "--", *flags) as process:
+        facts = _until_serving(process)
+        assert facts["model"] == "echo"
+        for _ in range(2):
+            old = _stub(process.pid)
+            os.utime(model)
+            assert eventually(lambda old=old: not Path(f"/proc/{old}").exists(), timeout_s=20)
+            assert _answers(facts["grpc"])
+        time.sleep(2)
+        assert process.poll() is None
+        os.kill(_stub(process.pid), signal.SIGKILL)  # one that was born long after the server
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "a process of echo died" in err
+
+
+@pytest.mark.triton
 def test_a_model_that_does_not_load_is_one_line(repository: Any, nets: Any, xy: str) -> None:
     repository.add("broken", nets.identity([1, "L"]), xy)
     with _started(str(repository.path), *FREE_PORTS) as process:
