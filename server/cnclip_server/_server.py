@@ -121,13 +121,13 @@ class TritonServer:
             raise ServerError(f"this server runs already (process {self.pid}); stop() it first")
         _check_repository(self.repository)
         binary = find_binary(self._binary)
-        self._ports = self._wanted_ports.resolved(self.host)
-        try:
-            process = self._process = self._launch(binary)
-            self._await_ready(process)
-        except BaseException:
-            self.stop(timeout_s=_ABANDON_S)
-            raise
+        with self._wanted_ports.held(self.host) as self._ports:
+            try:
+                process = self._process = self._launch(binary)
+                self._await_ready(process)
+            except BaseException:
+                self.stop(timeout_s=_ABANDON_S)
+                raise
         self._stubs = StubWatch(self.pid)
         logger.info("tritonserver %s serves %s at %s", self.pid, self.repository, self.grpc_url)
         return self
