@@ -63,9 +63,10 @@ TINY_RESNET: dict[str, Any] = {
 }
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """What `-n auto` means: one more than there are cores, since many tests wait, and no more than memory has room for."""
-    memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(min(len(os.sched_getaffinity(0)) + 1, memory // WORKER_BYTES), 1)
 
 
