@@ -61,8 +61,9 @@ verify: $(VENV)/installed  ## Compare a running server with PyTorch: make verify
 publish: $(VENV)/installed  ## Upload the repository to where servers read it: make publish DESTINATION=s3://bucket/models
 	$(BIN)/cnclip-build publish "$(DESTINATION)" --repository "$(REPOSITORY)" $(call option,--name,NAME) $(FLAGS)
 
+# Several files at a time, the tests of each in one process: many share a server. FLAGS="-n 0" for one at a time.
 test: $(VENV)/installed  ## Run the tests, those on a real tritonserver included.
-	$(BIN)/python -m pytest $(FLAGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(FLAGS)
 
 test-slow: $(VENV)/installed  ## Run the tests that take minutes.
 	$(BIN)/python -m pytest -m slow $(FLAGS)

@@ -133,13 +133,13 @@ class TritonServer:
         _check_repository(self.repository)
         binary = find_binary(self._binary)
         check_open_files()
-        self._ports = self._wanted_ports.resolved(self.host)
-        try:
-            process = self._process = self._launch(binary)
-            self._await_ready(process)
-        except BaseException:
-            self.stop(timeout_s=_ABANDON_S)
-            raise
+        with self._wanted_ports.held(self.host) as self._ports:
+            try:
+                process = self._process = self._launch(binary)
+                self._await_ready(process)
+            except BaseException:
+                self.stop(timeout_s=_ABANDON_S)
+                raise
         self._health = Health(self.pid, self._api())
         logger.info("tritonserver %s serves %s at %s", self.pid, self.repository, self.grpc_url)
         return self

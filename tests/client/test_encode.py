@@ -230,7 +230,7 @@ def test_an_answer_at_hand_is_not_kept_back_by_a_slow_source(triton: Any) -> Non
         yield from ["a", "b"]
         time.sleep(0.3)  # the first answer arrives meanwhile
         yield "c"
-        gate.wait(20)
+        gate.wait(2)
         yield "d"
 
     with Client(triton.url, model="vit-b-16") as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -19,6 +20,7 @@ import pytest
 import tritonclient.grpc as triton
 from cnclip_server import PortInUse, RepositoryError, ServerError, StartupFailed, TritonServer
 from cnclip_server._cli import app
+from cnclip_server._ports import Ports
 from typer.testing import CliRunner
 
 FREE_PORTS = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
@@ -234,6 +236,20 @@ def test_a_port_in_use(repository: Any, option: str, flag: str) -> None:
     assert (raised.value.port, raised.value.flag) == (port, flag)
 
 
+def test_ports_are_held_until_the_server_has_them() -> None:
+    with Ports(0, 0, 0).held("127.0.0.1") as ports:
+        assert len({ports.grpc, ports.http, ports.metrics}) == 3
+        for port in (ports.grpc, ports.http, ports.metrics):
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", port))
+            with socket.socket() as server:
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as tritonserver does
+                server.bind(("127.0.0.1", port))
+                server.listen()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", ports.grpc))
+
+
 @pytest.mark.triton
 def test_a_port_taken_meanwhile(repository: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
@@ -241,7 +257,9 @@ def test_a_port_taken_meanwhile(repository: Any, monkeypatch: pytest.MonkeyPatch
         taken.listen()
         port = taken.getsockname()[1]
         server = _server(repository.path, metrics_port=port)
-        monkeypatch.setattr("cnclip_server._ports.Ports.resolved", lambda ports, host: type(ports)(*free, port))
+        monkeypatch.setattr(
+            "cnclip_server._ports.Ports.held", lambda ports, host: contextlib.nullcontext(type(ports)(*free, port))
+        )
         with socket.socket() as one, socket.socket() as other:
             for free_socket in (one, other):
                 free_socket.bind(("127.0.0.1", 0))
