@@ -63,7 +63,7 @@ publish: $(VENV)/installed  ## Upload the repository to where servers read it: m
 
 # Several files at a time, the tests of each in one process: many share a server. FLAGS="-n 0" for one at a time.
 test: $(VENV)/installed  ## Run the tests, those on a real tritonserver included.
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(FLAGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(FLAGS)
 
 test-slow: $(VENV)/installed  ## Run the tests that take minutes.
 	$(BIN)/python -m pytest -m slow $(FLAGS)
