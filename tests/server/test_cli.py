@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
-from cnclip_server._cli import app
+from cnclip_server._cli import _follow, app
 from tritonclient.utils import InferenceServerException
 from typer.testing import CliRunner
 
@@ -192,6 +193,23 @@ def test_a_model_that_is_loaded_anew_is_not_dead(repository: Any, eventually: An
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "a process of echo died" in err
+
+
+def test_the_shown_log_goes_on_when_it_is_begun_anew(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "log"
+    path.write_text("first\n" * 1000)
+    ended = threading.Event()
+    with path.open("rb") as file:
+        follower = threading.Thread(target=_follow, args=(file, ended))
+        follower.start()
+        time.sleep(0.3)
+        os.truncate(path, 0)
+        with path.open("a") as log:
+            log.write("second\n")
+        time.sleep(0.3)
+        ended.set()
+        follower.join()
+    assert capfd.readouterr().err == "first\n" * 1000 + "second\n"
 
 
 @pytest.mark.triton
