@@ -29,7 +29,7 @@ DATA = {
     "cnclip_bench/py.typed",
     "cnclip_builder/py.typed",
     "cnclip_client/py.typed",
-    "cnclip_client/report.html.j2",
+    "cnclip_client/report/report.html.j2",
     "cnclip_server/py.typed",
     "cnclip_templates/_encoder.j2",
     "cnclip_templates/_macros.j2",

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from cnclip_bench.stats import Latency
 
-__all__ = ["Panel", "conditions", "show_latencies", "show_rows", "show_values", "write", "write_curves"]
+__all__ = ["Panel", "conditions", "show_latencies", "show_ratios", "show_rows", "show_values", "write", "write_curves"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,43 @@ def show_rows(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]])
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+
+
+def show_ratios(
+    folder: Path,
+    name: str,
+    title: str,
+    series: Mapping[str, Sequence[float]],
+    ratios: Mapping[str, float],
+    figures: Any,
+    *,
+    unit: str,
+    over: str = "times",
+    decimals: tuple[int, int] = (2, 2),
+    left_out: Mapping[str, str] | None = None,
+    axis: str | None = None,
+) -> None:
+    """Prints the median of each way, and how many times another's it is; writes both as `write` does.
+
+    Args:
+        folder: Where to.
+        name: Of the files.
+        title: Of the table and the plot.
+        series: What each way came to in each round.
+        ratios: Of some ways, what the table's last column holds.
+        figures: What the JSON holds.
+        unit: Of the series.
+        over: What the ratios are.
+        decimals: How many of the series and of the ratios are shown.
+        left_out: Ways that could not be measured, and why.
+        axis: What the plot calls the unit.
+    """
+    bars = {way: sorted(rounds)[len(rounds) // 2] for way, rounds in series.items()}
+    shown, more = decimals
+    rows = [(way, f"{bars[way]:.{shown}f}", f"{ratios[way]:.{more}f}" if way in ratios else "") for way in bars]
+    rows += [(way, "left out", reason) for way, reason in (left_out or {}).items()]
+    show_rows(title, ("", unit, over), rows)
+    write(folder, name, title, figures, bars, axis or unit)
 
 
 def write(folder: Path, name: str, title: str, figures: Any, bars: Mapping[str, float], unit: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Latency", "in_turns", "median_ratio"]
+__all__ = ["Latency", "in_turns", "median_ratio", "rates_of", "served_ratios"]
 
 
 @dataclass(frozen=True)
@@ -79,3 +79,13 @@ def in_turns(
 def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
     """The median of the ratios of two series that were measured in turns, round by round."""
     return float(np.median(np.asarray(over) / np.asarray(under)))
+
+
+def rates_of(timings: Mapping[str, Sequence[float]], items: int) -> dict[str, list[float]]:
+    """How many items a second each way's rounds of so many seconds did."""
+    return {way: [items / seconds for seconds in rounds] for way, rounds in timings.items()}
+
+
+def served_ratios(rates: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """How many times each other way's rate `served` is."""
+    return {way: median_ratio(rates["served"], rate) for way, rate in rates.items() if way != "served"}

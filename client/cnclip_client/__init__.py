@@ -12,8 +12,8 @@ Everything that it raises on purpose is a `CnclipError`: `TransportError` (`Serv
 """
 
 from cnclip_client._blocks import Block
-from cnclip_client._catalogue import served_models
 from cnclip_client._client import Client
+from cnclip_client._connection.catalogue import served_models
 from cnclip_client._credentials import Credentials, Tls
 from cnclip_client._exceptions import (
     AccessDenied,
@@ -34,8 +34,8 @@ from cnclip_client._exceptions import (
     TooManyFailures,
     TransportError,
 )
+from cnclip_client._flow.items import ImageItem
 from cnclip_client._info import ModelInfo
-from cnclip_client._items import ImageItem
 from cnclip_client._settings import Limits, Retry, Timeout
 
 __all__ = [

@@ -9,17 +9,18 @@ from typing import Literal, NoReturn, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from cnclip_client._batches import batches
 from cnclip_client._blocks import Block, join, put_back
+from cnclip_client._connection.endpoints import Endpoints, Urls
+from cnclip_client._connection.towers import Towers
 from cnclip_client._credentials import Credentials
-from cnclip_client._endpoints import Endpoints, Urls
 from cnclip_client._exceptions import BadInput
+from cnclip_client._flow.batches import batches
+from cnclip_client._flow.items import ImageItem, image_bytes, require_many, text_bytes
+from cnclip_client._flow.pipeline import Pipeline
 from cnclip_client._info import ModelInfo
-from cnclip_client._items import ImageItem, image_bytes, require_many, text_bytes
-from cnclip_client._pipeline import Pipeline
 from cnclip_client._settings import Limits, Retry, Timeout
 from cnclip_client._similarity import logits_per_image, softmax
-from cnclip_client._towers import Kind, Towers
+from cnclip_client._vocabulary import Kind
 
 __all__ = ["Client"]
 
@@ -106,6 +107,19 @@ class Client:
             TransportError: No answer.
         """
         return self._towers.any()
+
+    def info_of(self, kind: Kind) -> ModelInfo:
+        """Returns what the server says of one of the model's towers, asked once; the other need not be there.
+
+        Args:
+            kind: Which of the two.
+
+        Raises:
+            ModelNotFound: The server does not have it.
+            ModelNotReady: It does not serve it at present.
+            TransportError: No answer.
+        """
+        return self._towers.one(kind)
 
     def require_unchanged(self) -> None:
         """Asks whether the server still serves what this client's features came of.

@@ -26,11 +26,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from cnclip_client._blocks import Block
-    from cnclip_client._info import ModelInfo
+from cnclip_client._blocks import Block
+from cnclip_client._info import ModelInfo
 
 __all__ = [
     "AccessDenied",

@@ -23,16 +23,14 @@ from numpy.typing import NDArray
 
 from cnclip_client._client import Client
 from cnclip_client._exceptions import CheckpointMismatch
-from cnclip_client._items import ImageItem
+from cnclip_client._flow.items import ImageItem
 from cnclip_client._similarity import logits_per_image, softmax
+from cnclip_client._texts import preprocess_text
 
 __all__ = ["TEMPLATES", "Classification", "Classifier"]
 
 TEMPLATES = ("一张{}的照片",)
 """The prompts where none are given: one of the general ones in cn_clip's `eval/cvinw_zeroshot_templates.py`."""
-
-# As `_preprocess_text` of cn_clip's eval/data.py: BERT's Chinese vocabulary has only the straight quotation mark.
-_STRAIGHT_QUOTES = str.maketrans("“”", '""')
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,4 +135,4 @@ def _prompts(labels: Sequence[str], templates: Sequence[str]) -> Iterator[str]:
     for label in labels:
         for template in templates:
             # Not str.format: a label or a template may hold braces of its own.
-            yield template.replace("{}", label).lower().translate(_STRAIGHT_QUOTES)
+            yield preprocess_text(template.replace("{}", label))

@@ -24,7 +24,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from cnclip_client._exceptions import BadFile
-from cnclip_client._features import Direction, Features, Id
+from cnclip_client._vocabulary import Direction, Id
+from cnclip_client.features import Features
 
 __all__ = ["Annotations", "Prediction", "Recall", "annotated", "read_annotations", "read_predictions", "recall"]
 

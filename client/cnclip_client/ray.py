@@ -24,13 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from cnclip_client._encoding import Encoded
 from cnclip_client._exceptions import CnclipError, ServerError
 from cnclip_client._extras import require
-from cnclip_client._features import Id
 from cnclip_client._info import ModelInfo
-from cnclip_client._rows import Connect, RowEncoder
-from cnclip_client._towers import Kind
+from cnclip_client._vocabulary import Id, Kind
+from cnclip_client.extraction._encoding import Encoded
+from cnclip_client.extraction._rows import Connect, RowEncoder
 from cnclip_client.sources import Item
 
 __all__ = ["FeatureExtractor", "RayEngine"]

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from cnclip_client._extras import require
 from cnclip_client._info import ModelInfo
-from cnclip_client._rows import Connect, RowEncoder
-from cnclip_client._towers import Kind
+from cnclip_client._vocabulary import Kind
+from cnclip_client.extraction._rows import Connect, RowEncoder
 
 __all__ = ["feature_type", "make_predict_fn"]
 

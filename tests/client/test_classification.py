@@ -110,7 +110,7 @@ def test_the_command(tmp_path: Path, triton: Any, client: Client) -> None:
     names = ["b.JPG", "a.png", "里面/c.webp"]
     for name in names:
         (folder / name).write_bytes(name.encode())
-    (folder / "notes.txt").write_text("no image")
+    (folder / ".notes.txt").write_text("hidden")
     (tmp_path / "bad.jpg").write_bytes(b"BAD:torn")
     labels = tmp_path / "label_cn.txt"
     labels.write_text("\ufeff" + "\n".join(f" {label} " for label in LABELS) + "\n\n", encoding="utf-8")
@@ -129,6 +129,42 @@ def test_the_command(tmp_path: Path, triton: Any, client: Client) -> None:
     again = cnclip(triton.url, folder, *one_by_one, *prompts, "--top-k", 2, "-o", output)
     assert (again.returncode, again.stderr, again.stdout) == (0, "", "")
     assert output.read_text(encoding="utf-8") == done.stdout
+
+
+def test_of_a_folder_it_sees_what_extract_sees(tmp_path: Path, triton: Any) -> None:
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    (folder / ".DS_Store").write_bytes(b"hidden")
+    (folder / "a.jpg").write_bytes(b"a")
+    (folder / "more" / "b").write_bytes(b"without an ending")
+    (folder / "notes.txt").write_bytes(b"BAD:cannot identify image file")
+    (folder / "z.png").symlink_to("nowhere")
+    output = tmp_path / "features.npy"
+    command = [sys.executable, "-c", "from cnclip_client._cli import main; main()"]
+    arguments = ["extract", "images", str(folder), "-o", str(output), "--url", triton.url]
+    assert subprocess.run([*command, *arguments], capture_output=True).returncode == 1
+    extracted = [json.loads(line) for line in output.with_suffix(".ids.jsonl").read_text().splitlines()]
+    failed = [json.loads(line) for line in Path(f"{output}.errors.jsonl").read_text().splitlines()]
+    done = cnclip(triton.url, folder, "--label", "猫")
+    assert done.returncode == 1
+    assert [json.loads(line)["image"] for line in done.stdout.splitlines()] == [f"{folder}/{one}" for one in extracted]
+    assert done.stderr.splitlines() == [f"cnclip: {folder}/{one['id']}: {one['reason']}" for one in failed]
+    assert extracted == ["a.jpg", "more/b"]
+    assert failed == [
+        {"id": "notes.txt", "reason": "cannot identify image file"},
+        {"id": "z.png", "reason": "is no file, or a broken link"},
+    ]
+
+
+def test_a_folder_of_parquet_names_its_ids(tmp_path: Path, triton: Any) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    parquet.write_table(pyarrow.table({"image_id": [7, 9], "image": [b"a", b"BAD:torn"]}), folder / "0.parquet")
+    done = cnclip(triton.url, folder, "--label", "猫")
+    assert (done.returncode, done.stderr) == (1, "cnclip: 9: torn\n")
+    assert json.loads(done.stdout)["image"] == 7
 
 
 @pytest.mark.parametrize(

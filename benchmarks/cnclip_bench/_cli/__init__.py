@@ -17,15 +17,10 @@ from cnclip_bench._cli._encoders import latency, preprocess, served, stages, tok
 from cnclip_bench._cli._load import throughput, tune
 from cnclip_bench._cli._options import (
     OUTPUT,
-    RANDOM,
     REPOSITORY,
-    ArchOption,
-    CaptionsOption,
-    CheckpointOption,
-    ImagesOption,
-    NameOption,
+    Asked,
     OutputOption,
-    RepositoryOption,
+    of_a_subject,
 )
 from cnclip_bench._cli._savings import int8, savings
 
@@ -46,35 +41,29 @@ for command in _COMMANDS:
 
 
 @app.command("all")
-def everything(
-    arch: ArchOption = "ViT-B-16",
-    checkpoint: CheckpointOption = RANDOM,
-    repository: RepositoryOption = REPOSITORY,
-    name: NameOption = None,
-    images: ImagesOption = None,
-    captions: CaptionsOption = None,
-    output: OutputOption = OUTPUT,
-) -> None:
+@of_a_subject
+def everything(asked: Asked, output: OutputOption = OUTPUT) -> None:
     """Run all of them save tune, which changes configs: some 15 minutes for ViT-B-16 on two cores."""
-    subject: dict[str, Any] = {"arch": arch, "checkpoint": checkpoint}
-    served_as: dict[str, Any] = {**subject, "repository": repository, "name": name, "output": output}
-    items: dict[str, Any] = {"images": images, "captions": captions}
-    own = repository == REPOSITORY and arch in {one.name for one in official_archs()}
-    archs = list(dict.fromkeys(["RN50", arch])) if own else [arch]
+    built: dict[str, Any] = {"checkpoint": asked.checkpoint, "output": output}
+    items: dict[str, Any] = {"images": asked.images, "captions": asked.captions}
+    model: dict[str, Any] = {"arch": asked.arch, "repository": asked.repository, "name": asked.name, **built}
+    whole = {**model, **items}
+    own = asked.repository == REPOSITORY and asked.arch in {one.name for one in official_archs()}
+    archs = list(dict.fromkeys(["RN50", asked.arch])) if own else [asked.arch]
     steps: tuple[Callable[[], None], ...] = (
-        partial(tokenize, captions=captions, output=output),
-        partial(preprocess, arch=arch, images=images, output=output),
-        partial(served, **served_as, **items, rounds=5),
-        partial(compare, **served_as, **items, items=8, rounds=3),
-        partial(latency, **served_as, **items, batch_size=1, rounds=15),
-        partial(latency, **served_as, **items, batch_size=8, rounds=3),
-        partial(throughput, **served_as, **items, seconds=1.0, rounds=1),
-        partial(stages, **served_as, **items, items=16),
-        partial(savings, **served_as, **items, rounds=3),
-        partial(int8, **subject, **items, output=output),
-        partial(memory, **served_as, max_batch_size=[1, 8, 32]),
-        *([partial(startup, archs=archs, checkpoint=checkpoint, repository=repository, output=output)] if own else []),
-        *([partial(build, archs=archs, checkpoint=checkpoint, output=output)] if own else []),
+        partial(tokenize, captions=asked.captions, output=output),
+        partial(preprocess, arch=asked.arch, images=asked.images, output=output),
+        partial(served, **whole, rounds=5),
+        partial(compare, **whole, items=8, rounds=3),
+        partial(latency, **whole, batch_size=1, rounds=15),
+        partial(latency, **whole, batch_size=8, rounds=3),
+        partial(throughput, **whole, seconds=1.0, rounds=1),
+        partial(stages, **whole, items=16),
+        partial(savings, **whole, rounds=3),
+        partial(int8, arch=asked.arch, **built, **items),
+        partial(memory, **model, max_batch_size=[1, 8, 32]),
+        *([partial(startup, archs=archs, repository=asked.repository, **built)] if own else []),
+        *([partial(build, archs=archs, **built)] if own else []),
     )
     began = time.monotonic()
     for number, step in enumerate(steps, start=1):

@@ -9,30 +9,20 @@ import typer
 
 from cnclip_bench._cli._options import (
     OUTPUT,
-    RANDOM,
-    REPOSITORY,
-    ArchOption,
+    Asked,
     BatchOption,
-    CaptionsOption,
-    CheckpointOption,
-    ImagesOption,
     ItemsOption,
-    NameOption,
     OutputOption,
-    RepositoryOption,
     RoundsOption,
+    of_a_subject,
 )
-from cnclip_bench.stats import median_ratio
-from cnclip_bench.subject import make_subject, serving
+from cnclip_bench.stats import rates_of, served_ratios
+from cnclip_bench.subject import serving
 
 
+@of_a_subject
 def compare(
-    arch: ArchOption = "ViT-B-16",
-    checkpoint: CheckpointOption = RANDOM,
-    repository: RepositoryOption = REPOSITORY,
-    name: NameOption = None,
-    images: ImagesOption = None,
-    captions: CaptionsOption = None,
+    asked: Asked,
     items: ItemsOption = 32,
     batch_size: BatchOption = 8,
     rounds: RoundsOption = 4,
@@ -50,21 +40,28 @@ def compare(
     the same sizes. What is not installed or has no such model is named and left out.
     """
     from cnclip_bench import alternatives
-    from cnclip_bench.output import show_rows, write
+    from cnclip_bench.output import show_ratios
 
-    subject = make_subject(arch, checkpoint, repository, name, images, captions)
+    subject = asked.subject()
     with serving(subject) as (_, client):
         timings, left_out = alternatives.compare(
             subject, client, {"image": items, "text": 4 * items}, rounds, batch_size, clip_as_service
         )
     for tower, found in timings.items():
         count = items if tower == "image" else 4 * items
-        rates = {name: [count / one for one in seconds] for name, seconds in found.items()}
-        ratios = {name: median_ratio(rates["served"], rate) for name, rate in rates.items() if name != "served"}
-        bars = {name: sorted(rate)[len(rate) // 2] for name, rate in rates.items()}
+        rates = rates_of(found, count)
+        ratios = served_ratios(rates)
         title = f"{subject.arch.name}, {tower}s a second, encoded {tower}s to features"
-        rows = [(name, f"{bars[name]:.2f}", f"{ratios[name]:.2f}" if name in ratios else "") for name in bars]
-        rows += [(name, "left out", reason) for name, reason in left_out.items()]
-        show_rows(title, ("", f"{tower}s a second", "served: times"), rows)
         figures = {"items": count, "rates": rates, "median_ratios": ratios, "left_out": left_out}
-        write(output, f"compare-{tower}", title, figures, bars, "items a second")
+        show_ratios(
+            output,
+            f"compare-{tower}",
+            title,
+            rates,
+            ratios,
+            figures,
+            unit=f"{tower}s a second",
+            over="served: times",
+            left_out=left_out,
+            axis="items a second",
+        )

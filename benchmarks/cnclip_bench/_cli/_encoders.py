@@ -11,30 +11,24 @@ import typer
 from cnclip_bench._cli._options import (
     OUTPUT,
     RANDOM,
-    REPOSITORY,
     TOWERS,
     ArchOption,
+    Asked,
     BatchOption,
     CaptionsOption,
-    CheckpointOption,
     ImagesOption,
     ItemsOption,
-    NameOption,
     OutputOption,
-    RepositoryOption,
     RoundsOption,
+    of_a_subject,
 )
-from cnclip_bench.stats import Latency, median_ratio
+from cnclip_bench.stats import Latency, median_ratio, rates_of, served_ratios
 from cnclip_bench.subject import make_subject, serving
 
 
+@of_a_subject
 def latency(
-    arch: ArchOption = "ViT-B-16",
-    checkpoint: CheckpointOption = RANDOM,
-    repository: RepositoryOption = REPOSITORY,
-    name: NameOption = None,
-    images: ImagesOption = None,
-    captions: CaptionsOption = None,
+    asked: Asked,
     batch_size: BatchOption = 1,
     rounds: RoundsOption = 20,
     output: OutputOption = OUTPUT,
@@ -43,7 +37,7 @@ def latency(
     from cnclip_bench import comparisons
     from cnclip_bench.output import show_latencies, write
 
-    subject = make_subject(arch, checkpoint, repository, name, images, captions)
+    subject = asked.subject()
     with serving(subject) as (_, client):
         for tower in TOWERS:
             timings = comparisons.encoders(subject, tower, batch_size, rounds, client)
@@ -54,13 +48,9 @@ def latency(
             write(output, f"latency-{tower}-{batch_size}", f"{title}: median", found, bars, "ms")
 
 
+@of_a_subject
 def served(
-    arch: ArchOption = "ViT-B-16",
-    checkpoint: CheckpointOption = RANDOM,
-    repository: RepositoryOption = REPOSITORY,
-    name: NameOption = None,
-    images: ImagesOption = None,
-    captions: CaptionsOption = None,
+    asked: Asked,
     items: ItemsOption = 16,
     batch_size: Annotated[list[int], typer.Option(min=1, help="Rows a batch in process; repeatable.")] = [4, 16],  # noqa: B006
     rounds: RoundsOption = 10,
@@ -71,31 +61,34 @@ def served(
     On a noisy machine many short rounds tell more than a few long ones.
     """
     from cnclip_bench import comparisons
-    from cnclip_bench.output import show_rows, write
+    from cnclip_bench.output import show_ratios
 
-    subject = make_subject(arch, checkpoint, repository, name, images, captions)
+    subject = asked.subject()
     sizes = sorted(set(batch_size))
     with serving(subject) as (_, client):
         for tower in TOWERS:
             count = items if tower == "image" else 4 * items
             timings = comparisons.served_over_in_process(subject, tower, count, rounds, client, sizes)
-            rates = {way: [count / one for one in seconds] for way, seconds in timings.items()}
-            ratios = {way: median_ratio(rates["served"], rate) for way, rate in rates.items() if way != "served"}
-            bars = {way: sorted(rate)[len(rate) // 2] for way, rate in rates.items()}
+            rates = rates_of(timings, count)
+            ratios = served_ratios(rates)
             title = f"{subject.arch.name}, {tower}s a second"
-            rows = [(way, f"{bars[way]:.2f}", f"{ratios[way]:.3f}" if way in ratios else "") for way in bars]
-            show_rows(title, ("", f"{tower}s a second", "served: times"), rows)
             figures = {"items": count, "rates": rates, "median_ratios": ratios}
-            write(output, f"served-{tower}", title, figures, bars, f"{tower}s a second")
+            show_ratios(
+                output,
+                f"served-{tower}",
+                title,
+                rates,
+                ratios,
+                figures,
+                unit=f"{tower}s a second",
+                over="served: times",
+                decimals=(2, 3),
+            )
 
 
+@of_a_subject
 def stages(
-    arch: ArchOption = "ViT-B-16",
-    checkpoint: CheckpointOption = RANDOM,
-    repository: RepositoryOption = REPOSITORY,
-    name: NameOption = None,
-    images: ImagesOption = None,
-    captions: CaptionsOption = None,
+    asked: Asked,
     items: ItemsOption = 48,
     output: OutputOption = OUTPUT,
 ) -> None:
@@ -103,7 +96,7 @@ def stages(
     from cnclip_bench import comparisons
     from cnclip_bench.output import show_values, write
 
-    subject = make_subject(arch, checkpoint, repository, name, images, captions)
+    subject = asked.subject()
     with serving(subject) as (url, client):
         for tower in TOWERS:
             count = items if tower == "image" else 4 * items
@@ -152,12 +145,10 @@ def _beside_cn_clip(
     output: Path,
     more: Mapping[str, object] | None = None,
 ) -> None:
-    from cnclip_bench.output import show_rows, write
+    from cnclip_bench.output import show_ratios
 
-    rates = {who: [count / one for one in seconds] for who, seconds in timings.items()}
+    rates = rates_of(timings, count)
     ratios = {who: median_ratio(rate, rates["cn_clip"]) for who, rate in rates.items()}
-    bars = {who: sorted(rate)[len(rate) // 2] for who, rate in rates.items()}
-    title = f"{name}: {what} a second"
-    rows = [(who, f"{bars[who]:.0f}", f"{ratios[who]:.2f}") for who in bars]
-    show_rows(title, ("", f"{what} a second", "times"), rows)
-    write(output, name, title, {"rates": rates, "median_ratios": ratios, **(more or {})}, bars, f"{what} a second")
+    figures = {"rates": rates, "median_ratios": ratios, **(more or {})}
+    title, unit = f"{name}: {what} a second", f"{what} a second"
+    show_ratios(output, name, title, rates, ratios, figures, unit=unit, decimals=(0, 2))

@@ -14,21 +14,15 @@ import typer
 
 from cnclip_bench._cli._options import (
     OUTPUT,
-    RANDOM,
-    REPOSITORY,
     TOWERS,
-    ArchOption,
-    CaptionsOption,
-    CheckpointOption,
-    ImagesOption,
-    NameOption,
+    Asked,
     OutputOption,
-    RepositoryOption,
     RoundsOption,
     Tower,
     TowerOption,
+    of_a_subject,
 )
-from cnclip_bench.subject import Subject, make_subject, serving
+from cnclip_bench.subject import Subject, serving
 
 if TYPE_CHECKING:
     from cnclip_client import Client
@@ -40,13 +34,9 @@ if TYPE_CHECKING:
 SecondsOption = Annotated[float, typer.Option(min=0.1, help="How long a load is kept up in a round, at least.")]
 
 
+@of_a_subject
 def throughput(
-    arch: ArchOption = "ViT-B-16",
-    checkpoint: CheckpointOption = RANDOM,
-    repository: RepositoryOption = REPOSITORY,
-    name: NameOption = None,
-    images: ImagesOption = None,
-    captions: CaptionsOption = None,
+    asked: Asked,
     concurrency: Annotated[list[int], typer.Option(min=1, help="Requests at once; repeatable.")] = [1, 2, 4],  # noqa: B006
     batch_size: Annotated[list[int], typer.Option(min=1, help="Items a request; repeatable.")] = [1, 8],  # noqa: B006
     seconds: SecondsOption = 3.0,
@@ -57,7 +47,7 @@ def throughput(
     from cnclip_bench.load import measure_levels
     from cnclip_bench.output import Panel, show_rows, write_curves
 
-    subject = make_subject(arch, checkpoint, repository, name, images, captions)
+    subject = asked.subject()
     levels = [(one, size) for size in sorted(set(batch_size)) for one in sorted(set(concurrency))]
     with serving(subject) as (_, client):
         most = client.info.max_batch_size
@@ -88,13 +78,9 @@ def throughput(
             write_curves(output, f"throughput-{tower}", title, found, panels)
 
 
+@of_a_subject
 def tune(
-    arch: ArchOption = "ViT-B-16",
-    checkpoint: CheckpointOption = RANDOM,
-    repository: RepositoryOption = REPOSITORY,
-    name: NameOption = None,
-    images: ImagesOption = None,
-    captions: CaptionsOption = None,
+    asked: Asked,
     tower: TowerOption = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at once, as your clients send them.")] = 4,
     batch_size: Annotated[
@@ -120,7 +106,7 @@ def tune(
     from cnclip_bench.tuning import Comparison, Goal, coordinates
     from cnclip_bench.tuning import tune as search
 
-    subject = make_subject(arch, checkpoint, repository, name, images, captions)
+    subject, repository = asked.subject(), asked.repository
     cores = len(os.sched_getaffinity(0))
     for one in [tower] if tower else TOWERS:
         start = read_settings(repository, subject.name, one)

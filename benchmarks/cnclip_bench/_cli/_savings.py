@@ -10,16 +10,15 @@ import typer
 from cnclip_bench._cli._options import (
     OUTPUT,
     RANDOM,
-    REPOSITORY,
     TOWERS,
     ArchOption,
+    Asked,
     CaptionsOption,
     CheckpointOption,
     ImagesOption,
-    NameOption,
     OutputOption,
-    RepositoryOption,
     RoundsOption,
+    of_a_subject,
 )
 from cnclip_bench.stats import median_ratio
 from cnclip_bench.subject import make_subject
@@ -30,13 +29,9 @@ if TYPE_CHECKING:
 _SIZES: dict[str, list[int]] = {"image": [1, 4, 16], "text": [1, 4, 16, 32]}
 
 
+@of_a_subject
 def savings(
-    arch: ArchOption = "ViT-B-16",
-    checkpoint: CheckpointOption = RANDOM,
-    repository: RepositoryOption = REPOSITORY,
-    name: NameOption = None,
-    images: ImagesOption = None,
-    captions: CaptionsOption = None,
+    asked: Asked,
     rounds: RoundsOption = 5,
     output: OutputOption = OUTPUT,
 ) -> None:
@@ -44,7 +39,7 @@ def savings(
     from cnclip_bench import savings as measured
     from cnclip_bench.output import Panel, show_rows, write_curves
 
-    subject = make_subject(arch, checkpoint, repository, name, images, captions)
+    subject = asked.subject()
     arch_name = subject.arch.name
     if measured.has_padded_encoder(subject):
         _show("savings-padding", f"{arch_name}, 16 texts", measured.padding(subject, 16, rounds), 16, output)
@@ -121,13 +116,13 @@ def int8(
 
 def _show(name: str, title: str, timings: Timings, items: int, output: Path) -> None:
     """Shows milliseconds an item, and how many times the first way's speed each other reaches."""
-    from cnclip_bench.output import show_rows, write
+    from cnclip_bench.output import show_ratios
 
     first, *_ = timings.values()
-    bars = {way: sorted(1000 * one / items for one in seconds)[len(seconds) // 2] for way, seconds in timings.items()}
+    ms = {way: [1000 * one / items for one in seconds] for way, seconds in timings.items()}
     ratios = {way: median_ratio(first, seconds) for way, seconds in timings.items()}
-    show_rows(title, ("", "ms an item", "times"), [(way, f"{bars[way]:.1f}", f"{ratios[way]:.2f}") for way in timings])
-    write(output, name, title, {"seconds": timings, "items": items, "median_ratios": ratios}, bars, "ms an item")
+    figures = {"seconds": timings, "items": items, "median_ratios": ratios}
+    show_ratios(output, name, title, ms, ratios, figures, unit="ms an item", decimals=(1, 2))
 
 
 def _a(tower: str) -> str:

@@ -7,19 +7,19 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cnclip_client import _render as render
 from cnclip_client._cli._connection import Server, asks_server
-from cnclip_client._cli._retrieval import usage, writing
-from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, items_given, reporting
+from cnclip_client._cli._progress import progress
+from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, items_given, reporting, usage, writing
+from cnclip_client._float32 import rounded
+from cnclip_client._vocabulary import Id
 from cnclip_client.classification import TEMPLATES, Classification, Classifier
+from cnclip_client.sources import image_source
 
 __all__ = ["classify"]
-
-_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
 @asks_server
@@ -49,7 +49,7 @@ def classify(
     """Tell what each image shows, of labels that the model never learned.
 
     A line for each image: {"image": PATH, "labels": [...], "probabilities": [...]}, the likeliest first; probabilities
-    are among all labels.
+    are among all labels. Of a folder it takes what `cnclip extract images` does: every file that is not hidden counts.
 
     Example: cnclip classify photos/ --label 猫 --label 狗 --template '一张{}的照片' --template '{}的特写照片'
     """
@@ -60,21 +60,22 @@ def classify(
         prompts = _lines(templates, template, "--template") or list(TEMPLATES)
         if not named:
             raise typer.BadParameter("name labels with --label, or a file of them with --labels")
-        some_failed = False
+        failures = 0
         shown = sys.stderr.isatty() and (output != "-" or not sys.stdout.isatty())
-        with server.connect() as client, render.progress(shown, None) as advance, writing(output) as out:
+        with server.connect() as client, progress(shown, lambda: None) as report, writing(output) as out:
+            report(0, 0)
             classifier = Classifier.of(client, named, templates=prompts)
-            pending: deque[str] = deque()
+            pending: deque[tuple[Id, str]] = deque()
             images = _images(items_given(paths, file), pending)
-            for found in classifier.classify(client, images, k=top_k):
-                name = pending.popleft()
+            for done, found in enumerate(classifier.classify(client, images, k=top_k), start=1):
+                name, failure = pending.popleft()
                 if found.failure:
-                    some_failed = True
-                    complain(f"{name}: {found.failure}")
+                    failures += 1
+                    complain(f"{name}: {failure or found.failure}")
                 else:
                     out.write(_line(name, found))
-                advance(1)
-    if some_failed:
+                report(done, failures)
+    if failures:
         raise typer.Exit(SOME_FAILED)
 
 
@@ -93,21 +94,27 @@ def _lines(file: Path | None, given: list[str] | None, option: str) -> list[str]
     return lines
 
 
-def _images(given: Iterable[str], pending: deque[str]) -> Iterator[str]:
-    """Yields the files, and the image files in folders; remembers their names for when the answers come."""
+def _images(given: Iterable[str], pending: deque[tuple[Id, str]]) -> Iterator[Any]:
+    """Yields the files, and the images in folders.
+
+    Args:
+        given: Paths.
+        pending: Is given, for when the answers come, each one's path, or its id where it has no file of its own, and
+            why it cannot be had.
+    """
     for path in given:
-        if Path(path).is_dir():
-            inside = sorted(one for one in Path(path).rglob("*") if one.suffix.lower() in _SUFFIXES and one.is_file())
-            names = [str(one) for one in inside]
-        else:
-            names = [path]
-        for name in names:
-            pending.append(name)
-            yield name
+        if not Path(path).is_dir():
+            pending.append((path, ""))
+            yield path
+            continue
+        source = image_source(path)
+        are_files = source.fingerprint["format"] == "folder"
+        for item in source.items():
+            pending.append((str(Path(path, str(item.id))) if are_files else item.id, item.failure))
+            # None is what no client takes: the item fails in its place, for the reason that is kept.
+            yield None if item.failure else item.value
 
 
-def _line(name: str, found: Classification) -> str:
-    # Nine digits are what a float32 needs to come back unchanged.
-    chances = [float(format(chance, ".9g")) for chance in found.probabilities.tolist()]
-    line = {"image": name, "labels": found.labels, "probabilities": chances}
+def _line(name: Id, found: Classification) -> str:
+    line = {"image": name, "labels": found.labels, "probabilities": rounded(found.probabilities)}
     return json.dumps(line, ensure_ascii=False) + "\n"

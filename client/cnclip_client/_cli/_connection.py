@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from cnclip_client import BadFile, Client, Credentials, Limits, Retry, Tls, served_models
+from cnclip_client._cli._shared import usage
 
 __all__ = ["Server", "asks_server"]
 
@@ -137,7 +138,7 @@ class Server:
             typer.BadParameter: An option is wrong, or it takes one to choose a model.
             CnclipError: The server could not be had, or a file is not what it should be.
         """
-        try:
+        with usage():
             credentials, model = self.credentials(), self.model
             if model is None:
                 slugs = served_models(self.url, retry=retry, credentials=credentials)
@@ -148,8 +149,6 @@ class Server:
                     )
                 model = slugs[0]
             return Client(self.url, model=model, retry=retry, limits=limits, credentials=credentials)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
 
 
 def asks_server(command: Callable[..., None]) -> Callable[..., None]:

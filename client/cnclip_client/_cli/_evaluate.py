@@ -20,9 +20,8 @@ from cnclip_client._cli._retrieval import (
     TextFeatures,
     gallery,
     queries,
-    usage,
 )
-from cnclip_client._cli._shared import AsJson, Verbose, complain, reporting, write
+from cnclip_client._cli._shared import AsJson, Verbose, complain, reporting, usage, write
 from cnclip_client.evaluation import Recall, annotated, read_annotations, read_predictions, recall
 from cnclip_client.retrieval import Direction, search
 

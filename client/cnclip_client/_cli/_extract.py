@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from cnclip_client import (
     AccessDenied,
@@ -27,7 +22,8 @@ from cnclip_client import (
     TransportError,
 )
 from cnclip_client._cli._connection import Server, asks_server
-from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, reporting
+from cnclip_client._cli._progress import progress
+from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, reporting, usage
 from cnclip_client.extraction import Engine, ExtractOptions, Summary
 from cnclip_client.extraction import extract as extract_features
 from cnclip_client.sinks import Dtype
@@ -35,9 +31,7 @@ from cnclip_client.sources import ImageFormat, Source, TextFormat, image_source,
 
 __all__ = ["extract"]
 
-_T = TypeVar("_T")
 _OF_SERVER = (TransportError, AccessDenied, ModelChanged, ModelNotFound, ModelNotReady, ServerError)
-_RATE_SECONDS = 30.0
 
 extract = typer.Typer(
     no_args_is_help=True,
@@ -113,7 +107,8 @@ def _extract_images(
         options = ExtractOptions(
             normalize=normalize, dtype=dtype, max_errors=max_errors, overwrite=overwrite, batch_size=batch_size
         )
-        opened = _usage(lambda: image_source(source, format=format, id_column=id_column, column=column))
+        with usage():
+            opened = image_source(source, format=format, id_column=id_column, column=column)
         _extract(server, opened, output, options, wait_for_server, engine, actors)
 
 
@@ -151,7 +146,8 @@ def _extract_texts(
         options = ExtractOptions(
             normalize=normalize, dtype=dtype, max_errors=max_errors, overwrite=overwrite, batch_size=batch_size
         )
-        opened = _usage(lambda: text_source(source, format=format, id_column=id_column, column=column))
+        with usage():
+            opened = text_source(source, format=format, id_column=id_column, column=column)
         _extract(server, opened, output, options, wait_for_server, engine, actors)
 
 
@@ -166,8 +162,8 @@ def _extract(
 ) -> None:
     connect = partial(server.connect, retry=Retry.patient(wait_s))
     on = _engine(engine, connect, actors)
-    with _resumable(output), connect() as client, _progress(source) as report:
-        summary = _usage(lambda: extract_features(client, source, output, options, report=report, engine=on))
+    with usage(), _resumable(output), connect() as client, progress(sys.stderr.isatty(), source.total) as report:
+        summary = extract_features(client, source, output, options, report=report, engine=on)
     if summary.already_finished:
         complain(f"{output} was finished before: {_words(summary)}; nothing to do")
     else:
@@ -192,13 +188,6 @@ def _words(summary: Summary) -> str:
     return f"{summary.items:,} items, {summary.failures:,} failures, {summary.seconds:.1f} s, {rate:,.1f} items/s"
 
 
-def _usage(call: Callable[[], _T]) -> _T:
-    try:
-        return call()
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
 @contextmanager
 def _resumable(output: Path) -> Iterator[None]:
     """Says, where the job did not come to its end for no fault of its own, how it can."""
@@ -212,38 +201,3 @@ def _resumable(output: Path) -> Iterator[None]:
             complain(f"interrupted{kept}")
         error.args = (f"{error}{kept}",)
         raise
-
-
-@contextmanager
-def _progress(source: Source) -> Iterator[Callable[[int, int], None] | None]:
-    """Shows on a terminal how far the job is, how fast, and when it will be through."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=_RATE_SECONDS) as bar:
-        task = bar.add_task("", total=None)
-        resumed = False
-
-        def count() -> None:
-            # A guess is good enough for a bar, and a failure to guess is no failure.
-            with contextlib.suppress(Exception):
-                bar.update(task, total=source.total())
-
-        def report(items: int, failures: int) -> None:
-            nonlocal resumed
-            failed = f"{failures:,} failed" if failures else ""
-            if resumed:
-                bar.update(task, completed=items, description=failed)
-            else:
-                # What earlier runs did says nothing of this one's rate.
-                bar.reset(task, completed=items, description=failed)
-                resumed = True
-
-        threading.Thread(target=count, daemon=True).start()
-        yield report
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f} items/s" if task.speed else "")

@@ -6,15 +6,16 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
 from cnclip_client import Block
-from cnclip_client import _render as render
+from cnclip_client._cli import _render as render
 from cnclip_client._cli._connection import Server, asks_server
+from cnclip_client._cli._progress import progress
 from cnclip_client._cli._shared import (
     SOME_FAILED,
     Verbose,
@@ -23,6 +24,8 @@ from cnclip_client._cli._shared import (
     reporting,
     write,
 )
+from cnclip_client._replacing import replacing
+from cnclip_client._vocabulary import Kind
 
 __all__ = ["features"]
 
@@ -82,7 +85,7 @@ def _features_texts(
 
 
 def _features(
-    kind: Literal["image", "text"],
+    kind: Kind,
     items: Iterable[str],
     server: Server,
     output: str,
@@ -96,24 +99,26 @@ def _features(
     total = len(items) if isinstance(items, list) else None
     kept: list[NDArray[np.float32]] = []
     pending: deque[str] = deque()
-    some_failed = False
-    with server.connect() as client, render.progress(shown, total) as advance:
+    done = failures = 0
+    with server.connect() as client, progress(shown, lambda: total) as report:
+        report(0, 0)
         source = _remember(items, pending)
         run = client.iter_images if kind == "image" else client.iter_texts
         for block in run(source, normalize=normalize):
             names = [pending.popleft() for _ in range(block.stop - block.start)]
             for row, reason in block.failures.items():
-                some_failed = True
                 complain(f"{names[row - block.start]}: {reason}")
             if target is None:
                 write(_lines(kind, names, block))
             else:
                 kept.append(block.filled())
-            advance(len(names))
+            done, failures = done + len(names), failures + len(block.failures)
+            report(done, failures)
         if target is not None:
             none = client.encode_images([]) if kind == "image" else client.encode_texts([])
-            render.save_npy(target, np.concatenate([none, *kept]))
-    if some_failed:
+            with replacing(target) as out:
+                np.save(out, np.concatenate([none, *kept]))
+    if failures:
         raise typer.Exit(SOME_FAILED)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 
-from cnclip_client import _render as render
+from cnclip_client._cli import _render as render
 from cnclip_client._cli._connection import Server, asks_server
 from cnclip_client._cli._shared import AsJson, Verbose, reporting, write
 

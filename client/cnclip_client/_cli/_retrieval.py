@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated
 
 import typer
 
 from cnclip_client._extras import require
 from cnclip_client.retrieval import Direction, Features, Gallery, read_features
 
-__all__ = ["ImageFeatures", "MemoryMib", "Normalize", "TextFeatures", "gallery", "queries", "usage", "writing"]
+__all__ = ["ImageFeatures", "MemoryMib", "Normalize", "TextFeatures", "gallery", "queries"]
 
 ImageFeatures = typer.Option(
     "--image-feats", metavar="FILE", help="Image features: .jsonl, .parquet (or a folder) or .npy."
@@ -28,15 +26,6 @@ MemoryMib = Annotated[
 ]
 
 
-@contextmanager
-def usage() -> Iterator[None]:
-    """Reports what does not go together as wrong usage."""
-    try:
-        yield
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
 def queries(direction: Direction, images: Path, texts: Path, normalize: bool) -> Iterator[Features]:
     """Reads the features that ask."""
     if direction == "text-to-image":
@@ -49,20 +38,3 @@ def gallery(direction: Direction, images: Path, texts: Path, normalize: bool, me
     require("faiss", extra="search")  # before minutes of reading
     other: Direction = "image-to-text" if direction == "text-to-image" else "text-to-image"
     return Gallery(queries(other, images, texts, normalize), memory_bytes=memory_mib * 1024 * 1024)
-
-
-@contextmanager
-def writing(output: str) -> Iterator[IO[str]]:
-    """Opens stdout, or a file beside the one that is meant, which takes its place once it is whole."""
-    if output == "-":
-        # A path that is not UTF-8 keeps its own bytes, so that it still names its file.
-        with open(sys.stdout.fileno(), "w", encoding="utf-8", errors="surrogateescape", closefd=False) as file:
-            yield file
-        return
-    partial = Path(f"{output}.partial")
-    try:
-        with partial.open("w", encoding="utf-8", errors="surrogateescape") as file:
-            yield file
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -16,11 +16,10 @@ from cnclip_client._cli._retrieval import (
     TextFeatures,
     gallery,
     queries,
-    usage,
-    writing,
 )
-from cnclip_client._cli._shared import Verbose, reporting
+from cnclip_client._cli._shared import Verbose, reporting, usage, writing
 from cnclip_client._extras import require
+from cnclip_client._float32 import rounded
 from cnclip_client.evaluation import read_annotations
 from cnclip_client.report import html_report, image_ids, thumbnails
 from cnclip_client.retrieval import Direction, Hits
@@ -94,6 +93,5 @@ def _line(hits: Hits, direction: Direction, scores: bool) -> str:
     asked, found = direction.split("-to-")
     line: dict[str, object] = {f"{asked}_id": hits.query, f"{found}_ids": hits.ids}
     if scores:
-        # Nine digits are what a float32 needs to come back unchanged.
-        line["scores"] = [float(format(score, ".9g")) for score in hits.scores.tolist()]
+        line["scores"] = rounded(hits.scores)
     return json.dumps(line) + "\n"

@@ -11,13 +11,14 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
 import typer
 
 from cnclip_client import BadFile, CnclipError, JobRefused, MissingExtra, TooManyFailures
+from cnclip_client._replacing import replacing
 
-__all__ = ["SOME_FAILED", "AsJson", "Verbose", "complain", "items_given", "reporting", "write"]
+__all__ = ["SOME_FAILED", "AsJson", "Verbose", "complain", "items_given", "reporting", "usage", "write", "writing"]
 
 SOME_FAILED, _USAGE, _SERVER, _TOO_MANY_FAILED, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 3, 4, 130, 141
 # Line breaks, and what moves a terminal's cursor or sets its title.
@@ -42,6 +43,15 @@ def reporting(verbose: bool) -> Iterator[None]:
         if verbose:
             traceback.print_exc()
         raise typer.Exit(_status(error)) from error
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """Reports what does not go together as wrong usage."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _status(error: BaseException) -> int:
@@ -91,3 +101,15 @@ def write(data: bytes) -> None:
     """Prints data at once."""
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
+
+
+@contextmanager
+def writing(output: str) -> Iterator[IO[str]]:
+    """Opens stdout, or a file that takes the named one's place once it is whole."""
+    # A path that is not UTF-8 keeps its own bytes, so that it still names its file.
+    if output == "-":
+        with open(sys.stdout.fileno(), "w", encoding="utf-8", errors="surrogateescape", closefd=False) as file:
+            yield file
+        return
+    with replacing(Path(output)) as raw, io.TextIOWrapper(raw, encoding="utf-8", errors="surrogateescape") as file:
+        yield file

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cnclip_client import BadInput
-from cnclip_client import _render as render
+from cnclip_client._cli import _render as render
 from cnclip_client._cli._connection import Server, asks_server
 from cnclip_client._cli._shared import SOME_FAILED, AsJson, Verbose, complain, reporting, write
 from cnclip_client._similarity import logits_per_image, softmax

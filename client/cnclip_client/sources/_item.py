@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cnclip_client._features import Id
-from cnclip_client._towers import Kind
+from cnclip_client._vocabulary import Id, Kind
 
 __all__ = ["Item", "Source", "checked_id", "parse_id"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from cnclip_client._exceptions import BadFile
 from cnclip_client._extras import require
-from cnclip_client._towers import Kind
+from cnclip_client._vocabulary import Kind
 from cnclip_client.sources._item import Item, checked_id
 
 __all__ = ["ParquetSource", "parquet_files"]

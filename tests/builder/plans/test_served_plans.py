@@ -199,15 +199,16 @@ def test_settings_that_do_not_fit_are_refused_before_the_export(
 def test_a_machine_without_gpu_or_tensorrt_is_told_the_way_round(
     tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cnclip_builder.system.machine.has_gpu", lambda: False)
+    monkeypatch.setattr("cnclip_builder.plans.here.has_gpu", lambda: False)
     with pytest.raises(MissingRequirementError) as caught:
         build_repository(request(tiny_vit, tiny_artefacts, tmp_path))
     message = str(caught.value)
     assert "lacks an NVIDIA GPU with its driver" in message
     for command in (
-        "cnclip-build tensorrt --arch tiny-vit --checkpoint random:0 --bundle plans",
+        f"cnclip-build tensorrt --arch {tiny_vit.option} --checkpoint random:0 --bundle plans",
         "python3 /plans/build_plans.pyz",
-        "cnclip-build repository --arch tiny-vit --checkpoint random:0 --platform tensorrt --target gpu --plans plans",
+        f"cnclip-build repository --arch {tiny_vit.option} --checkpoint random:0 --platform tensorrt --target gpu "
+        "--plans plans",
     ):
         assert command in message
     assert "\n" not in message

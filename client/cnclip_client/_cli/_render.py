@@ -1,0 +1,88 @@
+"""How the command shows what it found: JSON lines, tables, TSV. Needs rich, which comes with typer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cnclip_client._float32 import DIGITS, rounded
+
+__all__ = [
+    "feature_line",
+    "info_table",
+    "similarity_json",
+    "similarity_table",
+    "similarity_tsv",
+]
+
+_TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+def feature_line(kind: str, item: str, feature: NDArray[np.float32]) -> bytes:
+    """Returns one line of JSON, UTF-8: `{"image": item, "feature": [...]}`.
+
+    A path that is not UTF-8 keeps its own bytes, so that it still names its file.
+    """
+    numbers = ", ".join([format(value, DIGITS) for value in feature.tolist()])
+    name = json.dumps(item, ensure_ascii=False)
+    return f'{{"{kind}": {name}, "feature": [{numbers}]}}\n'.encode("utf-8", "surrogateescape")
+
+
+def similarity_table(images: Sequence[str], texts: Sequence[str], chances: NDArray[np.float32], file: IO[str]) -> None:
+    """Prints probabilities, images down and texts across, each image's best marked with `*`.
+
+    Args:
+        images: n_images names.
+        texts: n_texts texts.
+        chances: float32 [n_images, n_texts].
+        file: The terminal.
+    """
+    table = Table("image", show_edge=False)
+    for text in texts:
+        # Text, not str: what a user wrote in [brackets] is not markup.
+        table.add_column(Text(text), justify="right", overflow="fold")
+    for image, row in zip(images, chances, strict=True):
+        best = int(row.argmax())
+        cells = [
+            Text(f"{chance:.1%} *", style="bold green") if column == best else Text(f"{chance:.1%}  ")
+            for column, chance in enumerate(row.tolist())
+        ]
+        table.add_row(Text(_visible(image), overflow="fold"), *cells)
+    Console(file=file).print(table)
+
+
+def similarity_tsv(images: Sequence[str], texts: Sequence[str], chances: NDArray[np.float32]) -> bytes:
+    r"""Returns the same as tab-separated lines; tabs and line breaks in names become `\t` and `\n`."""
+    lines = [["image", *texts]]
+    for image, row in zip(images, chances, strict=True):
+        lines.append([image, *(format(chance, DIGITS) for chance in row.tolist())])
+    joined = "".join("\t".join(cell.translate(_TSV_ESCAPES) for cell in line) + "\n" for line in lines)
+    return joined.encode("utf-8", "surrogateescape")
+
+
+def similarity_json(model: str, images: Sequence[str], texts: Sequence[str], chances: NDArray[np.float32]) -> bytes:
+    """Returns the same as one JSON object with `model`, `images`, `texts` and `probabilities`."""
+    rows = [rounded(row) for row in chances]
+    found = {"model": model, "images": list(images), "texts": list(texts), "probabilities": rows}
+    return (json.dumps(found, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
+
+
+def _visible(name: str) -> str:
+    """Returns a name with the bytes that are no UTF-8 written out, as a terminal refuses them."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def info_table(fields: Iterable[tuple[str, Any]], file: IO[str]) -> None:
+    """Prints names and values in two columns."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in fields:
+        table.add_row(name, Text(str(value), overflow="fold"))
+    # Wide enough that nothing is folded where the output is no terminal.
+    Console(file=file, width=None if file.isatty() else 200).print(table)

@@ -1,0 +1,270 @@
+"""Several servers of one model: who gets the next request, who is left out, and who is taken back.
+
+A request goes to the server with the fewest under way. One that fails is left out, and asked now and then whether it
+serves the same model as before; once it says so it is taken back, with a single request at first. None but another
+model ends a run: any other trouble is that server's alone, until there is no other.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+from cnclip_client._connection.transport import Transport, is_worth_asking_again
+from cnclip_client._credentials import Credentials
+from cnclip_client._exceptions import CnclipError, ModelChanged, ModelNotFound, ModelNotReady, TransportError
+from cnclip_client._settings import Retry, Timeout
+
+__all__ = ["PASSING", "Endpoint", "Endpoints", "Urls", "urls_of"]
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+Urls: TypeAlias = str | Sequence[str]
+"""One address or several, as a sequence or with commas between them."""
+
+PASSING = (TransportError, ModelNotFound, ModelNotReady)
+"""What a question meets while a server restarts or reloads."""
+
+
+def urls_of(given: Urls) -> tuple[str, ...]:
+    """Returns the addresses one by one, each once.
+
+    Raises:
+        ValueError: There is none.
+    """
+    texts = [given] if isinstance(given, str) else list(given)
+    urls = tuple(dict.fromkeys(url.strip() for text in texts for url in text.split(",") if url.strip()))
+    if not urls:
+        raise ValueError(f"{given!r} names no server and has no port; write host:8001 (Triton's gRPC port)")
+    return urls
+
+
+@dataclass(slots=True, eq=False)
+class Endpoint:
+    """One of the servers.
+
+    Attributes:
+        transport: Its connection.
+        under_way: Requests that wait for its answer, those of all threads.
+        failures: How often it failed since its last answer.
+        out: Whether it is left out.
+        on_trial: Whether it was taken back and has not answered a request yet.
+        busy_until: `time.monotonic()` up to which others come first, since its queue was full.
+        probe_at: That of the next question whether it is back.
+        probing: Whether that is being asked.
+        marks: How often it was left out: a question that was begun before tells nothing.
+        problem: Why it is left out.
+    """
+
+    transport: Transport
+    under_way: int = 0
+    failures: int = 0
+    out: bool = False
+    on_trial: bool = False
+    busy_until: float = 0.0
+    probe_at: float = 0.0
+    probing: bool = False
+    marks: int = 0
+    problem: Exception | None = None
+
+
+class Endpoints:
+    """The servers of one client. Threads may share it.
+
+    Attributes:
+        retry: How long to wait between two questions to a server that is left out.
+        check: Asks a server whether it serves the same model, and raises if not; there is nothing to ask at first.
+    """
+
+    def __init__(
+        self, urls: Urls, timeout: Timeout | None, retry: Retry | None, credentials: Credentials | None
+    ) -> None:
+        """Prepares the connections; nothing is sent yet. Raises as `Transport` does."""
+        self.retry = retry or Retry()
+        self.check: Callable[[Transport], None] = lambda transport: None
+        transports = [Transport(url, timeout, self.retry, credentials) for url in urls_of(urls)]
+        self._all = [Endpoint(transport) for transport in transports]
+        self._changed = threading.Condition()
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __str__(self) -> str:
+        return ",".join(endpoint.transport.url for endpoint in self._all)
+
+    def close(self) -> None:
+        """Closes all connections."""
+        for endpoint in self._all:
+            endpoint.transport.close()
+
+    def require_open(self) -> None:
+        """Raises RuntimeError if the client was closed."""
+        self._all[0].transport.require_open()
+
+    def inside(self) -> list[Endpoint]:
+        """Returns those that are not left out."""
+        return [endpoint for endpoint in self._all if not endpoint.out]
+
+    def has_other(self, than: Endpoint) -> bool:
+        """Tells whether another one takes requests now."""
+        now = time.monotonic()
+        return any(endpoint is not than and endpoint.busy_until <= now for endpoint in self.inside())
+
+    def ask(self, question: Callable[[Transport], _T]) -> _T:
+        """Puts a question to one after the other until one answers; if none does, again as `Retry` says.
+
+        Raises:
+            CnclipError: None answered; what was wrong with the first.
+        """
+        started = time.monotonic()
+        for rounds in itertools.count(1):
+            problems: list[CnclipError] = []
+            connecting = not any(endpoint.transport.answered for endpoint in self._all)
+            for endpoint in sorted(self._all, key=lambda endpoint: endpoint.out):
+                try:
+                    return question(endpoint.transport)
+                except CnclipError as error:
+                    problems.append(error)
+            allowed = self.retry.connect_attempts if connecting else self.retry.attempts
+            late = time.monotonic() - started > self.retry.deadline_s
+            if not any(map(is_worth_asking_again, problems)) or rounds >= allowed or late:
+                raise problems[0]
+            delay_s = self.retry.delay_s(rounds)
+            _log.info("%s; trying again in %.1f s", problems[0], delay_s)
+            time.sleep(delay_s)
+        raise AssertionError("unreachable")
+
+    def recheck(self) -> None:
+        """Puts `check` to all at once, and leaves out those that cannot be had.
+
+        Raises:
+            ModelChanged: One serves another model than the others.
+            CnclipError: None could be had.
+        """
+        if len(self._all) == 1:
+            return  # it is the one that was asked first
+        with self._changed:
+            for endpoint in self._all:
+                endpoint.out, endpoint.on_trial = True, False
+                endpoint.marks += 1
+                self._probe(endpoint)
+            self._changed.wait_for(lambda: not any(endpoint.probing for endpoint in self._all))
+            for endpoint in self._all:
+                endpoint.on_trial = False
+            self._raise_changed()
+            if not self.inside():
+                raise self._worst()
+
+    def pick(self, avoid: Endpoint | None = None) -> Endpoint | None:
+        """Returns the one with the least to do, with one request more under way, or None if all are left out.
+
+        Args:
+            avoid: One that has just failed this request; taken only if there is no other.
+
+        Raises:
+            ModelChanged: One that was left out serves another model now.
+        """
+        now = time.monotonic()
+        with self._changed:
+            for endpoint in self._all:
+                if endpoint.out and endpoint.probe_at <= now:
+                    self._probe(endpoint)
+            inside = self.inside()
+            ready = [endpoint for endpoint in inside if not (endpoint.on_trial and endpoint.under_way)]
+            if not inside:
+                return None
+            self._raise_changed()
+            chosen = min(
+                ready or inside, key=lambda endpoint: (endpoint is avoid, endpoint.busy_until > now, endpoint.under_way)
+            )
+            chosen.under_way += 1
+            return chosen
+
+    def ended(self, endpoint: Endpoint, *, answered: bool) -> None:
+        """Takes note of the end of a request that `pick` gave."""
+        with self._changed:
+            endpoint.under_way -= 1
+            if answered and not endpoint.out:
+                endpoint.failures, endpoint.on_trial = 0, False
+
+    def busy(self, endpoint: Endpoint) -> None:
+        """Takes note of a full queue: others come first for a moment."""
+        with self._changed:
+            endpoint.failures += 1
+            endpoint.busy_until = time.monotonic() + self.retry.delay_s(endpoint.failures)
+
+    def leave_out(self, endpoint: Endpoint, problem: Exception) -> None:
+        """Leaves one out until it passes `check`."""
+        with self._changed:
+            endpoint.marks += 1
+            if not endpoint.out:
+                self._tell(endpoint, problem)
+                endpoint.out, endpoint.on_trial = True, False
+                self._probe_later(endpoint, problem)
+
+    def revive(self) -> None:
+        """Puts `check` to those that are left out, and waits until one passes.
+
+        Raises:
+            CnclipError: None does: that it serves another model, or what was wrong with the first.
+            RuntimeError: The client was closed.
+        """
+        with self._changed:
+            for endpoint in self._all:
+                self._probe(endpoint)
+            self._changed.wait_for(lambda: self.inside() or not any(endpoint.probing for endpoint in self._all))
+            self._raise_changed()
+            if not self.inside():
+                raise self._worst()
+
+    def _probe_later(self, endpoint: Endpoint, problem: Exception) -> None:
+        endpoint.problem = problem
+        endpoint.failures += 1
+        endpoint.probe_at = time.monotonic() + self.retry.delay_s(endpoint.failures)
+
+    def _raise_changed(self) -> None:
+        for endpoint in self._all:
+            if endpoint.out and isinstance(endpoint.problem, ModelChanged):
+                raise endpoint.problem
+
+    def _worst(self) -> Exception:
+        """Returns what to say where all are left out: rather what may pass than what will not."""
+        problems = [endpoint.problem for endpoint in self._all if endpoint.problem is not None]
+        return next((problem for problem in problems if isinstance(problem, PASSING)), problems[0])
+
+    def _probe(self, endpoint: Endpoint) -> None:
+        if endpoint.out and not endpoint.probing:
+            endpoint.probing = True
+            # A thread, since an address where nobody answers takes seconds; a daemon, since nobody waits for it.
+            threading.Thread(target=self._ask_back, args=(endpoint,), daemon=True).start()
+
+    def _ask_back(self, endpoint: Endpoint) -> None:
+        while True:
+            marks, problem = endpoint.marks, None
+            try:
+                self.check(endpoint.transport)
+            except Exception as error:
+                problem = error
+            with self._changed:
+                if problem is None and endpoint.marks != marks:
+                    continue  # it has failed again meanwhile
+                endpoint.probing = False
+                if problem is None:
+                    _log.info("%s is there", endpoint.transport.url)
+                    endpoint.out, endpoint.on_trial, endpoint.problem = False, True, None
+                else:
+                    self._tell(endpoint, problem)
+                    self._probe_later(endpoint, problem)
+                self._changed.notify_all()
+                return
+
+    def _tell(self, endpoint: Endpoint, problem: Exception) -> None:
+        """Logs why one is left out, once."""
+        if endpoint.problem is None and len(self._all) > 1:
+            _log.warning("%s is left out for now: %s", endpoint.transport.url, problem)

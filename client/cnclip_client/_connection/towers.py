@@ -1,0 +1,222 @@
+"""The two ensembles of a slug: asked of once, and held to what they were then."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Mapping
+
+from cnclip_client._connection.catalogue import explain_not_found
+from cnclip_client._connection.endpoints import Endpoints
+from cnclip_client._connection.transport import Transport
+from cnclip_client._exceptions import CheckpointMismatch, CnclipError, ModelChanged, ModelNotFound, ServerError
+from cnclip_client._info import ModelInfo
+from cnclip_client._vocabulary import Kind
+
+__all__ = ["Towers", "combine", "parse_info"]
+
+
+class Towers:
+    """What the server says of a slug's image and text ensemble. Threads may share one.
+
+    Attributes:
+        slug: The slug, such as `vit-b-16`.
+    """
+
+    def __init__(self, endpoints: Endpoints, slug: str, version: int | None) -> None:
+        self.slug = slug
+        self._endpoints = endpoints
+        self._version = version
+        self._infos: dict[Kind, ModelInfo] = {}
+        self._asked_at: dict[tuple[Kind, Transport], float] = {}
+        self._lock = threading.Lock()
+        endpoints.check = self._check_known
+
+    def name(self, kind: Kind) -> str:
+        """Returns an ensemble's full name."""
+        return f"{self.slug}-{kind}"
+
+    def one(self, kind: Kind) -> ModelInfo:
+        """Returns what the servers say of one ensemble: the first that answers, and the others are held to it.
+
+        Raises:
+            ModelChanged: Another one serves another model.
+            ModelNotFound: The server does not have it.
+            ModelNotReady: It does not serve it at present.
+            TransportError: No answer.
+            ServerError: It is not a model of this project's.
+        """
+        with self._lock:
+            if kind not in self._infos:
+                self._infos[kind] = self._endpoints.ask(lambda transport: self._ask(transport, kind))
+                try:
+                    self._endpoints.recheck()
+                except BaseException:
+                    del self._infos[kind]
+                    raise
+            return self._infos[kind]
+
+    def pair(self) -> ModelInfo:
+        """Returns what holds for both. Raises as `one` does, and CheckpointMismatch."""
+        return combine(self.one("image"), self.one("text"))
+
+    def any(self) -> ModelInfo:
+        """Returns what holds for both, or for the one that the server has. Raises as `pair` does."""
+        try:
+            self.one("image")
+        except ModelNotFound:
+            return self.one("text")
+        try:
+            return self.pair()
+        except ModelNotFound:
+            return self.one("image")
+
+    def require_unchanged(self, kind: Kind, max_age_s: float = 0.0) -> None:
+        """Asks the servers, once, whether they still serve what they did; before `one` there is nothing to ask.
+
+        One that cannot be had is left out; what it answered before is taken on its last word.
+
+        Args:
+            kind: The tower.
+            max_age_s: An answer not older than this, in seconds, will do.
+
+        Raises:
+            ModelChanged: One serves something else in its place.
+            CnclipError: As `one`, where none can be had.
+        """
+        if kind not in self._infos:
+            return
+        asked = self._endpoints.inside()
+        for endpoint in asked:
+            if time.monotonic() - self._asked_at.get((kind, endpoint.transport), -math.inf) < max_age_s:
+                continue
+            try:
+                self._check(endpoint.transport, kind)
+            except CnclipError as error:
+                self._endpoints.leave_out(endpoint, error)
+                if isinstance(error, ModelChanged) or (len(self._endpoints) == 1):
+                    raise
+        if not self._endpoints.inside():
+            self._endpoints.revive()
+
+    def _check_known(self, transport: Transport) -> None:
+        for kind in tuple(self._infos):
+            self._check(transport, kind)
+
+    def _check(self, transport: Transport, kind: Kind) -> None:
+        """Asks a server whether it serves what the first did."""
+        known, name, asked_at = self._infos[kind], self.name(kind), time.monotonic()
+        try:
+            now = self._parse(transport, kind, known.version)
+        except ModelNotFound as error:
+            try:
+                now = self._parse(transport, kind, transport.latest_version(name))
+            except ModelNotFound:
+                raise explain_not_found(transport, self.slug, error) from error
+        same_sizes = {name: getattr(known, name) for name in ("max_batch_size", "preferred_batch_size")}
+        if dataclasses.replace(now, **same_sizes) != known:
+            raise ModelChanged(model=name, before=known, after=now, url=transport.url, servers=len(self._endpoints))
+        self._asked_at[kind, transport] = asked_at
+
+    def _ask(self, transport: Transport, kind: Kind) -> ModelInfo:
+        name, asked_at = self.name(kind), time.monotonic()
+        try:
+            # Pinned: a version that comes up later must not mix its features into this client's.
+            version = transport.latest_version(name) if self._version is None else str(self._version)
+            info = self._parse(transport, kind, version)
+        except ModelNotFound as error:
+            raise explain_not_found(transport, self.slug, error) from error
+        self._asked_at[kind, transport] = asked_at
+        return info
+
+    def _parse(self, transport: Transport, kind: Kind, version: str) -> ModelInfo:
+        name = self.name(kind)
+        parameters, max_batch_size = transport.config(name, version)
+        return parse_info(self.slug, name, version, parameters, max_batch_size)
+
+
+def parse_info(slug: str, name: str, version: str, parameters: Mapping[str, str], max_batch_size: int) -> ModelInfo:
+    """Reads the parameters of one ensemble's config.
+
+    Args:
+        slug: The slug, such as `vit-b-16`.
+        name: The ensemble's full name, for the message.
+        version: The version that the config is of.
+        parameters: The config's parameters.
+        max_batch_size: The config's `max_batch_size`.
+
+    Raises:
+        ServerError: A parameter is missing or is not what its name says.
+    """
+
+    def refuse(what: str) -> ServerError:
+        return ServerError(
+            f"{name} is served, but {what}: it was not built by cnclip-build; build its repository anew",
+            model=name,
+            status="OK",
+            detail=str(dict(parameters)),
+        )
+
+    try:
+        info = ModelInfo(
+            model=slug,
+            version=version,
+            arch=parameters["arch"],
+            checkpoint_sha256=parameters["checkpoint_sha256"],
+            logit_scale=float(parameters["logit_scale"]),
+            embedding_size=int(parameters["embedding_size"]),
+            context_length=int(parameters["context_length"]),
+            max_batch_size=max_batch_size,
+            precision=parameters.get("precision", ""),
+            decoding=parameters.get("decoding", "exact"),
+            preferred_batch_size=int(parameters["preferred_batch_size"])
+            if "preferred_batch_size" in parameters
+            else None,
+        )
+    except KeyError as error:
+        raise refuse(f"its config has no parameter {error.args[0]}") from error
+    except ValueError as error:
+        raise refuse(f"a parameter of its config is no number ({error})") from error
+    if info.max_batch_size < 1:
+        raise refuse("it takes no batches (max_batch_size is 0)")
+    if info.preferred_batch_size is not None and info.preferred_batch_size < 1:
+        raise refuse(f"its preferred_batch_size is {info.preferred_batch_size}")
+    if info.embedding_size < 1:
+        raise refuse(f"its embedding_size is {info.embedding_size}")
+    if not math.isfinite(info.logit_scale):
+        raise refuse(f"its logit_scale is {info.logit_scale}")
+    return info
+
+
+def combine(image: ModelInfo, text: ModelInfo) -> ModelInfo:
+    """Returns what holds for both towers of a slug.
+
+    Raises:
+        CheckpointMismatch: They come of different checkpoints.
+    """
+    if image.checkpoint_sha256 != text.checkpoint_sha256:
+        raise CheckpointMismatch(
+            model=text.model,
+            image_sha256=image.checkpoint_sha256,
+            text_sha256=text.checkpoint_sha256,
+        )
+    same = image.version == text.version
+    return ModelInfo(
+        model=text.model,
+        version=text.version if same else f"image {image.version}, text {text.version}",
+        arch=text.arch,
+        checkpoint_sha256=text.checkpoint_sha256,
+        logit_scale=text.logit_scale,
+        embedding_size=text.embedding_size,
+        context_length=text.context_length,
+        max_batch_size=min(image.max_batch_size, text.max_batch_size),
+        precision=text.precision
+        if image.precision == text.precision
+        else f"image {image.precision}, text {text.precision}",
+        decoding=image.decoding,
+        preferred_batch_size=min(
+            (one.preferred_batch_size for one in (image, text) if one.preferred_batch_size is not None), default=None
+        ),
+    )

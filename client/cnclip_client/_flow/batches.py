@@ -1,0 +1,94 @@
+"""Cuts a caller's items, as they come, into requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnclip_client._connection.endpoints import Endpoint
+from cnclip_client._flow.items import Unsendable
+
+__all__ = ["Batch", "batches"]
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """One request in the making, under way or answered.
+
+    Attributes:
+        start: Index of its first item in the caller's sequence.
+        stop: Index after its last one.
+        indices: The items that are in `payloads`.
+        payloads: Their bytes; emptied once answered.
+        failures: Index -> reason of the items that were taken out, by us or by the server.
+        size_bytes: The payloads' bytes together.
+        outcome: None until it has ended; then its features, float32 [len(indices), D], or what ended it
+            instead.
+        attempts: How often it failed and may be sent again.
+        failed_at: `time.monotonic()` of the first of these failures.
+        call: The handle of the request under way.
+        endpoint: The server that it was sent to last.
+    """
+
+    start: int
+    stop: int
+    indices: list[int] = field(default_factory=list)
+    payloads: list[bytes] = field(default_factory=list)
+    failures: dict[int, str] = field(default_factory=dict)
+    size_bytes: int = 0
+    outcome: NDArray[np.float32] | Exception | None = None
+    attempts: int = 0
+    failed_at: float = 0.0
+    call: Any = None
+    endpoint: Endpoint | None = None
+
+    def take_out(self, rows: dict[int, str]) -> None:
+        """Moves rows of `payloads` to `failures`."""
+        for row, reason in rows.items():
+            self.failures[self.indices[row]] = reason
+        kept = [row for row in range(len(self.indices)) if row not in rows]
+        self.indices = [self.indices[row] for row in kept]
+        self.payloads = [self.payloads[row] for row in kept]
+        self.size_bytes = sum(map(len, self.payloads))
+
+
+def batches(
+    items: Iterable[object], prepare: Callable[[object], bytes], batch_size: int, request_bytes: int
+) -> Iterator[Batch]:
+    """Yields batches of up to `batch_size` items and `request_bytes` bytes; a larger item has one to itself.
+
+    Reads no item before it is needed, save the one that does not fit any more. Failed items count as items,
+    so that a long run of them still ends in a batch.
+
+    Args:
+        items: The caller's, of any length.
+        prepare: Gives an item's bytes or raises `Unsendable`.
+        batch_size: Items in a batch.
+        request_bytes: Bytes in a batch.
+    """
+    batch = Batch(0, 0)
+    for index, item in enumerate(items):
+        payload: bytes | None = None
+        try:
+            payload = prepare(item)
+        except Unsendable as error:
+            reason = str(error)
+        if payload is not None and batch.payloads and batch.size_bytes + len(payload) > request_bytes:
+            yield batch
+            batch = Batch(index, index)
+        batch.stop = index + 1
+        if payload is None:
+            batch.failures[index] = reason
+        else:
+            batch.indices.append(index)
+            batch.payloads.append(payload)
+            batch.size_bytes += len(payload)
+        if batch.stop - batch.start == batch_size:
+            yield batch
+            batch = Batch(batch.stop, batch.stop)
+    if batch.stop > batch.start:
+        yield batch

@@ -1,0 +1,158 @@
+"""Items with ids in, features with ids out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnclip_client._blocks import Block
+from cnclip_client._client import Client
+from cnclip_client._flow.items import Unsendable, image_bytes
+from cnclip_client._flow.prefetch import Prefetch
+from cnclip_client._info import ModelInfo
+from cnclip_client._texts import preprocess_text
+from cnclip_client._vocabulary import Id, Kind
+from cnclip_client.sources import Item
+
+__all__ = ["Encoded", "Engine", "Failure", "encode_items"]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An item that has no feature.
+
+    Attributes:
+        id: Its id.
+        reason: Why.
+    """
+
+    id: Id
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """The outcome of some items that follow each other.
+
+    Attributes:
+        items: All of them, in the source's order; images without their bytes.
+        ids: Those that were encoded, k of them.
+        features: float32 or float16 [k, D].
+        failures: The others.
+    """
+
+    items: tuple[Item, ...]
+    ids: tuple[Id, ...]
+    features: NDArray[np.floating[Any]]
+    failures: tuple[Failure, ...]
+
+
+class Engine(Protocol):
+    """Where a job's items are encoded, if not by the client of this process."""
+
+    def encode(
+        self,
+        kind: Kind,
+        items: Iterator[Item],
+        *,
+        expected: ModelInfo,
+        normalize: bool,
+        dtype: str,
+        batch_size: int | None,
+        refusal: Callable[[Id], str],
+    ) -> Iterator[Encoded]:
+        """Yields the outcome of items, in their order, as `encode_items` does.
+
+        Raises:
+            ModelChanged: The features would be of another model than the expected one.
+        """
+
+
+def encode_items(
+    client: Client,
+    kind: Kind,
+    items: Iterable[Item],
+    *,
+    normalize: bool = True,
+    dtype: str = "float32",
+    batch_size: int | None = None,
+    refusal: Callable[[Id], str] | None = None,
+) -> Iterator[Encoded]:
+    """Yields the outcome of items, block by block, in their order.
+
+    Memory stays bounded for any number of items. Files of images are read ahead by a few threads; texts are encoded
+    as cn_clip's `eval/extract_features.py` does, which makes them lower case and quotation marks straight.
+
+    Args:
+        client: Of the model to use.
+        kind: Whether the items are images or texts.
+        items: Such as a source's `items()`.
+        normalize: Whether each feature is divided by its length.
+        dtype: `float32` or `float16`; a feature that does not fit fails.
+        batch_size: Items a request; by default the client's.
+        refusal: Tells why an id is not wanted, or nothing if it is.
+
+    Raises:
+        CnclipError: The server could not be had; everything before has come out.
+    """
+    pending: deque[Item] = deque()
+
+    def values(source: Iterable[Item]) -> Iterator[str | bytes | None]:
+        for item in source:
+            failure = item.failure or (refusal(item.id) if refusal else "")
+            pending.append(Item(item.id, item.value if isinstance(item.value, str) else None, failure))
+            # None is what no client takes: the item fails in its place, and its own reason is given below.
+            value = None if failure else item.value
+            yield preprocess_text(value) if kind == "text" and isinstance(value, str) else value
+
+    with _loaded(client, kind, items) as source:
+        run = client.iter_images if kind == "image" else client.iter_texts
+        for block in run(values(source), normalize=normalize, batch_size=batch_size):  # type: ignore[arg-type]
+            taken = tuple(pending.popleft() for _ in range(block.stop - block.start))
+            yield _encoded(block, taken, dtype)
+
+
+def _loaded(client: Client, kind: Kind, items: Iterable[Item]) -> AbstractContextManager[Iterator[Item]]:
+    if kind == "text":
+        # Cheap to read; handing them from thread to thread would cost more.
+        return nullcontext(iter(items))
+
+    def load(item: Item) -> Item:
+        if not isinstance(item.value, str):
+            return item
+        try:
+            return Item(item.id, image_bytes(item.value, client.limits.item_bytes))
+        except Unsendable as error:
+            return Item(item.id, None, str(error))
+
+    return Prefetch(iter(items), load, lambda item: len(item.value or b""))
+
+
+def _encoded(block: Block, items: tuple[Item, ...], dtype: str) -> Encoded:
+    with np.errstate(over="ignore"):
+        features = block.features.astype(dtype, copy=False)
+    # In half precision a server's numbers may overflow, and ours here; NaN in a file would spoil every search.
+    finite = np.isfinite(features).all(axis=1)
+    reasons = dict(block.failures)
+    for row in np.flatnonzero(~finite).tolist():
+        reasons[int(block.indices[row])] = (
+            "its feature holds NaN or infinity"
+            if not np.isfinite(block.features[row]).all()
+            else f"its feature does not fit into {dtype}"
+        )
+    kept = (block.indices[finite] - block.start).tolist()
+    return Encoded(
+        items=items,
+        ids=tuple(items[place].id for place in kept),
+        features=features[finite],
+        failures=tuple(
+            Failure(items[row - block.start].id, items[row - block.start].failure or reasons[row])
+            for row in sorted(reasons)
+        ),
+    )

@@ -1,0 +1,58 @@
+"""What a job is: what two runs must share for their features to be put into one file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cnclip_client._info import ModelInfo
+from cnclip_client.features import Dtype
+from cnclip_client.sources import Source
+
+__all__ = ["differences", "fingerprint_of"]
+
+
+def fingerprint_of(source: Source, info: ModelInfo, *, normalize: bool, dtype: Dtype) -> dict[str, Any]:
+    """Returns what a job is, in JSON's values.
+
+    Args:
+        source: What is read.
+        info: What encodes it.
+        normalize: Whether each feature is divided by its length.
+        dtype: Of the numbers in the file.
+    """
+    known: dict[str, Any] = {
+        "kind": source.kind,
+        "model": info.model,
+        "arch": info.arch,
+        "checkpoint_sha256": info.checkpoint_sha256,
+        "precision": info.precision,
+        "embedding_size": info.embedding_size,
+        "normalize": normalize,
+        "dtype": dtype,
+        "source": dict(source.fingerprint),
+    }
+    if source.kind == "text":
+        known["context_length"] = info.context_length
+    elif info.decoding != "exact":
+        known["decoding"] = info.decoding
+    return known
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Returns in words in what two jobs are not the same."""
+    before, now = _flat(before), _flat(now)
+    return [
+        f"{name} {before.get(name)!r}, now {now.get(name)!r}"
+        for name in {**now, **before}
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _flat(known: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fingerprint with the source's part beside the others."""
+    source = known.get("source")
+    inside = source if isinstance(source, dict) else {}
+    return {
+        **{name: value for name, value in known.items() if name != "source"},
+        **{f"source {name}": value for name, value in inside.items()},
+    }

@@ -1,0 +1,209 @@
+"""What a batch job keeps on disk while it runs, so that it survives being killed at any moment.
+
+Beside the output, in `OUTPUT.partial/`:
+
+| file | holds |
+|---|---|
+| `lock` | nothing; whoever runs the job holds a lock on it |
+| `job.json` | what the job is; written before anything else |
+| the sink's files and `errors` | what was done; they only grow |
+| `progress.json` | how far the job is known to be, and how long each of those files was then |
+
+`progress.json` is replaced in one step, after the files are on the disk as far as it says. What is past that when a
+job goes on is cut off, and done again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from cnclip_client._exceptions import BadFile, JobRefused
+from cnclip_client._replacing import replacing
+
+__all__ = ["GrowingFiles", "Progress", "locked", "read_json", "remove_work", "write_json"]
+
+_LOCK = "lock"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a job is.
+
+    Attributes:
+        items: How many items of the source are done, in its order.
+        failures: How many of them failed.
+        digest: Of those items' ids, so that another source is told.
+        seconds: How long it took, all runs together.
+        sizes: How many bytes of each growing file they account for.
+        complete: Whether the source has no more.
+    """
+
+    items: int = 0
+    failures: int = 0
+    digest: str = ""
+    seconds: float = 0.0
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    complete: bool = False
+
+    @classmethod
+    def read(cls, path: Path) -> Progress:
+        """Returns what was written last, or the beginning."""
+        found = read_json(path)
+        return cls(**found) if found else cls()
+
+    def write(self, path: Path) -> None:
+        """Replaces what was written last."""
+        write_json(path, asdict(self))
+
+
+class GrowingFiles:
+    """Files that are added to at their ends.
+
+    Attributes:
+        sizes: The bytes of each, those not yet on the disk included.
+    """
+
+    def __init__(self, folder: Path, begins: Mapping[str, bytes], sizes: Mapping[str, int]) -> None:
+        """Opens them, and cuts them back.
+
+        Args:
+            folder: Where they are.
+            begins: Their names, and what a new one begins with.
+            sizes: How long each is known to be; empty for a new job.
+
+        Raises:
+            BadFile: One is shorter than that.
+            OSError: One cannot be written.
+        """
+        self.sizes: dict[str, int] = {}
+        self._files: dict[str, IO[bytes]] = {}
+        try:
+            for name, begin in begins.items():
+                self._open(folder / name, sizes.get(name, 0))
+                if not sizes:
+                    self.append(name, begin)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, path: Path, known: int) -> None:
+        # Not "a": what is past the known end must go, and not be written behind.
+        file = path.open("r+b" if path.exists() else "w+b", buffering=1024 * 1024)
+        self._files[path.name] = file
+        size = file.seek(0, os.SEEK_END)
+        if size < known:
+            raise BadFile(
+                f"has {size} bytes of the {known} that were written; start anew with --overwrite", path=str(path)
+            )
+        file.seek(known)
+        file.truncate()
+        self.sizes[path.name] = known
+
+    def append(self, name: str, data: bytes) -> None:
+        self._files[name].write(data)
+        self.sizes[name] += len(data)
+
+    def flush(self) -> None:
+        """Hands what was appended to the system, which keeps it even if this process is killed."""
+        for file in self._files.values():
+            file.flush()
+
+    def sync(self) -> None:
+        """Waits until what was flushed is on the disk. Another thread may append meanwhile."""
+        for file in self._files.values():
+            os.fsync(file.fileno())
+
+    def close(self) -> None:
+        for file in self._files.values():
+            # What could not be written (a full disk) is not wanted any more.
+            with suppress(OSError):
+                file.close()
+
+
+@contextmanager
+def locked(folder: Path, output: Path) -> Iterator[None]:
+    """Makes a folder, and keeps it to this process; it is removed if nothing but the lock is in it at the end.
+
+    Args:
+        folder: The folder.
+        output: What to name in the error.
+
+    Raises:
+        JobRefused: Another process has it.
+        OSError: It cannot be made.
+    """
+    # Unix only, as the package otherwise is not.
+    import fcntl
+
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            continue  # another process has just finished and removed the folder
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            message = "another process is working on it; wait for it to end, or give another --output"
+            raise JobRefused(message, output=str(output)) from error
+        if _is(folder / _LOCK, handle):
+            break
+        os.close(handle)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if [path.name for path in folder.iterdir()] == [_LOCK]:
+                (folder / _LOCK).unlink()
+                folder.rmdir()
+        os.close(handle)
+
+
+def _is(path: Path, handle: int) -> bool:
+    """Tells whether a file that was opened is still the one of that name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+def remove_work(folder: Path) -> None:
+    """Removes everything in the folder but the lock, what the rest means first."""
+    for name in ("progress.json", "job.json"):
+        (folder / name).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != _LOCK:
+            path.unlink()
+
+
+def read_json(path: Path) -> Any:
+    """Returns what a file holds, or None if there is none.
+
+    Raises:
+        BadFile: It is no JSON object.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise BadFile(f"no JSON ({error}); start anew with --overwrite", path=str(path)) from error
+    if not isinstance(found, dict):
+        raise BadFile("not a job's file; start anew with --overwrite", path=str(path))
+    return found
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces a file in one step; it is on the disk when this returns."""
+    with replacing(path, alone=True, durable=True) as file:
+        file.write(json.dumps(value, indent=1).encode("ascii") + b"\n")

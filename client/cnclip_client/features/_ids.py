@@ -1,0 +1,47 @@
+"""Ids, as arrays hold them and as files do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnclip_client._exceptions import BadFile
+
+__all__ = ["id_array", "id_line", "join_ids", "require_id"]
+
+
+def id_array(ids: list[Any]) -> NDArray[Any]:
+    """Returns ids as `Features` holds them: int64 where they all are integers that fit, else object."""
+    if all(type(one) is int for one in ids):
+        try:
+            return np.array(ids, dtype=np.int64)
+        except OverflowError:
+            pass
+    held = np.empty(len(ids), dtype=object)
+    held[:] = ids
+    return held
+
+
+def join_ids(ids: list[NDArray[Any]]) -> NDArray[Any]:
+    """Returns several blocks' ids as one array: int64 if each of them is, else object with Python's own integers."""
+    if all(part.dtype == np.int64 for part in ids):
+        return np.concatenate(ids) if ids else np.empty(0, np.int64)
+    return id_array([one for part in ids for one in part.tolist()])
+
+
+def id_line(one: Any) -> bytes:
+    """Returns an id, or what else is plain, as JSON, UTF-8; only the bytes of a path that are no UTF-8 are escaped."""
+    try:
+        return json.dumps(one, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(one).encode()
+
+
+def require_id(path: Path, where: str, one: object) -> None:
+    """Raises BadFile, which tells where in which file it is, if one is no id."""
+    if not isinstance(one, int | str) or isinstance(one, bool):
+        raise BadFile(f"{where}: the id {one!r} is neither an integer nor a string", path=str(path))

@@ -1,0 +1,92 @@
+"""One numpy array, which other programs can map into memory, and the ids of its rows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnclip_client._exceptions import BadFile
+from cnclip_client._vocabulary import Id
+from cnclip_client.features._features import Rows, rows_in
+from cnclip_client.features._ids import id_line, require_id
+from cnclip_client.features._sink import Dtype, little_endian
+
+__all__ = ["NpySink", "read_npy"]
+
+# numpy's format 1.0: magic, version, the length of the rest as uint16, and a dict in ASCII up to the 128th byte.
+_HEADER_BYTES = 128
+_MAGIC = b"\x93NUMPY\x01\x00"
+
+
+class NpySink:
+    """float32 or float16 [N, D]; it grows into the result, and its header is made true at the end."""
+
+    def __init__(self, output: Path, size: int, dtype: Dtype) -> None:
+        self._size = size
+        self._descr = little_endian(dtype)
+        self.begins: Mapping[str, bytes] = {"features": self._header(0), "ids": b""}
+        self.outputs: Mapping[str, Path] = {"ids": output.with_suffix(".ids.jsonl"), "features": output}
+
+    def refusal(self, one: Id) -> str:
+        return ""
+
+    def encode(self, ids: Sequence[Id], features: NDArray[np.floating[Any]]) -> Mapping[str, bytes]:
+        lines = b"".join([id_line(one) + b"\n" for one in ids])
+        return {"features": features.astype(self._descr, copy=False).tobytes(), "ids": lines}
+
+    def assemble(self, folder: Path, rows: int) -> None:
+        path = folder / "features"
+        if path.exists():  # else it was put in its place already
+            with path.open("r+b") as file:
+                file.write(self._header(rows))
+                file.flush()
+                os.fsync(file.fileno())
+
+    def _header(self, rows: int) -> bytes:
+        known = {"descr": self._descr, "fortran_order": False, "shape": (rows, self._size)}
+        start = _MAGIC + (_HEADER_BYTES - len(_MAGIC) - 2).to_bytes(2, "little") + repr(known).encode()
+        return start.ljust(_HEADER_BYTES - 1) + b"\n"
+
+
+def read_npy(path: Path, kind: str, block_bytes: int) -> Iterator[Rows]:
+    """Yields what an array and the ids beside it hold, as every reader does. Raises BadFile, OSError."""
+    names = path.with_suffix(".ids.jsonl")
+    if not names.is_file():
+        raise BadFile(f"its ids are missing; put them, a JSON id a line, into {names.name} beside it", path=str(path))
+    shape = _open_npy(path).shape
+    start = 0
+    with names.open("rb") as lines:
+        while ids := list(islice(lines, rows_in(block_bytes, shape[1]))):
+            # Opened anew for each block, so that the mapping does not hold the pages of those before.
+            rows = _open_npy(path)[start : start + len(ids)].astype(np.float32)
+            if len(rows) == len(ids):
+                yield [_parse_id(names, start + row, line) for row, line in enumerate(ids, 1)], rows
+            start += len(ids)
+    if start != shape[0]:
+        raise BadFile(f"{shape[0]} features, and {start} ids in {names.name}; extract it anew", path=str(path))
+
+
+def _open_npy(path: Path) -> NDArray[Any]:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise BadFile(f"no .npy file of numbers ({error}); extract it anew", path=str(path)) from error
+    if array.ndim != 2 or array.dtype not in (np.float32, np.float16):
+        raise BadFile(f"{array.dtype} {list(array.shape)}, not float32 or float16 [N, D]", path=str(path))
+    return array  # type: ignore[no-any-return]
+
+
+def _parse_id(path: Path, number: int, line: bytes) -> Any:
+    try:
+        one = json.loads(line)
+    except ValueError as error:
+        raise BadFile(f"line {number} is no JSON value; extract it anew", path=str(path)) from error
+    require_id(path, f"line {number}", one)
+    return one

@@ -1,0 +1,87 @@
+"""Chooses the reader by the name of the file, and sees that what it reads goes together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from cnclip_client._exceptions import BadFile
+from cnclip_client._vocabulary import Kind
+from cnclip_client.features._features import Features, Rows
+from cnclip_client.features._ids import id_array
+from cnclip_client.features._jsonl import read_jsonl
+from cnclip_client.features._npy import read_npy
+from cnclip_client.features._parquet import read_parquet
+
+__all__ = ["read_features"]
+
+_LOG = logging.getLogger(__name__)
+_BLOCK_BYTES = 32 * 1024 * 1024
+# float16 keeps a length of 1 to three digits.
+_UNIT_TOLERANCE = 1e-2
+_FORMATS = "a .jsonl, .parquet or .npy file, or a folder of .parquet files"
+
+
+def read_features(
+    path: str | PathLike[str],
+    kind: Kind,
+    *,
+    normalize: bool = False,
+    block_bytes: int = _BLOCK_BYTES,
+) -> Iterator[Features]:
+    """Yields a file's features in its order; memory is bounded by the size of a block, not of the file.
+
+    They come as they were written, because cn_clip's scripts compare them so; a warning is logged where one's
+    length is not 1, as scores are then no cosines.
+
+    Args:
+        path: A .jsonl, .parquet or .npy file or a folder of .parquet files, which are read by name.
+        kind: Whose features are wanted; it names the column of ids.
+        normalize: Whether to divide each feature by its length.
+        block_bytes: The most bytes of features in a block, a single feature aside.
+
+    Raises:
+        BadFile: The file is none of these, or a line or row is not as it should be; the message names it.
+        MissingExtra: A .parquet file, and pyarrow is not installed.
+        OSError: The file cannot be read.
+    """
+    path = Path(path)
+    warned = False
+    size: int | None = None
+    for ids, rows in _reader(path)(path, kind, block_bytes):
+        try:
+            block = Features(id_array(ids), rows)
+        except ValueError as error:
+            raise BadFile(f"{error}; extract it anew", path=str(path)) from error
+        if size not in (None, rows.shape[1]):
+            raise BadFile(f"features of {size} and of {rows.shape[1]} numbers; they are of two models", path=str(path))
+        size = rows.shape[1]
+        lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
+        if normalize:
+            if not lengths.all():
+                raise BadFile(f"the feature of {ids[int(lengths.argmin())]!r} is all zeros", path=str(path))
+            block = Features(block.ids, (rows / lengths[:, None]).astype(np.float32))
+        elif not warned and (abs(lengths - 1) > _UNIT_TOLERANCE).any():
+            warned = True
+            row = int(abs(lengths - 1).argmax())
+            _LOG.warning(
+                "%s: the feature of %r has length %.3g, not 1, so scores are no cosines; normalize it when reading "
+                "(--normalize) unless that is meant",
+                *(path, ids[row], lengths[row]),
+            )
+        yield block
+
+
+def _reader(path: Path) -> Callable[[Path, Kind, int], Iterator[Rows]]:
+    if path.is_dir():
+        if not any(path.glob("*.parquet")):
+            raise BadFile(f"no .parquet file in it; give {_FORMATS}", path=str(path))
+        return read_parquet
+    try:
+        return {".jsonl": read_jsonl, ".npy": read_npy, ".parquet": read_parquet}[path.suffix]
+    except KeyError:
+        raise BadFile(f"no file of features; give {_FORMATS}", path=str(path)) from None

@@ -1,0 +1,127 @@
+"""The page: what was found for each query, and what should have been."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+from cnclip_client._extras import require
+from cnclip_client._vocabulary import Direction, Id
+from cnclip_client.evaluation import Annotations
+from cnclip_client.report._thumbnails import Thumbnail
+from cnclip_client.retrieval import Hits
+
+__all__ = ["html_report", "image_ids"]
+
+_MISSED_SHOWN = 5
+_NOT_FOUND = Thumbnail(reason="not among the images")
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One of the things found for a query, or one that should have been; `right` is None where nobody knows."""
+
+    id: Id
+    text: str
+    thumbnail: Thumbnail | None
+    score: float | None
+    right: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """A query and what was found; `first_right` is the rank of the first right answer, from 1."""
+
+    id: Id
+    text: str
+    thumbnail: Thumbnail | None
+    answers: list[_Answer]
+    missed: list[_Answer]
+    more_missed: int
+    annotated: bool
+    first_right: int | None
+
+
+def image_ids(hits: Iterable[Hits], direction: Direction, annotations: Annotations | None = None) -> set[Id]:
+    """Returns the ids of all images that a report of these hits shows."""
+    if direction == "image-to-text":
+        return {one.query for one in hits}
+    found: set[Id] = set()
+    for one in hits:
+        found.update(one.ids)
+        if annotations:
+            found.update(_missed(one, annotations.images_of_text.get(one.query, ()))[:_MISSED_SHOWN])
+    return found
+
+
+def html_report(
+    hits: Sequence[Hits],
+    direction: Direction,
+    *,
+    annotations: Annotations | None = None,
+    pictures: Mapping[Id, Thumbnail] | None = None,
+    queries: int | None = None,
+    searched: int | None = None,
+) -> str:
+    """Returns the page.
+
+    Args:
+        hits: What to show; a page of hundreds of queries is heavy, so choose.
+        direction: Which way was searched.
+        annotations: The texts, and which answers are right.
+        pictures: Image id -> its thumbnail.
+        queries: How many queries there were, those that are not shown included.
+        searched: How many images or texts were searched.
+
+    Raises:
+        MissingExtra: Jinja is not installed.
+    """
+    jinja2 = require("jinja2", extra="report")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(
+        resources.files("cnclip_client.report").joinpath("report.html.j2").read_text(encoding="utf-8")
+    )
+    shown = [_query(one, direction, annotations, pictures or {}) for one in hits]
+    page: str = template.render(
+        direction=direction,
+        queries=shown,
+        total=len(shown) if queries is None else queries,
+        searched=searched,
+        top_k=max((len(one.answers) for one in shown), default=0),
+        annotated=[one for one in shown if one.annotated],
+    )
+    return page
+
+
+def _query(
+    one: Hits, direction: Direction, annotations: Annotations | None, pictures: Mapping[Id, Thumbnail]
+) -> _Query:
+    images_found = direction == "text-to-image"
+    texts: Mapping[Id, str] = annotations.texts if annotations else {}
+    right = annotations.answers(direction).get(one.query, ()) if annotations else ()
+
+    def answer(each: Id, score: float | None) -> _Answer:
+        known = each in right if right else None
+        if images_found:
+            return _Answer(each, "", pictures.get(each, _NOT_FOUND), score, known)
+        return _Answer(each, texts.get(each, ""), None, score, known)
+
+    missed = _missed(one, right)
+    return _Query(
+        id=one.query,
+        text=texts.get(one.query, "") if images_found else "",
+        thumbnail=None if images_found else pictures.get(one.query, _NOT_FOUND),
+        answers=[answer(each, score) for each, score in zip(one.ids, one.scores.tolist(), strict=True)],
+        missed=[answer(each, None) for each in missed[:_MISSED_SHOWN]],
+        more_missed=max(0, len(missed) - _MISSED_SHOWN),
+        annotated=bool(right),
+        first_right=next((rank for rank, each in enumerate(one.ids, start=1) if each in right), None),
+    )
+
+
+def _missed(one: Hits, right: Collection[Id]) -> list[Id]:
+    # Sorted, as a set's order changes from run to run.
+    return sorted(set(right).difference(one.ids), key=str)

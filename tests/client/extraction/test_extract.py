@@ -1,0 +1,677 @@
+"""A job comes to the same files, byte for byte, whatever happens to it on its way."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from cnclip_client import (
+    BadFile,
+    Client,
+    CnclipError,
+    JobRefused,
+    ModelChanged,
+    Retry,
+    ServerUnreachable,
+    TooManyFailures,
+)
+from cnclip_client._flow.prefetch import Prefetch
+from cnclip_client.extraction import ExtractOptions, Summary, encode_items, extract
+from cnclip_client.extraction._work_folder import GrowingFiles
+from cnclip_client.retrieval import read_features
+from cnclip_client.sources import Item, image_source, text_source
+
+FORMATS = ("jsonl", "parquet", "npy")
+ALWAYS = ExtractOptions(checkpoint_s=0.0, batch_size=4)
+
+
+@dataclass
+class Items:
+    """A source of one's own."""
+
+    items_: list[Item]
+    kind: Any = "text"
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return {"format": "items", "size_bytes": len(self.items_)}
+
+    def items(self, ids_only: int = 0) -> Iterator[Item]:
+        return iter(self.items_)
+
+    def total(self) -> int:
+        return len(self.items_)
+
+
+def texts_file(folder: Path, count: int = 300) -> Path:
+    """Texts, every 37th of which is no Unicode, and every 41st line of which is no JSON."""
+    lines = []
+    for row in range(count):
+        text = "\ud800" if row % 37 == 5 else f"第{row}句"
+        line = json.dumps({"text_id": row if row % 2 else f"第{row}", "text": text}, ensure_ascii=row % 37 == 5)
+        lines.append(line[:10] if row % 41 == 7 else line)
+    path = folder / "texts.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def images_folder(folder: Path, count: int = 200) -> Path:
+    for row in range(count):
+        path = folder / "images" / f"{row % 7}" / f"{row}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"" if row % 50 == 3 else (b"BAD:torn" if row % 50 == 4 else b"image %d" % row))
+    return folder / "images"
+
+
+def files_of(folder: Path) -> dict[str, Any]:
+    """What is in a folder: each file's bytes, and a job file's contents but for its seconds."""
+    found: dict[str, Any] = {}
+    for path in folder.rglob("*"):
+        if path.name.endswith(".job.json"):
+            found[path.name] = {**json.loads(path.read_text()), "seconds": None}
+        else:
+            found[str(path.relative_to(folder))] = path.read_bytes() if path.is_file() else None
+    return found
+
+
+@pytest.fixture
+def client(triton: Any) -> Iterator[Client]:
+    retry = Retry(attempts=1000, first_delay_s=0.01, max_delay_s=0.1, deadline_s=20)
+    with Client(triton.url, model="vit-b-16", retry=retry) as connected:
+        yield connected
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_features_failures_and_the_job_are_written(tmp_path: Path, client: Client, format: str, fake: Any) -> None:
+    output = tmp_path / f"out.{format}"
+    reported: list[tuple[int, int]] = []
+    source = text_source(texts_file(tmp_path))
+    summary = extract(client, source, output, report=lambda *done: reported.append(done))
+    bad = [row for row in range(300) if row % 37 == 5 or row % 41 == 7]
+    assert summary == Summary(items=300, failures=len(bad), seconds=summary.seconds)
+    assert reported[0] == (0, 0)
+    assert reported[-1] == (300, len(bad))
+    assert reported == sorted(reported)
+    blocks = list(read_features(output, "text"))
+    ids = [one for block in blocks for one in block.ids.tolist()]
+    rows = [row for row in range(300) if row not in bad]
+    expected: list[Any] = [row if row % 2 else f"第{row}" for row in rows]
+    assert ids == (list(map(str, expected)) if format == "parquet" else expected)
+    features = np.stack([fake.features_of(f"第{row}句".encode()) for row in rows])
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    np.testing.assert_array_equal(np.concatenate([block.features for block in blocks]), features)
+    errors = [json.loads(line) for line in (tmp_path / f"out.{format}.errors.jsonl").read_text().splitlines()]
+    assert len(errors) == len(bad)
+    assert errors[0] == {"id": 5, "reason": "is not Unicode text: a lone surrogate at position 0"}
+    assert errors[1]["id"] == "line 8"
+    assert "is no JSON object" in errors[1]["reason"]
+    job = json.loads((tmp_path / f"out.{format}.job.json").read_text())
+    assert job["job"]["checkpoint_sha256"] == fake.sha
+    assert (job["items"], job["failures"]) == (300, len(bad))
+    assert not (tmp_path / f"out.{format}.partial").exists()
+
+
+def test_texts_are_prepared_as_cn_clips_extraction_does(tmp_path: Path, client: Client, triton: Any) -> None:
+    from cn_clip.eval.data import _preprocess_text
+
+    texts = ["“引号”与 ABC", "İstanbul ǅ ẞ", "‘单’ 「」"]
+    source = Items([Item(row, text) for row, text in enumerate(texts)])
+    extract(client, source, tmp_path / "out.npy")
+    assert triton.requests == [[_preprocess_text(text).encode() for text in texts]]
+
+
+def test_a_finished_job_does_nothing(tmp_path: Path, client: Client, triton: Any) -> None:
+    output = tmp_path / "out.jsonl"
+    path = texts_file(tmp_path)
+    first = extract(client, text_source(path), output)
+    before = files_of(tmp_path)
+    triton.forget()
+    again = extract(client, text_source(path), output)
+    assert again == Summary(items=300, failures=first.failures, seconds=first.seconds, already_finished=True)
+    assert not triton.requests
+    assert files_of(tmp_path) == before
+
+
+def test_a_finished_job_whose_output_was_removed_is_done_anew(tmp_path: Path, client: Client) -> None:
+    path = texts_file(tmp_path)
+    extract(client, text_source(path), tmp_path / "out.npy")
+    before = files_of(tmp_path)
+    (tmp_path / "out.npy").unlink()
+    assert not extract(client, text_source(path), tmp_path / "out.npy").already_finished
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_empty_source_gives_an_empty_output(tmp_path: Path, client: Client, format: str, fake: Any) -> None:
+    (tmp_path / "none.txt").touch()
+    output = tmp_path / f"out.{format}"
+    assert extract(client, text_source(tmp_path / "none.txt"), output).items == 0
+    assert list(read_features(output, "text")) == []
+    if format == "npy":
+        assert np.load(output).shape == (0, fake.dimension)
+    assert extract(client, text_source(tmp_path / "none.txt"), output).already_finished
+
+
+def test_unnormalised_and_half_precision_features(tmp_path: Path, client: Client, fake: Any) -> None:
+    options = ExtractOptions(normalize=False, dtype="float16")
+    extract(client, Items([Item("一", "猫")]), tmp_path / "out.npy", options)
+    found = np.load(tmp_path / "out.npy")
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found[0], fake.features_of("猫".encode()).astype(np.float16))
+
+
+def test_features_of_exact_and_reduced_decoding_do_not_mix(tmp_path: Path, serve: Any, fake: Any) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/a.jpg\n")
+    source = image_source(tmp_path / "list.txt")
+    for decoding in ("exact", "reduced"):
+        server = serve(fake.tower("vit-b-16", "image", parameters={"decoding": decoding}))
+        with Client(server.url, model="vit-b-16") as client:
+            if decoding == "exact":
+                extract(client, source, tmp_path / "out.npy")
+            else:
+                with pytest.raises(JobRefused, match=r"decoding None, now 'reduced'"):
+                    extract(client, source, tmp_path / "out.npy")
+
+
+def test_a_feature_that_is_no_number_fails_alone(
+    tmp_path: Path, triton: Any, monkeypatch: pytest.MonkeyPatch, fake: Any
+) -> None:
+    whole = sys.modules[type(triton).__module__]
+    real = whole.features_of
+    worth = {"坏".encode(): np.nan, "大".encode(): 1e6}
+
+    def spoiled(item: bytes, dimension: int) -> Any:
+        return real(item, dimension) * worth.get(item, 1.0)
+
+    monkeypatch.setattr(whole, "features_of", spoiled)
+    source = Items([Item(row, text) for row, text in enumerate("好坏大")])
+    with Client(triton.url, model="vit-b-16") as client:
+        options = ExtractOptions(normalize=False, dtype="float16")
+        assert extract(client, source, tmp_path / "out.npy", options).failures == 2
+    assert (tmp_path / "out.ids.jsonl").read_text() == "0\n"
+    reasons = (tmp_path / "out.npy.errors.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reason"] for line in reasons] == [
+        "its feature holds NaN or infinity",
+        "its feature does not fit into float16",
+    ]
+
+
+# --- Jobs that are killed. A process that has everything imported forks one child for each life: a life costs
+# milliseconds, and gRPC, which does not survive a fork, is first used in the child.
+
+_LIVES = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+from cnclip_client import Client
+from cnclip_client.extraction import ExtractOptions, extract
+from cnclip_client.sources import image_source, text_source
+import pyarrow.parquet
+
+url, kind, source, seed, wanted, *outputs = json.loads(sys.argv[1])
+rng = random.Random(seed)
+
+def live(output):
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        opened = image_source(source) if kind == "image" else text_source(source)
+        with Client(url, model="vit-b-16") as client:
+            extract(client, opened, output, ExtractOptions(checkpoint_s=0.0, batch_size=4))
+        status = 0
+    finally:
+        os._exit(status)
+
+kills = finished = 0
+started = time.monotonic()
+assert os.waitpid(live(outputs[0]), 0)[1] == 0
+whole_s = time.monotonic() - started
+lives = []
+while kills < wanted:
+    output = f"{outputs[1]}/{finished}/{Path(outputs[0]).name}"
+    Path(output).parent.mkdir(exist_ok=True)
+    pid = live(output)
+    # The end, where files are put in place, is as likely as all the rest.
+    time.sleep(rng.choice([rng.uniform(0, whole_s), rng.uniform(0.5, 1.0) * whole_s]))
+    os.kill(pid, signal.SIGKILL)
+    code = os.waitpid(pid, 0)[1]
+    assert code in (0, signal.SIGKILL), code
+    kills += code != 0
+    if code == 0:
+        finished += 1
+pid = live(output)
+assert os.waitpid(pid, 0)[1] == 0
+print(json.dumps([kills, finished]))
+"""
+
+
+def live_and_die(tmp_path: Path, url: str, kind: str, source: Path, format: str, seed: int, kills: int) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    given = [url, kind, source, seed, kills, tmp_path / "whole" / f"out.{format}", tmp_path / "killed"]
+    command = [sys.executable, "-c", _LIVES, json.dumps(given, default=str)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0] == kills
+    expected = files_of(tmp_path / "whole")
+    assert {name for name in expected if name.endswith((".errors.jsonl", ".job.json", format))} >= {
+        f"out.{format}",
+        f"out.{format}.errors.jsonl",
+        f"out.{format}.job.json",
+    }
+    for folder in (tmp_path / "killed").iterdir():
+        assert files_of(folder) == expected
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_killed_at_random_it_comes_to_the_same_bytes(tmp_path: Path, triton: Any, kind: str, format: str) -> None:
+    source = images_folder(tmp_path) if kind == "image" else texts_file(tmp_path)
+    live_and_die(tmp_path, triton.url, kind, source, format, seed=0, kills=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_a_hundred_times(tmp_path: Path, triton: Any, format: str, seed: int) -> None:
+    live_and_die(tmp_path, triton.url, "text", texts_file(tmp_path), format, seed=seed, kills=100)
+
+
+_STEP_BY_STEP = """
+import json, os, signal, sys
+from pathlib import Path
+from cnclip_client import Client
+from cnclip_client.extraction import ExtractOptions, extract
+from cnclip_client.sources import text_source
+import pyarrow.parquet
+
+url, source, folder, name = json.loads(sys.argv[1])
+
+def live(output, last):
+    pid = os.fork()
+    if pid:
+        return os.waitpid(pid, 0)[1]
+    steps = 0
+    def counted(step):
+        def wrapper(*given, **options):
+            nonlocal steps
+            steps += 1
+            if steps > last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(*given, **options)
+        return wrapper
+    for owner, step in [(os, "fsync"), (Path, "replace"), (Path, "unlink"), (Path, "mkdir"), (Path, "rmdir")]:
+        setattr(owner, step, counted(getattr(owner, step)))
+    status = 1
+    try:
+        with Client(url, model="vit-b-16") as client:
+            extract(client, text_source(source), output, ExtractOptions(checkpoint_s=1000.0))
+        status = 0
+    finally:
+        os._exit(status)
+
+step = 0
+while True:
+    output = Path(folder) / str(step) / name
+    output.parent.mkdir()
+    code = live(output, step)
+    if code == 0:
+        break
+    assert code == signal.SIGKILL, code
+    assert live(output, 10**9) == 0
+    step += 1
+print(step)
+"""
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_killed_before_each_step_on_the_disk(tmp_path: Path, triton: Any, format: str) -> None:
+    """Assembling and putting in place are short; here every rename, removal and fsync is somebody's last."""
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    given = [triton.url, texts_file(tmp_path, 50), folder, f"out.{format}"]
+    command = [sys.executable, "-c", _STEP_BY_STEP, json.dumps(given, default=str)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    steps = int(done.stdout)
+    assert steps > 15
+    *killed, whole = [files_of(folder / str(step)) for step in range(steps + 1)]
+    assert all(one == whole for one in killed)
+
+
+# --- What else may happen.
+
+
+def test_a_server_that_restarts_is_waited_for(tmp_path: Path, client: Client, triton: Any) -> None:
+    path = texts_file(tmp_path)
+    extract(client, text_source(path), tmp_path / "whole.jsonl", ALWAYS)
+    triton.forget()
+
+    def stop_and_start() -> None:
+        triton.stop()
+        time.sleep(0.3)
+        triton.before_infer = lambda attempt, items: None
+        triton.start()
+
+    restarts: list[threading.Thread] = []
+
+    def before_infer(attempt: int, items: list[bytes]) -> None:
+        if attempt == 20:
+            restarts.append(threading.Thread(target=stop_and_start))
+            restarts[0].start()
+
+    triton.before_infer = before_infer
+    extract(client, text_source(path), tmp_path / "out.jsonl", ALWAYS)
+    restarts[0].join()
+    for ending in ("", ".errors.jsonl"):
+        assert (tmp_path / f"out.jsonl{ending}").read_bytes() == (tmp_path / f"whole.jsonl{ending}").read_bytes()
+
+
+def stopping_at(triton: Any, request: int, fake: Any) -> None:
+    def before_infer(attempt: int, items: list[bytes]) -> None:
+        if attempt >= request:
+            raise fake.Fault(grpc.StatusCode.UNAVAILABLE, "gone")
+
+    triton.before_infer = before_infer
+
+
+def test_a_server_that_stays_away_leaves_work_to_go_on_with(tmp_path: Path, triton: Any, fake: Any) -> None:
+    path = texts_file(tmp_path)
+    with Client(triton.url, model="vit-b-16", retry=Retry(attempts=2, first_delay_s=0.01)) as client:
+        extract(client, text_source(path), tmp_path / "whole.jsonl", ALWAYS)
+        triton.forget()
+        stopping_at(triton, 40, fake)
+        with pytest.raises(ServerUnreachable):
+            extract(client, text_source(path), tmp_path / "out.jsonl", ALWAYS)
+        done = json.loads((tmp_path / "out.jsonl.partial" / "progress.json").read_text())["items"]
+        assert done > 100
+        triton.forget()
+        extract(client, text_source(path), tmp_path / "out.jsonl", ALWAYS)
+    sent = {item.decode() for request in triton.requests for item in request}
+    assert not sent & {f"第{row}句" for row in range(done)}
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_another_checkpoint_in_its_place_leaves_nothing_in_the_work(tmp_path: Path, triton: Any) -> None:
+    path = texts_file(tmp_path)
+
+    def swap(attempt: int, items: list[bytes]) -> None:
+        if attempt == 40:
+            for model in triton.models.values():
+                model.parameters["checkpoint_sha256"] = "b" * 64
+
+    triton.before_infer = swap
+    with Client(triton.url, model="vit-b-16") as client:
+        with pytest.raises(ModelChanged):
+            extract(client, text_source(path), tmp_path / "out.jsonl", ALWAYS)
+    # FakeTriton's features do not depend on the checkpoint; what counts is what was sent before the swap.
+    done = json.loads((tmp_path / "out.jsonl.partial" / "progress.json").read_text())["items"]
+    assert 0 < done <= 41 * 4
+    with Client(triton.url, model="vit-b-16") as client:
+        with pytest.raises(JobRefused, match="checkpoint_sha256 'aaa.*now 'bbb"):
+            extract(client, text_source(path), tmp_path / "out.jsonl", ALWAYS)
+
+
+def interrupted(client: Client, triton: Any, fake: Any, path: Path, output: Path, options: ExtractOptions) -> None:
+    triton.forget()
+    attempts: list[int] = []
+
+    def before_infer(attempt: int, items: list[bytes]) -> None:
+        attempts.append(attempt)
+        if len(attempts) > 30:
+            raise fake.Fault(grpc.StatusCode.INTERNAL, "broken")
+
+    triton.before_infer = before_infer
+    with pytest.raises(CnclipError, match="broken"):
+        extract(client, text_source(path), output, options)
+    triton.forget()
+
+
+def test_the_work_of_other_options_or_another_source_is_refused(
+    tmp_path: Path, client: Client, triton: Any, fake: Any
+) -> None:
+    path, output = texts_file(tmp_path), tmp_path / "out.npy"
+    interrupted(client, triton, fake, path, output, ALWAYS)
+    with pytest.raises(JobRefused, match="normalize True, now False"):
+        extract(client, text_source(path), output, ExtractOptions(normalize=False))
+    with pytest.raises(JobRefused, match="dtype 'float32', now 'float16'"):
+        extract(client, text_source(path), output, ExtractOptions(dtype="float16"))
+    with pytest.raises(JobRefused, match="source format 'jsonl', now 'lines'"):
+        extract(client, text_source(path, format="lines"), output, ALWAYS)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("第1句", "第一句"), encoding="utf-8")
+    with pytest.raises(JobRefused, match=r"source size_bytes"):
+        extract(client, text_source(path), output, ALWAYS)
+    path.write_text(text.replace("第1句", "另1句"), encoding="utf-8")
+    with pytest.raises(JobRefused, match="the source has changed: its first"):
+        extract(client, text_source(path), output, ALWAYS)
+    path.write_text(text, encoding="utf-8")
+    assert extract(client, text_source(path), output, ALWAYS).items == 300
+
+
+def test_overwrite_starts_anew(tmp_path: Path, client: Client, triton: Any, fake: Any) -> None:
+    path, output = texts_file(tmp_path), tmp_path / "out.npy"
+    interrupted(client, triton, fake, path, output, ALWAYS)
+    anew = ExtractOptions(overwrite=True, dtype="float16")
+    extract(client, text_source(path), output, anew)
+    assert np.load(output).dtype == np.float16
+    with pytest.raises(JobRefused, match="dtype"):
+        extract(client, text_source(path), output)
+    extract(client, text_source(path), output, ExtractOptions(overwrite=True))
+    assert np.load(output).dtype == np.float32
+    assert len({json.dumps(one) for one in (tmp_path / "out.ids.jsonl").read_text().splitlines()}) == len(
+        np.load(output)
+    )
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.errors.jsonl"])
+def test_a_file_of_somebody_elses_is_not_replaced(tmp_path: Path, client: Client, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(JobRefused, match=f"{name} is there and no job of this command's"):
+        extract(client, Items([Item(1, "猫")]), tmp_path / "out.jsonl")
+    assert (tmp_path / name).read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+def test_new_images_in_a_finished_jobs_folder_are_told(tmp_path: Path, client: Client) -> None:
+    folder = images_folder(tmp_path, 20)
+    extract(client, image_source(folder), tmp_path / "out.npy")
+    (folder / "zzz.jpg").write_bytes(b"new")
+    with pytest.raises(JobRefused, match="more than the 20 items"):
+        extract(client, image_source(folder), tmp_path / "out.npy")
+    (folder / "000.jpg").write_bytes(b"new")
+    with pytest.raises(JobRefused, match="has changed"):
+        extract(client, image_source(folder), tmp_path / "out.npy")
+
+
+def test_an_output_inside_its_source_is_refused(tmp_path: Path, client: Client) -> None:
+    folder = images_folder(tmp_path, 3)
+    with pytest.raises(ValueError, match="is inside"):
+        extract(client, image_source(folder), folder / "out.npy")
+
+
+def test_a_job_runs_once_at_a_time(tmp_path: Path, client: Client, triton: Any) -> None:
+    output = tmp_path / "out.jsonl"
+    arrived, go = threading.Event(), threading.Event()
+
+    def before_infer(attempt: int, items: list[bytes]) -> None:
+        arrived.set()
+        go.wait(20)
+
+    triton.before_infer = before_infer
+    source = Items([Item(1, "猫")])
+    first = threading.Thread(target=extract, args=(client, source, output))
+    first.start()
+    assert arrived.wait(20)
+    with pytest.raises(JobRefused, match="another process is working on it"):
+        extract(client, source, output, ExtractOptions(overwrite=True))
+    go.set()
+    first.join()
+    assert extract(client, source, output).already_finished
+
+
+def test_max_errors_stops_and_keeps_the_work(tmp_path: Path, client: Client) -> None:
+    path, output = texts_file(tmp_path), tmp_path / "out.jsonl"
+    options = ExtractOptions(max_errors=3, batch_size=4)
+    with pytest.raises(TooManyFailures, match=r"4 items failed, more than the 3 allowed, the last one: "):
+        extract(client, text_source(path), output, options)
+    assert json.loads((tmp_path / "out.jsonl.partial" / "progress.json").read_text())["failures"] == 4
+    assert extract(client, text_source(path), output, ExtractOptions(max_errors=100)).failures > 4
+
+
+def test_an_interrupt_keeps_what_was_done(tmp_path: Path, client: Client) -> None:
+    def interrupt(items: int, failures: int) -> None:
+        if items >= 100:
+            raise KeyboardInterrupt
+
+    path, output = texts_file(tmp_path), tmp_path / "out.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        extract(client, text_source(path), output, ExtractOptions(batch_size=4), report=interrupt)
+    assert json.loads((tmp_path / "out.jsonl.partial" / "progress.json").read_text())["items"] >= 100
+    extract(client, text_source(path), output)
+    extract(client, text_source(path), tmp_path / "whole.jsonl")
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("where", ["flush", "sync", "append"])
+def test_a_full_disk_is_told_and_keeps_what_was_done(
+    tmp_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    path, output = texts_file(tmp_path), tmp_path / "out.jsonl"
+    real = getattr(GrowingFiles, where)
+    calls: list[None] = []
+
+    def full(self: GrowingFiles, *given: Any) -> None:
+        calls.append(None)
+        if len(calls) > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(self, *given)
+
+    monkeypatch.setattr(GrowingFiles, where, full)
+    with pytest.raises(OSError, match="No space left on device; what was done is kept: make room and run"):
+        extract(client, text_source(path), output, ALWAYS)
+    monkeypatch.undo()
+    extract(client, text_source(path), output)
+    extract(client, text_source(path), tmp_path / "whole.jsonl")
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_a_work_file_that_lost_its_end_is_told(tmp_path: Path, client: Client, triton: Any, fake: Any) -> None:
+    path, output = texts_file(tmp_path), tmp_path / "out.npy"
+    interrupted(client, triton, fake, path, output, ALWAYS)
+    os.truncate(tmp_path / "out.npy.partial" / "features", 200)
+    with pytest.raises(BadFile, match="has 200 bytes of the .* that were written; start anew with --overwrite"):
+        extract(client, text_source(path), output, ALWAYS)
+
+
+def test_encode_items_takes_items_of_any_origin(client: Client, fake: Any) -> None:
+    items = [Item("a", b"one"), Item("b", None, "was lost"), Item("c", b"BAD:torn"), Item(4, b"four")]
+    found = list(encode_items(client, "image", iter(items), batch_size=2))
+    assert [one.ids for one in found] == [("a",), (4,)]
+    assert [(f.id, f.reason) for one in found for f in one.failures] == [("b", "was lost"), ("c", "torn")]
+    assert sum(len(one.items) for one in found) == 4
+
+
+# --- Reading ahead.
+
+
+def test_prefetching_keeps_order_and_bounds() -> None:
+    held = most = 0
+    lock = threading.Lock()
+    rng = random.Random(0)
+    delays = [rng.uniform(0, 0.003) for _ in range(300)]
+
+    def items() -> Iterator[int]:
+        nonlocal held, most
+        for row in range(300):
+            with lock:
+                held += 1
+                most = max(most, held)
+            yield row
+
+    def load(row: int) -> int:
+        time.sleep(delays[row])
+        return row
+
+    given = []
+    with Prefetch(items(), load, lambda row: 10, threads=4, max_items=16, max_bytes=100) as loaded:
+        for row in loaded:
+            with lock:
+                held -= 1
+            given.append(row)
+    assert given == list(range(300))
+    # Ten of 10 bytes, and one for each thread but the one that asks, and the one that is being given.
+    assert 5 < most <= 15
+
+
+def test_prefetching_overlaps_reading() -> None:
+    def load(row: int) -> int:
+        time.sleep(0.02)
+        return row
+
+    started = time.monotonic()
+    with Prefetch(iter(range(40)), load, lambda row: 0) as loaded:
+        assert list(loaded) == list(range(40))
+    assert time.monotonic() - started < 0.4  # one after the other 0.8
+
+
+def test_prefetching_raises_in_its_place_and_ends_its_threads() -> None:
+    def items() -> Iterator[int]:
+        yield from range(5)
+        raise OSError("the disk is gone")
+
+    given = []
+    before = threading.active_count()
+    with pytest.raises(OSError, match="the disk is gone"), Prefetch(items(), lambda row: row, lambda row: 0) as loaded:
+        given.extend(loaded)  # takes what came before the error out one by one
+    assert threading.active_count() == before
+    with Prefetch(iter(range(10**9)), lambda row: row, lambda row: 0) as loaded:
+        assert next(loaded) == 0
+    assert threading.active_count() == before
+
+
+@pytest.mark.slow
+def test_memory_is_flat(tmp_path: Path, triton: Any) -> None:
+    """100,000 short texts, and 20,000 images of which each is read from a file."""
+    script = """
+import json, resource, sys
+from cnclip_client import Client
+from cnclip_client.extraction import extract
+from cnclip_client.sources import image_source, text_source
+url, kind, source, output = sys.argv[1:]
+peaks = []
+def report(items, failures):
+    peaks.append((items, int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()))
+with Client(url, model="vit-b-16") as client:
+    extract(client, (image_source if kind == "image" else text_source)(source), output, report=report)
+print(json.dumps([max(rss for items, rss in peaks if items <= peaks[-1][0] // 10), max(rss for _, rss in peaks)]))
+"""
+    lines = tmp_path / "texts.txt"
+    lines.write_text("".join(f"第{row}句\n" for row in range(100_000)), encoding="utf-8")
+    folder = tmp_path / "images"
+    for row in range(20_000):
+        path = folder / f"{row // 1000}" / f"{row}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(hashlib.sha256(b"%d" % row).digest() * 100)
+    for kind, source in (("text", lines), ("image", folder)):
+        command = [sys.executable, "-c", script, triton.url, kind, str(source), str(tmp_path / f"{kind}.npy")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        early, peak = json.loads(done.stdout)
+        assert peak - early < 24 * 1024 * 1024, (kind, early, peak)
+        triton.forget()
