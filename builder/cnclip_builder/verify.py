@@ -114,7 +114,7 @@ def served_precisions(served: str) -> dict[Tower, Precision]:
     An old server says nothing; what holds for FP32 is then asked of it.
 
     Raises:
-        BuildError: it says something that this builder does not know, so that nothing tells what its features have to hold.
+        BuildError: it says something that this builder does not know, so that nothing tells what they have to hold.
     """
     parts = dict(part.split(" ", 1) for part in served.split(", ") if " " in part) or dict.fromkeys(
         TOWERS, served or "fp32"
@@ -122,8 +122,8 @@ def served_precisions(served: str) -> dict[Tower, Precision]:
     known = {tower: precision for tower in TOWERS for precision in ALL_PRECISIONS if parts.get(tower) == precision}
     if set(known) != set(TOWERS):
         raise BuildError(
-            f"the server says {served!r} of its encoders' precision, and this builder knows {', '.join(ALL_PRECISIONS)}: "
-            "build the repository with this builder, or use the one that built it"
+            f"the server says {served!r} of its encoders' precision, and this builder knows "
+            f"{', '.join(ALL_PRECISIONS)}: build the repository with this builder, or use the one that built it"
         )
     return known
 

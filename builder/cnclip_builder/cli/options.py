@@ -103,6 +103,15 @@ OptimizationLevelOption = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(help="TensorRT's, 0 (fast to build) to 5 (fast to run). Default: its own, 3.", show_default=False),
 ]
+Tf32Option = Annotated[
+    Optional[bool],  # noqa: UP045
+    typer.Option(
+        "--tf32/--no-tf32",
+        help="Let a GPU's FP32 products round what they multiply to TF32's 10 bits: several times as fast, and not "
+        "FP32. Default: no.",
+        show_default=False,
+    ),
+]
 LeastInt8SpeedUpOption = Annotated[
     float,
     typer.Option(
@@ -130,6 +139,7 @@ def plan_settings(
     text_profiles: list[str] | None,
     workspace_mib: int | None,
     optimization_level: int | None,
+    tf32: bool,
 ) -> PlanSettings:
     """Reads the settings of plans from options."""
     from cnclip_builder.plans.api import BuildOptions
@@ -141,5 +151,5 @@ def plan_settings(
         context_length,
         tuple(map(Profile.parse, image_profiles)) if image_profiles else None,
         tuple(map(Profile.parse, text_profiles)) if text_profiles else None,
-        BuildOptions(workspace_mib, optimization_level),
+        BuildOptions(workspace_mib, optimization_level, tf32),
     )

@@ -24,6 +24,7 @@ from cnclip_builder.cli.options import (
     NameOption,
     OptimizationLevelOption,
     TextProfileOption,
+    Tf32Option,
     VerboseOption,
     WorkspaceOption,
     plan_settings,
@@ -98,6 +99,7 @@ def repository(
         Optional[bool],  # noqa: UP045
         typer.Option(help="Copy to and from a GPU by page-locked memory. Default: yes.", show_default=False),
     ] = None,
+    tf32: Tf32Option = None,
     context_length: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
@@ -225,6 +227,7 @@ def repository(
         "accelerator": accelerator,
         "cuda_graphs": cuda_graphs,
         "pinned_memory": pinned_memory,
+        "tf32": tf32,
         "max_queue_size": max_queue_size,
         "encoder_instances": encoder_instances,
         "encoder_queue_delay_microseconds": encoder_queue_delay,
@@ -264,6 +267,7 @@ def repository(
                 text_profile,
                 workspace_mib,
                 optimization_level,
+                serving.tf32,
             ),
             plan_folders=tuple(plans or ()),
             least_int8_speed_up=least_int8_speed_up,

@@ -24,6 +24,7 @@ from cnclip_builder.cli.options import (
     OptimizationLevelOption,
     PrecisionsOption,
     TextProfileOption,
+    Tf32Option,
     TowersOption,
     VerboseOption,
     WorkspaceOption,
@@ -134,6 +135,7 @@ def tensorrt(
     text_profile: TextProfileOption = None,
     workspace_mib: WorkspaceOption = None,
     optimization_level: OptimizationLevelOption = None,
+    tf32: Tf32Option = None,
     artefacts: ArtefactsOption = DEFAULT_ARTEFACTS,
     name: NameOption = None,
     download_root: DownloadRootOption = DEFAULT_DOWNLOAD_ROOT,
@@ -157,6 +159,7 @@ def tensorrt(
         text_profile,
         workspace_mib,
         optimization_level,
+        bool(tf32),
     )
     if bundle is None:
         require_tensorrt(chosen, checkpoint)

@@ -27,7 +27,7 @@ from cnclip_builder.repository.render import parse_config
 from cnclip_builder.repository.serving import DEFAULT_SETTLE_S
 from cnclip_builder.repository.store import CONFIG_NAME, RepositoryStore
 from cnclip_builder.repository.values import KINDS
-from cnclip_builder.repository.write import check_repository
+from cnclip_builder.repository.write import check_one_tensorrt, check_repository
 from cnclip_builder.system.atomic import locked, sha256_of_file
 
 logger = logging.getLogger(__name__)
@@ -121,6 +121,7 @@ def publish_repository(
         check_repository(source)
         store = RepositoryStore(destination)
         chosen = sorted(names or manifest)
+        check_one_tensorrt({**store.manifest(), **{name: manifest[name] for name in chosen}})
         models = {name: [_open(source / f"{name}-{kind}", store) for kind in KINDS] for name in chosen}
         sums = {
             (model.name, version): _sums(model.folder / str(version))

@@ -113,6 +113,7 @@ def publish(
         models = read_manifest(repository)
         versions = models.get(entry.name, {})
         _check_same_plans(entry, versions)
+        check_one_tensorrt({**models, entry.name: {**versions, str(entry.version): {"plans": _plans_record(entry)}}})
         if repository.exists():
             link_tree(repository, new)
         for kind in KINDS:
@@ -186,6 +187,31 @@ def _check_same_plans(entry: RepositoryEntry, versions: Mapping[str, Any]) -> No
                     f"{_brief(kinds[1])}), and versions of a model must share kinds of GPU and profiles: build for the "
                     "same, or serve under another name (NAME=, --name)"
                 )
+
+
+def check_one_tensorrt(models: Mapping[str, Any]) -> None:
+    """Refuses a repository whose plans were built by several TensorRTs: a tritonserver has one, and would not start.
+
+    Args:
+        models: what its manifest holds.
+
+    Raises:
+        RepositoryError: naming the versions and who has which.
+    """
+    owners: dict[str, list[str]] = {}
+    for name, versions in models.items():
+        for number, record in versions.items():
+            for plans in record.get("plans", {}).values():
+                for plan in plans:
+                    owner = f"{name} version {number}"
+                    if owner not in owners.setdefault(plan["tensorrt"], []):
+                        owners[plan["tensorrt"]].append(owner)
+    if len(owners) > 1:
+        told = "; ".join(f"TensorRT {version}: {', '.join(names)}" for version, names in sorted(owners.items()))
+        raise RepositoryError(
+            f"the plans of one repository would be of several TensorRTs ({told}), and a tritonserver has one: build "
+            "them all with the version that serves them, or use another repository"
+        )
 
 
 def _brief(plans: Sequence[tuple[str, Sequence[str]]]) -> str:
