@@ -87,7 +87,7 @@ def onnx(
     The files have the names and tensors that cn_clip's own scripts give them.
     """
     from cnclip_builder.artefacts.maker import build_artefacts
-    from cnclip_builder.repository.write import check_model_name
+    from cnclip_builder.repository.sharing import check_model_name
 
     chosen = get_arch(arch)
     made = build_artefacts(
@@ -149,7 +149,7 @@ def tensorrt(
     from cnclip_builder.artefacts.maker import build_artefacts
     from cnclip_builder.plans.bundle import SCRIPT_NAME, finish_bundle, new_bundle
     from cnclip_builder.plans.here import build_plans, require_tensorrt, write_jobs_of
-    from cnclip_builder.repository.write import check_model_name
+    from cnclip_builder.repository.sharing import check_model_name
 
     chosen = get_arch(arch)
     settings = plan_settings(
