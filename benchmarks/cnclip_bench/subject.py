@@ -51,10 +51,10 @@ class Subject:
 
     def token_ids(self) -> TokenIds:
         """The tokeniser that is served."""
-        from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, cn_clip_vocabulary
+        from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
         from cnclip_templates.cnclip_token_ids import TokenIds
 
-        return TokenIds(cn_clip_vocabulary(), DEFAULT_CONTEXT_LENGTH)
+        return TokenIds(self.arch.vocabulary_file, DEFAULT_CONTEXT_LENGTH)
 
     def served_file(self, tower: Tower) -> Path:
         """The file that Triton loads as the encoder: ONNX, or the plan of the first kind of GPU."""

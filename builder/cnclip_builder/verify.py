@@ -77,12 +77,14 @@ def verify_server(
         texts: by default real captions and odd texts.
 
     Raises:
+        SettingError: the arch's vocabulary is not the model's.
         BuildError: the server does not answer, or serves another checkpoint.
     """
     from cnclip_client import Client, CnclipError
 
     images = sample_images() if images is None else images
     texts = sample_texts() if texts is None else texts
+    arch.require_vocabulary()
     loaded = load_checkpoint(checkpoint, arch)
     try:
         with Client(url, model=model) as client:
@@ -161,9 +163,26 @@ def _encode_images(
 
 
 def _encode_texts(checkpoint: Checkpoint, texts: Sequence[str], context_length: int) -> npt.NDArray[np.float32]:
-    from cn_clip.clip import tokenize
-
     from cnclip_builder.checkpoint.towers import encode, load_tower
 
-    tower = load_tower(checkpoint, "text")
-    return encode(tower, tokenize(list(texts), context_length=context_length).numpy())
+    return encode(load_tower(checkpoint, "text"), _tokenize(checkpoint.arch, texts, context_length))
+
+
+def _tokenize(arch: Arch, texts: Sequence[str], context_length: int) -> npt.NDArray[np.int64]:
+    """cn_clip's `tokenize`; where the vocabulary is another, its steps with cn_clip's own tokeniser on that.
+
+    Returns:
+        int64 ids `[N, context_length]`.
+    """
+    from cn_clip.clip import tokenize
+    from cn_clip.clip.bert_tokenizer import FullTokenizer
+
+    if arch.vocabulary is None:
+        ids: npt.NDArray[np.int64] = tokenize(list(texts), context_length=context_length).numpy()
+        return ids
+    tokenizer = FullTokenizer(vocab_file=str(arch.vocabulary))
+    ids = np.zeros((len(texts), context_length), dtype=np.int64)
+    for row, text in zip(ids, texts, strict=True):
+        words = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text))[: context_length - 2]
+        row[: len(words) + 2] = [tokenizer.vocab["[CLS]"], *words, tokenizer.vocab["[SEP]"]]
+    return ids

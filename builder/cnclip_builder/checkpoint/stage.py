@@ -33,6 +33,7 @@ def open_checkpoint(source: str | None, arch: Arch, download_root: Path, hub: Hu
     See `fetch_checkpoint` and `load_checkpoint`. Whatever loads it later, loads it unlooked at.
 
     Raises:
+        SettingError: the arch's vocabulary is not the model's.
         CheckpointError: as those two; or it is damaged, or holds NaN or infinite numbers.
     """
     from cnclip_builder.checkpoint.files import require_intact
@@ -40,6 +41,7 @@ def open_checkpoint(source: str | None, arch: Arch, download_root: Path, hub: Hu
     from cnclip_builder.checkpoint.soundness import require_finite
     from cnclip_builder.checkpoint.sources import fetch_checkpoint
 
+    arch.require_vocabulary()
     file = fetch_checkpoint(source, arch, download_root, hub)
     checkpoint = load_checkpoint(file.path, arch)
     require_intact(file.path)

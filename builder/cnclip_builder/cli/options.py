@@ -35,12 +35,22 @@ ArchOption = Annotated[
         show_default=False,
     ),
 ]
+VocabularyOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--vocabulary",
+        help="The vocab.txt of a text encoder whose tokens are not cn_clip's: a token a line.",
+        exists=True,
+        dir_okay=False,
+        show_default=False,
+    ),
+]
 CheckpointOption = Annotated[
     Optional[str],  # noqa: UP045  # Typer reads it at run time, on Python 3.10 too
     typer.Option(
         "--checkpoint",
-        help="A pretrained or fine-tuned .pt file, or random:SEED for untrained weights. Default: the official "
-        "checkpoint, downloaded.",
+        help="A pretrained or fine-tuned .pt or .safetensors file, or random:SEED for untrained weights. Default: "
+        "the official checkpoint, downloaded.",
         show_default=False,
     ),
 ]

@@ -26,6 +26,7 @@ from cnclip_builder.cli.options import (
     TextProfileOption,
     Tf32Option,
     VerboseOption,
+    VocabularyOption,
     WorkspaceOption,
     plan_settings,
 )
@@ -49,6 +50,7 @@ _EACH = "; image=N,text=N for one of each"
 def repository(
     arch: ArchOption,
     checkpoint: CheckpointOption = None,
+    vocabulary: VocabularyOption = None,
     repository: Annotated[
         Path, typer.Option(help="The model repository's folder.", file_okay=False)
     ] = DEFAULT_REPOSITORY,
@@ -217,7 +219,7 @@ def repository(
     """
     from cnclip_builder.build import BuildRequest, build_repository
 
-    chosen_arch = get_arch(arch)
+    chosen_arch = get_arch(arch, vocabulary)
     options = {
         "target": target,
         "precision": precision,

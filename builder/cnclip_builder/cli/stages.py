@@ -27,6 +27,7 @@ from cnclip_builder.cli.options import (
     Tf32Option,
     TowersOption,
     VerboseOption,
+    VocabularyOption,
     WorkspaceOption,
     chosen_towers,
     plan_settings,
@@ -56,6 +57,7 @@ def archs() -> None:
 def checkpoint(
     arch: ArchOption,
     checkpoint: CheckpointOption = None,
+    vocabulary: VocabularyOption = None,
     download_root: DownloadRootOption = DEFAULT_DOWNLOAD_ROOT,
     hub: HubOption = "huggingface",
     verbose: VerboseOption = False,
@@ -63,7 +65,7 @@ def checkpoint(
     """Fetch a checkpoint and check that it is of the architecture."""
     from cnclip_builder.checkpoint.stage import open_checkpoint
 
-    facts = open_checkpoint(checkpoint, get_arch(arch), download_root, hub)
+    facts = open_checkpoint(checkpoint, get_arch(arch, vocabulary), download_root, hub)
     typer.echo(f"file          {facts.file.path}")
     typer.echo(f"sha256        {facts.sha256}")
     typer.echo(f"logit scale   {facts.logit_scale:.6g}")
@@ -73,6 +75,7 @@ def checkpoint(
 def onnx(
     arch: ArchOption,
     checkpoint: CheckpointOption = None,
+    vocabulary: VocabularyOption = None,
     tower: TowersOption = None,
     precision: PrecisionsOption = None,
     least_int8_speed_up: LeastInt8SpeedUpOption = LEAST_INT8_SPEED_UP,
@@ -89,7 +92,7 @@ def onnx(
     from cnclip_builder.artefacts.maker import build_artefacts
     from cnclip_builder.repository.sharing import check_model_name
 
-    chosen = get_arch(arch)
+    chosen = get_arch(arch, vocabulary)
     made = build_artefacts(
         chosen,
         checkpoint,
@@ -111,6 +114,7 @@ def onnx(
 def tensorrt(
     arch: ArchOption,
     checkpoint: CheckpointOption = None,
+    vocabulary: VocabularyOption = None,
     tower: TowersOption = None,
     precision: Annotated[PlanPrecision, typer.Option(help="Of the plans.")] = "fp16",
     edges: Annotated[
@@ -151,7 +155,7 @@ def tensorrt(
     from cnclip_builder.plans.here import build_plans, require_tensorrt, write_jobs_of
     from cnclip_builder.repository.sharing import check_model_name
 
-    chosen = get_arch(arch)
+    chosen = get_arch(arch, vocabulary)
     settings = plan_settings(
         max_batch_size,
         chosen.checked_context_length(context_length),

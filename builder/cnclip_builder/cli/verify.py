@@ -18,12 +18,14 @@ from cnclip_builder.cli.options import (
     HubOption,
     NameOption,
     VerboseOption,
+    VocabularyOption,
 )
 
 
 def verify(
     arch: ArchOption,
     checkpoint: CheckpointOption = None,
+    vocabulary: VocabularyOption = None,
     url: Annotated[str, typer.Option(help="The server's gRPC address.")] = "localhost:8001",
     name: NameOption = None,
     image: Annotated[
@@ -42,7 +44,7 @@ def verify(
     from cnclip_builder.checkpoint.sources import fetch_checkpoint
     from cnclip_builder.verify import verify_server
 
-    chosen = get_arch(arch)
+    chosen = get_arch(arch, vocabulary)
     verification = verify_server(
         url,
         name or chosen.slug,

@@ -46,7 +46,7 @@ def require_tensorrt(arch: Arch, checkpoint: str | None) -> None:
         if importlib.util.find_spec(module) is None
     ]
     if missing:
-        model = shlex.join(["--arch", arch.option, *(["--checkpoint", checkpoint] if checkpoint else [])])
+        model = shlex.join([*arch.options, *(["--checkpoint", checkpoint] if checkpoint else [])])
         raise MissingRequirementError(
             f"no TensorRT plan can be built: this machine lacks {' and '.join(missing)}. Use PLATFORM=onnxruntime; or "
             f"run `cnclip-build tensorrt {model} --bundle plans` here, "

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnclip_builder.arch import Arch
+from cnclip_builder.arch import Arch, cn_clip_vocabulary
 from cnclip_builder.errors import RepositoryError, SettingError
 from cnclip_builder.repository.manifest import MANIFEST_NAME, read_manifest, reading
 from cnclip_builder.repository.serving import ServingConfig
+from cnclip_builder.system.atomic import sha256_of_file
 
 
 def check_model_name(name: str) -> str:
@@ -47,12 +48,18 @@ def _check_same_shape(name: str, version: int, arch: Arch, serving: ServingConfi
             ("architecture", record["arch"], arch.name),
             ("context length", record["serving"]["context_length"], serving.context_length),
             ("platform", record["platform"], serving.platform),
+            # They share the input that warms encoders up, and older builders had cn_clip's alone.
+            ("vocabulary", _vocabulary(record), sha256_of_file(arch.vocabulary_file)),
         ):
             if theirs != ours:
                 raise RepositoryError(
                     f"{name} version {number} has {what} {theirs}, and versions of a model must share it: "
                     f"serve {what} {ours} under another name (NAME=, --name)"
                 )
+
+
+def _vocabulary(record: Mapping[str, Any]) -> str:
+    return str(record["vocabulary"]["sha256"]) if "vocabulary" in record else sha256_of_file(cn_clip_vocabulary())
 
 
 def check_same_plans(name: str, version: int, ours: Mapping[str, Any], versions: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from cnclip_templates import templates_folder
 
-from cnclip_builder.arch import Arch, cn_clip_vocabulary
+from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.errors import RepositoryError
 from cnclip_builder.export.stage import write_served
@@ -30,7 +30,7 @@ from cnclip_builder.repository.sharing import check_one_tensorrt, check_place, c
 from cnclip_builder.repository.sums import files_of_folder
 from cnclip_builder.repository.values import KINDS, TOWER_OF, template_values
 from cnclip_builder.repository.wiring import check_wiring
-from cnclip_builder.system.atomic import link_or_copy, link_tree, locked, replacing_folder
+from cnclip_builder.system.atomic import link_or_copy, link_tree, locked, replacing_folder, sha256_of_file
 from cnclip_builder.system.isolation import stage_process
 from cnclip_builder.tensors import TOWERS, Precision, Tower
 
@@ -175,7 +175,7 @@ def _start_model(repository: Path, entry: RepositoryEntry, kind: str) -> None:
         for module in _MODULES[kind]:
             shutil.copyfile(templates / module, version / module)
     if kind == "text-tokenize":
-        shutil.copyfile(cn_clip_vocabulary(), version / "vocab.txt")
+        shutil.copyfile(entry.arch.vocabulary_file, version / "vocab.txt")
     if kind in _ENSEMBLES:
         (version / ".keep").touch()  # git and object stores keep no empty folders, and Triton wants this one
     else:
@@ -198,7 +198,7 @@ def _write_warmup(folder: Path, entry: RepositoryEntry, kind: str) -> None:
         (folder / "text").write_bytes(_triton_string(_WARMUP_TEXT.encode()))
     elif kind == "text-encoder":
         ids = np.zeros(entry.serving.context_length, dtype=np.int32)
-        token_ids = TokenIds(cn_clip_vocabulary(), entry.serving.context_length).encode(_WARMUP_TEXT)
+        token_ids = TokenIds(entry.arch.vocabulary_file, entry.serving.context_length).encode(_WARMUP_TEXT)
         ids[: len(token_ids)] = token_ids
         (folder / "text").write_bytes(ids.tobytes())
 
@@ -264,6 +264,10 @@ def _manifest_entry(entry: RepositoryEntry, served_parity: Mapping[str, Any]) ->
             "sha256": checkpoint.sha256,
             "untrained": checkpoint.file.is_random,
             "logit_scale": checkpoint.logit_scale,
+        },
+        "vocabulary": {
+            "file": entry.arch.vocabulary_file.name,
+            "sha256": sha256_of_file(entry.arch.vocabulary_file),
         },
         "platform": entry.serving.platform,
         "serving": entry.serving.as_dict(),
