@@ -7,6 +7,7 @@ BIN    := $(VENV)/bin
 # --- Variables of `make repo`, `make serve` and `make verify`. An empty one takes the command's own default. ---
 ARCH           ?= ViT-B-16
 CHECKPOINT     ?=
+VOCABULARY     ?=
 PRECISION      ?=
 TARGET         ?=
 PLATFORM       ?=
@@ -27,7 +28,7 @@ MINUTES        ?= 60
 
 # $(call option,--flag,VARIABLE): the flag if the variable is set.
 option = $(if $($(2)),$(1) "$($(2))")
-CHECKPOINT_OPTIONS = --arch "$(ARCH)" $(call option,--checkpoint,CHECKPOINT) $(call option,--name,NAME) \
+CHECKPOINT_OPTIONS = --arch "$(ARCH)" $(call option,--checkpoint,CHECKPOINT) $(call option,--vocabulary,VOCABULARY) $(call option,--name,NAME) \
 	$(call option,--hub,HUB) $(call option,--download-root,DOWNLOAD_ROOT)
 
 .DEFAULT_GOAL := help

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cnclip_builder.build import BuildRequest, build_repository
 from cnclip_builder.checkpoint.load import load_checkpoint
 from cnclip_builder.checkpoint.towers import encode, load_tower
 from cnclip_builder.errors import BuildError, ParityError, RepositoryError
+from cnclip_builder.parity.distance import Tolerance
 from cnclip_builder.parity.samples import sample_images
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.write import KINDS, check_repository
@@ -143,9 +145,8 @@ def test_verification_fails_where_it_should(server: TritonServer, folder: Path, 
     verification = verify_server(
         server.grpc_url, "tiny-vit", folder / "tiny-vit.random-1.pt", tiny_vit, texts=["一", "二"]
     )
-    wrong = type(verification)(
-        verification.model, type(verification.tolerance)(cosine_distance=-1, centred_distance=-1), verification.parity
-    )
+    impossible = Tolerance(cosine_distance=-1, centred_distance=-1)
+    wrong = replace(verification, tolerances=dict.fromkeys(verification.tolerances, impossible))
     with pytest.raises(ParityError, match="features that tiny-vit serves are not PyTorch's"):
         wrong.require()
 

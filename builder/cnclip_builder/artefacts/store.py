@@ -48,6 +48,8 @@ class ArtefactStore:
             "opset": OPSET,
             "checkpoint_sha256": checkpoint_sha256,
             "arch": {"name": arch.name, **arch.model_info},
+            # What probes and calibration are made of; left out for cn_clip's, so that what was made before stays good.
+            **({"vocabulary": sha256_of_file(arch.vocabulary)} if arch.vocabulary else {}),
             "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
         }
 

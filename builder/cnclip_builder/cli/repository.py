@@ -24,7 +24,9 @@ from cnclip_builder.cli.options import (
     NameOption,
     OptimizationLevelOption,
     TextProfileOption,
+    Tf32Option,
     VerboseOption,
+    VocabularyOption,
     WorkspaceOption,
     plan_settings,
 )
@@ -48,6 +50,7 @@ _EACH = "; image=N,text=N for one of each"
 def repository(
     arch: ArchOption,
     checkpoint: CheckpointOption = None,
+    vocabulary: VocabularyOption = None,
     repository: Annotated[
         Path, typer.Option(help="The model repository's folder.", file_okay=False)
     ] = DEFAULT_REPOSITORY,
@@ -98,6 +101,7 @@ def repository(
         Optional[bool],  # noqa: UP045
         typer.Option(help="Copy to and from a GPU by page-locked memory. Default: yes.", show_default=False),
     ] = None,
+    tf32: Tf32Option = None,
     context_length: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
@@ -215,7 +219,7 @@ def repository(
     """
     from cnclip_builder.build import BuildRequest, build_repository
 
-    chosen_arch = get_arch(arch)
+    chosen_arch = get_arch(arch, vocabulary)
     options = {
         "target": target,
         "precision": precision,
@@ -225,6 +229,7 @@ def repository(
         "accelerator": accelerator,
         "cuda_graphs": cuda_graphs,
         "pinned_memory": pinned_memory,
+        "tf32": tf32,
         "max_queue_size": max_queue_size,
         "encoder_instances": encoder_instances,
         "encoder_queue_delay_microseconds": encoder_queue_delay,
@@ -264,6 +269,7 @@ def repository(
                 text_profile,
                 workspace_mib,
                 optimization_level,
+                serving.tf32,
             ),
             plan_folders=tuple(plans or ()),
             least_int8_speed_up=least_int8_speed_up,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cnclip_builder.errors import PlanError
+from cnclip_builder.plans.api import BuildOptions
 from cnclip_builder.plans.profiles import Profile
 from cnclip_builder.tensors import InputSpec, Precision, Tower
 
@@ -31,7 +32,7 @@ JOBS_NAME = "plans.json"
 
 SIDECAR_SUFFIX = ".json"
 
-_SCHEMA = 1
+_SCHEMA = 2  # 1 did not tell the options
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ class PlanRecord:
         sources: sha256 by name of that file and its weights.
         profiles: what it is tuned for.
         input: its input tensor.
+        options: settings of TensorRT's builder that it was made with.
         tensorrt: the version that made it.
         device: the GPU that it was made on.
         build_seconds: how long TensorRT took.
@@ -122,6 +124,7 @@ class PlanRecord:
     sources: Mapping[str, str]
     profiles: tuple[Profile, ...]
     input: InputSpec
+    options: BuildOptions
     tensorrt: str
     device: Device
     build_seconds: float
@@ -148,6 +151,15 @@ class PlanRecord:
                     f"{self.plan} was made from another {what} ({_brief(ours)}, wanted {_brief(wanted)}): "
                     "build it again from the present artefacts"
                 )
+
+    def require_built_with(self, options: BuildOptions) -> None:
+        """Refuses a plan that was made with other settings of the builder.
+
+        Raises:
+            PlanError: naming both.
+        """
+        if self.options != options:
+            raise PlanError(f"{self.plan} was made with {self.options}, wanted {options}: build it again")
 
     def require_runs_on(self, tensorrt: str, device: Device) -> None:
         """Refuses a plan of another TensorRT or GPU.
@@ -192,6 +204,7 @@ def read_record(plan: Path) -> PlanRecord:
                 "profiles": tuple(map(Profile.from_dict, record["profiles"])),
                 "device": Device(**record["device"]),
                 "input": InputSpec(tensor["name"], tensor["dtype"], tuple(tensor["axes"])),
+                "options": BuildOptions(**record["options"]),
             }
         )
     except FileNotFoundError:

@@ -7,7 +7,8 @@ by configs alone, each of which is replaced in one step, in an order in which ev
 2. Encoders' and Python models' configs, naming what is served now and what is to be.
 3. After a pause longer than Triton's poll: the ensembles' configs, each pinned to its new version.
 4. After another: encoders' and Python models' configs again, without what is no longer wanted (if there is any).
-5. The manifest.
+5. The manifest, with the hashes of all that is there now. Meanwhile it vouches for none: a server that starts then must
+   not take what is on its way for changed.
 
 A publication that was cut off is run again, and goes on: versions that are whole are not sent twice.
 """
@@ -22,18 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from cnclip_builder.errors import RepositoryError, SettingError
-from cnclip_builder.repository.manifest import read_manifest
+from cnclip_builder.repository.manifest import MANIFEST_NAME, load_manifest, reading
 from cnclip_builder.repository.render import parse_config
 from cnclip_builder.repository.serving import DEFAULT_SETTLE_S
+from cnclip_builder.repository.sharing import check_one_tensorrt
 from cnclip_builder.repository.store import CONFIG_NAME, RepositoryStore
+from cnclip_builder.repository.sums import SUMS_NAME, files_of_store, vouch_for_none
 from cnclip_builder.repository.values import KINDS
 from cnclip_builder.repository.write import check_repository
 from cnclip_builder.system.atomic import locked, sha256_of_file
 
 logger = logging.getLogger(__name__)
-
-SUMS_NAME = "SHA256SUMS"
-"""The last file of a published version's folder: the hashes of the others, as `sha256sum --check` reads them."""
 
 # What all versions of a model share, since they share its config.
 _SHARED_FIELDS = ("backend", "platform", "default_model_filename", "cc_model_filenames", "input", "output")
@@ -115,12 +115,15 @@ def publish_repository(
         SettingError: the repository has no such name.
     """
     with locked(source):
-        manifest = read_manifest(source)
+        here = load_manifest(source)
+        manifest = here.models
         if unknown := sorted(set(names) - set(manifest)):
             raise SettingError(f"{source} holds no {', '.join(unknown)}: it has {', '.join(sorted(manifest))}")
         check_repository(source)
         store = RepositoryStore(destination)
         chosen = sorted(names or manifest)
+        with reading(f"{source / MANIFEST_NAME} or {store.url}/{MANIFEST_NAME}"):
+            check_one_tensorrt({**store.manifest().models, **{name: manifest[name] for name in chosen}})
         models = {name: [_open(source / f"{name}-{kind}", store) for kind in KINDS] for name in chosen}
         sums = {
             (model.name, version): _sums(model.folder / str(version))
@@ -128,9 +131,11 @@ def publish_repository(
             for version in model.versions
         }
         _check_served_versions(_flat(models), sums, store)
+        vouch_for_none(store)
         sent = _send_versions(models, sums, store)
         _switch(list(_flat(models)), store, lambda: sleep(settle_s))
-        store.write_manifest({**store.manifest(), **{name: manifest[name] for name in chosen}})
+        served = {**store.manifest().models, **{name: manifest[name] for name in chosen}}
+        store.write_manifest(served, None if here.files is None else files_of_store(store))
         return Publication(tuple(sent), tuple(_dropped(models)))
 
 

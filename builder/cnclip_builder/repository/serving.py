@@ -32,7 +32,7 @@ _CHOICES: Mapping[str, tuple[str | bool, ...]] = {
     "precision": get_args(Precision),
     "platform": get_args(Platform),
     "accelerator": get_args(Accelerator),
-    **dict.fromkeys(("cuda_graphs", "pinned_memory", "reduced_decoding"), (False, True)),
+    **dict.fromkeys(("cuda_graphs", "pinned_memory", "tf32", "reduced_decoding"), (False, True)),
 }
 
 # Their defaults follow from it, or they were chosen for what it can do.
@@ -43,6 +43,7 @@ _DEPEND_ON_TARGET = frozenset(
         "platform",
         "accelerator",
         "cuda_graphs",
+        "tf32",
         "max_batch_size",
         "preferred_batch_size",
         "merged_batch_size",
@@ -104,6 +105,8 @@ class ServingConfig:
         cuda_graphs: let the tensorrt backend record the image encoder's launches, at powers of two of the batch, and
             replay them: less time per request at small batches, more GPU memory. Text lengths vary too much for it.
         pinned_memory: copy to and from the GPU by way of page-locked memory.
+        tf32: let a GPU's FP32 products round what they multiply to TF32's 10 bits, as NVIDIA's libraries do unless told
+            not to: several times as fast, and not FP32.
         max_queue_size: requests that may wait for a model; past it Triton answers UNAVAILABLE. 0 for no such bound:
             any queue policy turns off Triton's prefetching of batches, and requests then stall for half a second at
             a time (docs/serving.md has the figures).
@@ -130,6 +133,7 @@ class ServingConfig:
     accelerator: Accelerator = "none"
     cuda_graphs: bool = False
     pinned_memory: bool = True
+    tf32: bool = False
     max_queue_size: int = 0
     encoder_instances: PerTower = 1
     encoder_queue_delay_microseconds: PerTower = 1000
@@ -165,6 +169,16 @@ class ServingConfig:
             )
         if self.cuda_graphs and self.platform != "tensorrt":
             raise SettingError("CUDA graphs are the tensorrt backend's: choose PLATFORM=tensorrt, or leave them off")
+        if self.tf32 and (self.target, self.precision) != ("gpu", "fp32"):
+            raise SettingError(
+                "TF32 is how a GPU may compute FP32: choose TARGET=gpu and PRECISION=fp32, or leave --tf32 out"
+            )
+        if self.accelerator == "tensorrt" and self.precision == "fp32" and not self.tf32:
+            # https://github.com/microsoft/onnxruntime/issues/26029
+            raise SettingError(
+                "ONNX Runtime's TensorRT accelerator computes FP32 in TF32 and has no switch for it: choose "
+                "PRECISION=fp16, ACCELERATOR=cuda or PLATFORM=tensorrt; or take TF32 with --tf32"
+            )
 
     def encoder(self, tower: Tower) -> EncoderSettings:
         """What holds for one encoder."""
@@ -251,6 +265,8 @@ def choose_settings(
         before = {name: value for name, value in before.items() if name not in _DEPEND_ON_TARGET}
     if chosen.get("platform", "onnxruntime") != before.get("platform", "onnxruntime") and "platform" in chosen:
         before = {name: value for name, value in before.items() if name not in ("accelerator", "cuda_graphs")}
+    if chosen.get("precision", "fp32") != "fp32":
+        before.pop("tf32", None)  # chosen for FP32
     defaults: dict[str, Any] = {
         "precision": default_precision(target),
         "max_batch_size": default_max_batch_size(target),

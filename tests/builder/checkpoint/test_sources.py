@@ -36,6 +36,11 @@ def test_missing_path(tmp_path: Path, tiny_vit: Arch) -> None:
         fetch_checkpoint(str(tmp_path / "absent.pt"), tiny_vit, tmp_path, "huggingface")
 
 
+def test_a_folder_is_told_for_one(tmp_path: Path, tiny_vit: Arch) -> None:
+    with pytest.raises(CheckpointError, match=r"is a folder: give the path of the \.pt or \.safetensors file in it"):
+        fetch_checkpoint(str(tmp_path), tiny_vit, tmp_path, "huggingface")
+
+
 def test_no_official_one(tmp_path: Path, tiny_vit: Arch) -> None:
     with pytest.raises(CheckpointError, match="has no official checkpoint"):
         fetch_checkpoint(None, tiny_vit, tmp_path, "huggingface")

@@ -46,6 +46,10 @@ def test_help(command: list[str]) -> None:
         (["repository", "--arch", "RN50", "--repository", "/proc/x/y"], "/proc/x can't be written to"),
         (["onnx", "--arch", "RN50", "--artefacts", "/proc/x"], "can't be written to"),
         (["tensorrt", "--arch", "RN50"], "no TensorRT plan can be built"),
+        *(
+            ([command, "--arch", "RN50", "--vocabulary", "/dev/null"], "/dev/null lacks [UNK], [CLS], [SEP]")
+            for command in ("checkpoint", "onnx", "tensorrt", "repository", "verify")
+        ),
         (["tensorrt", "--arch", "RN50", "--image-profile", "batch=4:2:1"], "4:2:1 is no range: choose 1 <= min"),
         (["tensorrt", "--arch", "RN50", "--workspace-mib", "0"], "the workspace limit is 0 MiB: choose at least 1"),
         (
