@@ -53,7 +53,11 @@ def main() -> None:
         if verbose:
             logging.getLogger(__name__).exception("the build failed")
         missing = isinstance(error, ModuleNotFoundError)
-        fix = ": pip install 'cn-clip-triton[builder]' installs all that a build needs" if missing else ""
+        fix = (
+            ": pip install 'cn-clip-triton[builder,cpu]', or [builder,gpu] on a GPU host, installs all that a build needs"
+            if missing
+            else ""
+        )
         typer.echo(f"error: {error}{fix}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
