@@ -53,11 +53,8 @@ def main() -> None:
         if verbose:
             logging.getLogger(__name__).exception("the build failed")
         missing = isinstance(error, ModuleNotFoundError)
-        fix = (
-            ": pip install 'cn-clip-triton[builder,cpu]', or [builder,gpu] on a GPU host, installs all that a build needs"
-            if missing
-            else ""
-        )
+        install = ": pip install 'cn-clip-triton[builder,cpu]', or [builder,gpu] for a GPU, installs what a build needs"
+        fix = install if missing else ""
         typer.echo(f"error: {error}{fix}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
