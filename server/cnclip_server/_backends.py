@@ -25,8 +25,8 @@ def assemble_backends(binary: Binary, target: Path) -> None:
         target: An empty folder, to be given as `--backend-directory`.
 
     Raises:
-        UnsupportedHost: The binary has no Python backend, or none for this version of Python; or ONNX Runtime, which the
-            stand-in runs models with, is not installed.
+        UnsupportedHost: The binary has no Python backend, or none for this version of Python; or ONNX Runtime, with
+            which the stand-in runs models, is not installed.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         raise UnsupportedHost(
