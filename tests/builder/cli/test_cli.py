@@ -85,6 +85,7 @@ def test_verbose_shows_the_traceback() -> None:
     ("variable", "flag"),
     [
         ("CHECKPOINT=a b.pt", '--checkpoint "a b.pt"'),
+        ("VOCABULARY=v.txt", '--vocabulary "v.txt"'),
         ("PRECISION=fp16", '--precision "fp16"'),
         ("TARGET=gpu", '--target "gpu"'),
         ("PLATFORM=tensorrt", '--platform "tensorrt"'),
