@@ -112,8 +112,8 @@ def publish_repository(
         sleep: waits.
 
     Raises:
-        RepositoryError: a file is not what the manifest says; a version that is served there has other files than here, the models of a name differ in what
-            versions must share, or the destination can't be read or written.
+        RepositoryError: a file is not what the manifest says; a version that is served there has other files than
+            here; the models of a name differ in what versions must share; or the destination can't be read or written.
         SettingError: the repository has no such name.
     """
     with locked(source):
@@ -167,8 +167,8 @@ def _require_unchanged(source: Path, names: Collection[str], told: Mapping[str, 
     for path in sorted({*found, *wanted}):
         if found.get(path) != wanted.get(path):
             raise RepositoryError(
-                f"{source / path} is not what {MANIFEST_NAME} says: build it again; or, if you made the change, publish it "
-                "with --changed"
+                f"{source / path} is not what {MANIFEST_NAME} says: build it again; or, if you made the change, "
+                "publish it with --changed"
             )
 
 
