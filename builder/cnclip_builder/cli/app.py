@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from cnclip_builder.cli.charset import use_utf8
 from cnclip_builder.cli.publishing import prune, publish
 from cnclip_builder.cli.repository import repository
 from cnclip_builder.cli.stages import archs, checkpoint, onnx, tensorrt
@@ -45,6 +46,7 @@ def _options(
 
 def main() -> None:
     """Runs the command. An error is one line on stderr and exit status 1; `-v` adds the traceback."""
+    use_utf8()
     verbose = "-v" in sys.argv or "--verbose" in sys.argv
     configure_logging(logging.INFO if verbose else logging.WARNING)
     try:

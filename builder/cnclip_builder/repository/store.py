@@ -67,7 +67,7 @@ class RepositoryStore:
             RepositoryError: it does not parse.
         """
         text = self.read(f"{model}/{CONFIG_NAME}")
-        return None if text is None else parse_config(text.decode("utf-8"), f"{self.url}/{model}/{CONFIG_NAME}")
+        return None if text is None else parse_config(text, f"{self.url}/{model}/{CONFIG_NAME}")
 
     def served_versions(self, model: str) -> set[int]:
         """The versions that a model's config names; empty for a model without a config."""
