@@ -549,6 +549,20 @@ def test_an_interrupt_keeps_what_was_done(tmp_path: Path, client: Client) -> Non
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
+def test_what_a_source_gave_before_it_failed_is_kept(tmp_path: Path, client: Client) -> None:
+    items = [Item(row, f"第{row}句") for row in range(100)]
+
+    class Torn(Items):
+        def items(self, ids_only: int = 0) -> Iterator[Item]:
+            yield from self.items_
+            raise OSError(errno.EIO, "the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        extract(client, Torn(items), tmp_path / "out.npy", ALWAYS)
+    assert json.loads((tmp_path / "out.npy.partial" / "progress.json").read_text())["items"] == 100
+    assert extract(client, Items(items), tmp_path / "out.npy", ALWAYS).items == 100
+
+
 @pytest.mark.parametrize("where", ["flush", "sync", "append"])
 def test_a_full_disk_is_told_and_keeps_what_was_done(
     tmp_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch, where: str
