@@ -116,8 +116,8 @@ def test_a_link_to_another_disk_is_followed_there(tmp_path: Path) -> None:
         made.write_bytes(b"whole")
         put(made, place)
         assert Path(elsewhere, "a.npy").read_bytes() == b"whole"
-        assert os.listdir(elsewhere) == ["a.npy"]
-    assert os.listdir(tmp_path) == ["a.npy"]
+        assert [path.name for path in Path(elsewhere).iterdir()] == ["a.npy"]
+    assert list(tmp_path.iterdir()) == [place]
 
 
 def test_links_in_a_circle_are_told(tmp_path: Path) -> None:

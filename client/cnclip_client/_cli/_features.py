@@ -119,7 +119,8 @@ def _features(
             with replacing(target) as out:
                 features = np.concatenate([none, *kept])
                 # Not np.save, which wants to seek: a pipe can't.
-                np.lib.format.write_array_header_1_0(out, np.lib.format.header_data_from_array_1_0(features))
+                known = np.lib.format.header_data_from_array_1_0(features)  # type: ignore[no-untyped-call]
+                np.lib.format.write_array_header_1_0(out, known)  # type: ignore[no-untyped-call]
                 out.write(features.data)
     if failures:
         raise typer.Exit(SOME_FAILED)
