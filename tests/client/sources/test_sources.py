@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import os
 import random
@@ -425,6 +426,107 @@ def test_what_holds_images_is_told(tmp_path: Path, name: str, content: bytes, ex
 def test_what_holds_texts_is_told(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
     (tmp_path / name).write_bytes(content)
     assert text_source(tmp_path / name).fingerprint["format"] == expected
+
+
+_ARRAY = json.dumps([{"text_id": 5, "text": "猫"}, {"text_id": 6, "text": "狗"}])
+_INDENTED = json.dumps([{"text_id": 5, "text": "猫"}], indent=2)
+_CSV = "text_id,text\n5,一只猫\n6,一只狗，和猫\n"
+_NUMBERED = "".join(f"{row}\t第{row}句\n" for row in range(5))
+_NO_LINES = [
+    ("a.txt", _ARRAY, "is JSON"),
+    ("a.json", _ARRAY, "is JSON"),
+    ("noname", _INDENTED, "is JSON"),
+    ("a.txt", _INDENTED, "is JSON"),
+    ("a.txt", '\ufeff["一", "二"]', "is JSON"),
+    ("a.txt", '[["一", 1]', "is JSON"),
+    ("a.txt", '{"texts": ["一"]}', "is JSON"),
+    ("a.txt", '{"text_id": 1, "text": "一"}\n', "is JSON"),
+    ("noname", '{\n  "text_id": 5,\n', "is JSON"),
+    ("noname", '{"text_id": 5,\n "text": "一"}', "is JSON"),
+    ("a.txt", '[{"text_id": 1, "text": "' + "长" * 100_000 + '"}]', "is JSON"),
+    ("a.csv", "一\n二\n", "is a table"),
+    ("noname", _CSV, "is a table"),
+    ("a.txt", _CSV, "is a table"),
+    ("a.txt", _CSV.replace(",", "\t"), "is a table"),
+    ("a.txt", '\ufeff"ID";"Caption"\n1;"一"\n', "is a table"),
+    ("a.txt", _NUMBERED, "is a table"),
+    ("a.txt", "image_id,path\n1,a.jpg\n", "is a table"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "told"), _NO_LINES)
+def test_what_is_no_file_of_lines_is_not_taken_for_one(tmp_path: Path, name: str, content: str, told: str) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    for take, lines in ((text_source, "lines"), (image_source, "list")):
+        if take is image_source and name == "noname" and "\t" in content:
+            continue  # a MUGE TSV
+        with pytest.raises(BadFile, match=f"{name}: {told}.*; give .*, or --format {lines} if its lines are meant"):
+            take(path)
+        assert take(path, format=lines).fingerprint["format"] == lines  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.tsv", "a.tsv.gz", "noname"])
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (gzip.compress(b"1\tAAAA\n" * 1000), "is gzip; unpack it first"),
+        (b"PK\x03\x04\t\0", "is a zip archive or an Excel sheet"),
+        ("一\n二\n".encode("utf-16"), "is UTF-16; convert it to UTF-8"),
+    ],
+)
+def test_what_is_packed_is_told(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    for take in (text_source, image_source):
+        with pytest.raises(BadFile, match=told):
+            take(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [_ARRAY, _INDENTED])
+def test_a_jsonl_that_is_no_object_a_line_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.jsonl").write_text(content, encoding="utf-8")
+    with pytest.raises(BadFile, match=r"a\.jsonl: is JSON, but not an object a line; convert it \(jq"):
+        text_source(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[微笑] 今天真好\n[大哭]\n",
+        "[1] 一只猫\n",
+        "一只猫, 一只狗\n一只鸟, 一匹马\n一条鱼, 一头牛\n",
+        "a cat, a dog\nmice\n",
+        "1, 2, 3\n木头人\n",
+        "text\n一\n",
+        "标题\t内容\n一\n二\t三\n",
+        "",
+        "{开心}\n",
+        "2024 5,000 米\n3 千\n",
+    ],
+)
+def test_texts_that_only_look_a_little_like_it_are_taken(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.txt").write_text(content, encoding="utf-8")
+    assert text_source(tmp_path / "a.txt").fingerprint["format"] == "lines"
+
+
+def test_what_can_be_read_only_once_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for take in (text_source, image_source):
+        with pytest.raises(BadFile, match="is no file, and cannot be read again"):
+            take(tmp_path / "pipe.jsonl")
+        with pytest.raises(BadFile, match="-: standard input cannot be read again to go on; write it to a file first"):
+            take("-")
+
+
+def test_parquet_in_folders_below(tmp_path: Path) -> None:
+    for name in ("day=1/a.parquet", "day=2/b.parquet", ".trash/c.parquet", "day=1/._a.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"text_id": [1], "text": [name], "image": [b"x"]}), tmp_path / name)
+    assert [item.value for item in text_source(tmp_path).items()] == ["day=1/a.parquet", "day=2/b.parquet"]
+    assert [item.value for item in image_source(tmp_path).items()] == [b"x", b"x"]
+    (tmp_path / "day=0").mkdir()
+    (tmp_path / "day=0" / "a.jpg").touch()
+    assert image_source(tmp_path).fingerprint["format"] == "folder"
 
 
 def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
