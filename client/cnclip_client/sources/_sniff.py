@@ -17,10 +17,8 @@ _SNIFFED_LINES = 100
 _BOM = b"\xef\xbb\xbf"
 _ARRAY = re.compile(rb"\[\s*(?:[\[{\"]|$)")
 # Columns by which tables of images and texts name themselves; a header has no other.
-_HEADER = frozenset(
-    ("id", "ids", "text_id", "text", "texts", "image_id", "image", "images", "image_ids", "caption", "captions")
-    + ("query", "title", "label", "path", "file", "file_name", "filename", "filepath", "url", "key", "name", "split")
-)
+_HEADER = frozenset(["id", "ids", "text_id", "text", "texts", "image_id", "image", "images", "image_ids", "caption"])
+_HEADER |= {"captions", "query", "title", "label", "path", "file", "file_name", "filename", "filepath", "url", "key"}
 _MAGICS = {
     b"\x1f\x8b": "gzip; unpack it first (gunzip)",
     b"BZh": "bzip2; unpack it first",
