@@ -250,6 +250,25 @@ def test_an_error_of_the_source_comes_through(triton: Any) -> None:
         list(client.iter_texts(source()))
 
 
+@pytest.mark.parametrize("count", [0, 1, 8, 100])
+def test_all_that_a_source_gave_before_it_failed_comes_out_first(triton: Any, fake: Any, count: int) -> None:
+    def source() -> Iterator[str]:
+        yield from (str(row) for row in range(count))
+        raise LookupError("the database went away")
+
+    given: list[int] = []
+    with Client(triton.url, model="vit-b-16") as client, pytest.raises(LookupError, match="database"):
+        for block in client.iter_texts(source(), batch_size=8):
+            np.testing.assert_array_equal(block.features[0], _normalised(fake, str(block.start)))
+            given.extend(block.indices.tolist())
+    assert given == list(range(count))
+
+
+def _normalised(fake: Any, text: str) -> np.ndarray:
+    feature = fake.features_of(text.encode())
+    return np.asarray(feature / np.linalg.norm(feature[None], axis=1)[0])
+
+
 def test_threads_share_a_client(triton: Any, fake: Any) -> None:
     found: dict[int, np.ndarray] = {}
     with Client(triton.url, model="vit-b-16") as client:

@@ -97,16 +97,21 @@ class Pipeline:
 
         Raises:
             CnclipError: The first batch, in order, that could not be had; those before it have been yielded.
+            Exception: What the source raises, once all that it gave before has been yielded.
         """
         held: Batch | None = None
         ended = False
+        failure: Exception | None = None
         try:
             while True:
                 self._take_answers(wait=False)
                 self._send_due()
                 head_done = bool(self._window) and self._window[0].outcome is not None
                 if not ended and held is None and self._has_place():
-                    held = next(source, None)
+                    try:
+                        held = next(source, None)
+                    except Exception as error:
+                        failure = error
                     ended = held is None
                 if held is not None and not self._resend and self._has_room(held):
                     self._window.append(held)
@@ -117,6 +122,8 @@ class Pipeline:
                     if not head_done:
                         continue
                 if not self._window:
+                    if failure is not None:
+                        raise failure
                     if ended:
                         return
                 elif (outcome := self._window[0].outcome) is None:
