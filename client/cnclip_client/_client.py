@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnclip_client._blocks import Block, join, put_back
-from cnclip_client._connection.endpoints import Endpoints, Urls
+from cnclip_client._connection.endpoint import Urls
+from cnclip_client._connection.endpoints import Endpoints
 from cnclip_client._connection.towers import Towers
 from cnclip_client._credentials import Credentials
 from cnclip_client._exceptions import BadInput

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnclip_client._connection.endpoints import Endpoint
+from cnclip_client._connection.endpoint import Endpoint
 from cnclip_client._flow.items import Unsendable
 
 __all__ = ["Batch", "batches"]
@@ -32,6 +32,8 @@ class Batch:
         failed_at: `time.monotonic()` of the first of these failures.
         call: The handle of the request under way.
         endpoint: The server that it was sent to last.
+        refused_by: Servers that failed it for good, through no fault of its items.
+        refusal: What the first of them said.
     """
 
     start: int
@@ -45,6 +47,8 @@ class Batch:
     failed_at: float = 0.0
     call: Any = None
     endpoint: Endpoint | None = None
+    refused_by: set[Endpoint] = field(default_factory=set)
+    refusal: Exception | None = None
 
     def take_out(self, rows: dict[int, str]) -> None:
         """Moves rows of `payloads` to `failures`."""

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnclip_client._blocks import Block
+from cnclip_client._connection.endpoint import Endpoint
 from cnclip_client._connection.endpoints import PASSING, Endpoints
 from cnclip_client._connection.mapping import is_queue_full, is_transient, status_of
 from cnclip_client._connection.wire import bad_rows, features_output
@@ -44,6 +45,11 @@ _log = logging.getLogger(__name__)
 _WINDOWS = 2
 # How often a long run asks whether the model is still the same, so as not to find out at its end.
 _VERIFY_S = 10.0
+# How long a server that is away is waited for, where what is to be done is better done there or can only be done there:
+# a part of `Retry.deadline_s`, so that who is patient waits for a restart, and who is not is soon served by another.
+_GRACE = 1 / 20
+# How often it is looked whether a server is free, where nothing tells.
+_POLL_S = 0.02
 # How old that may be for a run of a single request, as an online service makes many of: it would double their calls.
 _SINGLE_VERIFY_S = 1.0
 
@@ -148,9 +154,13 @@ class Pipeline:
         if not batch.payloads:
             batch.outcome = np.empty((0, self._embedding_size), np.float32)
             return
-        endpoint = self._endpoints.pick(avoid=batch.endpoint)
+        endpoint = self._endpoints.pick(avoid=batch.endpoint, never=batch.refused_by)
         if endpoint is None:
-            self._resend_at(time.monotonic(), batch)
+            now = time.monotonic()
+            if batch.refusal is not None and now - batch.failed_at > _GRACE * self._retry.deadline_s:
+                self._end(batch, batch.refusal)
+            else:
+                self._resend_at(now + _POLL_S if self._endpoints.inside() else now, batch)
             return
         batch.endpoint = endpoint
         try:
@@ -190,7 +200,7 @@ class Pipeline:
             if isinstance(error, PASSING) and self._may_retry(batch):
                 self._resend_at(time.monotonic() + self._retry.delay_s(batch.attempts), batch)
             else:
-                self._end(batch, error)
+                self._end(batch, batch.refusal or error)
             return False
         return True
 
@@ -251,13 +261,15 @@ class Pipeline:
         try:
             batch.outcome = features_output(result, self._tensors[1], len(batch.payloads), self._embedding_size)
         except ValueError as problem:
-            batch.outcome = ServerError(
+            outcome = ServerError(
                 f"{self._model}: its answer is not what its config promises: {problem}; build it anew",
                 model=self._model,
                 status="OK",
                 detail=str(problem),
             )
-            batch.outcome.__cause__ = problem
+            outcome.__cause__ = problem
+            self._endpoints.leave_out(_endpoint_of(batch), outcome)
+            self._send_elsewhere(batch, outcome)
 
     def _refused(self, batch: Batch, error: Any) -> None:
         if status_of(error) == "INVALID_ARGUMENT":
@@ -267,9 +279,7 @@ class Pipeline:
                 batch.take_out(rows)
                 self._resend_at(time.monotonic(), batch)
                 return
-        endpoint = batch.endpoint
-        if endpoint is None:
-            raise AssertionError("an answer to what was never sent")
+        endpoint = _endpoint_of(batch)
         try:
             outcome = endpoint.transport.map(error, self._model)
         except RuntimeError as closed:
@@ -281,19 +291,32 @@ class Pipeline:
             self._endpoints.busy(endpoint)
         else:
             self._endpoints.leave_out(endpoint, outcome)
-        elsewhere = self._endpoints.has_other(endpoint)
+        elsewhere = self._endpoints.has_other({endpoint})
         if full and not elsewhere:
             self._concurrency.overloaded()
         else:
             self._concurrency.disturbed()
-        # What was late at one server may be in time at another; at the same one it would only add to the load.
-        again = is_transient(error) or (elsewhere and status_of(error) == "DEADLINE_EXCEEDED")
-        if again and self._may_retry(batch):
+        if not is_transient(error):
+            self._send_elsewhere(batch, outcome)
+        elif self._may_retry(batch):
             delay_s = 0.0 if elsewhere else self._retry.delay_s(batch.attempts)
             _log.info("request of %d rows failed (%s); again in %.1f s", len(batch.payloads), error, delay_s)
             self._resend_at(time.monotonic() + delay_s, batch)
-            return
-        self._end(batch, outcome)
+        else:
+            self._end(batch, outcome)
+
+    def _send_elsewhere(self, batch: Batch, outcome: Exception) -> None:
+        """Has another server try what one failed for good, each of them once.
+
+        A GPU without memory is one server's trouble. What was late at one may be in time at another, while at the same
+        one it would only add to the load.
+        """
+        batch.refused_by.add(_endpoint_of(batch))
+        batch.refusal = batch.refusal or outcome
+        if self._endpoints.is_any_left(batch.refused_by) and self._may_retry(batch):
+            self._resend_at(time.monotonic(), batch)
+        else:
+            self._end(batch, batch.refusal)
 
     def _end(self, batch: Batch, outcome: Exception) -> None:
         batch.outcome = outcome
@@ -309,6 +332,12 @@ class Pipeline:
 
     def _resend_at(self, moment: float, batch: Batch) -> None:
         heapq.heappush(self._resend, (moment, next(self._ticket), batch))
+
+
+def _endpoint_of(batch: Batch) -> Endpoint:
+    if batch.endpoint is None:
+        raise AssertionError("an answer to what was never sent")
+    return batch.endpoint
 
 
 def _block(batch: Batch, features: NDArray[np.float32]) -> Block:
