@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -38,7 +39,8 @@ class Endpoint:
         proofs: Requests that it has answered since it last failed.
         out: Whether it is left out.
         on_trial: Whether it was taken back and has not answered a request yet.
-        kept: How many runs keep it for what must be alone at a server; others send nothing there meanwhile.
+        alone: Whether what it has under way is to stay the only request there.
+        kept_until: `time.monotonic()` up to which it is kept for such requests.
         busy_until: `time.monotonic()` up to which others come first, since its queue was full.
         probe_at: That of the next question whether it is back.
         probing: Whether that is being asked.
@@ -53,10 +55,15 @@ class Endpoint:
     proofs: int = 0
     out: bool = False
     on_trial: bool = False
-    kept: int = 0
+    alone: bool = False
+    kept_until: float = 0.0
     busy_until: float = 0.0
     probe_at: float = 0.0
     probing: bool = False
     probes: int = 0
     marks: int = 0
     problem: Exception | None = None
+
+    def is_kept(self) -> bool:
+        """Tells whether it takes no ordinary requests for now."""
+        return self.alone or self.kept_until > time.monotonic()

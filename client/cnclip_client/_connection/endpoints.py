@@ -24,6 +24,9 @@ from cnclip_client._settings import Retry, Timeout
 __all__ = ["PASSING", "Endpoints"]
 
 _log = logging.getLogger(__name__)
+
+# How long a server is kept for what must be alone there, unless that is asked for again.
+_KEEP_S = 1.0
 _T = TypeVar("_T")
 
 PASSING = (TransportError, ModelNotFound, ModelNotReady)
@@ -70,7 +73,7 @@ class Endpoints:
     def has_other(self, than: Collection[Endpoint]) -> bool:
         """Tells whether another one than these takes requests now."""
         now = time.monotonic()
-        others = (endpoint for endpoint in self.inside() if endpoint not in than and not endpoint.kept)
+        others = (endpoint for endpoint in self.inside() if endpoint not in than and not endpoint.is_kept())
         return any(endpoint.busy_until <= now for endpoint in others)
 
     def is_any_left(self, of: Collection[Endpoint]) -> bool:
@@ -80,7 +83,7 @@ class Endpoints:
     def are_kept(self) -> bool:
         """Tells whether those that are not left out are all kept for what must be alone there."""
         inside = self.inside()
-        return bool(inside) and all(endpoint.kept for endpoint in inside)
+        return bool(inside) and all(endpoint.is_kept() for endpoint in inside)
 
     def ask(self, question: Callable[[Transport], _T]) -> _T:
         """Puts a question to one after the other until one answers; if none does, again as `Retry` says.
@@ -140,7 +143,7 @@ class Endpoints:
         now = time.monotonic()
         with self._changed:
             self._probe_due()
-            inside = [endpoint for endpoint in self.inside() if not endpoint.kept and endpoint not in never]
+            inside = [endpoint for endpoint in self.inside() if not endpoint.is_kept() and endpoint not in never]
             ready = [endpoint for endpoint in inside if not (endpoint.on_trial and endpoint.under_way)]
             if not inside:
                 return None
@@ -152,17 +155,16 @@ class Endpoints:
             return chosen
 
     def keep(self, endpoint: Endpoint) -> None:
-        """Lets nothing more be sent to one, until `let_go`, but what asks for it with `take_alone`."""
-        with self._changed:
-            endpoint.kept += 1
+        """Lets nothing be sent to one for a while but what asks for it with `take_alone`."""
+        # No longer, since the run that wants it may be left at any moment.
+        endpoint.kept_until = time.monotonic() + _KEEP_S
 
     def let_go(self, endpoint: Endpoint) -> None:
-        """Ends one `keep`."""
-        with self._changed:
-            endpoint.kept -= 1
+        """Ends that while. Another run that keeps it as well says so again in a moment."""
+        endpoint.kept_until = 0.0
 
     def take_alone(self, among: Collection[Endpoint]) -> Endpoint | None:
-        """Returns one of these that has nothing to do, with one request under way, or None if there is none.
+        """Returns one of these that has nothing to do, or None; its one request is under way, and stays the only one.
 
         Raises:
             ModelChanged: One that was left out serves another model now.
@@ -173,13 +175,14 @@ class Endpoints:
             free = (endpoint for endpoint in self.inside() if endpoint in among and not endpoint.under_way)
             chosen = next(free, None)
             if chosen is not None:
-                chosen.under_way += 1
+                chosen.under_way, chosen.alone = 1, True
             return chosen
 
     def ended(self, endpoint: Endpoint, *, answered: bool) -> None:
         """Takes note of the end of a request that `pick` or `take_alone` gave."""
         with self._changed:
             endpoint.under_way -= 1
+            endpoint.alone = False
             if answered and not endpoint.out:
                 endpoint.failures, endpoint.on_trial = 0, False
                 endpoint.proofs += 1
