@@ -18,6 +18,7 @@ from cnclip_builder.cli.options import (
     ArtefactsOption,
     CheckpointOption,
     DownloadRootOption,
+    FastOption,
     HubOption,
     ImageProfileOption,
     LeastInt8SpeedUpOption,
@@ -94,6 +95,7 @@ def repository(
     text_profile: TextProfileOption = None,
     workspace_mib: WorkspaceOption = None,
     optimization_level: OptimizationLevelOption = None,
+    fast: FastOption = False,
     cuda_graphs: Annotated[
         Optional[bool],  # noqa: UP045
         typer.Option(help="Record and replay the launches of image plans. Default: no.", show_default=False),
@@ -271,6 +273,7 @@ def repository(
                 workspace_mib,
                 optimization_level,
                 serving.tf32,
+                fast,
             ),
             plan_folders=tuple(plans or ()),
             least_int8_speed_up=least_int8_speed_up,

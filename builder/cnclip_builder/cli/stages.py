@@ -17,6 +17,7 @@ from cnclip_builder.cli.options import (
     ArtefactsOption,
     CheckpointOption,
     DownloadRootOption,
+    FastOption,
     HubOption,
     ImageProfileOption,
     LeastInt8SpeedUpOption,
@@ -139,6 +140,7 @@ def tensorrt(
     text_profile: TextProfileOption = None,
     workspace_mib: WorkspaceOption = None,
     optimization_level: OptimizationLevelOption = None,
+    fast: FastOption = False,
     tf32: Tf32Option = None,
     artefacts: ArtefactsOption = DEFAULT_ARTEFACTS,
     name: NameOption = None,
@@ -164,6 +166,7 @@ def tensorrt(
         workspace_mib,
         optimization_level,
         bool(tf32),
+        fast,
     )
     if bundle is None:
         require_tensorrt(chosen, checkpoint)

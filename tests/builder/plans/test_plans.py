@@ -23,6 +23,7 @@ from cnclip_builder.plans.here import PlanSettings, find_plans, write_jobs_of
 from cnclip_builder.plans.make import make_plan, require_usable, timing_cache_name
 from cnclip_builder.plans.profiles import Profile
 from cnclip_builder.plans.record import Device, PlanJob, read_jobs, read_record, sidecar_of, write_jobs
+from cnclip_builder.plans.requirements import require_machine
 from cnclip_builder.tensors import TOWERS, Tower
 
 from tests.builder.plans.tensorrt_stand_in import A10, H100, Spoil, StandIn
@@ -298,13 +299,16 @@ def test_the_script_of_a_bundle(
 ) -> None:
     monkeypatch.setattr(script, "load_tensorrt", StandIn)
     monkeypatch.setattr(script, "current_device", lambda: H100)
-    monkeypatch.setattr(script, "require_cuda_runtime", lambda: None)
-    script.main(["--sources", str(sources), "--output", str(tmp_path)])
+    monkeypatch.setattr(script, "require_machine", lambda *_: {"libcublasLt.so.11": "11.11.3"})
+    script.main(["--sources", str(sources), "--output", str(tmp_path), "--fast"])
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         str(tmp_path / job.plan) for job in jobs.values()
     ]
-    assert find_plans(jobs, [tmp_path])["text"][0].record.device == H100
+    record = find_plans(jobs, [tmp_path])["text"][0].record
+    assert (record.device, record.options) == (H100, BuildOptions(fast=True))
+    assert record.libraries == {"libcublasLt.so.11": "11.11.3"}
     monkeypatch.setattr(script, "current_device", lambda: None)
+    monkeypatch.setattr(script, "require_machine", require_machine)
     with pytest.raises(SystemExit) as exit_:
         script.main(["--sources", str(sources), "--output", str(tmp_path)])
     assert exit_.value.code == 1

@@ -270,11 +270,11 @@ def test_settings_that_do_not_fit_are_refused_before_the_export(
 def test_a_machine_without_gpu_or_tensorrt_is_told_the_way_round(
     tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cnclip_builder.plans.here.has_gpu", lambda: False)
+    monkeypatch.setattr("cnclip_builder.plans.here.missing_gpu", lambda: "nvidia-smi lists none")
     with pytest.raises(MissingRequirementError) as caught:
         build_repository(request(tiny_vit, tiny_artefacts, tmp_path))
     message = str(caught.value)
-    assert "lacks an NVIDIA GPU with its driver" in message
+    assert "lacks an NVIDIA GPU with its driver (nvidia-smi lists none)" in message
     for command in (
         f"cnclip-build tensorrt --arch {tiny_vit.option} --checkpoint random:0 --bundle plans",
         "python3 /plans/build_plans.pyz",
