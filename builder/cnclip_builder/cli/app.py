@@ -16,6 +16,7 @@ from cnclip_builder.cli.stages import archs, checkpoint, onnx, tensorrt
 from cnclip_builder.cli.verify import verify
 from cnclip_builder.errors import BuildError
 from cnclip_builder.system.isolation import configure_logging
+from cnclip_builder.system.secrets import without_secrets
 
 app = typer.Typer(
     name="cnclip-build",
@@ -56,7 +57,7 @@ def main() -> None:
             logging.getLogger(__name__).exception("the build failed")
         missing = isinstance(error, ModuleNotFoundError)
         fix = ": pip install 'cn-clip-triton[builder]' installs all that a build needs" if missing else ""
-        typer.echo(f"error: {error}{fix}", err=True)
+        typer.echo(without_secrets(f"error: {error}{fix}"), err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("interrupted; what was there before is untouched", err=True)
