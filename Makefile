@@ -62,8 +62,9 @@ verify: $(VENV)/installed  ## Compare a running server with PyTorch: make verify
 publish: $(VENV)/installed  ## Upload the repository to where servers read it: make publish DESTINATION=s3://bucket/models
 	$(BIN)/cnclip-build publish "$(DESTINATION)" --repository "$(REPOSITORY)" $(call option,--name,NAME) $(FLAGS)
 
+# Several files at a time, the tests of each in one process: many share a server. FLAGS="-n 0" for one at a time.
 test: $(VENV)/installed  ## Run the tests, those on a real tritonserver included.
-	$(BIN)/python -m pytest $(FLAGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(FLAGS)
 
 test-slow: $(VENV)/installed  ## Run the tests that take minutes.
 	$(BIN)/python -m pytest -m slow $(FLAGS)
@@ -95,11 +96,16 @@ check: $(VENV)/installed  ## Lint, format, types and import rules.
 clean:  ## Delete what was built; the virtual environment stays.
 	rm -rf build
 
+# Which ONNX Runtime: both packages own the same folder, so the other one goes first.
+RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null | grep 'GPU 0'),gpu,cpu)
+OTHER_RUNTIME := $(if $(filter gpu,$(RUNTIME)),onnxruntime,onnxruntime-gpu)
+
 # cn_clip brings torch: several GB, minutes. nvidia-pytriton is wanted for its tritonserver binary alone; what that
 # needs of its Python dependencies is in the extra `server`.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --progress-bar on --editable '.[builder,tensorrt,server,parquet,lmdb,search,report,bench,ray,spark]' --group dev
+	$(BIN)/python -m pip uninstall --quiet --yes $(OTHER_RUNTIME)
+	$(BIN)/python -m pip install --progress-bar on --editable '.[$(RUNTIME),builder,tensorrt,server,parquet,lmdb,search,report,bench,ray,spark]' --group dev
 	$(BIN)/python -m pip install --quiet --no-deps 'nvidia-pytriton==0.7.0'
 	touch $@

@@ -56,7 +56,8 @@ def main() -> None:
         if verbose:
             logging.getLogger(__name__).exception("the build failed")
         missing = isinstance(error, ModuleNotFoundError)
-        fix = ": pip install 'cn-clip-triton[builder]' installs all that a build needs" if missing else ""
+        install = ": pip install 'cn-clip-triton[builder,cpu]', or [builder,gpu] for a GPU, installs what a build needs"
+        fix = install if missing else ""
         typer.echo(without_secrets(f"error: {error}{fix}"), err=True)
         sys.exit(1)
     except KeyboardInterrupt:

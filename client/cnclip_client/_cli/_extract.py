@@ -24,7 +24,7 @@ from cnclip_client import (
 from cnclip_client._cli._connection import Server, asks_server
 from cnclip_client._cli._progress import progress
 from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, reporting, usage
-from cnclip_client.extraction import Engine, ExtractOptions, Summary
+from cnclip_client.extraction import Engine, ExtractOptions, RepeatedIds, Summary
 from cnclip_client.extraction import extract as extract_features
 from cnclip_client.sinks import Dtype
 from cnclip_client.sources import ImageFormat, Source, TextFormat, image_source, text_source
@@ -56,7 +56,14 @@ Normalize = Annotated[
 MaxErrors = Annotated[
     int | None, typer.Option(min=0, metavar="N", help="Stop, with status 4, once more than N items have failed.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew, whatever there is of OUTPUT.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace what there is of OUTPUT, once the new one is whole."),
+]
+RepeatedIdsOption = Annotated[
+    RepeatedIds,
+    typer.Option("--repeated-ids", help="Write features of ids that came before, keep each one's first, or stop."),
+]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Items a request; 8 images or 32 texts unless told.")]
 WaitForServer = Annotated[
     float, typer.Option(min=0.001, metavar="SECONDS", help="How long to wait for a server that goes away.")
@@ -90,6 +97,7 @@ def _extract_images(
     normalize: Normalize = True,
     max_errors: MaxErrors = None,
     overwrite: Overwrite = False,
+    repeated_ids: RepeatedIdsOption = "keep",
     batch_size: BatchSize = None,
     wait_for_server: WaitForServer = 600.0,
     engine: EngineOption = "local",
@@ -105,7 +113,12 @@ def _extract_images(
     """
     with reporting(verbose):
         options = ExtractOptions(
-            normalize=normalize, dtype=dtype, max_errors=max_errors, overwrite=overwrite, batch_size=batch_size
+            normalize=normalize,
+            dtype=dtype,
+            max_errors=max_errors,
+            overwrite=overwrite,
+            batch_size=batch_size,
+            repeated_ids=repeated_ids,
         )
         with usage():
             opened = image_source(source, format=format, id_column=id_column, column=column)
@@ -129,6 +142,7 @@ def _extract_texts(
     normalize: Normalize = True,
     max_errors: MaxErrors = None,
     overwrite: Overwrite = False,
+    repeated_ids: RepeatedIdsOption = "keep",
     batch_size: BatchSize = None,
     wait_for_server: WaitForServer = 600.0,
     engine: EngineOption = "local",
@@ -144,7 +158,12 @@ def _extract_texts(
     """
     with reporting(verbose):
         options = ExtractOptions(
-            normalize=normalize, dtype=dtype, max_errors=max_errors, overwrite=overwrite, batch_size=batch_size
+            normalize=normalize,
+            dtype=dtype,
+            max_errors=max_errors,
+            overwrite=overwrite,
+            batch_size=batch_size,
+            repeated_ids=repeated_ids,
         )
         with usage():
             opened = text_source(source, format=format, id_column=id_column, column=column)
@@ -168,6 +187,13 @@ def _extract(
         complain(f"{output} was finished before: {_words(summary)}; nothing to do")
     else:
         complain(_words(summary))
+    if summary.repeated:
+        became = (
+            "each one's first feature was kept"
+            if options.repeated_ids == "first"
+            else "search wants each once, which --repeated-ids first gives"
+        )
+        complain(f"{summary.repeated:,} ids came again; {became}")
     if summary.failures:
         raise typer.Exit(SOME_FAILED)
 

@@ -117,7 +117,11 @@ def _features(
         if target is not None:
             none = client.encode_images([]) if kind == "image" else client.encode_texts([])
             with replacing(target) as out:
-                np.save(out, np.concatenate([none, *kept]))
+                features = np.concatenate([none, *kept])
+                # Not np.save, which wants to seek: a pipe can't.
+                known = np.lib.format.header_data_from_array_1_0(features)  # type: ignore[no-untyped-call]
+                np.lib.format.write_array_header_1_0(out, known)  # type: ignore[no-untyped-call]
+                out.write(features.data)
     if failures:
         raise typer.Exit(SOME_FAILED)
 

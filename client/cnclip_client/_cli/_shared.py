@@ -17,6 +17,7 @@ import typer
 
 from cnclip_client import BadFile, CnclipError, JobRefused, MissingExtra, TooManyFailures
 from cnclip_client._replacing import replacing
+from cnclip_client.sources._sniff import first_bytes, require_lines
 
 __all__ = ["SOME_FAILED", "AsJson", "Verbose", "complain", "items_given", "reporting", "usage", "write", "writing"]
 
@@ -78,8 +79,11 @@ def items_given(given: list[str] | None, file: str | None) -> Iterable[str]:
         if sys.stdin.isatty():
             complain("reading lines from the terminal; end with Ctrl-D")
         return _read_lines(sys.stdin.buffer)
+    path = Path(str(file))
     try:
-        return _read_lines(Path(str(file)).open("rb"))
+        if path.is_file():  # a pipe is read only once
+            require_lines(path, first_bytes(path), "an item", "a file of lines", "pipe it into --file -")
+        return _read_lines(path.open("rb"))
     except OSError as error:
         raise typer.BadParameter(f"--file {file}: {error.strerror}") from error
 

@@ -31,6 +31,9 @@ class JsonlSink:
     def refusal(self, one: Id) -> str:
         return ""
 
+    def id_bytes(self, one: Id) -> bytes:
+        return id_line(one)
+
     def encode(self, ids: Sequence[Id], features: NDArray[np.floating[Any]]) -> Mapping[str, bytes]:
         line = self._line
         rows = zip(ids, features.tolist(), strict=True)

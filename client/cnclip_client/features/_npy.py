@@ -37,6 +37,9 @@ class NpySink:
     def refusal(self, one: Id) -> str:
         return ""
 
+    def id_bytes(self, one: Id) -> bytes:
+        return id_line(one)
+
     def encode(self, ids: Sequence[Id], features: NDArray[np.floating[Any]]) -> Mapping[str, bytes]:
         lines = b"".join([id_line(one) + b"\n" for one in ids])
         return {"features": features.astype(self._descr, copy=False).tobytes(), "ids": lines}

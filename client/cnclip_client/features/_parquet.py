@@ -50,6 +50,9 @@ class ParquetSink:
                 return "its id is not UTF-8, which parquet cannot hold; .jsonl can"
         return ""
 
+    def id_bytes(self, one: Id) -> bytes:
+        return str(one).encode()  # if some are strings, 7 and "7" are one
+
     def encode(self, ids: Sequence[Id], features: NDArray[np.floating[Any]]) -> Mapping[str, bytes]:
         lines = b"".join([id_line(one) + b"\n" for one in ids])
         return {"features": features.astype(little_endian(self._dtype), copy=False).tobytes(), "ids": lines}

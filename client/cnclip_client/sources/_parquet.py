@@ -26,8 +26,14 @@ _BUFFER_BYTES = 1024 * 1024
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """Returns a folder's parquet files and those of the folders in it, by path; or the file itself."""
-    return sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    """Returns a folder's parquet files and those of the folders in it, by path, hidden ones left out; or the file."""
+    if not path.is_dir():
+        return [path]
+    return sorted(
+        file
+        for file in path.rglob("*.parquet")
+        if not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,25 @@ def test_texts_as_arguments_and_as_lines(triton: Any, fake: Any, tmp_path: Path)
         np.testing.assert_array_equal(features, normalised(fake, *(text.encode() for text in texts)))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.json", '[\n{"text": "一"}\n]', "is JSON"),
+        ("a.csv", "一\n", "is a table"),
+        ("a.txt", "id,text\n1,x\n", "is a table"),
+    ],
+)
+def test_a_file_that_is_not_an_item_a_line_is_refused(
+    triton: Any, tmp_path: Path, name: str, content: str, told: str
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    done = cnclip("features", "texts", "--url", triton.url, "--file", tmp_path / name)
+    assert done.returncode == 2
+    assert f"{name}: {told}" in done.stderr.decode()
+    assert "or pipe it into --file - if its lines are meant" in done.stderr.decode()
+    assert not triton.requests
+
+
 def test_an_npy_file(triton: Any, fake: Any, tmp_path: Path) -> None:
     output = tmp_path / "out.npy"
     done = cnclip("features", "texts", "a", "BAD:torn", "b", "--output", str(output), "--url", triton.url)
