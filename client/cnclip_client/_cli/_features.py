@@ -20,6 +20,7 @@ from cnclip_client._cli._progress import progress
 from cnclip_client._cli._shared import (
     SOME_FAILED,
     Verbose,
+    as_typed,
     complain,
     items_given,
     reporting,
@@ -85,7 +86,7 @@ def _features_texts(
     Example: cnclip features texts 皮卡丘 杰尼龟
     """
     with reporting(verbose):
-        _features("text", items_given(texts, file), server, output, normalize, preprocess)
+        _features("text", items_given(as_typed(texts or ()), file), server, output, normalize, preprocess)
 
 
 def _features(
