@@ -333,7 +333,7 @@ from cnclip_client.extraction import ExtractOptions, extract
 from cnclip_client.sources import text_source
 import pyarrow.parquet
 
-url, source, folder, name = json.loads(sys.argv[1])
+url, source, folder, name, overwrite = json.loads(sys.argv[1])
 
 def live(output, last):
     pid = os.fork()
@@ -353,7 +353,7 @@ def live(output, last):
     status = 1
     try:
         with Client(url, model="vit-b-16") as client:
-            extract(client, text_source(source), output, ExtractOptions(checkpoint_s=1000.0))
+            extract(client, text_source(source), output, ExtractOptions(checkpoint_s=1000.0, overwrite=overwrite))
         status = 0
     finally:
         os._exit(status)
@@ -362,7 +362,12 @@ step = 0
 while True:
     output = Path(folder) / str(step) / name
     output.parent.mkdir()
+    if overwrite:
+        assert live(output, 10**9) == 0
+        before = set(output.parent.iterdir())
     code = live(output, step)
+    if overwrite:
+        assert set(output.parent.iterdir()) >= before, step
     if code == 0:
         break
     assert code == signal.SIGKILL, code
@@ -372,12 +377,15 @@ print(step)
 """
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_killed_before_each_step_on_the_disk(tmp_path: Path, triton: Any, format: str) -> None:
-    """Assembling and putting in place are short; here every rename, removal and fsync is somebody's last."""
+@pytest.mark.parametrize(("format", "overwrite"), [*((format, False) for format in FORMATS), ("npy", True)])
+def test_killed_before_each_step_on_the_disk(tmp_path: Path, triton: Any, format: str, overwrite: bool) -> None:
+    """Assembling and putting in place are short; here every rename, removal and fsync is somebody's last.
+
+    A finished job that is overwritten has all its files at any moment.
+    """
     folder = tmp_path / "killed"
     folder.mkdir()
-    given = [triton.url, texts_file(tmp_path, 50), folder, f"out.{format}"]
+    given = [triton.url, texts_file(tmp_path, 50), folder, f"out.{format}", overwrite]
     command = [sys.executable, "-c", _STEP_BY_STEP, json.dumps(given, default=str)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
