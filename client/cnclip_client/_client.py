@@ -10,12 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnclip_client._blocks import Block, join, put_back
-from cnclip_client._connection.endpoints import Endpoints, Urls
+from cnclip_client._connection.endpoint import Urls
+from cnclip_client._connection.endpoints import Endpoints
 from cnclip_client._connection.towers import Towers
 from cnclip_client._credentials import Credentials
 from cnclip_client._exceptions import BadInput
 from cnclip_client._flow.batches import batches
-from cnclip_client._flow.items import ImageItem, image_bytes, require_many, text_bytes
+from cnclip_client._flow.items import (
+    ImageItem,
+    harmless_image,
+    harmless_text,
+    image_bytes,
+    require_many,
+    text_bytes,
+)
 from cnclip_client._flow.pipeline import Pipeline
 from cnclip_client._info import ModelInfo
 from cnclip_client._settings import Limits, Retry, Timeout
@@ -29,6 +37,7 @@ __all__ = ["Client"]
 # Rows a request, where neither the caller nor the server says.
 _BATCH_SIZES: dict[Kind, int] = {"image": 8, "text": 32}
 _PREPARE: dict[Kind, Callable[[object, int], bytes]] = {"image": image_bytes, "text": text_bytes}
+_HARMLESS: dict[Kind, Callable[[], bytes]] = {"image": harmless_image, "text": harmless_text}
 
 
 class Client:
@@ -337,6 +346,7 @@ class Client:
             tensors=(kind.upper(), output if normalize else f"unnorm_{output}"),
             embedding_size=info.embedding_size,
             limits=self._limits,
+            harmless=_HARMLESS[kind],
             verify=lambda max_age_s: self._towers.require_unchanged(kind, max_age_s),
         )
 

@@ -39,6 +39,18 @@ class BadText(ValueError):
     """The bytes are no UTF-8 text; the message says why."""
 
 
+def decoded(text: bytes) -> str:
+    """Reads UTF-8.
+
+    Raises:
+        BadText: the bytes are something else.
+    """
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadText(f"not UTF-8: {error.reason} at byte {error.start}") from error
+
+
 class _CleanTable(dict[int, str]):
     """Drops control characters, turns white space into spaces and sets CJK characters apart; filled on demand."""
 
@@ -112,23 +124,33 @@ class TokenIds:
         Raises:
             BadText: the text holds a lone surrogate, which no UTF-8 text can.
         """
+        return self.encode_and_tell(text)[0]
+
+    def encode_and_tell(self, text: str) -> tuple[list[int], bool]:
+        """Gives a text's token ids, as `encode`, and whether something of it was cut off.
+
+        Raises:
+            BadText: as `encode`.
+        """
         room = self.context_length - 2
         words = (
             self._nfd(text.translate(self._clean).lower())
             .translate(self._split)
             # Every word is a token at least, so that what comes after `room` words is cut in any case.
-            .split(None, room)[:room]
+            .split(None, room)
         )
+        cut = len(words) > room
         ids = [self._cls]
-        for word in words:
+        for word in words[:room]:
             whole = self._ids.get(word)
             if whole is not None and len(word) <= _MAX_CHARACTERS_PER_WORD:
                 ids.append(whole)
             else:
                 ids.extend(self._pieces(word))
+        cut = cut or len(ids) > room + 1
         del ids[room + 1 :]
         ids.append(self._sep)
-        return ids
+        return ids, cut
 
     def encode_utf8(self, text: bytes) -> list[int]:
         """Gives the token ids of a text in UTF-8; see `encode`.
@@ -136,10 +158,7 @@ class TokenIds:
         Raises:
             BadText: the bytes are not UTF-8.
         """
-        try:
-            return self.encode(text.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise BadText(f"not UTF-8: {error.reason} at byte {error.start}") from error
+        return self.encode(decoded(text))
 
     def pad(self, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
         """Pads token ids to the longest of them, in steps of `length_step`, `context_length` at most.

@@ -94,6 +94,27 @@ def test_utf8() -> None:
         TOKEN_IDS.encode_utf8(b"\xed\xa0\x80")  # a surrogate
 
 
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        ("", False),
+        ("我" * 50, False),
+        ("我" * 50 + " \n\0 ", False),  # nothing of it is a token
+        ("我" * 51, True),
+        ("a " * 49 + "游隼", True),
+        ("a " * 48 + "游隼", False),
+        ("a " * 49 + "pikachuraichu", True),  # one word of several tokens, of which some fit
+        ("a " * 49 + "b", False),
+        ("我" * 10_000, True),
+    ],
+)
+def test_what_is_cut_is_told(text: str, cut: bool) -> None:
+    assert TOKEN_IDS.encode_and_tell(text) == (TOKEN_IDS.encode(text), cut)
+    # By cn_clip's own tokeniser: of a text that is not cut, more room gives the same ids.
+    with_room = [token for token in cn_clip_ids(text, 512) if token]
+    assert (len(with_room) > 52) == cut
+
+
 def test_lone_surrogate() -> None:
     with pytest.raises(BadText, match="lone surrogate"):
         TOKEN_IDS.encode("a \ud800 b")

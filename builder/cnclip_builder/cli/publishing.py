@@ -32,6 +32,9 @@ def publish(
         Optional[list[str]],  # noqa: UP045  # Typer reads it at run time, on Python 3.10 too
         typer.Option(help="Publish only models of this name; may be repeated. Default: all.", show_default=False),
     ] = None,
+    changed: Annotated[
+        bool, typer.Option("--changed", help="Publish files, too, that were changed since they were built.")
+    ] = False,
     settle: SettleOption = DEFAULT_SETTLE_S,
     verbose: VerboseOption = False,
 ) -> None:
@@ -41,7 +44,7 @@ def publish(
     """
     from cnclip_builder.repository.publishing import publish_repository
 
-    done = publish_repository(repository, destination, name or (), settle_s=settle)
+    done = publish_repository(repository, destination, name or (), changed=changed, settle_s=settle)
     for version in done.sent:
         typer.echo(f"sent     {version}")
     for version in done.dropped:

@@ -24,7 +24,9 @@ from cnclip_builder.cli.options import (
     NameOption,
     OptimizationLevelOption,
     TextProfileOption,
+    Tf32Option,
     VerboseOption,
+    VocabularyOption,
     WorkspaceOption,
     plan_settings,
 )
@@ -37,6 +39,7 @@ from cnclip_builder.repository.serving import (
     Accelerator,
     Platform,
     Target,
+    check_setting,
     choose_settings,
     parse_per_tower,
 )
@@ -48,6 +51,7 @@ _EACH = "; image=N,text=N for one of each"
 def repository(
     arch: ArchOption,
     checkpoint: CheckpointOption = None,
+    vocabulary: VocabularyOption = None,
     repository: Annotated[
         Path, typer.Option(help="The model repository's folder.", file_okay=False)
     ] = DEFAULT_REPOSITORY,
@@ -98,6 +102,7 @@ def repository(
         Optional[bool],  # noqa: UP045
         typer.Option(help="Copy to and from a GPU by page-locked memory. Default: yes.", show_default=False),
     ] = None,
+    tf32: Tf32Option = None,
     context_length: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
@@ -215,7 +220,7 @@ def repository(
     """
     from cnclip_builder.build import BuildRequest, build_repository
 
-    chosen_arch = get_arch(arch)
+    chosen_arch = get_arch(arch, vocabulary)
     options = {
         "target": target,
         "precision": precision,
@@ -225,6 +230,7 @@ def repository(
         "accelerator": accelerator,
         "cuda_graphs": cuda_graphs,
         "pinned_memory": pinned_memory,
+        "tf32": tf32,
         "max_queue_size": max_queue_size,
         "encoder_instances": encoder_instances,
         "encoder_queue_delay_microseconds": encoder_queue_delay,
@@ -264,6 +270,7 @@ def repository(
                 text_profile,
                 workspace_mib,
                 optimization_level,
+                serving.tf32,
             ),
             plan_folders=tuple(plans or ()),
             least_int8_speed_up=least_int8_speed_up,
@@ -291,18 +298,23 @@ def _read_settings(path: Path | None) -> dict[str, Any]:
     """Reads a file of settings.
 
     Raises:
-        SettingError: it is no JSON object.
+        SettingError: it is no JSON object, or a setting in it is none.
     """
     if path is None:
         return {}
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        settings = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise SettingError(
             f'{path} is no JSON ({error}): write settings by name, {{"encoder_instances": 2}}'
         ) from error
     if not isinstance(settings, dict):
         raise SettingError(f'{path} holds no settings by name: write a JSON object, such as {{"encoder_instances": 2}}')
+    for name, value in settings.items():
+        try:
+            check_setting(name, value)
+        except SettingError as error:
+            raise SettingError(f"{path}: {error}") from error
     return settings
 
 

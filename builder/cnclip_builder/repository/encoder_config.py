@@ -51,7 +51,7 @@ class EncoderConfig:
         parameters: of the backend.
         filenames_by_capability: plans by the compute capability that Triton chooses them by.
         profiles: numbers of the optimisation profiles that an instance may use.
-        accelerator: of the onnxruntime backend, if one is chosen.
+        accelerators: execution providers of the onnxruntime backend whose settings are not its own defaults.
         graph_batches: batch sizes for which CUDA graphs are recorded.
     """
 
@@ -72,7 +72,7 @@ class EncoderConfig:
     parameters: Mapping[str, str]
     filenames_by_capability: Mapping[str, str] = field(default_factory=dict)
     profiles: Sequence[str] = ()
-    accelerator: Accelerator | None = None
+    accelerators: Sequence[Accelerator] = ()
     graph_batches: Sequence[int] = ()
 
 
@@ -81,7 +81,9 @@ def plan_filename(record: PlanRecord) -> str:
     return f"model.sm{record.device.compute_capability.replace('.', '')}.plan"
 
 
-def encoder_config(serving: ServingConfig, arch: Arch, tower: Tower, plans: Sequence[PlanRecord]) -> EncoderConfig:
+def encoder_config(
+    serving: ServingConfig, arch: Arch, tower: Tower, plans: Sequence[PlanRecord], engines: str = ""
+) -> EncoderConfig:
     """Gives the config of an encoder.
 
     Args:
@@ -89,6 +91,7 @@ def encoder_config(serving: ServingConfig, arch: Arch, tower: Tower, plans: Sequ
         arch: its architecture.
         tower: which encoder.
         plans: its plans, one for each kind of GPU; none for ONNX.
+        engines: what the names of engines begin with that ONNX Runtime's TensorRT builds and keeps of it.
     """
     settings, spec, names = serving.encoder(tower), served_input(arch, tower), TENSORS[tower]
     sizes = {LENGTH: serving.context_length}
@@ -111,7 +114,7 @@ def encoder_config(serving: ServingConfig, arch: Arch, tower: Tower, plans: Sequ
         parameters={"intra_op_thread_count": str(settings.threads)} if serving.target == "cpu" else {},
     )
     if serving.platform == "onnxruntime":
-        return replace(plain, accelerator=_accelerator(serving, arch, tower))
+        return replace(plain, accelerators=_accelerators(serving, arch, tower, engines))
     most = settings.max_batch_size
     powers = [2**power for power in range(most.bit_length()) if 2**power <= most]
     return replace(
@@ -123,11 +126,17 @@ def encoder_config(serving: ServingConfig, arch: Arch, tower: Tower, plans: Sequ
     )
 
 
-def _accelerator(serving: ServingConfig, arch: Arch, tower: Tower) -> Accelerator | None:
-    if serving.accelerator == "none":
-        return None
-    if serving.accelerator == "cuda":
-        return Accelerator("cuda", {"use_ep_level_unified_stream": "1"})
+def _accelerators(serving: ServingConfig, arch: Arch, tower: Tower, engines: str) -> tuple[Accelerator, ...]:
+    if serving.target == "cpu":
+        return ()
+    cuda = {"use_ep_level_unified_stream": "1"} if serving.accelerator == "cuda" else {}
+    if serving.precision == "fp32" and not serving.tf32:
+        cuda["use_tf32"] = "0"  # ONNX Runtime's default is 1
+    tensorrt = [_tensorrt(serving, arch, tower, engines)] if serving.accelerator == "tensorrt" else []
+    return (*tensorrt, *([Accelerator("cuda", cuda)] if cuda else []))
+
+
+def _tensorrt(serving: ServingConfig, arch: Arch, tower: Tower, engines: str) -> Accelerator:
     spec = served_input(arch, tower)
     context_length = serving.context_length if tower == "text" else None
     full_batches = default_profiles(serving.encoder(tower).max_batch_size, context_length)[-1]
@@ -138,6 +147,8 @@ def _accelerator(serving: ServingConfig, arch: Arch, tower: Tower) -> Accelerato
             "precision_mode": serving.precision.upper(),
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": ENGINE_CACHE,
+            # All models share that folder, and an engine's name tells nothing of its weights: see `Artefact.identity`.
+            **({"trt_engine_cache_prefix": engines} if engines else {}),
             # Without them an engine is built anew whenever a batch is larger or a text longer than any before.
             **{f"trt_profile_{bound}_shapes": f"{spec.name}:{'x'.join(map(str, shape))}" for bound, shape in bounds},
         },

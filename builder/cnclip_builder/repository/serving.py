@@ -32,7 +32,7 @@ _CHOICES: Mapping[str, tuple[str | bool, ...]] = {
     "precision": get_args(Precision),
     "platform": get_args(Platform),
     "accelerator": get_args(Accelerator),
-    **dict.fromkeys(("cuda_graphs", "pinned_memory", "reduced_decoding"), (False, True)),
+    **dict.fromkeys(("cuda_graphs", "pinned_memory", "tf32", "reduced_decoding"), (False, True)),
 }
 
 # Their defaults follow from it, or they were chosen for what it can do.
@@ -43,6 +43,7 @@ _DEPEND_ON_TARGET = frozenset(
         "platform",
         "accelerator",
         "cuda_graphs",
+        "tf32",
         "max_batch_size",
         "preferred_batch_size",
         "merged_batch_size",
@@ -104,6 +105,8 @@ class ServingConfig:
         cuda_graphs: let the tensorrt backend record the image encoder's launches, at powers of two of the batch, and
             replay them: less time per request at small batches, more GPU memory. Text lengths vary too much for it.
         pinned_memory: copy to and from the GPU by way of page-locked memory.
+        tf32: let a GPU's FP32 products round what they multiply to TF32's 10 bits, as NVIDIA's libraries do unless told
+            not to: several times as fast, and not FP32.
         max_queue_size: requests that may wait for a model; past it Triton answers UNAVAILABLE. 0 for no such bound:
             any queue policy turns off Triton's prefetching of batches, and requests then stall for half a second at
             a time (docs/serving.md has the figures).
@@ -130,6 +133,7 @@ class ServingConfig:
     accelerator: Accelerator = "none"
     cuda_graphs: bool = False
     pinned_memory: bool = True
+    tf32: bool = False
     max_queue_size: int = 0
     encoder_instances: PerTower = 1
     encoder_queue_delay_microseconds: PerTower = 1000
@@ -149,11 +153,7 @@ class ServingConfig:
             SettingError: naming the setting.
         """
         for field in fields(self):
-            for value in _numbers(field.name, getattr(self, field.name)):
-                least = 0 if field.name in _MAY_BE_ZERO else 1
-                if not least <= value <= 2**31 - 1:
-                    raise SettingError(f"{field.name} is {value}: choose at least {least}")
-
+            check_setting(field.name, getattr(self, field.name))
         if self.precision == "int8" and self.target != "cpu":
             raise SettingError("INT8 is for CPUs: choose PRECISION=fp16 on a GPU, or TARGET=cpu")
         if self.platform == "tensorrt" and self.target != "gpu":
@@ -165,6 +165,16 @@ class ServingConfig:
             )
         if self.cuda_graphs and self.platform != "tensorrt":
             raise SettingError("CUDA graphs are the tensorrt backend's: choose PLATFORM=tensorrt, or leave them off")
+        if self.tf32 and (self.target, self.precision) != ("gpu", "fp32"):
+            raise SettingError(
+                "TF32 is how a GPU may compute FP32: choose TARGET=gpu and PRECISION=fp32, or leave --tf32 out"
+            )
+        if self.accelerator == "tensorrt" and self.precision == "fp32" and not self.tf32:
+            # https://github.com/microsoft/onnxruntime/issues/26029
+            raise SettingError(
+                "ONNX Runtime's TensorRT accelerator computes FP32 in TF32 and has no switch for it: choose "
+                "PRECISION=fp16, ACCELERATOR=cuda or PLATFORM=tensorrt; or take TF32 with --tf32"
+            )
 
     def encoder(self, tower: Tower) -> EncoderSettings:
         """What holds for one encoder."""
@@ -222,6 +232,20 @@ PER_TOWER = frozenset(field.name for field in fields(ServingConfig) if "PerTower
 """Those that may differ between the encoders."""
 
 
+def check_setting(name: str, value: Any) -> None:
+    """Checks a setting by itself; what goes together is `ServingConfig`'s business.
+
+    Raises:
+        SettingError: there is none of this name, or the value is out of its range.
+    """
+    if name not in SETTINGS:
+        raise SettingError(f"there is no setting {name!r}: the settings are {', '.join(SETTINGS)}")
+    for number in _numbers(name, value):
+        least = 0 if name in _MAY_BE_ZERO else 1
+        if not least <= number <= 2**31 - 1:
+            raise SettingError(f"{name} is {number}: choose at least {least}")
+
+
 def choose_settings(
     chosen: Mapping[str, Any], kept: Mapping[str, Any], context_length: int
 ) -> tuple[ServingConfig, tuple[str, ...]]:
@@ -240,9 +264,8 @@ def choose_settings(
     Raises:
         SettingError: a name is unknown, or a value out of its range.
     """
-    for name in chosen:
-        if name not in SETTINGS:
-            raise SettingError(f"there is no setting {name!r}: the settings are {', '.join(SETTINGS)}")
+    for name, value in chosen.items():
+        check_setting(name, value)
     before = {name: value for name, value in kept.items() if name in SETTINGS}
     target: Target = chosen.get("target") or (
         "gpu" if chosen.get("platform") == "tensorrt" else before.get("target", default_target())
@@ -251,6 +274,8 @@ def choose_settings(
         before = {name: value for name, value in before.items() if name not in _DEPEND_ON_TARGET}
     if chosen.get("platform", "onnxruntime") != before.get("platform", "onnxruntime") and "platform" in chosen:
         before = {name: value for name, value in before.items() if name not in ("accelerator", "cuda_graphs")}
+    if chosen.get("precision", "fp32") != "fp32":
+        before.pop("tf32", None)  # chosen for FP32
     defaults: dict[str, Any] = {
         "precision": default_precision(target),
         "max_batch_size": default_max_batch_size(target),

@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf import text_format
 
 from cnclip_builder.errors import MissingRequirementError, RepositoryError
-from cnclip_builder.repository.manifest import MANIFEST_NAME, manifest_text, parse_manifest
+from cnclip_builder.repository.manifest import MANIFEST_NAME, Manifest, manifest_text, parse_manifest
 from cnclip_builder.repository.render import parse_config
 
 CONFIG_NAME = "config.pbtxt"
@@ -67,7 +67,7 @@ class RepositoryStore:
             RepositoryError: it does not parse.
         """
         text = self.read(f"{model}/{CONFIG_NAME}")
-        return None if text is None else parse_config(text.decode("utf-8"), f"{self.url}/{model}/{CONFIG_NAME}")
+        return None if text is None else parse_config(text, f"{self.url}/{model}/{CONFIG_NAME}")
 
     def served_versions(self, model: str) -> set[int]:
         """The versions that a model's config names; empty for a model without a config."""
@@ -79,18 +79,18 @@ class RepositoryStore:
         text = text_format.MessageToString(config, as_utf8=True)
         self.write(f"{model}/{CONFIG_NAME}", text.encode())
 
-    def manifest(self) -> dict[str, Any]:
-        """What the manifest holds, by name and version number (as a string); empty if there is none.
+    def manifest(self) -> Manifest:
+        """What the manifest holds; an empty one if there is none.
 
         Raises:
             RepositoryError: it is damaged.
         """
         text = self.read(MANIFEST_NAME)
-        return {} if text is None else parse_manifest(text.decode("utf-8"), f"{self.url}/{MANIFEST_NAME}")
+        return Manifest({}) if text is None else parse_manifest(text, f"{self.url}/{MANIFEST_NAME}")
 
-    def write_manifest(self, models: Mapping[str, Any]) -> None:
-        """Replaces the manifest."""
-        self.write(MANIFEST_NAME, manifest_text(models).encode())
+    def write_manifest(self, models: Mapping[str, Any], files: Mapping[str, str] | None = None) -> None:
+        """Replaces the manifest; without files it vouches for none."""
+        self.write(MANIFEST_NAME, manifest_text(models, files).encode())
 
     def exists(self, path: str) -> bool:
         """Whether a file is there."""

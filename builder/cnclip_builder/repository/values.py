@@ -44,7 +44,9 @@ def template_values(
     encoder = serving.encoder(tower)
     common = {"name": name, "max_batch_size": encoder.max_batch_size, "versions": versions}
     if kind.endswith("-encoder"):
-        return {**common, "encoder": encoder_config(serving, arch, tower, plans)}
+        checkpoint = facts.get("checkpoint_sha256")
+        engines = f"{name}-{checkpoint[:12]}" if checkpoint else ""
+        return {**common, "encoder": encoder_config(serving, arch, tower, plans, engines)}
     if kind == "image-preprocess":
         return {
             **common,

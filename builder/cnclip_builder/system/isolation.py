@@ -16,6 +16,9 @@ from cnclip_builder.errors import MissingRequirementError
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# A fork would inherit this process's memory and threads.
+START_METHOD = "spawn"
+
 
 class StageProcess:
     """A process that calls functions one after another; see `stage_process`."""
@@ -49,7 +52,7 @@ def stage_process() -> Iterator[StageProcess]:
     """Starts a process, and ends it on exit. Its log records are shown as this process's are."""
     with ProcessPoolExecutor(
         max_workers=1,
-        mp_context=multiprocessing.get_context("spawn"),  # a fork would inherit this process's memory and threads
+        mp_context=multiprocessing.get_context(START_METHOD),
         initializer=_prepare,
         initargs=(logging.getLogger().level,),
     ) as executor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cnclip_client._connection.endpoints import Endpoints, Urls
+from cnclip_client._connection.endpoint import Urls
+from cnclip_client._connection.endpoints import Endpoints
 from cnclip_client._connection.transport import Listed, Transport
 from cnclip_client._credentials import Credentials
 from cnclip_client._exceptions import CnclipError, ModelNotFound, ModelNotReady

@@ -17,7 +17,7 @@ from cnclip_client._exceptions import (
     TlsFailed,
 )
 
-__all__ = ["is_queue_full", "is_transient", "map_error", "status_of"]
+__all__ = ["is_death", "is_model_death", "is_queue_full", "is_transient", "map_error", "status_of"]
 
 # gRPC goes through these without a word, for localhost too unless no_proxy names it.
 _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
@@ -25,6 +25,18 @@ _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 # Words of Triton's core (2.73 and 2.51 alike) in refusals that pass by themselves.
 _QUEUE_FULL = ("maximum queue size", "Request timeout expired")
 _RESTRICTED = "protocol is restricted"
+# Words for a connection that ended while an answer was awaited, as it does when the process at its other end dies:
+# gRPC's own, Envoy's, and what gRPC makes of a "bad gateway". A server that stops in order says "Cancelling all calls".
+_CONNECTION_DIED = (
+    "Socket closed",
+    "reset by peer",
+    "Broken pipe",
+    "connection termination",
+    "remote reset",
+    "HTTP status code 502",
+    "status: 502",
+)
+_NEVER_SENT = "failed to connect"
 # Its words where the process of a Python model has died; whoever watches the server starts it again.
 _PROCESS_DIED = "is not healthy"
 _NOT_SERVED = ("is not at ready state", "has no available versions", "stopped accepting")
@@ -63,9 +75,21 @@ def is_transient(error: Any) -> bool:
     """
     words = error.message() or ""
     if status_of(error) == "INTERNAL":
-        return _PROCESS_DIED in words
+        return is_model_death(error)
     lasting = _RESTRICTED in words or any(part in words for part in _HANDSHAKE)
     return status_of(error) in {"UNAVAILABLE", "CANCELLED", "NOT_FOUND"} and not lasting
+
+
+def is_death(error: Any) -> bool:
+    """Tells whether a request failed so since a process, the server's or a model's, died while it had the request."""
+    words = error.message() or ""
+    lost = any(part in words for part in _CONNECTION_DIED) and _NEVER_SENT not in words
+    return is_model_death(error) or (status_of(error) == "UNAVAILABLE" and lost)
+
+
+def is_model_death(error: Any) -> bool:
+    """Tells whether the process of a Python model is dead; that of the server lives."""
+    return status_of(error) == "INTERNAL" and _PROCESS_DIED in (error.message() or "")
 
 
 def is_queue_full(error: Any) -> bool:

@@ -159,7 +159,7 @@ def built_with(monkeypatch: pytest.MonkeyPatch, repository: Path, *options: str)
 def test_every_setting_has_an_option(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
     options = {name: f"--{name.replace('_', '-').removesuffix('-microseconds')}" for name in SETTINGS}
     values = {"target": "gpu", "precision": "fp16", "platform": "tensorrt", "accelerator": "none"}
-    flags = {"cuda_graphs", "pinned_memory", "reduced_decoding"}
+    flags = {"cuda_graphs", "pinned_memory", "tf32", "reduced_decoding"}
     given = [
         word
         for name, option in options.items()
