@@ -143,6 +143,12 @@ def _extract_texts(
     max_errors: MaxErrors = None,
     overwrite: Overwrite = False,
     repeated_ids: RepeatedIdsOption = "keep",
+    preprocess: Annotated[
+        bool,
+        typer.Option(
+            "--preprocess/--no-preprocess", help="Lower case and straight quotation marks, as cn_clip has them."
+        ),
+    ] = True,
     batch_size: BatchSize = None,
     wait_for_server: WaitForServer = 600.0,
     engine: EngineOption = "local",
@@ -152,7 +158,8 @@ def _extract_texts(
     """Write the features of texts to a file.
 
     Ids are JSONL's text_id, the lines' numbers from 1, or parquet's column text_id or id, or else its row's number.
-    Texts are made lower case and their quotation marks straight, as cn_clip's own extract_features.py does.
+    Texts are made lower case and their quotation marks straight, as cn_clip's own extract_features.py does; its
+    tokenize does not, which is --no-preprocess here and the default of `cnclip features texts`.
 
     Example: cnclip extract texts test_texts.jsonl -o texts.jsonl
     """
@@ -164,6 +171,7 @@ def _extract_texts(
             overwrite=overwrite,
             batch_size=batch_size,
             repeated_ids=repeated_ids,
+            preprocess=preprocess,
         )
         with usage():
             opened = text_source(source, format=format, id_column=id_column, column=column)

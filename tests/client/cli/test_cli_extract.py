@@ -83,6 +83,19 @@ def test_every_kind_of_images(tmp_path: Path, triton: Any, fake: Any) -> None:
         assert [json.loads(one) for one in found] == ids
 
 
+def test_texts_are_prepared_or_not_as_the_commands_are_told(tmp_path: Path, triton: Any) -> None:
+    (tmp_path / "a.txt").write_text("“A”\n", encoding="utf-8")
+    for number, (arguments, sent) in enumerate([([], '"a"'), (["--no-preprocess"], "“A”")]):
+        triton.forget()
+        extract(triton.url, "texts", tmp_path / "a.txt", "-o", tmp_path / f"{number}.npy", *arguments)
+        assert triton.requests == [[sent.encode()]]
+    for arguments, sent in (([], "“A”"), (["--preprocess"], '"a"')):
+        triton.forget()
+        command = [*COMMAND[:-1], "features", "texts", "“A”", "--url", triton.url, *arguments]
+        subprocess.run(command, capture_output=True, check=True)
+        assert triton.requests == [[sent.encode()]]
+
+
 def test_repeated_ids_are_told(tmp_path: Path, triton: Any) -> None:
     lines = [json.dumps({"text_id": row % 3, "text": f"{row}"}) for row in range(7)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
