@@ -59,7 +59,10 @@ MaxErrors = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew, whatever there is of OUTPUT.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Items a request; 8 images or 32 texts unless told.")]
 WaitForServer = Annotated[
-    float, typer.Option(min=0.001, metavar="SECONDS", help="How long to wait for a server that goes away.")
+    float,
+    typer.Option(
+        min=0.001, metavar="SECONDS", help="How long to wait for a server that is not there yet, or goes away."
+    ),
 ]
 EngineOption = Annotated[
     Literal["local", "ray"], typer.Option("--engine", help="Encode in this process, or on a Ray cluster (RAY_ADDRESS).")
