@@ -194,7 +194,7 @@ def _header(line: str) -> tuple[str, str]:
         try:
             value = Path(path).read_text(encoding="ascii").strip()
         except OSError as error:
-            raise BadFile(f"cannot be read ({error.strerror}); it is to hold the header {name}", path=path) from error
+            raise BadFile(f"cannot be read ({error.strerror}); it is to hold a header's value", path=path) from error
         except UnicodeDecodeError:
-            raise BadFile(f"is not ASCII; it is to hold the header {name}", path=path) from None
+            raise BadFile("is not ASCII; it is to hold a header's value", path=path) from None
     return name.strip(), value
