@@ -21,7 +21,7 @@ from cnclip_client import (
     ServerError,
     TransportError,
 )
-from cnclip_client._cli._connection import Server, asks_server
+from cnclip_client._cli._connection import Server, asks_server_for_files
 from cnclip_client._cli._progress import progress
 from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, reporting, usage
 from cnclip_client.extraction import Engine, ExtractOptions, Summary
@@ -73,7 +73,7 @@ Actors = Annotated[
 
 
 @extract.command("images")
-@asks_server
+@asks_server_for_files
 def _extract_images(
     server: Server,
     source: Annotated[
@@ -116,7 +116,7 @@ def _extract_images(
 
 
 @extract.command("texts")
-@asks_server
+@asks_server_for_files
 def _extract_texts(
     server: Server,
     source: Annotated[

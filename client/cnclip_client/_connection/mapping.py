@@ -133,16 +133,17 @@ def map_error(
     """
     status, detail = status_of(error), (error.message() or "").strip()
     if status == "DEADLINE_EXCEEDED" and not connecting:
+        option = " (--request-timeout)" if setting == "request_s" else ""
         return RequestTimeout(
-            f"{url} did not answer within {timeout_s:g} s; raise Timeout.{setting}, or ask less of it at "
-            "once (batch_size, Limits.in_flight)",
+            f"{url} did not answer within {timeout_s:g} s; raise Timeout.{setting}{option}, or ask less of it at "
+            "once (batch_size; Limits.in_flight, --in-flight)",
             url=url,
             timeout_s=timeout_s,
         )
     if is_queue_full(error):
         return ServerBusy(
-            f"{url} refuses requests, its queue is full; lower Limits.in_flight, or raise Retry.deadline_s "
-            "and Retry.attempts",
+            f"{url} refuses requests, its queue is full; lower Limits.in_flight (--in-flight), or wait for longer "
+            "(Retry.patient; --wait-for-server of cnclip extract)",
             url=url,
         )
     if any(words in detail for words in _NOT_SERVED):
