@@ -21,7 +21,7 @@ from cnclip_client import (
     ServerError,
     TransportError,
 )
-from cnclip_client._cli._connection import Server, asks_server
+from cnclip_client._cli._connection import Server, asks_server_for_files
 from cnclip_client._cli._progress import progress
 from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, reporting, usage
 from cnclip_client.extraction import Engine, ExtractOptions, RepeatedIds, Summary
@@ -66,7 +66,10 @@ RepeatedIdsOption = Annotated[
 ]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Items a request; 8 images or 32 texts unless told.")]
 WaitForServer = Annotated[
-    float, typer.Option(min=0.001, metavar="SECONDS", help="How long to wait for a server that goes away.")
+    float,
+    typer.Option(
+        min=0.001, metavar="SECONDS", help="How long to wait for a server that is not there yet, or goes away."
+    ),
 ]
 EngineOption = Annotated[
     Literal["local", "ray"], typer.Option("--engine", help="Encode in this process, or on a Ray cluster (RAY_ADDRESS).")
@@ -77,7 +80,7 @@ Actors = Annotated[
 
 
 @extract.command("images")
-@asks_server
+@asks_server_for_files
 def _extract_images(
     server: Server,
     source: Annotated[
@@ -126,7 +129,7 @@ def _extract_images(
 
 
 @extract.command("texts")
-@asks_server
+@asks_server_for_files
 def _extract_texts(
     server: Server,
     source: Annotated[

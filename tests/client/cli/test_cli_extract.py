@@ -151,7 +151,8 @@ def test_a_server_that_stays_away_costs_status_3_and_says_how_to_go_on(
 
 
 def test_nobody_at_the_address_leaves_nothing_behind(tmp_path: Path, texts: Path) -> None:
-    said = extract("127.0.0.1:9", "texts", texts, "-o", tmp_path / "out.jsonl", "--model", "vit-b-16", status=3)
+    wait = ("--wait-for-server", "0.5")
+    said = extract("127.0.0.1:9", "texts", texts, "-o", tmp_path / "out.jsonl", "--model", "vit-b-16", *wait, status=3)
     assert "no Triton server answers at 127.0.0.1:9" in said
     assert "run the same command" not in said
     assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
