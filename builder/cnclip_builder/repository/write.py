@@ -20,11 +20,12 @@ from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.artefacts.record import ProvedArtefact
 from cnclip_builder.errors import RepositoryError
+from cnclip_builder.export.files import served_input
 from cnclip_builder.export.stage import prove_served, write_fused, write_served
 from cnclip_builder.parity.distance import Parity
 from cnclip_builder.plans.here import Plan
 from cnclip_builder.plans.record import sidecar_of
-from cnclip_builder.repository.encoder_config import plan_filename
+from cnclip_builder.repository.encoder_config import plan_filename, warmup_file
 from cnclip_builder.repository.graphs import served_graph
 from cnclip_builder.repository.manifest import MANIFEST_NAME, load_manifest, reading, write_manifest
 from cnclip_builder.repository.render import parse_config, render_config
@@ -193,17 +194,19 @@ def _write_warmup(folder: Path, entry: RepositoryEntry, kind: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     image = (templates_folder() / "warmup.jpg").read_bytes()
+    spec = served_input(entry.arch, TOWER_OF[kind])
     if kind == "image-preprocess":
         (folder / "image").write_bytes(_triton_string(image))
     elif kind == "image-encoder":
-        (folder / "pixels").write_bytes(decode_pixels(image, entry.arch.resolution).tobytes())
+        (folder / warmup_file(spec)).write_bytes(decode_pixels(image, entry.arch.resolution).tobytes())
     elif kind == "text-tokenize":
         (folder / "text").write_bytes(_triton_string(_WARMUP_TEXT.encode()))
     elif kind == "text-encoder":
-        ids = np.zeros(entry.serving.context_length, dtype=np.int32)
-        token_ids = TokenIds(entry.arch.vocabulary_file, entry.serving.context_length).encode(_WARMUP_TEXT)
-        ids[: len(token_ids)] = token_ids
-        (folder / "text").write_bytes(ids.tobytes())
+        for length in entry.serving.padded_lengths:
+            ids = np.zeros(length, dtype=np.int32)
+            token_ids = TokenIds(entry.arch.vocabulary_file, length).encode(_WARMUP_TEXT)
+            ids[: len(token_ids)] = token_ids
+            (folder / warmup_file(spec, length)).write_bytes(ids.tobytes())
 
 
 def _triton_string(value: bytes) -> bytes:
