@@ -153,7 +153,7 @@ def read_config(model: Path) -> Any:
     from cnclip_builder.repository.render import parse_config
 
     file = model / "config.pbtxt"
-    return parse_config(file.read_text(encoding="utf-8"), str(file))
+    return parse_config(file.read_bytes(), str(file))
 
 
 @contextmanager

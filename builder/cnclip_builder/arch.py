@@ -17,6 +17,10 @@ from cnclip_builder.vocabulary import require_rows
 DEFAULT_CONTEXT_LENGTH = 52
 """Tokens of a text that all official checkpoints were trained with (cn_clip.clip.tokenize)."""
 
+_SHARES = frozenset({"text_attention_probs_dropout_prob", "text_hidden_dropout_prob", "text_initializer_range"})
+_RESNET_STAGES = 4
+_LARGEST_SIZE = 10_000_000
+
 MIN_CONTEXT_LENGTH = 3
 """`[CLS]`, one token, `[SEP]`."""
 
@@ -218,9 +222,10 @@ def _load_custom_arch(file: Path) -> Arch:
         info = _read_model_info(file)
     except FileNotFoundError:
         raise UnknownArchError(f"{file}: no such file; official architectures are {', '.join(ARCH_NAMES)}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UnknownArchError(f"{file} does not describe an architecture: {error!r}") from error
     wanted = set(get_arch("ViT-B-16").model_info)
+    odd = [f"{key} {info[key]!r}" for key in wanted & set(info) if not _is_plausible(key, info[key])]
     missing = wanted - set(info)
     unknown = set(info) - wanted - {"vision_head_width"}
     if missing or unknown:
@@ -232,4 +237,19 @@ def _load_custom_arch(file: Path) -> Arch:
                 if keys
             )
         )
+    if odd:
+        raise UnknownArchError(f"{file} does not describe an architecture: {', '.join(sorted(odd))} can't be; mend it")
     return Arch(file.stem, info, file=file)
+
+
+def _is_plausible(key: str, value: Any) -> bool:
+    """Whether `cn_clip.clip.model.CLIP` can take this value of an argument."""
+    if key == "text_hidden_act":
+        return isinstance(value, str)
+    if key in _SHARES:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+    if key == "vision_layers" and isinstance(value, list):
+        return len(value) == _RESNET_STAGES and all(_is_plausible("", layers) for layers in value)
+    if key == "vision_patch_size" and value is None:
+        return True  # a ResNet's
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST_SIZE

@@ -154,7 +154,7 @@ def _serve_and_verify(repository: Path, entry: RepositoryEntry) -> Verification:
         from cnclip_server import ServerError, TritonServer
     except ImportError as error:
         raise MissingRequirementError(
-            f"verification needs the server ({error}): pip install 'cn-clip-triton[server]'"
+            f"verification needs the server ({error}): pip install 'cn-clip-triton[server,cpu]'"
         ) from error
     logger.info("Serving the repository to compare it with PyTorch")
     try:

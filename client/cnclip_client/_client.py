@@ -10,16 +10,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnclip_client._blocks import Block, join, put_back
-from cnclip_client._connection.endpoints import Endpoints, Urls
+from cnclip_client._connection.endpoint import Urls
+from cnclip_client._connection.endpoints import Endpoints
 from cnclip_client._connection.towers import Towers
 from cnclip_client._credentials import Credentials
 from cnclip_client._exceptions import BadInput
 from cnclip_client._flow.batches import batches
-from cnclip_client._flow.items import ImageItem, image_bytes, require_many, text_bytes
+from cnclip_client._flow.items import (
+    ImageItem,
+    harmless_image,
+    harmless_text,
+    image_bytes,
+    require_many,
+    text_bytes,
+)
 from cnclip_client._flow.pipeline import Pipeline
 from cnclip_client._info import ModelInfo
 from cnclip_client._settings import Limits, Retry, Timeout
 from cnclip_client._similarity import logits_per_image, softmax
+from cnclip_client._texts import preprocess_text
 from cnclip_client._vocabulary import Kind
 
 __all__ = ["Client"]
@@ -28,6 +37,7 @@ __all__ = ["Client"]
 # Rows a request, where neither the caller nor the server says.
 _BATCH_SIZES: dict[Kind, int] = {"image": 8, "text": 32}
 _PREPARE: dict[Kind, Callable[[object, int], bytes]] = {"image": image_bytes, "text": text_bytes}
+_HARMLESS: dict[Kind, Callable[[], bytes]] = {"image": harmless_image, "text": harmless_text}
 
 
 class Client:
@@ -184,6 +194,7 @@ class Client:
         texts: Iterable[str],
         *,
         normalize: bool = ...,
+        preprocess: bool = ...,
         batch_size: int | None = ...,
         errors: Literal["raise"] = ...,
     ) -> NDArray[np.float32]: ...
@@ -194,6 +205,7 @@ class Client:
         texts: Iterable[str],
         *,
         normalize: bool = ...,
+        preprocess: bool = ...,
         batch_size: int | None = ...,
         errors: Literal["collect"],
     ) -> Block: ...
@@ -203,6 +215,7 @@ class Client:
         texts: Iterable[str],
         *,
         normalize: bool = True,
+        preprocess: bool = False,
         batch_size: int | None = None,
         errors: Literal["raise", "collect"] = "raise",
     ) -> NDArray[np.float32] | Block:
@@ -211,6 +224,8 @@ class Client:
         Args:
             texts: Strings, any number of them.
             normalize: Whether each feature is divided by its length.
+            preprocess: Whether texts are prepared with `preprocess_text` first, as cn_clip's scripts do and its
+                `tokenize` does not; `cnclip_client.extraction` does by default.
             batch_size: Texts a request; by default what suits the server, never more than it takes.
             errors: As for `encode_images`.
 
@@ -219,7 +234,8 @@ class Client:
             BadInput: Some items are bad; the others' features are in its `encoded`.
             CnclipError: The server could not be had; see the tree in the package's docstring.
         """
-        return self._encode("text", texts, normalize, batch_size, errors)
+        require_many("text", texts)
+        return self._encode("text", _prepared(texts, preprocess), normalize, batch_size, errors)
 
     def iter_images(
         self, images: Iterable[ImageItem], *, normalize: bool = True, batch_size: int | None = None
@@ -243,20 +259,27 @@ class Client:
         return self._iterate("image", images, normalize, batch_size)
 
     def iter_texts(
-        self, texts: Iterable[str], *, normalize: bool = True, batch_size: int | None = None
+        self,
+        texts: Iterable[str],
+        *,
+        normalize: bool = True,
+        preprocess: bool = False,
+        batch_size: int | None = None,
     ) -> Iterator[Block]:
         """Yields the features of texts block by block, in their order; as `iter_images` otherwise.
 
         Args:
             texts: Strings.
             normalize: Whether each feature is divided by its length.
+            preprocess: As for `encode_texts`.
             batch_size: Texts a request; by default what suits the server, never more than it takes.
 
         Raises:
             TypeError: `texts` is a single string.
             CnclipError: The server could not be had.
         """
-        return self._iterate("text", texts, normalize, batch_size)
+        require_many("text", texts)
+        return self._iterate("text", _prepared(texts, preprocess), normalize, batch_size)
 
     def similarity(
         self, images: Iterable[ImageItem], texts: Iterable[str], *, logits: bool = False
@@ -323,6 +346,7 @@ class Client:
             tensors=(kind.upper(), output if normalize else f"unnorm_{output}"),
             embedding_size=info.embedding_size,
             limits=self._limits,
+            harmless=_HARMLESS[kind],
             verify=lambda max_age_s: self._towers.require_unchanged(kind, max_age_s),
         )
 
@@ -331,6 +355,12 @@ class Client:
 
         rows = min(batch_size or info.preferred_batch_size or _BATCH_SIZES[kind], info.max_batch_size)
         yield from pipeline.run(batches(items, prepare, rows, self._limits.request_bytes))
+
+
+def _prepared(texts: Iterable[str], preprocess: bool) -> Iterable[str]:
+    if not preprocess:
+        return texts
+    return (preprocess_text(text) if isinstance(text, str) else text for text in texts)
 
 
 def _length(text: object) -> int:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -32,7 +33,9 @@ PROBE = DOCKER / "probe.py"
 def probe(url: str, seconds: float = 10, **environ: str) -> subprocess.CompletedProcess[str]:
     # Alone, as in the image: nothing of this environment.
     command = [sys.executable, "-I", "-S", str(PROBE), url, str(seconds)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environ)
+    with tempfile.TemporaryDirectory() as folder:  # where it remembers, unless the test says where
+        environ.setdefault("TMPDIR", folder)
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environ)
 
 
 def serve_script(folder: Path, **environ: str) -> list[str]:

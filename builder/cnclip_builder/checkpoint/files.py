@@ -54,6 +54,11 @@ def require_file(path: Path) -> None:
         )
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder: give the path of the .pt or .safetensors file in it")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        raise CheckpointError(f"{shown}: torch opens only files whose names are UTF-8: rename it") from None
 
 
 def require_intact(path: Path) -> None:

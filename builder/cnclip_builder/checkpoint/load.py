@@ -11,7 +11,7 @@ from cnclip_builder.arch import Arch, official_archs
 from cnclip_builder.checkpoint.files import read_checkpoint_file
 from cnclip_builder.checkpoint.names import NamedTensors, find_tensors, shared_prefix
 from cnclip_builder.checkpoint.soundness import read_logit_scale
-from cnclip_builder.errors import CheckpointError
+from cnclip_builder.errors import CheckpointError, UnknownArchError
 from cnclip_builder.system.atomic import sha256_of_file
 
 if TYPE_CHECKING:
@@ -123,10 +123,20 @@ def expected_shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
 
 
 def make_meta_model(arch: Arch) -> torch.nn.Module:
-    """Makes cn_clip's model of an architecture without storage for its tensors."""
+    """Makes cn_clip's model of an architecture without storage for its tensors.
+
+    Raises:
+        UnknownArchError: its sizes go together in no model.
+    """
     import torch
     from cn_clip.clip.model import CLIP
 
-    with torch.device("meta"):
-        model: torch.nn.Module = CLIP(**arch.model_info)
+    try:
+        with torch.device("meta"):
+            model: torch.nn.Module = CLIP(**arch.model_info)
+    # Of whatever layer the sizes do not suit.
+    except Exception as error:
+        raise UnknownArchError(
+            f"{arch.option} describes no model that cn_clip can make ({type(error).__name__}: {error}): mend its sizes"
+        ) from error
     return model.eval()

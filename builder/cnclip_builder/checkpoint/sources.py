@@ -131,6 +131,9 @@ def _make_random(arch: Arch, seed: int, folder: Path) -> Path:
     import torch
     from cn_clip.clip.model import CLIP
 
+    from cnclip_builder.checkpoint.load import make_meta_model
+
+    make_meta_model(arch)  # tells sizes that suit no model
     logger.info("Making untrained %s weights with seed %d", arch.name, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -39,6 +39,7 @@ from cnclip_builder.repository.serving import (
     Accelerator,
     Platform,
     Target,
+    check_setting,
     choose_settings,
     parse_lengths,
     parse_per_tower,
@@ -310,18 +311,23 @@ def _read_settings(path: Path | None) -> dict[str, Any]:
     """Reads a file of settings.
 
     Raises:
-        SettingError: it is no JSON object.
+        SettingError: it is no JSON object, or a setting in it is none.
     """
     if path is None:
         return {}
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        settings = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise SettingError(
             f'{path} is no JSON ({error}): write settings by name, {{"encoder_instances": 2}}'
         ) from error
     if not isinstance(settings, dict):
         raise SettingError(f'{path} holds no settings by name: write a JSON object, such as {{"encoder_instances": 2}}')
+    for name, value in settings.items():
+        try:
+            check_setting(name, value)
+        except SettingError as error:
+            raise SettingError(f"{path}: {error}") from error
     return settings
 
 

@@ -20,6 +20,7 @@ from cnclip_builder.cli.options import (
     VerboseOption,
     VocabularyOption,
 )
+from cnclip_builder.errors import SettingError
 
 
 def verify(
@@ -51,7 +52,7 @@ def verify(
         fetch_checkpoint(checkpoint, chosen, download_root, hub).path,
         chosen,
         images={str(path): path.read_bytes() for path in image} if image else None,
-        texts=captions.read_text(encoding="utf-8").splitlines() if captions else None,
+        texts=_read_captions(captions) if captions else None,
     )
     table = Table("features", "rows", "1 - cosine", "at most", "centred", "at most", "largest difference")
     for tower, parity in verification.parity.items():
@@ -72,3 +73,20 @@ def verify(
         )
     Console().print(table)
     verification.require()
+
+
+def _read_captions(path: Path) -> list[str]:
+    """Reads texts, a line each; a file that ends in a newline has no empty text after it.
+
+    Raises:
+        SettingError: there are none, or the file is not in UTF-8.
+    """
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise SettingError(
+            f"{path} is not in UTF-8 ({error.reason} at byte {error.start}): save it in UTF-8, a text a line"
+        ) from error
+    if not texts:
+        raise SettingError(f"{path} holds no texts: write one a line, or leave --captions out for the built-in ones")
+    return texts

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cnclip_builder.errors import PlanError
+from cnclip_builder.errors import PlanError, SettingError
 from cnclip_builder.plans.api import BuildOptions
 from cnclip_builder.plans.profiles import Profile
 from cnclip_builder.tensors import InputSpec, Precision, Tower
@@ -89,6 +89,13 @@ class PlanJob:
     def from_dict(cls, job: Mapping[str, Any]) -> PlanJob:
         """Reads what `as_dict` gave."""
         tensor = job["input"]
+        for name, digest in (*job["graphs"].items(), *job["files"].items()):
+            if not isinstance(name, str) or not isinstance(digest, str):
+                raise TypeError(f"{name!r}: {digest!r} are no names")
+        if job["probes"] not in job["files"] or not set(job["graphs"].values()) <= set(job["files"]):
+            raise ValueError("it names files of which it has no hashes")
+        if Path(job["plan"]).name != job["plan"] or job["precision"] not in ("fp32", "fp16"):
+            raise ValueError(f"{job['plan']!r} in {job['precision']!r} is no plan")
         return cls(
             **{
                 **job,
@@ -198,6 +205,7 @@ def read_record(plan: Path) -> PlanRecord:
         if record.pop("schema") != _SCHEMA:
             raise PlanError(f"{path} is of another version of this builder: build the plan again")
         tensor = record["input"]
+        float(record["parity"]["pytorch"]["cosine_distance"])  # what is printed of every plan
         return PlanRecord(
             **{
                 **record,
@@ -211,7 +219,7 @@ def read_record(plan: Path) -> PlanRecord:
         raise PlanError(
             f"{plan} has no sidecar {path.name}, so nothing tells what it was made from: copy both"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SettingError) as error:
         raise PlanError(f"{path} can't be read ({error!r}): build the plan again") from error
 
 
@@ -229,7 +237,7 @@ def read_jobs(folder: Path) -> tuple[PlanJob, ...]:
     path = folder / JOBS_NAME
     try:
         return tuple(map(PlanJob.from_dict, json.loads(path.read_text(encoding="utf-8"))["jobs"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SettingError) as error:
         raise PlanError(
             f"{path} can't be read ({error!r}): write the folder again with cnclip-build tensorrt"
         ) from error

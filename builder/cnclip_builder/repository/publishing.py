@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from cnclip_builder.repository.render import parse_config
 from cnclip_builder.repository.serving import DEFAULT_SETTLE_S
 from cnclip_builder.repository.sharing import check_one_tensorrt
 from cnclip_builder.repository.store import CONFIG_NAME, RepositoryStore
-from cnclip_builder.repository.sums import SUMS_NAME, files_of_store, vouch_for_none
+from cnclip_builder.repository.sums import SUMS_NAME, files_of_folder, files_of_store, vouch_for_none
 from cnclip_builder.repository.values import KINDS
 from cnclip_builder.repository.write import check_repository
 from cnclip_builder.system.atomic import locked, sha256_of_file
@@ -94,6 +94,7 @@ def publish_repository(
     destination: str,
     names: Collection[str] = (),
     *,
+    changed: bool = False,
     settle_s: float = DEFAULT_SETTLE_S,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Publication:
@@ -105,13 +106,14 @@ def publish_repository(
         source: the repository, as `cnclip-build repository` writes it.
         destination: the address of the served one: a folder, or `s3://BUCKET/PREFIX`.
         names: which of its names to publish; none for all.
+        changed: publish files, too, that were changed since they were built.
         settle_s: how long to wait between steps that a server must see one after the other, in seconds: longer than
             its `--repository-poll-secs`. There is no wait where nothing is served yet.
         sleep: waits.
 
     Raises:
-        RepositoryError: a version that is served there has other files than here, the models of a name differ in what
-            versions must share, or the destination can't be read or written.
+        RepositoryError: a file is not what the manifest says; a version that is served there has other files than
+            here; the models of a name differ in what versions must share; or the destination can't be read or written.
         SettingError: the repository has no such name.
     """
     with locked(source):
@@ -120,6 +122,8 @@ def publish_repository(
         if unknown := sorted(set(names) - set(manifest)):
             raise SettingError(f"{source} holds no {', '.join(unknown)}: it has {', '.join(sorted(manifest))}")
         check_repository(source)
+        if here.files is not None and not changed:
+            _require_unchanged(source, names or manifest, here.files)
         store = RepositoryStore(destination)
         chosen = sorted(names or manifest)
         with reading(f"{source / MANIFEST_NAME} or {store.url}/{MANIFEST_NAME}"):
@@ -141,7 +145,7 @@ def publish_repository(
 
 def _open(folder: Path, store: RepositoryStore) -> _Model:
     path = folder / CONFIG_NAME
-    model = _Model(folder, parse_config(path.read_text(encoding="utf-8"), str(path)), store.config(folder.name))
+    model = _Model(folder, parse_config(path.read_bytes(), str(path)), store.config(folder.name))
     if model.served is not None:
         different = [
             *(name for name in _SHARED_FIELDS if getattr(model.config, name) != getattr(model.served, name)),
@@ -153,6 +157,19 @@ def _open(folder: Path, store: RepositoryStore) -> _Model:
                 "share it: build and publish this one under another name (NAME=, --name)"
             )
     return model
+
+
+def _require_unchanged(source: Path, names: Collection[str], told: Mapping[str, str]) -> None:
+    """Refuses to spread a file that was changed or damaged since it was built."""
+    models = {f"{name}-{kind}" for name in names for kind in KINDS}
+    found = {path: digest for path, digest in files_of_folder(source, {}).items() if path.split("/")[0] in models}
+    wanted = {path: digest for path, digest in told.items() if path.split("/")[0] in models}
+    for path in sorted({*found, *wanted}):
+        if found.get(path) != wanted.get(path):
+            raise RepositoryError(
+                f"{source / path} is not what {MANIFEST_NAME} says: build it again; or, if you made the change, "
+                "publish it with --changed"
+            )
 
 
 def _check_served_versions(

@@ -174,10 +174,7 @@ class ServingConfig:
             SettingError: naming the setting.
         """
         for field in fields(self):
-            for value in _numbers(field.name, getattr(self, field.name)):
-                least = 0 if field.name in _MAY_BE_ZERO else 1
-                if not least <= value <= 2**31 - 1:
-                    raise SettingError(f"{field.name} is {value}: choose at least {least}")
+            check_setting(field.name, getattr(self, field.name))
 
         if self.text_lengths is not None:
             object.__setattr__(self, "text_lengths", tuple(self.text_lengths))
@@ -270,6 +267,20 @@ PER_TOWER = frozenset(field.name for field in fields(ServingConfig) if "PerTower
 """Those that may differ between the encoders."""
 
 
+def check_setting(name: str, value: Any) -> None:
+    """Checks a setting by itself; what goes together is `ServingConfig`'s business.
+
+    Raises:
+        SettingError: there is none of this name, or the value is out of its range.
+    """
+    if name not in SETTINGS:
+        raise SettingError(f"there is no setting {name!r}: the settings are {', '.join(SETTINGS)}")
+    for number in _numbers(name, value):
+        least = 0 if name in _MAY_BE_ZERO else 1
+        if not least <= number <= 2**31 - 1:
+            raise SettingError(f"{name} is {number}: choose at least {least}")
+
+
 def choose_settings(
     chosen: Mapping[str, Any], kept: Mapping[str, Any], context_length: int
 ) -> tuple[ServingConfig, tuple[str, ...]]:
@@ -288,9 +299,8 @@ def choose_settings(
     Raises:
         SettingError: a name is unknown, or a value out of its range.
     """
-    for name in chosen:
-        if name not in SETTINGS:
-            raise SettingError(f"there is no setting {name!r}: the settings are {', '.join(SETTINGS)}")
+    for name, value in chosen.items():
+        check_setting(name, value)
     before = {name: value for name, value in kept.items() if name in SETTINGS}
     target: Target = chosen.get("target") or (
         "gpu" if chosen.get("platform") == "tensorrt" else before.get("target", default_target())

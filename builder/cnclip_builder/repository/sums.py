@@ -8,6 +8,7 @@ vocabularies, inputs that warm models up, encoders, weights and plans, and the `
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def files_of_store(store: RepositoryStore) -> dict[str, str]:
         for path in paths:
             folder, _, name = path.rpartition("/")
             if name == SUMS_NAME and (sums := store.read(path)) is not None:
-                sent |= {f"{folder}/{line[66:]}": line[:64] for line in sums.decode().splitlines()}
+                told = re.findall(r"^([0-9a-f]{64})  (.+)$", sums.decode(errors="replace"), re.MULTILINE)
+                sent |= {f"{folder}/{file}": digest for digest, file in told}
         for path in paths:
             digest = sent.get(path)
             if digest is None and (content := store.read(path)) is not None:

@@ -141,7 +141,7 @@ def check_repository(repository: Path) -> None:
     """
     configs: dict[str, Any] = {}
     for path in sorted(repository.glob("*/config.pbtxt")):
-        config = parse_config(path.read_text(encoding="utf-8"), str(path))
+        config = parse_config(path.read_bytes(), str(path))
         if config.name != path.parent.name:
             raise RepositoryError(f"{path} names its model {config.name!r}, but its folder is {path.parent.name!r}")
         configs[config.name] = config

@@ -2,7 +2,8 @@
 
 A request goes to the server with the fewest under way. One that fails is left out, and asked now and then whether it
 serves the same model as before; once it says so it is taken back, with a single request at first. None but another
-model ends a run: any other trouble is that server's alone, until there is no other.
+model ends a run: any other trouble is that server's alone, until there is no other. One that died is kept for a while
+for what it had under way, see `_flow.quarantine`.
 """
 
 from __future__ import annotations
@@ -11,67 +12,32 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from collections.abc import Callable, Collection
+from typing import TypeVar
 
+from cnclip_client._connection.endpoint import Endpoint, Urls, urls_of
 from cnclip_client._connection.transport import Transport, is_worth_asking_again
 from cnclip_client._credentials import Credentials
-from cnclip_client._exceptions import CnclipError, ModelChanged, ModelNotFound, ModelNotReady, TransportError
+from cnclip_client._exceptions import (
+    CnclipError,
+    ModelChanged,
+    ModelNotFound,
+    ModelNotReady,
+    TlsFailed,
+    TransportError,
+)
 from cnclip_client._settings import Retry, Timeout
 
-__all__ = ["PASSING", "Endpoint", "Endpoints", "Urls", "urls_of"]
+__all__ = ["PASSING", "Endpoints"]
 
 _log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
-Urls: TypeAlias = str | Sequence[str]
-"""One address or several, as a sequence or with commas between them."""
+# How long a server is kept for what must be alone there, unless that is asked for again.
+_KEEP_S = 1.0
+_T = TypeVar("_T")
 
 PASSING = (TransportError, ModelNotFound, ModelNotReady)
 """What a question meets while a server restarts or reloads."""
-
-
-def urls_of(given: Urls) -> tuple[str, ...]:
-    """Returns the addresses one by one, each once.
-
-    Raises:
-        ValueError: There is none.
-    """
-    texts = [given] if isinstance(given, str) else list(given)
-    urls = tuple(dict.fromkeys(url.strip() for text in texts for url in text.split(",") if url.strip()))
-    if not urls:
-        raise ValueError(f"{given!r} names no server and has no port; write host:8001 (Triton's gRPC port)")
-    return urls
-
-
-@dataclass(slots=True, eq=False)
-class Endpoint:
-    """One of the servers.
-
-    Attributes:
-        transport: Its connection.
-        under_way: Requests that wait for its answer, those of all threads.
-        failures: How often it failed since its last answer.
-        out: Whether it is left out.
-        on_trial: Whether it was taken back and has not answered a request yet.
-        busy_until: `time.monotonic()` up to which others come first, since its queue was full.
-        probe_at: That of the next question whether it is back.
-        probing: Whether that is being asked.
-        marks: How often it was left out: a question that was begun before tells nothing.
-        problem: Why it is left out.
-    """
-
-    transport: Transport
-    under_way: int = 0
-    failures: int = 0
-    out: bool = False
-    on_trial: bool = False
-    busy_until: float = 0.0
-    probe_at: float = 0.0
-    probing: bool = False
-    marks: int = 0
-    problem: Exception | None = None
 
 
 class Endpoints:
@@ -111,10 +77,20 @@ class Endpoints:
         """Returns those that are not left out."""
         return [endpoint for endpoint in self._all if not endpoint.out]
 
-    def has_other(self, than: Endpoint) -> bool:
-        """Tells whether another one takes requests now."""
+    def has_other(self, than: Collection[Endpoint]) -> bool:
+        """Tells whether another one than these takes requests now."""
         now = time.monotonic()
-        return any(endpoint is not than and endpoint.busy_until <= now for endpoint in self.inside())
+        others = (endpoint for endpoint in self.inside() if endpoint not in than and not endpoint.is_kept())
+        return any(endpoint.busy_until <= now for endpoint in others)
+
+    def is_any_left(self, of: Collection[Endpoint]) -> bool:
+        """Tells whether there is another one than these, be it left out at present."""
+        return any(endpoint not in of for endpoint in self._all)
+
+    def are_kept(self) -> bool:
+        """Tells whether those that are not left out are all kept for what must be alone there."""
+        inside = self.inside()
+        return bool(inside) and all(endpoint.is_kept() for endpoint in inside)
 
     def ask(self, question: Callable[[Transport], _T]) -> _T:
         """Puts a question to one after the other until one answers; if none does, again as `Retry` says.
@@ -122,7 +98,7 @@ class Endpoints:
         Raises:
             CnclipError: None answered; what was wrong with the first.
         """
-        started = time.monotonic()
+        started, told = time.monotonic(), False
         for rounds in itertools.count(1):
             problems: list[CnclipError] = []
             connecting = not any(endpoint.transport.answered for endpoint in self._all)
@@ -132,9 +108,15 @@ class Endpoints:
                 except CnclipError as error:
                     problems.append(error)
             allowed = self.retry.connect_attempts if connecting else self.retry.attempts
-            late = time.monotonic() - started > self.retry.deadline_s
+            elapsed_s = time.monotonic() - started
+            late = elapsed_s > self.retry.deadline_s
             if not any(map(is_worth_asking_again, problems)) or rounds >= allowed or late:
-                raise problems[0]
+                coming = next(filter(_may_come, problems), None)
+                if coming is None or elapsed_s > self.retry.start_s:
+                    raise problems[0]
+                if not told:
+                    _log.warning("%s; waiting for it, for %g s at most", coming, self.retry.start_s)
+                told = True
             delay_s = self.retry.delay_s(rounds)
             _log.info("%s; trying again in %.1f s", problems[0], delay_s)
             time.sleep(delay_s)
@@ -161,21 +143,20 @@ class Endpoints:
             if not self.inside():
                 raise self._worst()
 
-    def pick(self, avoid: Endpoint | None = None) -> Endpoint | None:
-        """Returns the one with the least to do, with one request more under way, or None if all are left out.
+    def pick(self, avoid: Endpoint | None = None, never: Collection[Endpoint] = ()) -> Endpoint | None:
+        """Returns the one with the least to do, with one request more under way, or None if there is none.
 
         Args:
             avoid: One that has just failed this request; taken only if there is no other.
+            never: Those that refused this request.
 
         Raises:
             ModelChanged: One that was left out serves another model now.
         """
         now = time.monotonic()
         with self._changed:
-            for endpoint in self._all:
-                if endpoint.out and endpoint.probe_at <= now:
-                    self._probe(endpoint)
-            inside = self.inside()
+            self._probe_due()
+            inside = [endpoint for endpoint in self.inside() if not endpoint.is_kept() and endpoint not in never]
             ready = [endpoint for endpoint in inside if not (endpoint.on_trial and endpoint.under_way)]
             if not inside:
                 return None
@@ -186,12 +167,38 @@ class Endpoints:
             chosen.under_way += 1
             return chosen
 
+    def keep(self, endpoint: Endpoint) -> None:
+        """Lets nothing be sent to one for a while but what asks for it with `take_alone`."""
+        # No longer, since the run that wants it may be left at any moment.
+        endpoint.kept_until = time.monotonic() + _KEEP_S
+
+    def let_go(self, endpoint: Endpoint) -> None:
+        """Ends that while. Another run that keeps it as well says so again in a moment."""
+        endpoint.kept_until = 0.0
+
+    def take_alone(self, among: Collection[Endpoint]) -> Endpoint | None:
+        """Returns one of these that has nothing to do, or None; its one request is under way, and stays the only one.
+
+        Raises:
+            ModelChanged: One that was left out serves another model now.
+        """
+        with self._changed:
+            self._probe_due()
+            self._raise_changed()
+            free = (endpoint for endpoint in self.inside() if endpoint in among and not endpoint.under_way)
+            chosen = next(free, None)
+            if chosen is not None:
+                chosen.under_way, chosen.alone = 1, True
+            return chosen
+
     def ended(self, endpoint: Endpoint, *, answered: bool) -> None:
-        """Takes note of the end of a request that `pick` gave."""
+        """Takes note of the end of a request that `pick` or `take_alone` gave."""
         with self._changed:
             endpoint.under_way -= 1
+            endpoint.alone = False
             if answered and not endpoint.out:
                 endpoint.failures, endpoint.on_trial = 0, False
+                endpoint.proofs += 1
 
     def busy(self, endpoint: Endpoint) -> None:
         """Takes note of a full queue: others come first for a moment."""
@@ -206,6 +213,7 @@ class Endpoints:
             if not endpoint.out:
                 self._tell(endpoint, problem)
                 endpoint.out, endpoint.on_trial = True, False
+                endpoint.proofs = endpoint.probes = 0
                 self._probe_later(endpoint, problem)
 
     def revive(self) -> None:
@@ -238,9 +246,16 @@ class Endpoints:
         problems = [endpoint.problem for endpoint in self._all if endpoint.problem is not None]
         return next((problem for problem in problems if isinstance(problem, PASSING)), problems[0])
 
+    def _probe_due(self) -> None:
+        now = time.monotonic()
+        for endpoint in self._all:
+            if endpoint.probe_at <= now:
+                self._probe(endpoint)
+
     def _probe(self, endpoint: Endpoint) -> None:
         if endpoint.out and not endpoint.probing:
             endpoint.probing = True
+            endpoint.probes += 1
             # A thread, since an address where nobody answers takes seconds; a daemon, since nobody waits for it.
             threading.Thread(target=self._ask_back, args=(endpoint,), daemon=True).start()
 
@@ -268,3 +283,10 @@ class Endpoints:
         """Logs why one is left out, once."""
         if endpoint.problem is None and len(self._all) > 1:
             _log.warning("%s is left out for now: %s", endpoint.transport.url, problem)
+
+
+def _may_come(error: CnclipError) -> bool:
+    """Tells whether what failed so at the start may be a server that starts yet, or a model that loads yet."""
+    if isinstance(error, ModelNotReady):
+        return not error.failed
+    return isinstance(error, TransportError) and not isinstance(error, TlsFailed)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnclip_client._connection.endpoints import Endpoint
+from cnclip_client._connection.endpoint import Endpoint
 from cnclip_client._flow.items import Unsendable
 
 __all__ = ["Batch", "batches"]
@@ -32,6 +32,10 @@ class Batch:
         failed_at: `time.monotonic()` of the first of these failures.
         call: The handle of the request under way.
         endpoint: The server that it was sent to last.
+        refused_by: Servers that failed it for good, through no fault of its items.
+        refusal: What the first of them said.
+        parts: Batches of one item each that it was taken apart into.
+        whole: What it is a part of.
     """
 
     start: int
@@ -45,6 +49,40 @@ class Batch:
     failed_at: float = 0.0
     call: Any = None
     endpoint: Endpoint | None = None
+    refused_by: set[Endpoint] = field(default_factory=set)
+    refusal: Exception | None = None
+    parts: list[Batch] = field(default_factory=list)
+    whole: Batch | None = None
+
+    def take_apart(self) -> list[Batch]:
+        """Gives each item a batch of its own; `put_together` goes the other way."""
+        self.parts = [
+            Batch(
+                index,
+                index + 1,
+                [index],
+                [payload],
+                size_bytes=len(payload),
+                attempts=self.attempts,
+                failed_at=self.failed_at,
+                whole=self,
+            )
+            for index, payload in zip(self.indices, self.payloads, strict=True)
+        ]
+        return self.parts
+
+    def put_together(self) -> None:
+        """Gives it the outcome of its parts once all have one; that of the first that is an error, if any is."""
+        outcomes = [part.outcome for part in self.parts]
+        if not outcomes or any(outcome is None for outcome in outcomes):
+            return
+        error = next((outcome for outcome in outcomes if isinstance(outcome, Exception)), None)
+        features = [outcome for outcome in outcomes if isinstance(outcome, np.ndarray)]
+        self.indices = [index for part in self.parts for index in part.indices]
+        for part in self.parts:
+            self.failures.update(part.failures)
+        self.payloads, self.parts = [], []
+        self.outcome = error or np.concatenate(features)
 
     def take_out(self, rows: dict[int, str]) -> None:
         """Moves rows of `payloads` to `failures`."""
@@ -69,14 +107,25 @@ def batches(
         prepare: Gives an item's bytes or raises `Unsendable`.
         batch_size: Items in a batch.
         request_bytes: Bytes in a batch.
+
+    Raises:
+        Exception: What the source raises, after the items before it.
     """
     batch = Batch(0, 0)
-    for index, item in enumerate(items):
+    index = 0
+    source = iter(items)
+    failure: Exception | None = None
+    while True:
         payload: bytes | None = None
         try:
-            payload = prepare(item)
+            payload = prepare(next(source))
+        except StopIteration:
+            break
         except Unsendable as error:
             reason = str(error)
+        except Exception as error:
+            failure = error
+            break
         if payload is not None and batch.payloads and batch.size_bytes + len(payload) > request_bytes:
             yield batch
             batch = Batch(index, index)
@@ -90,5 +139,8 @@ def batches(
         if batch.stop - batch.start == batch_size:
             yield batch
             batch = Batch(batch.stop, batch.stop)
+        index += 1
     if batch.stop > batch.start:
         yield batch
+    if failure is not None:
+        raise failure

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import io
 import os
+import random
+import struct
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-__all__ = ["ImageItem", "Unsendable", "image_bytes", "is_pil_image", "require_many", "text_bytes"]
+__all__ = [
+    "ImageItem",
+    "Unsendable",
+    "harmless_image",
+    "harmless_text",
+    "image_bytes",
+    "is_pil_image",
+    "require_many",
+    "text_bytes",
+]
 
 # PNG keeps these modes to the bit, its palette and transparency included, and is the smaller of the two
 # containers. TIFF keeps the others that cn_clip's transform can turn into RGB.
@@ -77,6 +89,24 @@ def image_bytes(item: object, item_bytes: int) -> bytes:
     return _checked(data, item_bytes)
 
 
+def harmless_text() -> bytes:
+    """Returns a text that any server can encode, another one each time, so that no cache answers in its place."""
+    return b"%d" % random.getrandbits(63)
+
+
+def harmless_image() -> bytes:
+    """Returns an image, a grey PNG of 16x16 pixels, that any server can encode; another one each time."""
+    rows = b"".join(b"\0" + random.randbytes(16) for _ in range(16))  # noqa: S311 - pixels, not a secret
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 16, 16, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
 def is_pil_image(item: object) -> bool:
     """Tells a PIL image by its looks, so that Pillow need not be installed."""
     return hasattr(item, "save") and hasattr(item, "mode") and hasattr(item, "size")
@@ -84,7 +114,7 @@ def is_pil_image(item: object) -> bool:
 
 def _checked(data: bytes, item_bytes: int) -> bytes:
     if len(data) > item_bytes:
-        raise Unsendable(f"is larger than {item_bytes:,} bytes; raise Limits.item_bytes to send it")
+        raise Unsendable(f"is larger than {item_bytes:,} bytes; raise Limits.item_bytes (--item-bytes) to send it")
     return data
 
 

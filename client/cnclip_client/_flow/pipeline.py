@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnclip_client._blocks import Block
+from cnclip_client._connection.endpoint import Endpoint
 from cnclip_client._connection.endpoints import PASSING, Endpoints
-from cnclip_client._connection.mapping import is_queue_full, is_transient, status_of
+from cnclip_client._connection.mapping import is_death, is_model_death, is_queue_full, is_transient, status_of
 from cnclip_client._connection.wire import bad_rows, features_output
 from cnclip_client._exceptions import (
     CnclipError,
@@ -34,6 +35,7 @@ from cnclip_client._exceptions import (
 )
 from cnclip_client._flow.batches import Batch
 from cnclip_client._flow.concurrency import Concurrency
+from cnclip_client._flow.quarantine import Quarantine
 from cnclip_client._settings import Limits, Retry
 
 __all__ = ["Pipeline"]
@@ -44,6 +46,11 @@ _log = logging.getLogger(__name__)
 _WINDOWS = 2
 # How often a long run asks whether the model is still the same, so as not to find out at its end.
 _VERIFY_S = 10.0
+# How long a server that is away is waited for, where what is to be done is better done there or can only be done there:
+# a part of `Retry.deadline_s`, so that who is patient waits for a restart, and who is not is soon served by another.
+_GRACE = 1 / 20
+# How often it is looked whether a server is free, where nothing tells.
+_POLL_S = 0.02
 # How old that may be for a run of a single request, as an online service makes many of: it would double their calls.
 _SINGLE_VERIFY_S = 1.0
 
@@ -60,6 +67,7 @@ class Pipeline:
         tensors: tuple[str, str],
         embedding_size: int,
         limits: Limits,
+        harmless: Callable[[], bytes],
         verify: Callable[[float], None],
     ) -> None:
         """Prepares a run; nothing is sent yet.
@@ -71,6 +79,7 @@ class Pipeline:
             tensors: The input's and the output's name.
             embedding_size: D.
             limits: What may be under way at once.
+            harmless: Gives an item that does a server no harm, another one each time.
             verify: Asks whether the model is still the same, unless it was asked less than so many seconds ago, and
                 raises a `CnclipError` if it is not, or cannot be had.
         """
@@ -88,6 +97,7 @@ class Pipeline:
         self._answers: queue.SimpleQueue[tuple[Batch, Any, Any]] = queue.SimpleQueue()
         self._window: deque[Batch] = deque()
         self._resend: list[tuple[float, int, Batch]] = []
+        self._quarantine = Quarantine(endpoints, harmless, embedding_size, _GRACE * self._retry.deadline_s)
         self._ticket = itertools.count()
         self._active = 0
         self._active_bytes = 0
@@ -97,26 +107,38 @@ class Pipeline:
 
         Raises:
             CnclipError: The first batch, in order, that could not be had; those before it have been yielded.
+            Exception: What the source raises, once all that it gave before has been yielded.
         """
         held: Batch | None = None
         ended = False
+        # Whether a batch was read since the last one was given out.
+        fed = True
+        failure: Exception | None = None
         try:
             while True:
                 self._take_answers(wait=False)
                 self._send_due()
+                self._try_suspect()
                 head_done = bool(self._window) and self._window[0].outcome is not None
-                if not ended and held is None and self._has_place():
-                    held = next(source, None)
+                # What is at hand comes out first, if the server has work meanwhile; then a batch is read for each that
+                # comes out: a slow source must not keep back what is there, nor a slow caller leave the server idle.
+                owed = head_done and fed and self._active > 0
+                if not ended and held is None and not owed and self._has_place():
+                    fed = True
+                    try:
+                        held = next(source, None)
+                    except Exception as error:
+                        failure = error
                     ended = held is None
                 if held is not None and not self._resend and self._has_room(held):
                     self._window.append(held)
                     self._send(held)
                     held = None
-                    # With an answer at hand one batch goes in for each that comes out: a slow source must not
-                    # keep back what is there, nor a slow caller leave the server idle.
                     if not head_done:
                         continue
                 if not self._window:
+                    if failure is not None:
+                        raise failure
                     if ended:
                         return
                 elif (outcome := self._window[0].outcome) is None:
@@ -129,7 +151,9 @@ class Pipeline:
                     else:
                         self._look()
                     yield _block(self._window.popleft(), outcome)
+                    fed = False
         finally:
+            self._quarantine.close()
             for batch in self._window:
                 if batch.call is not None:
                     batch.call.cancel()
@@ -141,6 +165,8 @@ class Pipeline:
 
     def _has_room(self, batch: Batch) -> bool:
         """Whether a batch may be sent now."""
+        if self._endpoints.are_kept():
+            return False
         fits = self._active_bytes + batch.size_bytes <= self._limits.in_flight_bytes
         return self._active == 0 or (self._active < self._concurrency.limit and fits)
 
@@ -148,10 +174,18 @@ class Pipeline:
         if not batch.payloads:
             batch.outcome = np.empty((0, self._embedding_size), np.float32)
             return
-        endpoint = self._endpoints.pick(avoid=batch.endpoint)
+        endpoint = self._endpoints.pick(avoid=batch.endpoint, never=batch.refused_by)
         if endpoint is None:
-            self._resend_at(time.monotonic(), batch)
+            now = time.monotonic()
+            if batch.refusal is not None and now - batch.failed_at > _GRACE * self._retry.deadline_s:
+                self._end(batch, batch.refusal)
+            else:
+                self._resend_at(now + _POLL_S if self._endpoints.inside() else now, batch)
             return
+        self._launch(batch, endpoint)
+
+    def _launch(self, batch: Batch, endpoint: Endpoint) -> None:
+        """Sends a batch to a server that counts it as under way already."""
         batch.endpoint = endpoint
         try:
             batch.call = endpoint.transport.send(
@@ -164,13 +198,18 @@ class Pipeline:
         self._active += 1
         self._active_bytes += batch.size_bytes
 
+    def _try_suspect(self) -> None:
+        """Sends the next of what was under way as a server died, if it may be sent."""
+        if self._quarantine and (trial := self._quarantine.next()) is not None:
+            self._launch(*trial)
+
     def _callback(self, batch: Batch) -> Callable[[Any, Any], None]:
-        endpoint = batch.endpoint
+        endpoint, rows = batch.endpoint, len(batch.payloads)
 
         def done(result: Any, error: Any) -> None:
             # Here, since nobody reads the answers of a run that was left.
             if endpoint is not None:
-                self._endpoints.ended(endpoint, answered=error is None)
+                self._endpoints.ended(endpoint, answered=error is None or _bad_rows(error, rows) is not None)
             self._answers.put((batch, result, error))
 
         return done
@@ -190,7 +229,7 @@ class Pipeline:
             if isinstance(error, PASSING) and self._may_retry(batch):
                 self._resend_at(time.monotonic() + self._retry.delay_s(batch.attempts), batch)
             else:
-                self._end(batch, error)
+                self._end(batch, batch.refusal or error)
             return False
         return True
 
@@ -228,6 +267,8 @@ class Pipeline:
                 # Where there is no room for it, only an answer makes room.
                 if self._resend and self._has_room(self._resend[0][2]):
                     timeout_s = max(self._resend[0][0] - time.monotonic(), 0.0)
+                if self._quarantine or self._endpoints.are_kept():
+                    timeout_s = _POLL_S if timeout_s is None else min(timeout_s, _POLL_S)
                 self._dealt(*self._answers.get(timeout=timeout_s))
             while True:
                 self._dealt(*self._answers.get_nowait())
@@ -239,76 +280,124 @@ class Pipeline:
         self._active -= 1
         self._active_bytes -= batch.size_bytes
         batch.call = None
+        if self._quarantine.ended(batch):
+            if error is not None and _bad_rows(error, 1) is None:
+                self._note_failure(batch, error)
+            return
         if error is None:
-            self._concurrency.answered(len(batch.payloads), under_way)
+            if self._quarantine:
+                self._concurrency.disturbed()
+            else:
+                self._concurrency.answered(len(batch.payloads), under_way)
             self._answered(batch, result)
         else:
             self._refused(batch, error)
         if batch.outcome is not None:
             batch.payloads = []
+            if batch.whole is not None:
+                batch.whole.put_together()
+        self._quarantine.settle()
 
     def _answered(self, batch: Batch, result: Any) -> None:
         try:
             batch.outcome = features_output(result, self._tensors[1], len(batch.payloads), self._embedding_size)
         except ValueError as problem:
-            batch.outcome = ServerError(
+            outcome = ServerError(
                 f"{self._model}: its answer is not what its config promises: {problem}; build it anew",
                 model=self._model,
                 status="OK",
                 detail=str(problem),
             )
-            batch.outcome.__cause__ = problem
+            outcome.__cause__ = problem
+            self._endpoints.leave_out(_endpoint_of(batch), outcome)
+            self._send_elsewhere(batch, outcome)
 
     def _refused(self, batch: Batch, error: Any) -> None:
-        if status_of(error) == "INVALID_ARGUMENT":
-            rows = bad_rows(error.message() or "", len(batch.payloads))
-            if rows is not None:
-                # Each round takes out at least one row, so this ends.
-                batch.take_out(rows)
-                self._resend_at(time.monotonic(), batch)
-                return
-        endpoint = batch.endpoint
-        if endpoint is None:
-            raise AssertionError("an answer to what was never sent")
+        rows = _bad_rows(error, len(batch.payloads))
+        if rows is not None:
+            # Each round takes out at least one row, so this ends.
+            batch.take_out(rows)
+            self._resend_at(time.monotonic(), batch)
+            return
         try:
-            outcome = endpoint.transport.map(error, self._model)
+            outcome = self._note_failure(batch, error)
         except RuntimeError as closed:
             self._end(batch, closed)
             return
+        endpoint = _endpoint_of(batch)
+        if not is_transient(error):
+            self._send_elsewhere(batch, outcome)
+        elif not self._may_retry(batch, for_ever=is_death(error)):
+            self._end(batch, outcome)
+        elif is_death(error):
+            _log.info("%s died with a request of %d rows (%s)", endpoint.transport.url, len(batch.payloads), error)
+            self._quarantine.add(batch, endpoint, outcome, certain=is_model_death(error))
+        else:
+            delay_s = 0.0 if self._endpoints.has_other({endpoint}) else self._retry.delay_s(batch.attempts)
+            _log.info("request of %d rows failed (%s); again in %.1f s", len(batch.payloads), error, delay_s)
+            self._resend_at(time.monotonic() + delay_s, batch)
+
+    def _note_failure(self, batch: Batch, error: Any) -> CnclipError:
+        """Tells all who choose among servers of a failure, and returns it as this package's error.
+
+        Raises:
+            RuntimeError: The client was closed.
+        """
+        endpoint = _endpoint_of(batch)
+        outcome = endpoint.transport.map(error, self._model)
         outcome.__cause__ = error
         full = is_queue_full(error)
         if full:
             self._endpoints.busy(endpoint)
         else:
             self._endpoints.leave_out(endpoint, outcome)
-        elsewhere = self._endpoints.has_other(endpoint)
-        if full and not elsewhere:
+        if full and not self._endpoints.has_other({endpoint}):
             self._concurrency.overloaded()
         else:
             self._concurrency.disturbed()
-        # What was late at one server may be in time at another; at the same one it would only add to the load.
-        again = is_transient(error) or (elsewhere and status_of(error) == "DEADLINE_EXCEEDED")
-        if again and self._may_retry(batch):
-            delay_s = 0.0 if elsewhere else self._retry.delay_s(batch.attempts)
-            _log.info("request of %d rows failed (%s); again in %.1f s", len(batch.payloads), error, delay_s)
-            self._resend_at(time.monotonic() + delay_s, batch)
-            return
-        self._end(batch, outcome)
+        return outcome
+
+    def _send_elsewhere(self, batch: Batch, outcome: Exception) -> None:
+        """Has another server try what one failed for good, each of them once.
+
+        A GPU without memory is one server's trouble. What was late at one may be in time at another, while at the same
+        one it would only add to the load.
+        """
+        batch.refused_by.add(_endpoint_of(batch))
+        batch.refusal = batch.refusal or outcome
+        if self._endpoints.is_any_left(batch.refused_by) and self._may_retry(batch):
+            self._resend_at(time.monotonic(), batch)
+        else:
+            self._end(batch, batch.refusal)
 
     def _end(self, batch: Batch, outcome: Exception) -> None:
         batch.outcome = outcome
         batch.payloads = []
 
-    def _may_retry(self, batch: Batch) -> bool:
+    def _may_retry(self, batch: Batch, *, for_ever: bool = False) -> bool:
+        """Counts a failure, and tells whether `Retry` allows another attempt; `for_ever` minds their number alone."""
         now = time.monotonic()
         batch.attempts += 1
         if batch.attempts == 1:
             # Counted from when the failure is seen: the caller may have been long over the block before.
             batch.failed_at = now
-        return batch.attempts < self._retry.attempts and now - batch.failed_at < self._retry.deadline_s
+        in_time = for_ever or now - batch.failed_at < self._retry.deadline_s
+        return batch.attempts < self._retry.attempts and in_time
 
     def _resend_at(self, moment: float, batch: Batch) -> None:
-        heapq.heappush(self._resend, (moment, next(self._ticket), batch))
+        if not self._quarantine.put_back(batch, moment):
+            heapq.heappush(self._resend, (moment, next(self._ticket), batch))
+
+
+def _bad_rows(error: Any, rows: int) -> dict[int, str] | None:
+    """Returns the rows that a refusal blames, and why; None if it is no such refusal."""
+    return bad_rows(error.message() or "", rows) if status_of(error) == "INVALID_ARGUMENT" else None
+
+
+def _endpoint_of(batch: Batch) -> Endpoint:
+    if batch.endpoint is None:
+        raise AssertionError("an answer to what was never sent")
+    return batch.endpoint
 
 
 def _block(batch: Batch, features: NDArray[np.float32]) -> Block:

@@ -44,7 +44,7 @@ def artefacts(tiny_artefacts: Artefacts, tmp_path: Path) -> Path:
     folder = tmp_path / "moved"
     folder.mkdir()
     for item in tiny_artefacts.items:  # and not what other tests have made beside them
-        for name in (*item.record["files"], f"{item.path.stem}.json"):
+        for name in (*item.record.files, item.sidecar.name):
             shutil.copy(item.path.with_name(name), folder)
     return folder
 

@@ -11,8 +11,18 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from cnclip_client import Client, Limits, ModelChanged, RequestTimeout, Retry, ServerUnreachable, Timeout, served_models
-from cnclip_client._connection.endpoints import urls_of
+from cnclip_client import (
+    Client,
+    Limits,
+    ModelChanged,
+    RequestTimeout,
+    Retry,
+    ServerError,
+    ServerUnreachable,
+    Timeout,
+    served_models,
+)
+from cnclip_client._connection.endpoint import urls_of
 
 ITEMS = [f"text {number}" for number in range(600)]
 QUICK = Retry(attempts=1000, first_delay_s=0.02, max_delay_s=0.1, deadline_s=20)
@@ -177,6 +187,79 @@ def test_one_that_refuses_everything_at_once_does_not_draw_the_work(servers: lis
         found = client.encode_texts(ITEMS, normalize=False, batch_size=4)
     np.testing.assert_array_equal(found, expected(fake, ITEMS))
     assert len(servers[0].requests) < 12
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (grpc.StatusCode.INTERNAL, "CUDA out of memory"),
+        (grpc.StatusCode.UNKNOWN, "onnx runtime error 6"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "no room"),
+        (grpc.StatusCode.UNAUTHENTICATED, "who are you"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "unexpected inference input"),
+        (None, "an answer of another shape"),
+    ],
+)
+def test_one_that_is_sick_leaves_it_to_the_others_and_is_taken_back(
+    servers: list[Any], fake: Any, caplog: pytest.LogCaptureFixture, code: grpc.StatusCode | None, words: str
+) -> None:
+    ill = threading.Event()
+    ill.set()
+
+    def refuse(attempt: int, items: list[bytes]) -> None:
+        time.sleep(0.004)
+        if ill.is_set() and code is not None:
+            raise fake.Fault(code, words)
+
+    servers[0].before_infer = refuse
+    source = (f"text {number}" for number in range(100_000))
+    with connect(servers) as client:
+        client.encode_texts(["text"])
+        if code is None:
+            servers[0].models["vit-b-16-text"].dimension = 8
+        stream = client.iter_texts(source, normalize=False, batch_size=4)
+        blocks = [next(stream) for _ in range(100)]
+        refused = len(servers[0].requests)
+        assert 0 < refused < 20
+        ill.clear()
+        servers[0].models["vit-b-16-text"].dimension = fake.dimension
+        until = time.monotonic() + 10
+        while len(servers[0].requests) < refused + 20:
+            blocks.append(next(stream))
+            assert time.monotonic() < until, "it was not taken back"
+        stream.close()  # type: ignore[attr-defined]
+    done = [f"text {number}" for number in range(blocks[-1].stop)]
+    np.testing.assert_array_equal(np.concatenate([block.features for block in blocks]), expected(fake, done))
+    assert f"{servers[0].url} is left out for now" in caplog.text
+
+
+def test_what_all_of_them_fail_is_sent_to_each_once(servers: list[Any], fake: Any) -> None:
+    def refuse(attempt: int, items: list[bytes]) -> None:
+        raise fake.Fault(grpc.StatusCode.INTERNAL, "broken")
+
+    for server in servers:
+        server.before_infer = refuse
+    with connect(servers) as client, pytest.raises(ServerError, match="INTERNAL: broken"):
+        client.encode_texts(["a"])
+    assert [len(server.requests) for server in servers] == [1, 1, 1]
+
+
+def test_what_one_failed_waits_a_moment_for_another_that_is_away(servers: list[Any], fake: Any) -> None:
+    def refuse(attempt: int, items: list[bytes]) -> None:
+        raise fake.Fault(grpc.StatusCode.INTERNAL, "broken")
+
+    first, second, _ = servers
+    first.before_infer = refuse
+    with connect([first, second]) as client:
+        client.info_of("text")
+        second.stop()
+        with connect([first, second]) as hurried, pytest.raises(ServerError, match="INTERNAL: broken"):
+            hurried.encode_texts(["a"])
+        assert len(first.requests) == 1
+        back = threading.Timer(0.3, second.start)
+        back.start()
+        np.testing.assert_array_equal(client.encode_texts(["a"], normalize=False), expected(fake, ["a"]))
+        back.join()
 
 
 def test_one_whose_queue_is_full_leaves_it_to_the_others(servers: list[Any], fake: Any) -> None:
