@@ -159,8 +159,9 @@ def plan_settings(
     optimization_level: int | None,
     tf32: bool,
     fast: bool,
+    tuned_length: int | None = None,
 ) -> PlanSettings:
-    """Reads the settings of plans from options."""
+    """Reads the settings of plans from options; `tuned_length` is theirs."""
     from cnclip_builder.plans.api import BuildOptions
     from cnclip_builder.plans.here import PlanSettings
     from cnclip_builder.plans.profiles import Profile
@@ -171,4 +172,5 @@ def plan_settings(
         tuple(map(Profile.parse, image_profiles)) if image_profiles else None,
         tuple(map(Profile.parse, text_profiles)) if text_profiles else None,
         BuildOptions(workspace_mib, optimization_level, tf32, fast),
+        tuned_length,
     )

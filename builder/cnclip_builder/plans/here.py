@@ -70,6 +70,8 @@ class PlanSettings:
         image_profiles: what image encoders are tuned for; None for `default_profiles`.
         text_profiles: what text encoders are tuned for; None for `default_profiles`.
         options: settings of TensorRT's builder; with `fast`, only full batches are tuned for by default.
+        tuned_length: the tokens to which most texts are padded, for profiles that are not given; None for
+            `context_length`.
     """
 
     max_batch_size: int
@@ -77,13 +79,15 @@ class PlanSettings:
     image_profiles: tuple[Profile, ...] | None = None
     text_profiles: tuple[Profile, ...] | None = None
     options: BuildOptions = field(default_factory=BuildOptions)
+    tuned_length: int | None = None
 
     def profiles(self, tower: Tower) -> tuple[Profile, ...]:
         """What an encoder is tuned for."""
         given = self.image_profiles if tower == "image" else self.text_profiles
         if given:
             return given
-        profiles = default_profiles(self.max_batch_size, None if tower == "image" else self.context_length)
+        length = None if tower == "image" else self.context_length
+        profiles = default_profiles(self.max_batch_size, length, self.tuned_length)
         return profiles[-1:] if self.options.fast else profiles
 
 

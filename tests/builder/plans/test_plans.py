@@ -37,7 +37,7 @@ def sources(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path_factory: pytest.
     """A bundle's folder."""
     target = tmp_path_factory.mktemp("bundle") / "plans"
     with new_bundle(target) as folder:
-        settings = PlanSettings(max_batch_size=8, context_length=52)
+        settings = PlanSettings(max_batch_size=8, context_length=52, tuned_length=40)
         jobs = write_jobs_of(tiny_artefacts, TOWERS, "fp16", "served", settings, folder)
         finish_bundle(folder, tuple(jobs.values()))
     return target
@@ -77,12 +77,12 @@ def test_a_plan_and_its_sidecar(make: Callable[..., Any], jobs: dict[Tower, Plan
 def test_batches_and_lengths_that_are_tried(make: Callable[..., Any]) -> None:
     tensorrt = StandIn()
     make("text", tensorrt)
-    # Profile 0: batch 1:1:4, length 3:16:52. Profile 1: batch 1:4:8, length 3:26:52.
+    # Profile 0: batch 1:1:4, length 3:40:52. Profile 1: batch 1:4:8, length 3:40:52.
     assert {shape for profile, shape in tensorrt.shapes if profile == 0} == {
-        (batch, length) for batch in (1, 4) for length in (3, 16, 52)
+        (batch, length) for batch in (1, 4) for length in (3, 40, 52)
     }
     assert {shape for profile, shape in tensorrt.shapes if profile == 1} == {
-        (batch, length) for batch in (1, 4, 8) for length in (3, 26, 52)
+        (batch, length) for batch in (1, 4, 8) for length in (3, 40, 52)
     }
     images = StandIn()
     make("image", images)
@@ -122,7 +122,7 @@ def not_of_length_1(_: int, __: Any, outputs: dict[str, np.ndarray]) -> dict[str
     ("spoil", "complaint"),
     [
         (off_in_one_row, "profile 0, batch 1, length 3, against pytorch, row 0"),
-        (off_at_batch_8, r"profile 1, batch 8, length 26, against pytorch: row"),
+        (off_at_batch_8, r"profile 1, batch 8, length 40, against pytorch: row"),
         (off_for_short_texts, "length 3, against pytorch, row 0: row 0 of 1 is off by 1 - cosine = 2.00e"),
         (off_in_the_second_profile, "profile 1, batch 1, length 3"),
         (not_of_length_1, "normalised features have norms from 1.1"),
@@ -178,7 +178,7 @@ def test_tf32_is_served_only_where_it_is_asked_for(
     [
         ("version", "was made by TensorRT 10.13.0.35, here is 10.14"),
         ("gpu", "was made on NVIDIA A10 .compute capability 8.6., here is NVIDIA H100"),
-        ("profiles", "another profiles .batch=1:1:4,length=3:16:52; batch=1:4:8,length=3:26:52, wanted batch=1:2:3"),
+        ("profiles", "another profiles .batch=1:1:4,length=3:40:52; batch=1:4:8,length=3:40:52, wanted batch=1:2:3"),
         ("damage", "is not the plan that its sidecar speaks of"),
         ("no sidecar", "has no sidecar"),
         ("bad sidecar", "can't be read"),

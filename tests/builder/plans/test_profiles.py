@@ -88,6 +88,16 @@ def test_the_default_profiles_take_all_that_is_served(max_batch_size: int, conte
     assert profiles[0].batch.opt == 1 or max_batch_size < 8
 
 
+def test_texts_are_tuned_for_a_length_that_is_served() -> None:
+    def tuned(context_length: int, tuned_length: int | None) -> set[int]:
+        return {profile.ranges["length"].opt for profile in default_profiles(64, context_length, tuned_length)}
+
+    assert tuned(52, 40) == {40}
+    assert PlanSettings(64, 52, tuned_length=40).profiles("text") == default_profiles(64, 52, 40)
+    assert tuned(30, 40) == {30}
+    assert tuned(52, None) == {52}
+
+
 def test_a_fast_build_is_tuned_for_full_batches_alone() -> None:
     fast = PlanSettings(64, 52, options=BuildOptions(fast=True))
     assert fast.profiles("image") == default_profiles(64)[-1:]
