@@ -130,8 +130,8 @@ def _accelerators(serving: ServingConfig, arch: Arch, tower: Tower, engines: str
     if serving.target == "cpu":
         return ()
     cuda = {"use_ep_level_unified_stream": "1"} if serving.accelerator == "cuda" else {}
-    if serving.precision == "fp32" and not serving.tf32:
-        cuda["use_tf32"] = "0"  # ONNX Runtime's default is 1
+    if serving.precision == "fp32":
+        cuda["use_tf32"] = str(int(serving.tf32))  # said either way: ONNX Runtime's default is 1, the stand-in's 0
     tensorrt = [_tensorrt(serving, arch, tower, engines)] if serving.accelerator == "tensorrt" else []
     return (*tensorrt, *([Accelerator("cuda", cuda)] if cuda else []))
 
