@@ -277,8 +277,8 @@ def _crashing(chunk: list[Item], error: Exception) -> ServerError:
 
 def _failed(error: Exception) -> ServerError:
     return ServerError(
-        f"the Ray cluster failed the work ({_told(error)}); see its logs, and that cn-clip-triton is installed on every "
-        "node",
+        f"the Ray cluster failed the work ({_told(error)}); see its logs, and that cn-clip-triton is installed on "
+        "every node",
         model="",
         status="RAY",
         detail=str(error),
