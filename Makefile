@@ -7,6 +7,7 @@ BIN    := $(VENV)/bin
 # --- Variables of `make repo`, `make serve` and `make verify`. An empty one takes the command's own default. ---
 ARCH           ?= ViT-B-16
 CHECKPOINT     ?=
+VOCABULARY     ?=
 PRECISION      ?=
 TARGET         ?=
 PLATFORM       ?=
@@ -27,7 +28,7 @@ MINUTES        ?= 60
 
 # $(call option,--flag,VARIABLE): the flag if the variable is set.
 option = $(if $($(2)),$(1) "$($(2))")
-CHECKPOINT_OPTIONS = --arch "$(ARCH)" $(call option,--checkpoint,CHECKPOINT) $(call option,--name,NAME) \
+CHECKPOINT_OPTIONS = --arch "$(ARCH)" $(call option,--checkpoint,CHECKPOINT) $(call option,--vocabulary,VOCABULARY) $(call option,--name,NAME) \
 	$(call option,--hub,HUB) $(call option,--download-root,DOWNLOAD_ROOT)
 
 .DEFAULT_GOAL := help
@@ -61,8 +62,9 @@ verify: $(VENV)/installed  ## Compare a running server with PyTorch: make verify
 publish: $(VENV)/installed  ## Upload the repository to where servers read it: make publish DESTINATION=s3://bucket/models
 	$(BIN)/cnclip-build publish "$(DESTINATION)" --repository "$(REPOSITORY)" $(call option,--name,NAME) $(FLAGS)
 
+# Several files at a time, the tests of each in one process: many share a server. FLAGS="-n 0" for one at a time.
 test: $(VENV)/installed  ## Run the tests, those on a real tritonserver included.
-	$(BIN)/python -m pytest $(FLAGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(FLAGS)
 
 test-slow: $(VENV)/installed  ## Run the tests that take minutes.
 	$(BIN)/python -m pytest -m slow $(FLAGS)
@@ -94,11 +96,16 @@ check: $(VENV)/installed  ## Lint, format, types and import rules.
 clean:  ## Delete what was built; the virtual environment stays.
 	rm -rf build
 
+# Which ONNX Runtime: both packages own the same folder, so the other one goes first.
+RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null | grep 'GPU 0'),gpu,cpu)
+OTHER_RUNTIME := $(if $(filter gpu,$(RUNTIME)),onnxruntime,onnxruntime-gpu)
+
 # cn_clip brings torch: several GB, minutes. nvidia-pytriton is wanted for its tritonserver binary alone; what that
 # needs of its Python dependencies is in the extra `server`.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --progress-bar on --editable '.[builder,tensorrt,server,parquet,lmdb,search,report,bench,ray,spark]' --group dev
+	$(BIN)/python -m pip uninstall --quiet --yes $(OTHER_RUNTIME)
+	$(BIN)/python -m pip install --progress-bar on --editable '.[$(RUNTIME),builder,tensorrt,server,parquet,lmdb,search,report,bench,ray,spark]' --group dev
 	$(BIN)/python -m pip install --quiet --no-deps 'nvidia-pytriton==0.7.0'
 	touch $@

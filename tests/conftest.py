@@ -1,22 +1,40 @@
-"""What all tests share: tiny models made here, and the real images and captions if they are at hand."""
+"""What all tests share: models made once for all workers, and the real images and captions if they are at hand."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
+import multiprocessing
+import os
+import pickle
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from cnclip_builder.arch import Arch, get_arch
+from cnclip_builder.artefacts.maker import Artefacts, build_artefacts
+from cnclip_builder.build import BuildRequest, build_repository
+from cnclip_builder.repository.serving import ServingConfig
+from cnclip_builder.system import isolation
+from cnclip_builder.tensors import PRECISIONS, TOWERS
+from cnclip_server import TritonServer
+
+T = TypeVar("T")
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and every process that they start inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
+DEMO = ROOT / "examples/demo"
+
+# Of memory, for a worker with torch and Ray imported, its servers and its builds.
+WORKER_BYTES = 3 * 2**30
 
 TINY_VIT: dict[str, Any] = {
     "embed_dim": 48,
@@ -29,7 +47,8 @@ TINY_VIT: dict[str, Any] = {
     "text_hidden_act": "gelu",
     "text_hidden_dropout_prob": 0.1,
     "text_hidden_size": 32,
-    "text_initializer_range": 0.02,
+    # BERT's own 0.02 would leave so narrow a model features that differ by no more than FP16's rounding.
+    "text_initializer_range": 0.1,
     "text_intermediate_size": 64,
     "text_max_position_embeddings": 80,
     "text_num_attention_heads": 2,
@@ -43,6 +62,55 @@ TINY_RESNET: dict[str, Any] = {
     "vision_width": 8,
     "vision_patch_size": None,
 }
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: one more than there are cores, since many tests wait, and no more than memory has room for."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(min(len(os.sched_getaffinity(0)) + 1, memory // WORKER_BYTES), 1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_stages() -> Iterator[None]:
+    """Has the builder's stages forked from a process that has imported what they need: a build has six of them.
+
+    They are processes of their own all the same. The commands that tests run start theirs as users' do.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(isolation, "START_METHOD", "forkserver")
+        multiprocessing.get_context("forkserver").set_forkserver_preload(
+            ["cn_clip.clip.model", "onnxruntime", "onnxscript", "torch.onnx._internal.exporter._core"]
+        )
+        yield
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], T]], T]:
+    """Makes what is costly once for all workers: who asks first makes it, and who asks meanwhile waits.
+
+    `once(name, make)` gives what `make(folder)` returned, in this worker or another. What is in the folder belongs to
+    all: to be read, or copied.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # each worker has a folder in that of the run
+    root = root / "once"
+    root.mkdir(exist_ok=True)
+
+    def get(name: str, make: Callable[[Path], T]) -> T:
+        folder, made = root / name, root / f"{name}.pickle"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+                folder.mkdir()
+                value = make(folder)
+                made.write_bytes(pickle.dumps(value))
+            value = pickle.loads(made.read_bytes())
+        return value
+
+    return get
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +158,55 @@ def resnet_checkpoint(tiny_resnet: Arch, tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("weights") / "resnet.pt"
     torch.save({"state_dict": weights}, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_artefacts(tiny_vit: Arch, once: Any, tmp_path_factory: pytest.TempPathFactory) -> Artefacts:
+    """Both encoders of a tiny ViT, random:0, in both precisions; the checkpoint is beside their folder."""
+
+    def make(folder: Path) -> tuple[Path, Artefacts]:
+        place = {"download_root": folder, "towers": TOWERS, "precisions": PRECISIONS}
+        return folder, build_artefacts(tiny_vit, "random:0", folder / "artefacts", **place)
+
+    made, artefacts = once("tiny-vit", make)
+    # Tests write beside them.
+    own = Path(shutil.copytree(made, tmp_path_factory.mktemp("tiny-vit") / "made"))
+    file = replace(artefacts.checkpoint.file, path=own / artefacts.checkpoint.file.path.name)
+    items = (replace(item, folder=own / "artefacts") for item in artefacts.items)
+    return replace(artefacts, checkpoint=replace(artefacts.checkpoint, file=file), items=tuple(items))
+
+
+@pytest.fixture(scope="session")
+def demo_repository(once: Any) -> Path:
+    """The repository of the bundled checkpoint, model `demo`, FP32; `artefacts` is beside it."""
+
+    def make(folder: Path) -> Path:
+        request = BuildRequest(
+            arch=get_arch(str(DEMO / "demo.json")),
+            checkpoint=str(DEMO / "clip_cn_demo.pt"),
+            serving=ServingConfig(target="cpu", precision="fp32", context_length=52, max_batch_size=16),
+            repository=folder / "repository",
+            artefacts=folder / "artefacts",
+            download_root=folder,
+        )
+        build_repository(request)
+        return request.repository
+
+    return once("demo", make)
+
+
+@pytest.fixture(scope="session")
+def demo_artefacts(demo_repository: Path) -> Path:
+    """The folder of its artefacts: a build that finds a copy of it where it keeps its own need not export."""
+    return demo_repository.parent / "artefacts" / "demo"
+
+
+@pytest.fixture(scope="session")
+def demo_server(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """It, served. Tests that stop or harm a server start one of their own."""
+    log = tmp_path_factory.mktemp("log") / "tritonserver.log"
+    with TritonServer(demo_repository, grpc_port=0, http_port=0, metrics_port=0, log_file=log) as server:
+        yield server
 
 
 @pytest.fixture

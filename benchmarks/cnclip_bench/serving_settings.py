@@ -82,9 +82,12 @@ def read_settings(repository: Path, name: str, tower: Tower) -> Settings:
 def write_settings(repository: Path, name: str, tower: Tower, settings: Settings) -> None:
     """Writes settings into an ensemble's configs, each replaced in one step; all else in them stays.
 
+    The manifest's hashes of them are renewed, where there is one.
+
     Raises:
         ValueError: A config lacks what is to be changed, or has it in another form; nothing is written.
     """
+    from cnclip_builder.repository.manifest import renew_files
     from cnclip_builder.system.atomic import replacing_file
 
     changes = settings.changes_from(read_settings(repository, name, tower))
@@ -104,6 +107,7 @@ def write_settings(repository: Path, name: str, tower: Tower, settings: Settings
     for file, text in texts.items():
         with replacing_file(file) as partial:
             partial.write_text(text, encoding="utf-8")
+    renew_files(repository, texts)
 
 
 def remember_settings(repository: Path, name: str, tower: Tower, changes: Mapping[str, int]) -> None:

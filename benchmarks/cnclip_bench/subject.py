@@ -51,10 +51,10 @@ class Subject:
 
     def token_ids(self) -> TokenIds:
         """The tokeniser that is served."""
-        from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, cn_clip_vocabulary
+        from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
         from cnclip_templates.cnclip_token_ids import TokenIds
 
-        return TokenIds(cn_clip_vocabulary(), DEFAULT_CONTEXT_LENGTH)
+        return TokenIds(self.arch.vocabulary_file, DEFAULT_CONTEXT_LENGTH)
 
     def served_file(self, tower: Tower) -> Path:
         """The file that Triton loads as the encoder: ONNX, or the plan of the first kind of GPU."""
@@ -118,17 +118,13 @@ def make_subject(
 def _build(arch: Arch, checkpoint: str, repository: Path, name: str) -> Path:
     from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
     from cnclip_builder.build import BuildRequest, build_repository
-    from cnclip_builder.repository.serving import ServingConfig, default_max_batch_size
+    from cnclip_builder.repository.serving import choose_settings
 
+    serving, _ = choose_settings({}, {}, DEFAULT_CONTEXT_LENGTH)  # for a GPU where there is one, as users build
     request = BuildRequest(
         arch=arch,
         checkpoint=checkpoint,
-        serving=ServingConfig(
-            target="cpu",
-            precision="fp32",
-            context_length=DEFAULT_CONTEXT_LENGTH,
-            max_batch_size=default_max_batch_size("cpu"),
-        ),
+        serving=serving,
         repository=repository,
         artefacts=FOLDER / "artefacts",
         download_root=FOLDER / "checkpoints",
@@ -157,7 +153,7 @@ def read_config(model: Path) -> Any:
     from cnclip_builder.repository.render import parse_config
 
     file = model / "config.pbtxt"
-    return parse_config(file.read_text(encoding="utf-8"), str(file))
+    return parse_config(file.read_bytes(), str(file))
 
 
 @contextmanager

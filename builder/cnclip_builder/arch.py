@@ -6,15 +6,20 @@ import importlib.util
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from cnclip_builder.errors import MissingRequirementError, SettingError, UnknownArchError
+from cnclip_builder.vocabulary import require_rows
 
 DEFAULT_CONTEXT_LENGTH = 52
 """Tokens of a text that all official checkpoints were trained with (cn_clip.clip.tokenize)."""
+
+_SHARES = frozenset({"text_attention_probs_dropout_prob", "text_hidden_dropout_prob", "text_initializer_range"})
+_RESNET_STAGES = 4
+_LARGEST_SIZE = 10_000_000
 
 MIN_CONTEXT_LENGTH = 3
 """`[CLS]`, one token, `[SEP]`."""
@@ -42,17 +47,38 @@ class Arch:
         model_info: the keyword arguments of `cn_clip.clip.model.CLIP`.
         hub: its official checkpoint, if there is one.
         file: the JSON file that describes it, if it is no official one.
+        vocabulary: the file of its tokens, if it is not cn_clip's.
     """
 
     name: str
     model_info: Mapping[str, Any]
     hub: HubFile | None = None
     file: Path | None = None
+    vocabulary: Path | None = None
 
     @property
     def option(self) -> str:
         """What names it on the command line."""
         return str(self.file or self.name)
+
+    @property
+    def options(self) -> list[str]:
+        """The words that name it on a command line."""
+        return ["--arch", self.option, *(["--vocabulary", str(self.vocabulary)] if self.vocabulary else [])]
+
+    @property
+    def vocabulary_file(self) -> Path:
+        """The file of its tokens."""
+        return self.vocabulary or cn_clip_vocabulary()
+
+    def require_vocabulary(self) -> None:
+        """Checks that the text encoder's embedding has a row for every token.
+
+        Raises:
+            SettingError: it has not, or the vocabulary can't be used.
+        """
+        rows = int(self.model_info["vocab_size"])
+        require_rows(self.name, rows, self.vocabulary_file, is_given=self.vocabulary is not None)
 
     @property
     def slug(self) -> str:
@@ -122,16 +148,22 @@ _OFFICIAL = (
 ARCH_NAMES: tuple[str, ...] = tuple(name for name, *_ in _OFFICIAL)
 
 
-def get_arch(name: str) -> Arch:
+def get_arch(name: str, vocabulary: Path | None = None) -> Arch:
     """Looks an architecture up.
 
     Args:
         name: "ViT-B-16" and so on, in any case; or the path of a JSON file with the keyword arguments of
             `cn_clip.clip.model.CLIP`, for a model of other sizes, which is then named after the file.
+        vocabulary: the file of its tokens, if it is not cn_clip's.
 
     Raises:
         UnknownArchError: there is none of this name, or the file is no such description.
+        SettingError: the vocabulary can't be used for it.
     """
+    if vocabulary is not None:
+        arch = replace(get_arch(name), vocabulary=vocabulary)
+        arch.require_vocabulary()
+        return arch
     if name.endswith(".json"):
         return _load_custom_arch(Path(name))
     for arch in official_archs():
@@ -158,7 +190,7 @@ def official_archs() -> tuple[Arch, ...]:
 
 
 def cn_clip_vocabulary() -> Path:
-    """The path of cn_clip's `vocab.txt`, which every architecture shares."""
+    """The path of cn_clip's `vocab.txt`, which all official models share."""
     return _cn_clip_folder() / "clip" / "vocab.txt"
 
 
@@ -190,9 +222,10 @@ def _load_custom_arch(file: Path) -> Arch:
         info = _read_model_info(file)
     except FileNotFoundError:
         raise UnknownArchError(f"{file}: no such file; official architectures are {', '.join(ARCH_NAMES)}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UnknownArchError(f"{file} does not describe an architecture: {error!r}") from error
     wanted = set(get_arch("ViT-B-16").model_info)
+    odd = [f"{key} {info[key]!r}" for key in wanted & set(info) if not _is_plausible(key, info[key])]
     missing = wanted - set(info)
     unknown = set(info) - wanted - {"vision_head_width"}
     if missing or unknown:
@@ -204,4 +237,19 @@ def _load_custom_arch(file: Path) -> Arch:
                 if keys
             )
         )
+    if odd:
+        raise UnknownArchError(f"{file} does not describe an architecture: {', '.join(sorted(odd))} can't be; mend it")
     return Arch(file.stem, info, file=file)
+
+
+def _is_plausible(key: str, value: Any) -> bool:
+    """Whether `cn_clip.clip.model.CLIP` can take this value of an argument."""
+    if key == "text_hidden_act":
+        return isinstance(value, str)
+    if key in _SHARES:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+    if key == "vision_layers" and isinstance(value, list):
+        return len(value) == _RESNET_STAGES and all(_is_plausible("", layers) for layers in value)
+    if key == "vision_patch_size" and value is None:
+        return True  # a ResNet's
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST_SIZE

@@ -14,10 +14,12 @@ from cnclip_builder.checkpoint.sources import Hub
 from cnclip_builder.errors import BuildError, MissingRequirementError, SettingError, SlowerError
 from cnclip_builder.export.files import served_input
 from cnclip_builder.int8.report import LEAST_INT8_SPEED_UP
+from cnclip_builder.plans.api import BuildOptions
 from cnclip_builder.plans.here import Plan, PlanSettings, build_plans, find_plans, require_tensorrt, write_jobs_of
 from cnclip_builder.plans.profiles import check_profiles, largest_batch
 from cnclip_builder.repository.serving import ServingConfig
-from cnclip_builder.repository.write import RepositoryEntry, check_place, publish
+from cnclip_builder.repository.sharing import check_place
+from cnclip_builder.repository.write import RepositoryEntry, publish
 from cnclip_builder.system.atomic import require_writable
 from cnclip_builder.system.isolation import stage_process
 from cnclip_builder.tensors import PRECISIONS, TOWERS, Tower
@@ -118,7 +120,10 @@ def _report_slower(slower: Mapping[Tower, str]) -> None:
 
 
 def _plan_settings(request: BuildRequest) -> PlanSettings:
-    return request.plan_settings or PlanSettings(request.serving.largest_batch_size, request.serving.context_length)
+    serving = request.serving
+    return request.plan_settings or PlanSettings(
+        serving.largest_batch_size, serving.context_length, options=BuildOptions(tf32=serving.tf32)
+    )
 
 
 def _check_plans_fit(request: BuildRequest) -> None:
@@ -139,7 +144,7 @@ def _plans(request: BuildRequest, artefacts: Artefacts) -> Mapping[Tower, Sequen
     settings = _plan_settings(request)
     jobs = write_jobs_of(artefacts, TOWERS, request.serving.precision, "served", settings)
     if request.plan_folders:
-        return find_plans(jobs, request.plan_folders)
+        return find_plans(jobs, request.plan_folders, tf32=request.serving.tf32)
     folder = artefacts.items[0].folder
     return {tower: [plan] for tower, plan in build_plans(jobs, folder, settings.options).items()}
 
@@ -149,7 +154,7 @@ def _serve_and_verify(repository: Path, entry: RepositoryEntry) -> Verification:
         from cnclip_server import ServerError, TritonServer
     except ImportError as error:
         raise MissingRequirementError(
-            f"verification needs the server ({error}): pip install 'cn-clip-triton[server]'"
+            f"verification needs the server ({error}): pip install 'cn-clip-triton[server,cpu]'"
         ) from error
     logger.info("Serving the repository to compare it with PyTorch")
     try:

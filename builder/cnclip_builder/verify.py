@@ -18,7 +18,7 @@ from cnclip_builder.checkpoint.load import Checkpoint, load_checkpoint
 from cnclip_builder.errors import BuildError, ParityError
 from cnclip_builder.parity.distance import TOLERANCES, Parity, Tolerance, measure_parity
 from cnclip_builder.parity.samples import sample_images, sample_texts
-from cnclip_builder.tensors import Precision, Tower
+from cnclip_builder.tensors import ALL_PRECISIONS, TOWERS, Precision, Tower
 
 logger = logging.getLogger(__name__)
 
@@ -31,26 +31,27 @@ class Verification:
 
     Attributes:
         model: the name that the models are served under.
-        tolerance: what each row had to hold.
+        tolerances: what each row of the images and of the texts had to hold.
         parity: measured, of the images and of the texts.
         reduced_decoding: where images are decoded at a reduced scale, which their parity is that of: how far that alone
             takes PyTorch's features from those of exact decoding.
     """
 
     model: str
-    tolerance: Tolerance
+    tolerances: dict[Tower, Tolerance]
     parity: dict[Tower, Parity]
     reduced_decoding: Parity | None = None
 
     def require(self) -> None:
-        """Raises ParityError if a row is beyond the tolerance."""
+        """Raises ParityError if a row is beyond its encoder's tolerance."""
         for tower, parity in self.parity.items():
-            if not parity.within(self.tolerance):
+            tolerance = self.tolerances[tower]
+            if not parity.within(tolerance):
                 raise ParityError(
                     f"the {tower} features that {self.model} serves are not PyTorch's: 1 - cosine reaches "
                     f"{parity.cosine_distance:.2e} in row {parity.worst_row} (at most "
-                    f"{self.tolerance.cosine_distance:.0e} passes), {parity.centred_distance:.2e} after centring (at "
-                    f"most {self.tolerance.centred_distance:.0e}): build the repository again, and check that the "
+                    f"{tolerance.cosine_distance:.0e} passes), {parity.centred_distance:.2e} after centring (at "
+                    f"most {tolerance.centred_distance:.0e}): build the repository again, and check that the "
                     "server runs the libraries that the README names"
                 )
 
@@ -76,12 +77,14 @@ def verify_server(
         texts: by default real captions and odd texts.
 
     Raises:
+        SettingError: the arch's vocabulary is not the model's.
         BuildError: the server does not answer, or serves another checkpoint.
     """
     from cnclip_client import Client, CnclipError
 
     images = sample_images() if images is None else images
     texts = sample_texts() if texts is None else texts
+    arch.require_vocabulary()
     loaded = load_checkpoint(checkpoint, arch)
     try:
         with Client(url, model=model) as client:
@@ -93,6 +96,7 @@ def verify_server(
             }
     except CnclipError as error:
         raise BuildError(f"{model} at {url} can't be verified: {error}") from error
+    precisions = served_precisions(info.precision)
     encoded, reduced = list(images.values()), info.decoding == "reduced"
     reference = {
         "image": _encode_images(loaded, encoded, reduced=reduced),
@@ -100,16 +104,30 @@ def verify_server(
     }
     return Verification(
         model,
-        TOLERANCES[_loosest(info.precision)],
+        {tower: TOLERANCES[precision] for tower, precision in precisions.items()},
         {tower: measure_parity(served[tower], reference[tower]) for tower in served},
         measure_parity(reference["image"], _encode_images(loaded, encoded)) if reduced else None,
     )
 
 
-def _loosest(served: str) -> Precision:
-    """Of what a server says of its encoders: "int8", or "image fp32, text int8" if they differ."""
-    loosest_first: tuple[Precision, ...] = ("int8", "fp16")
-    return next((precision for precision in loosest_first if precision in served), "fp32")
+def served_precisions(served: str) -> dict[Tower, Precision]:
+    """Reads what a server says of its encoders: "int8", or "image fp32, text int8" if they differ.
+
+    An old server says nothing; what holds for FP32 is then asked of it.
+
+    Raises:
+        BuildError: it says something that this builder does not know, so that nothing tells what they have to hold.
+    """
+    parts = dict(part.split(" ", 1) for part in served.split(", ") if " " in part) or dict.fromkeys(
+        TOWERS, served or "fp32"
+    )
+    known = {tower: precision for tower in TOWERS for precision in ALL_PRECISIONS if parts.get(tower) == precision}
+    if set(known) != set(TOWERS):
+        raise BuildError(
+            f"the server says {served!r} of its encoders' precision, and this builder knows "
+            f"{', '.join(ALL_PRECISIONS)}: build the repository with this builder, or use the one that built it"
+        )
+    return known
 
 
 def _require_same_checkpoint(model: str, info: Any, checkpoint: Checkpoint) -> None:
@@ -145,9 +163,26 @@ def _encode_images(
 
 
 def _encode_texts(checkpoint: Checkpoint, texts: Sequence[str], context_length: int) -> npt.NDArray[np.float32]:
-    from cn_clip.clip import tokenize
-
     from cnclip_builder.checkpoint.towers import encode, load_tower
 
-    tower = load_tower(checkpoint, "text")
-    return encode(tower, tokenize(list(texts), context_length=context_length).numpy())
+    return encode(load_tower(checkpoint, "text"), _tokenize(checkpoint.arch, texts, context_length))
+
+
+def _tokenize(arch: Arch, texts: Sequence[str], context_length: int) -> npt.NDArray[np.int64]:
+    """cn_clip's `tokenize`; where the vocabulary is another, its steps with cn_clip's own tokeniser on that.
+
+    Returns:
+        int64 ids `[N, context_length]`.
+    """
+    from cn_clip.clip import tokenize
+    from cn_clip.clip.bert_tokenizer import FullTokenizer
+
+    if arch.vocabulary is None:
+        ids: npt.NDArray[np.int64] = tokenize(list(texts), context_length=context_length).numpy()
+        return ids
+    tokenizer = FullTokenizer(vocab_file=str(arch.vocabulary))
+    ids = np.zeros((len(texts), context_length), dtype=np.int64)
+    for row, text in zip(ids, texts, strict=True):
+        words = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text))[: context_length - 2]
+        row[: len(words) + 2] = [tokenizer.vocab["[CLS]"], *words, tokenizer.vocab["[SEP]"]]
+    return ids

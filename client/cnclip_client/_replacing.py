@@ -1,15 +1,30 @@
-"""The one place where a file of this package's takes another's place: whole, or not at all."""
+"""The one place where a file of this package's takes another's place: whole, or not at all.
+
+A link stays one: what it points to is replaced. What is no regular file (a device, a pipe, `/dev/stdout`) has no place
+to take and is written straight.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["put", "replacing"]
+__all__ = ["behind_links", "kind_of_special", "put", "replacing"]
+
+_KINDS = {
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder",
+}
 
 
 @contextmanager
@@ -25,7 +40,15 @@ def replacing(place: Path, *, alone: bool = False, durable: bool = False) -> Ite
     Raises:
         OSError: It cannot be written.
     """
-    partial = place.with_name(f"{place.name}.partial" if alone else f"{place.name}.{secrets.token_hex(4)}.partial")
+    target = behind_links(place)
+    if target is None or (kind_of_special(target) and not target.is_dir()):
+        with _straight(place) as file:
+            yield file
+        return
+    if target.is_dir():
+        # Now, and not when the work is done.
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(place))
+    partial = target.with_name(f"{target.name}.partial" if alone else f"{target.name}.{secrets.token_hex(4)}.partial")
     try:
         file = partial.open("wb" if alone else "xb")
     except OSError as error:
@@ -35,23 +58,79 @@ def replacing(place: Path, *, alone: bool = False, durable: bool = False) -> Ite
         with file:
             yield file
         if durable:
-            put(partial, place)
+            put(partial, target)
         else:
-            partial.replace(place)
+            partial.replace(target)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
 def put(made: Path, place: Path) -> None:
-    """Moves a whole file of the same file system to its place; it is on the disk there when this returns.
+    """Moves a whole file to its place; it is on the disk there when this returns.
 
     Raises:
-        OSError: It cannot be moved.
+        OSError: It cannot be moved, or what is there is no file.
     """
+    target = behind_links(place)
+    special = "an open file of this process" if target is None else kind_of_special(target)
+    if target is None or special:
+        raise OSError(errno.EINVAL, f"is {special}, whose place no file takes", os.fspath(place))
     _sync(made)
-    made.replace(place)
-    _sync(place.parent)
+    try:
+        made.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # The link goes to another disk.
+        with made.open("rb") as source, replacing(target, durable=True) as copy:
+            shutil.copyfileobj(source, copy)
+        made.unlink()
+    _sync(target.parent)
+
+
+def behind_links(place: Path) -> Path | None:
+    """Returns the file that a name stands for, there or not; None for what is open already, such as `/dev/stdout`.
+
+    Raises:
+        OSError: Links go in a circle.
+    """
+    if not place.is_symlink():
+        return None if _is_of_proc(place) else place
+    seen = 0
+    while place.is_symlink():
+        if _is_of_proc(place):
+            return None
+        seen += 1
+        if seen > 40:  # as many as Linux follows
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(place))
+        place = place.parent / place.readlink()
+    return place
+
+
+def kind_of_special(place: Path) -> str:
+    """Returns what it is that is there, in words, if it is neither a file nor nothing."""
+    try:
+        mode = place.stat().st_mode
+    except FileNotFoundError:
+        return ""
+    return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no file")
+
+
+def _is_of_proc(place: Path) -> bool:
+    # Links there only look like links: what they lead to may have no name, or have it no more.
+    return place.parent.resolve().is_relative_to("/proc")
+
+
+def _straight(place: Path) -> IO[bytes]:
+    """Opens what is no regular file for writing; of what this process has open already, the very same."""
+    end = place
+    while end.is_symlink() and not _is_of_proc(end):
+        end = end.parent / end.readlink()
+    folder = end.parent.resolve()
+    if folder == Path("/proc/self").resolve() / "fd" and end.name.isdecimal():
+        return os.fdopen(os.dup(int(end.name)), "wb")
+    return place.open("wb")
 
 
 def _sync(path: Path) -> None:

@@ -142,6 +142,7 @@ class RayEngine:
         dtype: str,
         batch_size: int | None,
         refusal: Callable[[Id], str],
+        preprocess: bool = True,
     ) -> Iterator[Encoded]:
         """Yields the outcome of items, block by block, in their order; as `encode_items` otherwise.
 
@@ -152,7 +153,14 @@ class RayEngine:
         started = not ray.is_initialized()
         if started:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        encoder = RowEncoder(self._connect, kind, normalize=normalize, batch_size=batch_size, expected=expected)
+        encoder = RowEncoder(
+            self._connect,
+            kind,
+            normalize=normalize,
+            batch_size=batch_size,
+            expected=expected,
+            preprocess=preprocess,
+        )
         # Ray would start an actor again by itself, but without a word, and for ever.
         remote = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=1, scheduling_strategy="SPREAD")(_Actor)
         count = self._actors or sum(node["Alive"] for node in ray.nodes())
@@ -169,6 +177,7 @@ class RayEngine:
         window: deque[_Work] = deque()
         most = count * _CHUNKS_AN_ACTOR
         ended = False
+        failure: Exception | None = None
 
         def send(work: _Work) -> None:
             load = Counter(one.place for one in sent.values())
@@ -204,9 +213,14 @@ class RayEngine:
                         raise outcome
                     yield from outcome
                 if ended and not window:
+                    if failure is not None:
+                        raise failure
                     return
                 if not ended and len(sent) < most and len(window) < _WINDOWS * most:
-                    chunk = next(chunks, None)
+                    try:
+                        chunk = next(chunks, None)
+                    except Exception as error:  # raised once all that came before is out
+                        chunk, failure = None, error
                     if chunk is None:
                         ended = True
                     else:
@@ -298,7 +312,15 @@ def _chunks(kind: Kind, items: Iterator[Item], refusal: Callable[[Id], str]) -> 
     """Yields what actors are sent at once. A path says the same on every node only if it is a whole one."""
     chunk: list[Item] = []
     size = 0
-    for item in items:
+    failure_of_source: Exception | None = None
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            break
+        except Exception as error:
+            failure_of_source = error
+            break
         value, failure = item.value, item.failure or refusal(item.id)
         if failure:
             value = value if kind == "text" else None
@@ -311,3 +333,5 @@ def _chunks(kind: Kind, items: Iterator[Item], refusal: Callable[[Id], str]) -> 
             chunk, size = [], 0
     if chunk:
         yield chunk
+    if failure_of_source is not None:
+        raise failure_of_source

@@ -1,10 +1,19 @@
 #!/bin/sh
 # Starts tritonserver as `cnclip-serve` does: complete configs, a server that is ready when all its models are, and the
 # shared-memory, trace and logging APIs closed unless CNCLIP_ADMIN_KEY opens them. Arguments go to tritonserver.
+# CNCLIP_GRPC_CONNECTION_SECONDS has gRPC's connections end after so long: clients look the server's name up again, and
+# find those that were added. Requests under way come to their end first.
 set -eu
 : "${CNCLIP_ADMIN_KEY:=$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')}"
 restricted="shared-memory,trace,logging:admin-key=$CNCLIP_ADMIN_KEY"
 unset CNCLIP_ADMIN_KEY # the Python models need not know it
+if [ -n "${CNCLIP_GRPC_CONNECTION_SECONDS:-}" ]; then
+  set -- --grpc-max-connection-age="$((CNCLIP_GRPC_CONNECTION_SECONDS * 1000))" "$@"
+fi
+# For probe.py, which may be told to end a server that is beyond help; exec keeps the number. What it remembers is of the
+# server before.
+rm -f "${TMPDIR:-/tmp}"/cnclip-probe-* || true
+echo $$ >"${TMPDIR:-/tmp}/cnclip-tritonserver.pid" || true
 exec tritonserver \
   --disable-auto-complete-config \
   --strict-readiness=true \

@@ -3,21 +3,109 @@
 from __future__ import annotations
 
 import io
+import os
 import re
-import warnings
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 # Reduced decoding keeps this many times the resolution: with one, features were off 20 times further.
 _REDUCED_SIDES = 2
 
 _OBJECT_ADDRESS = re.compile(r"<[\w.]+ object at 0x[0-9a-f]+>")
 
+# What Pillow decodes by itself and the C libraries that it brings along, in this process and nowhere else. Left out are
+# EPS, for which it starts Ghostscript; IPTC, which holds a file of any format, EPS too; and what it knows by name alone
+# or decodes with the help of other packages or of Windows (BUFR, FPX, GRIB, HDF5, MIC, MPEG, WMF).
+# fmt: off
+_FORMATS = frozenset({
+    "AVIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP",  # by libavif, libjpeg-turbo, OpenJPEG, zlib, libtiff and libwebp
+    "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FITS", "FLI", "FTEX", "GBR", "GIF", "ICNS", "ICO", "IM", "IMT", "MCIDAS",
+    "MSP", "PCD", "PCX", "PIXAR", "PPM", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA", "XBM", "XPM", "XVTHUMB",
+})
+# fmt: on
+_START_PROGRAMS = frozenset({"EPS", "IPTC"})
+
+# Whatever is opened, and however deep inside another file: Ghostscript is not there.
+EpsImagePlugin.gs_binary = False
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
 
 class BadImage(ValueError):
-    """The bytes are no image that Pillow decodes; the message says why."""
+    """The bytes are no image that is decoded here; the message says why, without paths: it goes to clients.
+
+    Attributes:
+        details: All that Pillow said, for the server's log.
+    """
+
+    def __init__(self, reason: str, details: str | None = None) -> None:
+        self.details = details or reason
+        super().__init__(reason)
+
+
+@cache
+def image_formats(more: str = "") -> tuple[str, ...]:
+    """The formats that are decoded, in the order in which Pillow tries them.
+
+    Args:
+        more: Pillow's names of further formats, such as "MPEG,WMF"; a package that adds one to Pillow has to be loaded.
+
+    Raises:
+        ValueError: one of them is unknown to this Pillow, or starts a program.
+    """
+    Image.preinit()
+    Image.init()
+    wanted = {name.strip().upper() for name in more.split(",") if name.strip()}
+    if refused := wanted & _START_PROGRAMS:
+        raise ValueError(f"images of the format {min(refused)} are not decoded: Pillow starts a program for them")
+    if unknown := wanted - set(Image.OPEN):
+        raise ValueError(f"this Pillow has no format {min(unknown)}: name one of {', '.join(sorted(Image.OPEN))}")
+    return tuple(name for name in Image.ID if name in _FORMATS | wanted)
+
+
+def decoding_threads(instances: int = 1) -> int:
+    """As many threads as keep this process's share of the cores busy, those that its container may use.
+
+    Args:
+        instances: processes that share the cores.
+    """
+    return max(1, usable_cores() // instances)
+
+
+def usable_cores() -> int:
+    """The cores that this process may use, by its affinity and by `cpu.max` of its control groups."""
+    cores = float(len(os.sched_getaffinity(0)))
+    try:
+        groups = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return int(cores)
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "" or "cpu" in controllers.split(","):
+            root = _CGROUPS / "cpu" if controllers else _CGROUPS
+            inside = root / path.lstrip("/")
+            for group in (inside, *inside.parents):
+                cores = min(cores, _quota(group))
+                if group == root:
+                    break
+    return max(1, int(cores))
+
+
+def _quota(group: Path) -> float:
+    """How many cores' time a control group may use, by version 2 or 1; infinite where nothing says so."""
+    try:
+        quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        try:
+            quota = (group / "cpu.cfs_quota_us").read_text(encoding="ascii").strip()
+            period = (group / "cpu.cfs_period_us").read_text(encoding="ascii").strip()
+        except OSError:
+            return float("inf")
+    return float("inf") if quota in ("max", "-1") else int(quota) / int(period)
 
 
 def limit_pixels(max_image_pixels: int) -> None:
@@ -39,36 +127,42 @@ def reduce_scale(image: Image.Image, resolution: int) -> None:
     image.draft(None, (_REDUCED_SIDES * resolution, _REDUCED_SIDES * resolution))
 
 
-def decode_pixels(encoded: bytes, resolution: int, *, reduced: bool = False) -> npt.NDArray[np.uint8]:
+def decode_pixels(
+    encoded: bytes, resolution: int, *, reduced: bool = False, formats: tuple[str, ...] | None = None
+) -> npt.NDArray[np.uint8]:
     """Decodes an image and resizes it as `cn_clip.clip.image_transform` does, up to its `ToTensor`.
 
     The order is cn_clip's: bicubic resize to a square in the image's own mode, then conversion to RGB. The other
     order gives other pixels for palette, alpha, CMYK and 16-bit images. EXIF orientation is ignored, and of an
     animation the first frame is taken, as there.
 
+    Pillow warns of odd metadata; who decodes in threads turns that off once for the whole process.
+
     Args:
-        encoded: the image file's bytes, of any format that the installed Pillow reads.
+        encoded: the image file's bytes.
         resolution: side of the square, in pixels.
         reduced: whether to decode large JPEGs by `reduce_scale`: twice as fast, and near to cn_clip's pixels instead of
             equal.
+        formats: those of `image_formats()` unless given.
 
     Returns:
         uint8 pixels of shape `[resolution, resolution, 3]`, RGB.
 
     Raises:
-        BadImage: the bytes are no image, or a broken, truncated or oversized one.
+        BadImage: the bytes are no image of these formats, or a broken, truncated or oversized one.
     """
     if not encoded:
         raise BadImage("0 bytes")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels are what counts
-            with Image.open(io.BytesIO(encoded)) as image:
-                if reduced:
-                    reduce_scale(image, resolution)
-                resized = image.resize((resolution, resolution), Image.Resampling.BICUBIC)
-            return np.asarray(resized.convert("RGB"))
+        with Image.open(io.BytesIO(encoded), formats=formats or image_formats()) as image:
+            if reduced:
+                reduce_scale(image, resolution)
+            resized = image.resize((resolution, resolution), Image.Resampling.BICUBIC)
+        return np.asarray(resized.convert("RGB"))
     # Pillow's decoders raise nearly anything on hostile files: OSError, SyntaxError, struct.error, MemoryError, ...
     except Exception as error:
-        reason = _OBJECT_ADDRESS.sub("", str(error)).strip()
-        raise BadImage(f"{type(error).__name__}: {reason}" if reason else type(error).__name__) from error
+        name, said = type(error).__name__, _OBJECT_ADDRESS.sub("", str(error)).strip()
+        # What names a file, or the system's own words, are the server's affair.
+        private = re.search(r"[/\\\n]", said) or getattr(error, "errno", None) is not None
+        reason = f"{name}: {said}" if said and not private else name
+        raise BadImage(reason, f"{name}: {said}" if said else name) from error

@@ -39,6 +39,18 @@ class BadText(ValueError):
     """The bytes are no UTF-8 text; the message says why."""
 
 
+def decoded(text: bytes) -> str:
+    """Reads UTF-8.
+
+    Raises:
+        BadText: the bytes are something else.
+    """
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadText(f"not UTF-8: {error.reason} at byte {error.start}") from error
+
+
 class _CleanTable(dict[int, str]):
     """Drops control characters, turns white space into spaces and sets CJK characters apart; filled on demand."""
 
@@ -83,17 +95,23 @@ class _SplitTable(dict[int, str]):
         return split
 
 
+def lengths_in_steps(step: int, context_length: int) -> tuple[int, ...]:
+    """Every multiple of a step below the context length, and that."""
+    return (*range(step, context_length, step), context_length)
+
+
 class TokenIds:
     """Turns texts into token ids.
 
     Args:
         vocabulary: cn_clip's `vocab.txt`, a token a line.
         context_length: most tokens of a text, `[CLS]` and `[SEP]` included; longer texts are cut.
-        length_step: texts are padded to the longest of their batch in steps of this many tokens. The larger it is, the
-            fewer shapes reach the encoder, which batches texts of one shape alone; the smaller, the less padding.
+        lengths: texts are padded to the shortest of these that holds the longest of their batch, or to
+            `context_length`; all steps of 8 tokens if there are none. The fewer they are, the fewer shapes reach the
+            encoder, which batches texts of one shape alone; the more, the less padding.
     """
 
-    def __init__(self, vocabulary: Path, context_length: int, length_step: int = 8) -> None:
+    def __init__(self, vocabulary: Path, context_length: int, lengths: Sequence[int] = ()) -> None:
         with vocabulary.open(encoding="utf-8") as lines:
             self._ids = {token.strip(): index for index, token in enumerate(lines)}
         self._word_piece = WordPiece(
@@ -104,7 +122,7 @@ class TokenIds:
         self._cls, self._sep = self._ids["[CLS]"], self._ids["[SEP]"]
         self._clean, self._decompose, self._split = _CleanTable(), _DecomposeTable(), _SplitTable()
         self.context_length = context_length
-        self._length_step = length_step
+        self._lengths = sorted(lengths or lengths_in_steps(8, context_length))
 
     def encode(self, text: str) -> list[int]:
         """Gives a text's token ids, `[CLS]` and `[SEP]` included, at most `context_length` of them.
@@ -112,23 +130,33 @@ class TokenIds:
         Raises:
             BadText: the text holds a lone surrogate, which no UTF-8 text can.
         """
+        return self.encode_and_tell(text)[0]
+
+    def encode_and_tell(self, text: str) -> tuple[list[int], bool]:
+        """Gives a text's token ids, as `encode`, and whether something of it was cut off.
+
+        Raises:
+            BadText: as `encode`.
+        """
         room = self.context_length - 2
         words = (
             self._nfd(text.translate(self._clean).lower())
             .translate(self._split)
             # Every word is a token at least, so that what comes after `room` words is cut in any case.
-            .split(None, room)[:room]
+            .split(None, room)
         )
+        cut = len(words) > room
         ids = [self._cls]
-        for word in words:
+        for word in words[:room]:
             whole = self._ids.get(word)
             if whole is not None and len(word) <= _MAX_CHARACTERS_PER_WORD:
                 ids.append(whole)
             else:
                 ids.extend(self._pieces(word))
+        cut = cut or len(ids) > room + 1
         del ids[room + 1 :]
         ids.append(self._sep)
-        return ids
+        return ids, cut
 
     def encode_utf8(self, text: bytes) -> list[int]:
         """Gives the token ids of a text in UTF-8; see `encode`.
@@ -136,13 +164,10 @@ class TokenIds:
         Raises:
             BadText: the bytes are not UTF-8.
         """
-        try:
-            return self.encode(text.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise BadText(f"not UTF-8: {error.reason} at byte {error.start}") from error
+        return self.encode(decoded(text))
 
     def pad(self, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
-        """Pads token ids to the longest of them, in steps of `length_step`, `context_length` at most.
+        """Pads token ids to the shortest of the lengths that holds them all, else to `context_length`.
 
         Args:
             rows: token ids of each text.
@@ -151,7 +176,7 @@ class TokenIds:
             int32 ids of shape `[len(rows), length]`.
         """
         longest = max((len(row) for row in rows), default=1)
-        length = min(-(-longest // self._length_step) * self._length_step, self.context_length)
+        length = next((length for length in self._lengths if length >= longest), self.context_length)
         padded = np.full((len(rows), length), _PAD_ID, dtype=np.int32)
         for index, row in enumerate(rows):
             padded[index, : len(row)] = row

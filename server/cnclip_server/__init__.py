@@ -12,6 +12,7 @@ from cnclip_server._errors import (
     ServerError,
     SettingError,
     StartupFailed,
+    TemporaryFolderError,
     UnsupportedHost,
 )
 from cnclip_server._server import TritonServer
@@ -23,6 +24,7 @@ __all__ = [
     "ServerError",
     "SettingError",
     "StartupFailed",
+    "TemporaryFolderError",
     "Tls",
     "TritonServer",
     "UnsupportedHost",

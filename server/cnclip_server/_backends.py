@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -24,8 +25,14 @@ def assemble_backends(binary: Binary, target: Path) -> None:
         target: An empty folder, to be given as `--backend-directory`.
 
     Raises:
-        UnsupportedHost: The binary has no Python backend, or none for this version of Python.
+        UnsupportedHost: The binary has no Python backend, or none for this version of Python; or ONNX Runtime, with
+            which the stand-in runs models, is not installed.
     """
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise UnsupportedHost(
+            f"{binary.path} has no onnxruntime backend of its own, and the stand-in for it needs ONNX Runtime: "
+            "pip install 'cn-clip-triton[server,cpu]', or [server,gpu] for a GPU"
+        )
     theirs = binary.home / "backends"
     if not (theirs / "python" / _LIBRARY).is_file():
         raise UnsupportedHost(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import signal
 import sys
-import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +18,16 @@ from typing import IO, Annotated
 import typer
 
 from cnclip_server._command import Tls
-from cnclip_server._errors import ServerError
+from cnclip_server._errors import RepositoryError, ServerError
+from cnclip_server._folder import make_folder, told_by_name
+from cnclip_server._manifest import MANIFEST, changed_files
 from cnclip_server._server import TritonServer
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 _FOLLOW_INTERVAL_S = 0.1
 _WATCH_INTERVAL_S = 1.0
+_MOST_SHOWN = 3
 
 
 @app.command()
@@ -79,9 +84,20 @@ def serve(
     max_restarts: Annotated[
         int,
         typer.Option(
-            metavar="N", min=0, help="How often the server is started again when the process of a Python model dies."
+            metavar="N",
+            min=0,
+            help="How often within --restart-window the server is started again when a model's process dies or hangs.",
         ),
     ] = 10,
+    restart_window: Annotated[
+        float, typer.Option(metavar="SECONDS", min=1, help="The time within which restarts count; older ones do not.")
+    ] = 3600.0,
+    changed: Annotated[
+        bool,
+        typer.Option(
+            "--serve-changed", help="Serve files that differ from manifest.json, with a warning, rather than refuse."
+        ),
+    ] = False,
     verbose: Annotated[
         bool,
         typer.Option("--verbose", "-v", help="Show tritonserver's log on stderr, and tracebacks of errors."),
@@ -99,6 +115,7 @@ def serve(
         raise typer.BadParameter("--tls-cert and --tls-key go together, and --client-ca with both")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        _compare(repository, serve_anyway=changed)
         with contextlib.ExitStack() as stack:
             log_file = stack.enter_context(_shown_log()) if verbose else None
             server = TritonServer(
@@ -114,7 +131,7 @@ def serve(
                 startup_timeout_s=startup_timeout,
                 log_file=log_file,
             )
-            _serve(stack.enter_context(server), max_restarts)
+            _serve(stack.enter_context(server), max_restarts, restart_window)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
     except ServerError as error:
@@ -124,8 +141,27 @@ def serve(
         raise typer.Exit(1) from None
 
 
-def _serve(server: TritonServer, max_restarts: int) -> None:
-    """Says where the server is and what it serves, and waits; starts it again when a Python model's process has died.
+def _compare(repository: Path, *, serve_anyway: bool) -> None:
+    """Tells which files of a repository are not those that its manifest vouches for.
+
+    Raises:
+        RepositoryError: There are some, and they are not to be served.
+    """
+    if not (troubles := changed_files(repository)):
+        return
+    shown = "; ".join(troubles[:_MOST_SHOWN]) + (f"; {more} more" if (more := len(troubles) - _MOST_SHOWN) > 0 else "")
+    if not serve_anyway:
+        raise RepositoryError(
+            repository,
+            f"{repository} is not what its {MANIFEST} says: {shown}. Build or copy it again, or, if you made the "
+            "change, serve it with --serve-changed",
+            fix=None,
+        )
+    print(f"warning: {repository} is not what its {MANIFEST} says: {shown}", file=sys.stderr, flush=True)
+
+
+def _serve(server: TritonServer, max_restarts: int, window_s: float) -> None:
+    """Says where the server is and what it serves, and waits; starts it again when a model has died or hangs.
 
     Raises:
         ServerError: The server has ended by itself, or would have to be started again too often.
@@ -136,14 +172,18 @@ def _serve(server: TritonServer, max_restarts: int) -> None:
     for model in server.models():
         print(f"model    {model}")
     sys.stdout.flush()
-    restarts = 0
+    restarts: list[float] = []
     while (status := server.wait(_WATCH_INTERVAL_S)) is None:
-        if dead := server.dead_models():
-            what = f"a process of {', '.join(dead)} died, and Triton does not replace it"
-            if restarts == max_restarts:
-                raise ServerError(f"{what}; gave up after {restarts} restarts (--max-restarts); run with -v to see why")
-            restarts += 1
-            print(f"{what}: restarting the server ({restarts} of {max_restarts})", file=sys.stderr, flush=True)
+        if troubles := server.troubles():
+            what = "; ".join(troubles)
+            restarts = [at for at in restarts if time.monotonic() - at < window_s]
+            if len(restarts) >= max_restarts:
+                raise ServerError(
+                    f"{what}; gave up after {len(restarts)} restarts (--max-restarts) within {window_s:g} s; "
+                    "run with -v to see why"
+                )
+            restarts.append(time.monotonic())
+            print(f"{what}: restarting the server ({len(restarts)} of {max_restarts})", file=sys.stderr, flush=True)
             server.restart()
             print("the server is back", file=sys.stderr, flush=True)
     raise ServerError(f"tritonserver ended by itself (exit status {status}); run with -v to see its log")
@@ -152,7 +192,10 @@ def _serve(server: TritonServer, max_restarts: int) -> None:
 @contextlib.contextmanager
 def _shown_log() -> Iterator[Path]:
     """Gives a file for tritonserver's log whose growth is copied to stderr, to its last line."""
-    with tempfile.NamedTemporaryFile(prefix="cnclip-serve-", suffix=".log") as file:
+    folder = make_folder()
+    try:
+        with told_by_name(folder):
+            file = (folder / "tritonserver.log").open("a+b")
         ended = threading.Event()
         follower = threading.Thread(target=_follow, args=(file, ended))
         follower.start()
@@ -161,12 +204,17 @@ def _shown_log() -> Iterator[Path]:
         finally:
             ended.set()
             follower.join()
+            file.close()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _follow(file: IO[bytes], ended: threading.Event) -> None:
-    """Copies a growing file to stderr until it has ended and everything is copied."""
+    """Copies a growing file to stderr until it has ended and everything is copied; it may be begun anew meanwhile."""
     last = False
     while True:
+        if os.fstat(file.fileno()).st_size < file.tell():
+            file.seek(0)
         if chunk := file.read():
             sys.stderr.write(chunk.decode("utf-8", errors="replace"))
             sys.stderr.flush()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import secrets
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +10,15 @@ from pathlib import Path
 from cnclip_server._backends import assemble_backends
 from cnclip_server._binary import Binary
 from cnclip_server._errors import SettingError
+from cnclip_server._folder import SHELL_SAFE, check_executable
 from cnclip_server._ports import Ports
 
 # What tritonserver grants open connections and crashed stubs, which it waits for to the last second.
 EXIT_TIMEOUT_S = 5
 
-# Triton's Python backend starts its stubs through `bash -c` with unquoted paths: these characters survive
-# that.
-_SHELL_SAFE = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
-
-
 # What nobody needs for reading features, and what reaches into the server: its memory, its files, its log.
 _RESTRICTED = "shared-memory,trace,logging"
+_GRPC_RESTRICTION, _HTTP_RESTRICTION = "--grpc-restricted-protocol", "--http-restricted-api"
 
 
 @dataclass(frozen=True)
@@ -77,16 +72,15 @@ class Settings:
     admin_key: str | None = None
 
     @property
+    def keys(self) -> list[str]:
+        """The keys to restricted APIs among all this, which no message may hold."""
+        own = (argument.rpartition("=")[2] for argument in self.extra_args if "-restricted-" in argument)
+        return [key for key in (self.admin_key, *own) if key]
+
+    @property
     def http_host(self) -> str:
         """The address that HTTP listens on."""
         return self.host if self.tls is None else "127.0.0.1"
-
-
-def make_folder() -> Path:
-    """Makes a temporary folder for one server, where Triton's Python backend can start its stubs from."""
-    base = tempfile.gettempdir()
-    safe_base = base if _SHELL_SAFE.fullmatch(base) else "/tmp"  # noqa: S108
-    return Path(tempfile.mkdtemp(prefix="cnclip-server-", dir=safe_base))
 
 
 def linked_repository(folder: Path) -> Path:
@@ -105,9 +99,11 @@ def server_command(binary: Binary, settings: Settings, *, folder: Path, shm_pref
 
     Raises:
         UnsupportedHost: The binary has no Python backend, or none for this version of Python.
+        TemporaryFolderError: Libraries cannot be loaded from the folder.
+        OSError: It is full.
     """
     repository = settings.repository.resolve()
-    if not _SHELL_SAFE.fullmatch(str(repository)):
+    if not SHELL_SAFE.fullmatch(str(repository)):
         link = linked_repository(folder)
         link.symlink_to(repository, target_is_directory=True)
         repository = link
@@ -129,6 +125,7 @@ def server_command(binary: Binary, settings: Settings, *, folder: Path, shm_pref
     if binary.knows_flag("--metrics-address"):
         command.append(f"--metrics-address={settings.host}")
     if not binary.has_onnxruntime:
+        check_executable(folder)
         backends = folder / "backends"
         backends.mkdir()
         assemble_backends(binary, backends)
@@ -147,8 +144,24 @@ def _tls_flags(tls: Tls | None) -> list[str]:
 
 def _restrictions(binary: Binary, settings: Settings) -> list[str]:
     """Triton refuses an API that is restricted twice: whoever restricts any by a flag of their own does it all."""
-    names = ("--grpc-restricted-protocol", "--http-restricted-api")
+    names = (_GRPC_RESTRICTION, _HTTP_RESTRICTION)
     if any(argument.startswith(names) for argument in settings.extra_args):
         return []
     key = settings.admin_key or secrets.token_urlsafe(32)
     return [f"{name}={_RESTRICTED}:admin-key={key}" for name in names if binary.knows_flag(name)]
+
+
+def restriction_headers(extra_args: Sequence[str]) -> dict[str, str]:
+    """The HTTP headers that open what a server's own flags restrict: `--http-restricted-api=APIS:HEADER=VALUE`.
+
+    Without them whoever starts a server with such flags could not ask it for its models.
+    """
+    arguments = list(extra_args)
+    values = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag == _HTTP_RESTRICTION:
+            following = arguments[arguments.index(argument) + 1 :]
+            values.append(value if equals else next(iter(following), ""))
+    headers = (value.partition(":")[2].partition("=") for value in values)
+    return {name: value for name, _, value in headers if name}

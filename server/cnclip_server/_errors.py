@@ -1,12 +1,13 @@
 """What goes wrong, as a tree.
 
 ServerError
-├── BinaryNotFound     there is no tritonserver to start
-├── UnsupportedHost    this Python or this C library cannot run the embedded one
-├── RepositoryError    the model repository is missing or empty
-├── SettingError       an option that can't be used: a TLS file that is none
-├── PortInUse          an address is taken
-└── StartupFailed      tritonserver ran and gave up, or a model did not load
+├── BinaryNotFound        there is no tritonserver to start
+├── UnsupportedHost       this Python, C library or limit on open files cannot run it
+├── RepositoryError       the model repository is missing, empty, or not what its manifest says
+├── SettingError          an option that can't be used: a TLS file that is none
+├── TemporaryFolderError  the temporary folder is full, missing, or nothing may be run from it
+├── PortInUse             an address is taken
+└── StartupFailed         tritonserver ran and gave up, or a model did not load
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class BinaryNotFound(ServerError):
 
 
 class UnsupportedHost(ServerError):
-    """The embedded tritonserver cannot run with this Python or this C library."""
+    """tritonserver cannot run with this Python, this C library, or so few open files."""
 
 
 class SettingError(ServerError):
@@ -49,9 +50,21 @@ class RepositoryError(ServerError):
         path: The repository.
     """
 
+    def __init__(self, path: Path, reason: str, fix: str | None = "give a folder written by `cnclip-build`") -> None:
+        self.path = path
+        super().__init__(f"{reason}; {fix}" if fix else reason)
+
+
+class TemporaryFolderError(ServerError):
+    """The temporary folder cannot hold what a server needs: some 20 MB, libraries that are run among it.
+
+    Attributes:
+        path: The folder.
+    """
+
     def __init__(self, path: Path, reason: str) -> None:
         self.path = path
-        super().__init__(f"{reason}; give a folder written by `cnclip-build`")
+        super().__init__(f"the temporary folder {path} can't be used: {reason}; name another with TMPDIR=/a/folder")
 
 
 class PortInUse(ServerError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes.util
 import os
 import re
+import resource
 import sys
 import sysconfig
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,8 @@ from cnclip_server._errors import UnsupportedHost
 
 _CONTAINER = "or serve the repository with NVIDIA's container"
 _MINIMUM_GLIBC = (2, 35)
+# tritonserver had 66 files open with one model and no client, 68 with the six of a checkpoint; each client is one more.
+_FEWEST_OPEN_FILES = 256
 _NUMPY_1 = re.compile(r"numpy\b[^;]*<\s*2")
 
 # glibc hands the memory of every message of several MB back to the kernel and faults it in again for the next
@@ -77,6 +80,22 @@ def check_numpy() -> None:
         raise UnsupportedHost(
             f"the embedded tritonserver's Python backend needs numpy 1, and numpy {version} is installed; run "
             f"`pip install 'numpy<2'` (Python 3.10 to 3.12), {_CONTAINER}"
+        )
+
+
+def check_open_files() -> None:
+    """Refuses to run where too few files may be open at a time; `_guard.py` raises the limit to what is allowed.
+
+    Without it Triton fails in odd ways: its services cannot listen, and say that their ports are in use.
+
+    Raises:
+        UnsupportedHost: The limit is below what tritonserver opens for a repository of a few models.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < _FEWEST_OPEN_FILES:
+        raise UnsupportedHost(
+            f"no more than {most} files may be open here at a time, and tritonserver needs {_FEWEST_OPEN_FILES} or "
+            "more, one for each client beside; raise the limit, as by `ulimit -n 65536`"
         )
 
 

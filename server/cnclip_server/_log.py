@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _TAIL_LINES = 40
 _METRICS_UP = "Started Metrics Service at"
@@ -16,6 +17,8 @@ _PROTOBUF = re.compile(r"Error parsing text-format [\w.]+: (?P<text>.*)$", re.MU
 _LAST_WORD = re.compile(r"^(?:error: |Error: |\S*tritonserver: )(?P<text>.*)$", re.MULTILINE)
 _NOT_BOUND = re.compile(r"failed to start (?P<service>\w+) service: .* already in use")
 _TRACEBACK = re.compile(r"\s*\n\nAt:\n.*", re.DOTALL)
+# What opens a restricted API, as the flags write it: APIS:HEADER=KEY.
+_KEY = re.compile(r"(--(?:grpc-restricted-protocol|http-restricted-api)[= ][^\s=]+=)\S+")
 _ESCAPES = {r"\n": "\n", r"\"": '"', r"\t": "\t", r"\\": "\\"}
 
 
@@ -38,6 +41,18 @@ def failure_reason(log: str) -> str | None:
         return "; ".join(_one_line(text) for text in dict.fromkeys(others))
     words = _LAST_WORD.findall(log)
     return _one_line(words[-1]) if words else None
+
+
+def without_keys(text: str, keys: Iterable[str] = ()) -> str:
+    """A command line, or what quotes one, without the keys to restricted APIs.
+
+    Args:
+        text: What is to be shown.
+        keys: Keys that it may hold in any other form.
+    """
+    for key in keys:
+        text = text.replace(key, "***")
+    return _KEY.sub(r"\1***", text)
 
 
 def serves_metrics(log: str) -> bool:

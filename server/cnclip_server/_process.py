@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import IO
 
 from cnclip_server._errors import ServerError
+from cnclip_server._log import without_keys
 
 logger = logging.getLogger(__name__)
 
 _GUARD = Path(__file__).with_name("_guard.py")
 _KILL_TIMEOUT_S = 10.0
+
+DEFAULT_LOG_LIMIT_BYTES = 64 * 2**20
+"""How large a log may become: some hundred thousand lines, and as much in the file before."""
 
 
 class GuardedProcess:
@@ -36,6 +40,7 @@ class GuardedProcess:
         shm_prefix: str,
         environ: Mapping[str, str],
         log_path: Path,
+        log_limit_bytes: int = DEFAULT_LOG_LIMIT_BYTES,
     ) -> None:
         """Starts the command.
 
@@ -45,11 +50,12 @@ class GuardedProcess:
             shm_prefix: How the names of its shared memory begin, deleted as well.
             environ: Its environment.
             log_path: Where its stdout and stderr go, after what is there: a restart must not lose why it was one.
+            log_limit_bytes: The size at which the log is moved to `.1` and begun anew; 0 for none.
 
         Raises:
             ServerError: The log cannot be written.
         """
-        logger.debug("starting %s", " ".join(command))
+        logger.debug("starting %s", without_keys(" ".join(command)))
         self.log_path = log_path
         self.folder = folder
         try:
@@ -59,7 +65,17 @@ class GuardedProcess:
             raise ServerError(f"cannot write the log to {log_path} ({error}); name another file") from error
         self._log_start = self._log.seek(0, os.SEEK_END)
         self._guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_GUARD), str(folder), shm_prefix, *command],
+            [
+                sys.executable,
+                "-I",
+                "-S",
+                str(_GUARD),
+                str(folder),
+                shm_prefix,
+                str(log_path),
+                str(log_limit_bytes),
+                *command,
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

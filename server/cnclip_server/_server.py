@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
-import json
 import logging
 import os
 import secrets
@@ -13,16 +11,24 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
+from cnclip_server._api import Api
 from cnclip_server._binary import Binary, find_binary
-from cnclip_server._command import EXIT_TIMEOUT_S, Settings, Tls, linked_repository, make_folder, server_command
+from cnclip_server._command import (
+    EXIT_TIMEOUT_S,
+    Settings,
+    Tls,
+    linked_repository,
+    restriction_headers,
+    server_command,
+)
 from cnclip_server._errors import PortInUse, RepositoryError, ServerError, StartupFailed
-from cnclip_server._host import check_glibc, check_numpy, environment, wheel_libraries
-from cnclip_server._log import failure_reason, last_line, serves_metrics, tail, unbound_service
+from cnclip_server._folder import make_folder, told_by_name
+from cnclip_server._health import Health
+from cnclip_server._host import check_glibc, check_numpy, check_open_files, environment, wheel_libraries
+from cnclip_server._log import failure_reason, last_line, serves_metrics, tail, unbound_service, without_keys
 from cnclip_server._ports import FLAGS, Ports
-from cnclip_server._process import GuardedProcess
-from cnclip_server._stubs import StubWatch
+from cnclip_server._process import DEFAULT_LOG_LIMIT_BYTES, GuardedProcess
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +71,7 @@ class TritonServer:
         admin_key: str | None = None,
         startup_timeout_s: float = 300.0,
         log_file: Path | None = None,
+        log_limit_bytes: int = DEFAULT_LOG_LIMIT_BYTES,
     ) -> None:
         """Describes the server; `start`, or entering the context, starts it.
 
@@ -81,6 +88,8 @@ class TritonServer:
                 the header `triton-grpc-protocol-admin-key`, for HTTP as `admin-key`. None for a key that nobody knows.
             startup_timeout_s: How long the models may take to load, in seconds.
             log_file: Where tritonserver's log goes, at its end; None keeps it in a temporary file until `stop`.
+            log_limit_bytes: A log of more bytes is moved to a file of the same name with `.1` behind it, where it
+                replaces the one before, and begun anew; 0 for a log without end.
         """
         self.repository = repository
         self.host = host
@@ -91,8 +100,9 @@ class TritonServer:
         self._admin_key = admin_key
         self._startup_timeout_s = startup_timeout_s
         self._log_file = log_file
+        self._log_limit_bytes = log_limit_bytes
         self._process: GuardedProcess | None = None
-        self._stubs: StubWatch | None = None
+        self._health: Health | None = None
 
     def __enter__(self) -> TritonServer:
         return self.start()
@@ -110,7 +120,8 @@ class TritonServer:
 
         Raises:
             BinaryNotFound: There is no tritonserver.
-            UnsupportedHost: The embedded one cannot run here.
+            UnsupportedHost: It cannot run here.
+            TemporaryFolderError: The temporary folder is full, missing, or mounted noexec.
             RepositoryError: The repository does not exist or holds no model.
             PortInUse: A port is taken.
             StartupFailed: tritonserver ended, or was not ready in time; a model that fails to load is the
@@ -121,14 +132,15 @@ class TritonServer:
             raise ServerError(f"this server runs already (process {self.pid}); stop() it first")
         _check_repository(self.repository)
         binary = find_binary(self._binary)
-        self._ports = self._wanted_ports.resolved(self.host)
-        try:
-            process = self._process = self._launch(binary)
-            self._await_ready(process)
-        except BaseException:
-            self.stop(timeout_s=_ABANDON_S)
-            raise
-        self._stubs = StubWatch(self.pid)
+        check_open_files()
+        with self._wanted_ports.held(self.host) as self._ports:
+            try:
+                process = self._process = self._launch(binary)
+                self._await_ready(process)
+            except BaseException:
+                self.stop(timeout_s=_ABANDON_S)
+                raise
+        self._health = Health(self.pid, self._api())
         logger.info("tritonserver %s serves %s at %s", self.pid, self.repository, self.grpc_url)
         return self
 
@@ -156,16 +168,21 @@ class TritonServer:
         """
         return self._running().wait(timeout_s)
 
-    def dead_models(self) -> list[str]:
-        """The Python models that have lost a process since the start, in alphabetical order.
+    def troubles(self) -> list[str]:
+        """What is wrong with the server and Triton does not mend; to be called every second or so.
 
-        Triton fails all requests that need them, and yet says that it is ready: `restart` mends it.
+        A Python model's process that died or is stopped; requests that wait for a model of which nothing is executed,
+        or that all fail, over several looks; a server that answers nothing. Triton goes on to call itself ready:
+        `restart` mends it.
+
+        Returns:
+            A sentence each, in alphabetical order.
 
         Raises:
             ServerError: The server was not started.
         """
         self._running()
-        return self._stubs.dead() if self._stubs else []
+        return self._health.troubles() if self._health else []
 
     def restart(self) -> None:
         """Stops the server and starts it again on the same ports; clients that retry notice a pause.
@@ -216,17 +233,16 @@ class TritonServer:
             ServerError: The server does not answer.
         """
         try:
-            status, body = self._request("POST", "/v2/repository/index", timeout_s=10)
+            entries = self._api().index(timeout_s=10)
         except (OSError, http.client.HTTPException) as error:
             raise ServerError(f"{self.http_url} does not answer ({error}); start() the server") from error
-        if status != http.client.OK:
-            raise ServerError(f"{self.http_url} does not list its models (HTTP {status}); see its log")
-        entries: list[dict[str, Any]] = json.loads(body)
         return sorted(
-            entry["name"] if entry["version"] == "1" else f"{entry['name']}:{entry['version']}"
-            for entry in entries
-            if entry.get("state") == "READY"
+            entry["name"] if entry["version"] == "1" else f"{entry['name']}:{entry['version']}" for entry in entries
         )
+
+    def _api(self) -> Api:
+        headers = restriction_headers(self._extra_args)
+        return Api(self._http_host, self._ports.http, self._reachable_host, self._ports.metrics, headers)
 
     def _settings(self) -> Settings:
         return Settings(self.repository, self.host, self._ports, self._extra_args, self._tls, self._admin_key)
@@ -257,12 +273,15 @@ class TritonServer:
         settings = self._settings()
         folder = make_folder()
         try:
+            with told_by_name(folder):
+                command = server_command(binary, settings, folder=folder, shm_prefix=shm_prefix)
             return GuardedProcess(
-                server_command(binary, settings, folder=folder, shm_prefix=shm_prefix),
+                command,
                 folder=folder,
                 shm_prefix=shm_prefix,
                 environ=environ,
                 log_path=self._log_file or folder / "tritonserver.log",
+                log_limit_bytes=self._log_limit_bytes,
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -271,19 +290,20 @@ class TritonServer:
     def _await_ready(self, process: GuardedProcess) -> None:
         """Polls readiness until it is there, the process has ended, or the time is over."""
         deadline = time.monotonic() + self._startup_timeout_s
+        api = self._api()
         while (status := process.wait(_POLL_INTERVAL_S)) is None:
-            if self._is_ready():
+            if api.is_ready():
                 if _is_bound(process):
                     return
                 break
             if time.monotonic() > deadline:
-                log = process.read_log()
+                log = without_keys(process.read_log(), self._settings().keys)
                 raise StartupFailed(
                     f"tritonserver was not ready within {self._startup_timeout_s:g} s; its last word was: "
                     f"{last_line(log)}; give it longer (startup_timeout_s, --startup-timeout)",
                     tail(log),
                 )
-        log = process.read_log()
+        log = without_keys(process.read_log(), self._settings().keys)
         service = unbound_service(log)
         if service in FLAGS:
             raise PortInUse(self.host, getattr(self._ports, service), FLAGS[service])
@@ -291,23 +311,6 @@ class TritonServer:
         # The reader knows the repository by its own name, not by that of our link to it.
         reason = reason.replace(str(linked_repository(process.folder)), str(self.repository))
         raise StartupFailed(f"tritonserver did not start: {reason}", tail(log))
-
-    def _is_ready(self) -> bool:
-        try:
-            return self._request("GET", "/v2/health/ready", timeout_s=1)[0] == http.client.OK
-        except (OSError, http.client.HTTPException):
-            return False
-
-    def _request(self, method: str, path: str, *, timeout_s: float) -> tuple[int, bytes]:
-        """One HTTP request on its own connection: an open one would make tritonserver wait when it stops.
-
-        Not urllib: that would take a proxy from the environment.
-        """
-        connection = http.client.HTTPConnection(self._http_host, self._ports.http, timeout=timeout_s)
-        with contextlib.closing(connection):
-            connection.request(method, path, headers={"Connection": "close"})
-            response = connection.getresponse()
-            return response.status, response.read()
 
 
 def _is_bound(process: GuardedProcess) -> bool:

@@ -1,15 +1,18 @@
-"""A folder where benchmarks run and build the demo model once."""
+"""A folder where a file's benchmarks run and serve the demo model."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 
-@pytest.fixture(scope="session")
-def bench_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("bench")
+@pytest.fixture(scope="module")
+def bench_folder(demo_artefacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    shutil.copytree(demo_artefacts, folder / "build/bench/artefacts/demo")
+    return folder
 
 
 @pytest.fixture

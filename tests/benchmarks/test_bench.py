@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -238,3 +239,22 @@ def test_no_resnet_in_transformers() -> None:
         transformers_model(subject),
     ):
         pass
+
+
+@pytest.mark.parametrize(("gpu", "target", "precision"), [(True, "gpu", "fp16"), (False, "cpu", "fp32")])
+def test_what_is_measured_is_built_for_this_machine(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool, target: str, precision: str
+) -> None:
+    from cnclip_bench.subject import make_subject
+
+    class Built(Exception):
+        """Ends it there."""
+
+    def build(request: Any) -> None:
+        assert (request.serving.target, request.serving.precision) == (target, precision)
+        raise Built
+
+    monkeypatch.setattr("cnclip_builder.repository.serving.has_gpu", lambda: gpu)
+    monkeypatch.setattr("cnclip_builder.build.build_repository", build)
+    with pytest.raises(Built):
+        make_subject("RN50", "random:0", folder / "new", None, None, None)

@@ -224,20 +224,19 @@ def test_requests_overlap(triton: Any) -> None:
 
 
 def test_an_answer_at_hand_is_not_kept_back_by_a_slow_source(triton: Any) -> None:
-    gate = threading.Event()
+    taken = threading.Event()
 
     def source() -> Iterator[str]:
         yield from ["a", "b"]
         time.sleep(0.3)  # the first answer arrives meanwhile
         yield "c"
-        gate.wait(20)
+        assert taken.is_set(), "asked for more before what was at hand came out"
         yield "d"
 
     with Client(triton.url, model="vit-b-16") as client:
         stream = client.iter_texts(source(), batch_size=1)
         assert next(stream).stop == 1
-        assert not gate.is_set()
-        gate.set()
+        taken.set()
         assert [block.stop for block in stream] == [2, 3, 4]
 
 
@@ -248,6 +247,25 @@ def test_an_error_of_the_source_comes_through(triton: Any) -> None:
 
     with Client(triton.url, model="vit-b-16") as client, pytest.raises(LookupError, match="database"):
         list(client.iter_texts(source()))
+
+
+@pytest.mark.parametrize("count", [0, 1, 8, 100])
+def test_all_that_a_source_gave_before_it_failed_comes_out_first(triton: Any, fake: Any, count: int) -> None:
+    def source() -> Iterator[str]:
+        yield from (str(row) for row in range(count))
+        raise LookupError("the database went away")
+
+    given: list[int] = []
+    with Client(triton.url, model="vit-b-16") as client, pytest.raises(LookupError, match="database"):
+        for block in client.iter_texts(source(), batch_size=8):
+            np.testing.assert_array_equal(block.features[0], _normalised(fake, str(block.start)))
+            given.extend(block.indices.tolist())
+    assert given == list(range(count))
+
+
+def _normalised(fake: Any, text: str) -> np.ndarray:
+    feature = fake.features_of(text.encode())
+    return np.asarray(feature / np.linalg.norm(feature[None], axis=1)[0])
 
 
 def test_threads_share_a_client(triton: Any, fake: Any) -> None:

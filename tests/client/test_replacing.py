@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
+import subprocess
+import sys
+import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -79,3 +84,108 @@ def test_a_whole_file_is_moved_to_its_place(tmp_path: Path) -> None:
     place.write_bytes(b"old")
     put(made, place)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("place", b"whole")]
+
+
+# --- What is no regular file.
+
+
+@EACH_WAY
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path, alone: bool, durable: bool) -> None:
+    (tmp_path / "there").mkdir()
+    real, link, second = tmp_path / "there" / "real.npy", tmp_path / "link.npy", tmp_path / "second.npy"
+    link.symlink_to("there/real.npy")  # to nothing, as yet
+    second.symlink_to(link)
+    for content in (b"new", b"newer"):
+        with replacing(second, alone=alone, durable=durable) as file:
+            file.write(content)
+        assert real.read_bytes() == content
+    made = tmp_path / "made"
+    made.write_bytes(b"put")
+    put(made, second)
+    assert real.read_bytes() == b"put"
+    assert link.is_symlink()
+    assert second.is_symlink()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["link.npy", "real.npy", "second.npy", "there"]
+
+
+@pytest.mark.skipif(not os.path.ismount("/dev/shm"), reason="takes a second file system")
+def test_a_link_to_another_disk_is_followed_there(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        place, made = tmp_path / "a.npy", tmp_path / "made"
+        place.symlink_to(Path(elsewhere, "a.npy"))
+        made.write_bytes(b"whole")
+        put(made, place)
+        assert Path(elsewhere, "a.npy").read_bytes() == b"whole"
+        assert [path.name for path in Path(elsewhere).iterdir()] == ["a.npy"]
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_links_in_a_circle_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(OSError, match="Too many levels of symbolic links"), replacing(tmp_path / "a"):
+        pass
+
+
+@EACH_WAY
+def test_a_pipe_is_written_straight_and_stays(tmp_path: Path, alone: bool, durable: bool) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader.start()
+    with replacing(pipe, alone=alone, durable=durable) as file:
+        file.write(b"new")
+    reader.join(20)
+    assert got == [b"new"]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_device_stays_one(tmp_path: Path, link: bool) -> None:
+    place = Path("/dev/null")
+    if link:
+        (tmp_path / "null").symlink_to(place)
+        place = tmp_path / "null"
+    with replacing(place) as file:
+        file.write(b"new")
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    assert not list(Path("/dev").glob("null.*"))
+
+
+_TO_STDOUT = """
+import sys
+from pathlib import Path
+from cnclip_client._replacing import replacing
+with replacing(Path(sys.argv[1])) as file:
+    file.write(b"new")
+"""
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_what_is_open_already_is_written_where_it_stands(tmp_path: Path, name: str) -> None:
+    command = [sys.executable, "-c", _TO_STDOUT, name]
+    assert subprocess.run(command, capture_output=True, check=True).stdout == b"new"
+    with (tmp_path / "log").open("ab") as log:
+        log.write(b"before, ")
+        log.flush()
+        subprocess.run(command, stdout=log, check=True)
+    assert (tmp_path / "log").read_bytes() == b"before, new"
+    ours, its = socket.socketpair()
+    with ours, its:
+        subprocess.run(command, stdout=its, check=True)
+        assert ours.recv(100) == b"new"
+
+
+def test_nothing_is_put_where_something_else_is_than_a_file(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.write_bytes(b"whole")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name, kind in (("folder", "a folder"), ("pipe", "a pipe"), ("/dev/null", "a character device")):
+        with pytest.raises(OSError, match=f"is {kind}, whose place no file takes: '.*{name}'"):
+            put(made, tmp_path / name)
+    with pytest.raises(IsADirectoryError), replacing(tmp_path / "folder"):
+        raise AssertionError("the work was done")
+    assert made.read_bytes() == b"whole"

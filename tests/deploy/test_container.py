@@ -9,12 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import yaml
@@ -28,10 +30,12 @@ DOCKER = ROOT / "deploy/docker"
 PROBE = DOCKER / "probe.py"
 
 
-def probe(url: str, seconds: float = 10) -> subprocess.CompletedProcess[str]:
+def probe(url: str, seconds: float = 10, **environ: str) -> subprocess.CompletedProcess[str]:
     # Alone, as in the image: nothing of this environment.
     command = [sys.executable, "-I", "-S", str(PROBE), url, str(seconds)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    with tempfile.TemporaryDirectory() as folder:  # where it remembers, unless the test says where
+        environ.setdefault("TMPDIR", folder)
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environ)
 
 
 def serve_script(folder: Path, **environ: str) -> list[str]:
@@ -40,7 +44,7 @@ def serve_script(folder: Path, **environ: str) -> list[str]:
     stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@" "key in environment: ${CNCLIP_ADMIN_KEY-none}"\n')
     stand_in.chmod(0o755)
     command = [str(DOCKER / "serve.sh"), "--model-repository=/a folder", "--log-verbose=1"]
-    env = {"PATH": f"{folder}:{os.environ['PATH']}", **environ}
+    env = {"PATH": f"{folder}:{os.environ['PATH']}", "TMPDIR": str(folder), **environ}
     return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
@@ -55,6 +59,18 @@ def test_the_script_closes_the_apis(tmp_path: Path) -> None:
     assert all(re.fullmatch("[0-9a-f]{48}", key) for key in keys)
 
 
+def test_connections_end_where_servers_are_added(tmp_path: Path) -> None:
+    assert "--grpc-max-connection-age" not in " ".join(serve_script(tmp_path))
+    assert "--grpc-max-connection-age=120000" in serve_script(tmp_path, CNCLIP_GRPC_CONNECTION_SECONDS="120")
+
+
+def test_the_script_leaves_its_number_and_nothing_of_the_server_before(tmp_path: Path) -> None:
+    (tmp_path / "cnclip-probe-0-8000.failures").write_text("7")
+    serve_script(tmp_path)
+    assert (tmp_path / "cnclip-tritonserver.pid").read_text().strip().isdigit()
+    assert not list(tmp_path.glob("cnclip-probe-*"))
+
+
 def test_tritonserver_knows_every_flag(tmp_path: Path) -> None:
     binary = find_binary()
     known = subprocess.run(
@@ -65,7 +81,7 @@ def test_tritonserver_knows_every_flag(tmp_path: Path) -> None:
         ROOT / "deploy/kserve/inference-service.yaml",
         *(ROOT / "deploy/kubernetes").rglob("*.yaml"),
     ]
-    arguments = serve_script(tmp_path)[:-1]
+    arguments = serve_script(tmp_path, CNCLIP_GRPC_CONNECTION_SECONDS="1")[:-1]
     for file in files:
         for document in yaml.safe_load_all(file.read_text()):
             arguments += flags_in(document)
@@ -97,7 +113,7 @@ def test_the_script_serves(demo_repository: Path, tmp_path: Path, monkeypatch: p
     assemble_backends(binary, backends)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/tritonserver").symlink_to(binary.path)
-    env = environment(binary)
+    env = {**environment(binary), "TMPDIR": str(tmp_path), "CNCLIP_GRPC_CONNECTION_SECONDS": "1"}
     env["PATH"] = f"{tmp_path / 'bin'}:{env['PATH']}"
     ports = [19480 + 3 * (os.getpid() % 500) + index for index in range(3)]
     command = [
@@ -119,6 +135,13 @@ def test_the_script_serves(demo_repository: Path, tmp_path: Path, monkeypatch: p
         with triton.InferenceServerClient(f"127.0.0.1:{ports[1]}") as client:
             with pytest.raises(triton.InferenceServerException, match="restricted"):
                 client.get_log_settings()
+            # The connection ends a few times meanwhile, and no request with it.
+            text = triton.InferInput("TEXT", [1, 1], "BYTES")
+            text.set_data_from_numpy(np.array([[b"a"]], dtype=object))
+            ended = time.monotonic() + 4
+            while time.monotonic() < ended:
+                client.infer("demo-text", [text])
+        assert int((tmp_path / "cnclip-tritonserver.pid").read_text()) == server.pid
     finally:
         server.terminate()
         server.wait(40)
@@ -142,13 +165,67 @@ def test_the_probe_finds_a_dead_model(demo_repository: Path, model: str) -> None
         assert model in result.stderr
 
 
+HANGS = """
+import threading
+import triton_python_backend_utils as pb_utils
+lock = threading.Lock()
+class TritonPythonModel:
+    def execute(self, requests):
+        if b"hang" in [request.inputs()[0].as_numpy().reshape(-1)[0] for request in requests]:
+            lock.acquire(), lock.acquire()
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", r.inputs()[0].as_numpy())]) for r in requests]
+"""
+
+
+@pytest.mark.triton
+def test_the_probe_finds_a_frozen_model_where_it_must_not_list_any(tmp_path: Path) -> None:
+    """The server is started as docs/security.md advises, and says that it is ready and alive."""
+    version = tmp_path / "repository" / "a-text-tokenize" / "1"
+    version.mkdir(parents=True)
+    (version / "model.py").write_text(HANGS)
+    (version.parent / "config.pbtxt").write_text(
+        'name: "a-text-tokenize"\nbackend: "python"\nmax_batch_size: 4\n'
+        'input [ { name: "TEXT" data_type: TYPE_STRING dims: [ 1 ] } ]\n'
+        'output [ { name: "y" data_type: TYPE_STRING dims: [ 1 ] } ]\n'
+        "instance_group [ { count: 1 kind: KIND_CPU } ]\ndynamic_batching { }\n"
+    )
+    flags = ["--http-restricted-api=model-repository:key=value"]
+    ports = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
+    with TritonServer(tmp_path / "repository", extra_args=flags, **ports) as server:
+        environ = {
+            "CNCLIP_METRICS_URL": f"http://{server.metrics_url}/metrics",
+            "CNCLIP_STALL_SECONDS": "1.5",
+            "TMPDIR": str(tmp_path),
+        }
+        url = f"http://{server.http_url}"
+        for _ in range(4):
+            assert probe(url, seconds=1, **environ).returncode == 0
+        text = triton.InferInput("TEXT", [1, 1], "BYTES")
+        text.set_data_from_numpy(np.array([[b"hang"]], dtype=object))
+        with triton.InferenceServerClient(server.grpc_url) as client:
+            client.async_infer("a-text-tokenize", [text], callback=lambda result, error: None)
+            time.sleep(0.2)
+            results = [probe(url, seconds=1, **environ) for _ in range(7)]
+        assert [result.returncode for result in results[:2]] == [0, 0]
+        assert results[-1].returncode == 1
+        assert "requests wait for a-text-tokenize/1 and none is executed" in results[-1].stderr
+        server.stop(timeout_s=0.1)
+
+
 class Slow(http.server.BaseHTTPRequestHandler):
     """A server that is alive and busy: its models never answer."""
 
     lives = True
+    executed = 0
+    executes = True
 
     def do_GET(self) -> None:
-        self.answer(b"") if self.lives else time.sleep(5)
+        type(self).executed += self.executes
+        metrics = (
+            'nv_inference_pending_request_count{model="a-text-tokenize",version="1"} 3\n'
+            f'nv_inference_exec_count{{model="a-text-tokenize",version="1"}} {self.executed}\n'
+        )
+        self.answer(metrics.encode() if self.path == "/metrics" else b"") if self.lives else time.sleep(5)
 
     def do_POST(self) -> None:
         if self.path == "/v2/repository/index":
@@ -178,8 +255,59 @@ def slow() -> Iterator[tuple[str, type[Slow]]]:
     thread.join()
 
 
-def test_the_probe_spares_a_busy_server(slow: tuple[str, type[Slow]]) -> None:
-    assert probe(slow[0], seconds=1).returncode == 0
+def test_the_probe_spares_a_busy_server(slow: tuple[str, type[Slow]], tmp_path: Path) -> None:
+    environ = {"CNCLIP_METRICS_URL": f"{slow[0]}/metrics", "CNCLIP_STALL_SECONDS": "0.5", "TMPDIR": str(tmp_path)}
+    assert [probe(slow[0], seconds=1, **environ).returncode for _ in range(4)] == [0] * 4
+    slow[1].executes = False
+    assert [probe(slow[0], seconds=1, **environ).returncode for _ in range(4)][-1] == 1
+
+
+def test_the_probe_tells_no_password() -> None:
+    result = probe("http://user:s3cret@127.0.0.1:9", http_proxy="http://user:s3cret@127.0.0.1:9")
+    assert result.returncode == 1
+    assert "127.0.0.1:9" in result.stderr
+    assert "s3cret" not in result.stderr + result.stdout
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_the_probe_ends_a_sick_server_where_nobody_else_does(
+    slow: tuple[str, type[Slow]], tmp_path: Path, stubborn: bool
+) -> None:
+    url, _ = slow
+    script = (
+        "import signal, time; "
+        + "signal.signal(signal.SIGTERM, signal.SIG_IGN); " * stubborn
+        + "print(1, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        (tmp_path / "cnclip-tritonserver.pid").write_text(f"{server.pid}\n")
+        told = {"CNCLIP_PROBE_RESTARTS": "1", "TMPDIR": str(tmp_path)}
+
+        def sick() -> int | None:
+            assert probe("http://127.0.0.1:9", **told).returncode == 1
+            time.sleep(0.2)
+            return server.poll()
+
+        def well() -> None:
+            # Nobody answers at port 9: what a success there would have left behind.
+            (tmp_path / f"cnclip-probe-{os.getuid()}-9.failures").write_text("0")
+
+        assert [sick() for _ in range(3)] == [None] * 3  # it has not been up yet
+        assert probe(url, seconds=1, **told).returncode == 0
+        port = url.rpartition(":")[2]
+        assert (tmp_path / f"cnclip-probe-{os.getuid()}-{port}.failures").read_text() == "0"
+        well()
+        assert sick() is None
+        well()
+        assert sick() is None
+        ended = sick()
+        if stubborn:
+            assert ended is None
+            ended = sick()
+        assert ended == (-signal.SIGKILL if stubborn else -signal.SIGTERM)
+        server.kill()
 
 
 def test_the_probe_finds_a_server_that_hangs(slow: tuple[str, type[Slow]]) -> None:

@@ -33,17 +33,22 @@ def kustomize(folder: Path) -> list[dict[str, Any]]:
     return documents(result.stdout)
 
 
-@pytest.fixture(params=["cpu", "gpu", "gpu, object store and autoscaling"])
+@pytest.fixture(params=["cpu", "gpu", "gpu, object store and autoscaling", "cpu, volume and autoscaling"])
 def rendered(request: pytest.FixtureRequest, tmp_path: Path) -> list[dict[str, Any]]:
     """All that an overlay gives, by kind and name."""
     if request.param in ("cpu", "gpu"):
         return kustomize(KUBERNETES / "overlays" / request.param)
-    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
-    (tmp_path / "kustomization.yaml").write_text(
-        "resources: [kubernetes/overlays/gpu]\n"
-        "components: [kubernetes/components/object-store, kubernetes/components/autoscaling]\n"
-    )
-    return kustomize(tmp_path)
+    if request.param.startswith("gpu"):
+        return assembled(tmp_path, "gpu", "object-store", "autoscaling")
+    return assembled(tmp_path, "cpu", "autoscaling", "model-volume")
+
+
+def assembled(folder: Path, overlay: str, *components: str) -> list[dict[str, Any]]:
+    """What a deployment of one's own gives, as deploy/README.md describes it."""
+    shutil.copytree(KUBERNETES, folder / "kubernetes", dirs_exist_ok=True)
+    listed = ", ".join(f"kubernetes/components/{name}" for name in components)
+    (folder / "kustomization.yaml").write_text(f"resources: [kubernetes/overlays/{overlay}]\ncomponents: [{listed}]\n")
+    return kustomize(folder)
 
 
 def of_kind(rendered: list[dict[str, Any]], kind: str) -> dict[str, Any]:
@@ -116,9 +121,77 @@ def test_the_autoscaler_scales_the_deployment(tmp_path: Path) -> None:
     assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
 
 
+@needs_kubectl
+def test_the_autoscalers_labels_are_set_by_prometheus(tmp_path: Path) -> None:
+    """Its rule takes series by the labels `namespace` and `pod`, which no server exports by itself."""
+    adapter = yaml.safe_load((KUBERNETES / "components/autoscaling/prometheus-adapter-values.yaml").read_text())
+    wanted = set(re.findall(r'(\w+)!=""', adapter["rules"]["custom"][0]["seriesQuery"]))
+    assert wanted == {"namespace", "pod"}
+    (job,) = yaml.safe_load((DEPLOY / "prometheus/kubernetes.yml").read_text())
+    monitor = of_kind(assembled(tmp_path, "gpu", "monitoring"), "PodMonitor")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert wanted <= {config.get("target_label") for config in job["relabel_configs"]}
+    assert wanted <= {config.get("targetLabel") for config in endpoint["relabelings"]}
+    # The alerts go by the job's name.
+    assert 'up{job="triton"}' in (DEPLOY / "prometheus/rules.yml").read_text()
+    assert job["job_name"] == "triton"
+    assert {"targetLabel": "job", "replacement": "triton"} in endpoint["relabelings"]
+    pod = of_kind(kustomize(KUBERNETES / "base"), "Deployment")["spec"]["template"]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert endpoint["port"] in [port["name"] for port in pod["spec"]["containers"][0]["ports"]]
+
+
+@needs_kubectl
+def test_clients_find_the_pods_that_an_autoscaler_adds(tmp_path: Path) -> None:
+    for components in (("object-store", "autoscaling"), ("autoscaling", "object-store")):
+        deployment = of_kind(assembled(tmp_path, "gpu", *components), "Deployment")
+        environ = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+        assert {"name": "CNCLIP_GRPC_CONNECTION_SECONDS", "value": "120"} in environ
+        assert "CNCLIP_ADMIN_KEY" in [variable["name"] for variable in environ]
+
+
+@needs_kubectl
+def test_a_rollout_needs_no_spare_gpu(tmp_path: Path) -> None:
+    strategy = of_kind(kustomize(KUBERNETES / "overlays/gpu"), "Deployment")["spec"]["strategy"]["rollingUpdate"]
+    assert strategy == {"maxUnavailable": 1, "maxSurge": 0}
+    strategy = of_kind(kustomize(KUBERNETES / "overlays/cpu"), "Deployment")["spec"]["strategy"]["rollingUpdate"]
+    assert strategy == {"maxUnavailable": 0, "maxSurge": 1}
+
+
+@needs_kubectl
+def test_several_pods_can_mount_the_models(tmp_path: Path) -> None:
+    rendered = assembled(tmp_path, "cpu", "model-volume")
+    claim = of_kind(rendered, "PersistentVolumeClaim")
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    (volume,) = [
+        volume["persistentVolumeClaim"]
+        for volume in of_kind(rendered, "Deployment")["spec"]["template"]["spec"]["volumes"]
+        if volume["name"] == "models"
+    ]
+    assert volume == {"claimName": claim["metadata"]["name"], "readOnly": True}
+
+
+def test_compose_starts_a_sick_server_again() -> None:
+    """Its health check ends the server, as the script and the image are made for, and `restart` does the rest."""
+    triton = yaml.safe_load((DEPLOY / "compose/compose.yaml").read_text())["services"]["triton"]
+    assert triton["environment"]["CNCLIP_PROBE_RESTARTS"] == "1"
+    assert triton["restart"] == "unless-stopped"
+    assert triton["init"] is True
+    assert "/tmp" in triton["tmpfs"]
+    dockerfile = (DEPLOY / "docker/Dockerfile").read_text()
+    assert re.search(r'^HEALTHCHECK .*CMD \["/opt/cnclip/probe.py"\]$', dockerfile, re.MULTILINE)
+
+
 def test_kserve() -> None:
     """KServe's own schema is in no package; what is a container's is held to Kubernetes'."""
-    runtime, service = documents((DEPLOY / "kserve/inference-service.yaml").read_text())
+    account, runtime, service = documents((DEPLOY / "kserve/inference-service.yaml").read_text())
+    kubernetes_validate.validate(account, KUBERNETES_VERSION, strict=True)
+    # The storage initialiser reads the bucket with the secrets of the pod's service account.
+    assert service["spec"]["predictor"]["model"]["storageUri"].startswith("s3://")
+    assert service["spec"]["predictor"]["serviceAccountName"] == account["metadata"]["name"]
+    assert account["secrets"] == [{"name": "cnclip-models-s3"}]
+    # Knative refuses startup probes, and probes of a port that is not the one served.
+    assert service["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "RawDeployment"
     (container,) = runtime["spec"]["containers"]
     check_closed(container, container["securityContext"])
     pod = {"containers": [container], "volumes": runtime["spec"]["volumes"]}

@@ -95,6 +95,30 @@ def test_what_is_refused_is_counted_as_we_say(demo_server: TritonServer) -> None
 
 
 @pytest.mark.triton
+def test_texts_that_are_cut_are_counted_and_logged(demo_server: TritonServer) -> None:
+    def count() -> int:
+        with urllib.request.urlopen(f"http://{demo_server.metrics_url}/metrics", timeout=10) as response:
+            text = response.read().decode()
+        return int(text.split('cnclip_texts_cut{model="demo-text-tokenize",version="1"} ')[1].split("\n")[0])
+
+    before = count()
+    texts = triton.InferInput("TEXT", [3, 1], "BYTES")
+    texts.set_data_from_numpy(np.array([["红" * 50], ["红" * 51], ["a " * 400]], dtype=object))
+    with triton.InferenceServerClient(demo_server.grpc_url) as client:
+        client.infer("demo-text", [texts], request_id="two are cut")
+    assert count() - before == 2
+    lines = [line for line in demo_server.log_path.read_text().splitlines() if "two are cut" in line]
+    cut = [json.loads(json.loads(line.partition("] ")[2])) for line in lines]
+    assert [(entry["event"], entry["row"], entry["context_length"]) for entry in cut] == [
+        ("cut", 1, 52),
+        ("cut", 2, 52),
+    ]
+    page = (ROOT / "docs/observability.md").read_text(encoding="utf-8")
+    assert "`cnclip_texts_cut`" in page
+    assert all(f"`{key}`" in page for key in cut[0])
+
+
+@pytest.mark.triton
 def test_the_log_line_reads_as_documented(demo_server: TritonServer) -> None:
     """After Triton's prefix a JSON string, and in that the JSON object."""
     page = (ROOT / "docs/observability.md").read_text(encoding="utf-8")

@@ -19,11 +19,9 @@ from cnclip_client.sources import image_source, text_source
 from cnclip_server import TritonServer
 
 from tests.client.test_evaluation import cn_clip
-from tests.conftest import ROOT
+from tests.conftest import DEMO
 
 pytestmark = pytest.mark.triton
-
-DEMO = ROOT / "examples/demo"
 
 
 @pytest.fixture

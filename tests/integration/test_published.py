@@ -17,7 +17,7 @@ from cnclip_builder.repository.publishing import publish_repository
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_server import TritonServer
 
-from tests.integration.conftest import DEMO
+from tests.conftest import DEMO
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 

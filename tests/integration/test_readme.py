@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,9 +75,10 @@ def test_documented_options_exist(page: str, line: str, tmp_path: Path, monkeypa
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+def desk(demo_artefacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     """A folder with the files that the README names, and the address of the demo model served as `vit-b-16`."""
     folder = tmp_path_factory.mktemp("desk")
+    shutil.copytree(demo_artefacts, folder / "build/artefacts/vit-b-16")
     samples = list(sample_images().values())
     for name, data in zip(("a.jpg", "b.png", "photos/1.jpg", "photos/2.jpg"), samples * 2, strict=False):
         (folder / name).parent.mkdir(exist_ok=True)

@@ -12,19 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, get_arch
-from cnclip_builder.build import BuildRequest, build_repository
-from cnclip_builder.repository.serving import ServingConfig
 from cnclip_client import Client
 from cnclip_client.classification import Classifier
 from cnclip_server import TritonServer
 
 from tests.client.test_evaluation import cn_clip, cnclip, write
-from tests.conftest import ROOT
+from tests.conftest import DEMO
 
 pytestmark = pytest.mark.triton
 
-DEMO = ROOT / "examples" / "demo"
 PICTURES = 100
 
 
@@ -37,20 +33,9 @@ def demo() -> Iterator[ModuleType]:
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    folder = tmp_path_factory.mktemp("demo")
-    request = BuildRequest(
-        arch=get_arch(str(DEMO / "demo.json")),
-        checkpoint=str(DEMO / "clip_cn_demo.pt"),
-        serving=ServingConfig(target="cpu", precision="fp32", context_length=DEFAULT_CONTEXT_LENGTH, max_batch_size=16),
-        repository=folder / "repository",
-        artefacts=folder / "artefacts",
-        download_root=folder,
-    )
-    name = build_repository(request).name
-    with TritonServer(request.repository, grpc_port=0, http_port=0, metrics_port=0) as server:
-        with Client(server.grpc_url, model=name) as connected:
-            yield connected
+def client(demo_server: TritonServer) -> Iterator[Client]:
+    with Client(demo_server.grpc_url, model="demo") as connected:
+        yield connected
 
 
 def write_features(folder: Path, images: Any, texts: Any) -> tuple[object, ...]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 from cnclip_builder.arch import Arch
+from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.build import BuildRequest, build_repository
 from cnclip_builder.checkpoint.load import load_checkpoint
 from cnclip_builder.checkpoint.towers import encode, load_tower
 from cnclip_builder.errors import BuildError, ParityError, RepositoryError
+from cnclip_builder.parity.distance import Tolerance
 from cnclip_builder.parity.samples import sample_images
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.write import KINDS, check_repository
@@ -57,8 +61,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def repository(tiny_vit: Arch, tiny_resnet: Arch, resnet_checkpoint: Path, folder: Path) -> Path:
+def repository(
+    tiny_vit: Arch, tiny_artefacts: Artefacts, tiny_resnet: Arch, resnet_checkpoint: Path, folder: Path
+) -> Path:
     """Two archs, a second version of the first, and a checkpoint of it under a name of its own."""
+    for name in ("tiny-vit", "fine-tuned"):
+        shutil.copytree(tiny_artefacts.items[0].path.parent, folder / "artefacts" / name)
     build_repository(request(tiny_vit, folder))
     build_repository(request(tiny_vit, folder, checkpoint="random:1", version=2))
     build_repository(request(tiny_vit, folder, name="fine-tuned", precision="fp16", reduced_decoding=True, verify=True))
@@ -137,9 +145,8 @@ def test_verification_fails_where_it_should(server: TritonServer, folder: Path, 
     verification = verify_server(
         server.grpc_url, "tiny-vit", folder / "tiny-vit.random-1.pt", tiny_vit, texts=["一", "二"]
     )
-    wrong = type(verification)(
-        verification.model, type(verification.tolerance)(cosine_distance=-1, centred_distance=-1), verification.parity
-    )
+    impossible = Tolerance(cosine_distance=-1, centred_distance=-1)
+    wrong = replace(verification, tolerances=dict.fromkeys(verification.tolerances, impossible))
     with pytest.raises(ParityError, match="features that tiny-vit serves are not PyTorch's"):
         wrong.require()
 
@@ -258,6 +265,6 @@ def test_a_failed_verification_leaves_the_old_repository(
     monkeypatch.setattr("cnclip_builder.build._serve_and_verify", refuse)
     before = {path: path.stat().st_ino for path in repository.rglob("*")}
     with pytest.raises(ParityError):
-        build_repository(request(tiny_vit, folder, version=2, verify=True))
+        build_repository(request(tiny_vit, folder, checkpoint="random:1", version=2, verify=True))
     assert {path: path.stat().st_ino for path in repository.rglob("*")} == before
     assert not list(repository.parent.glob(".*.partial"))

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
-from cnclip_server._cli import app
+from cnclip_server._cli import _follow, app
 from tritonclient.utils import InferenceServerException
 from typer.testing import CliRunner
 
@@ -166,6 +167,49 @@ def test_a_model_process_that_dies_is_replaced(repository: Any) -> None:
     assert process.returncode == 1
     assert "gave up after 1 restarts (--max-restarts)" in err.splitlines()[-1]
     assert "Waiting for in-flight requests" in err  # -v goes on showing the log of the second start
+
+
+@pytest.mark.triton
+def test_a_model_that_is_loaded_anew_is_not_dead(repository: Any, eventually: Any) -> None:
+    """With what docs/security.md advises for servers that load at run time: the model-repository API is closed."""
+    model = repository.path / "echo" / "1" / "model.onnx"
+    flags = [
+        "--model-control-mode=poll",
+        "--repository-poll-secs=1",
+        "--http-restricted-api=model-repository:some-key=x=y",
+        "--grpc-restricted-protocol=model-repository:some-key=x=y",
+    ]
+    with _started(str(repository.path), *FREE_PORTS, "--max-restarts", "0", "--", *flags) as process:
+        facts = _until_serving(process)
+        assert facts["model"] == "echo"
+        for _ in range(2):
+            old = _stub(process.pid)
+            os.utime(model)
+            assert eventually(lambda old=old: not Path(f"/proc/{old}").exists(), timeout_s=20)
+            assert _answers(facts["grpc"])
+        time.sleep(2)
+        assert process.poll() is None
+        os.kill(_stub(process.pid), signal.SIGKILL)  # one that was born long after the server
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "a process of echo died" in err
+
+
+def test_the_shown_log_goes_on_when_it_is_begun_anew(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "log"
+    path.write_text("first\n" * 1000)
+    ended = threading.Event()
+    with path.open("rb") as file:
+        follower = threading.Thread(target=_follow, args=(file, ended))
+        follower.start()
+        time.sleep(0.3)
+        os.truncate(path, 0)
+        with path.open("a") as log:
+            log.write("second\n")
+        time.sleep(0.3)
+        ended.set()
+        follower.join()
+    assert capfd.readouterr().err == "first\n" * 1000 + "second\n"
 
 
 @pytest.mark.triton

@@ -186,3 +186,11 @@ def test_environment(wheel: Binary) -> None:
     assert made["ORT_DISABLE_TELEMETRY"] == "1"
     assert environment(wheel, {"ORT_DISABLE_TELEMETRY": "0"})["ORT_DISABLE_TELEMETRY"] == "0"
     assert made["PYTHONUTF8"] == "1"
+
+
+def test_without_onnx_runtime_it_is_said_before_anything_starts(
+    wheel: Binary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UnsupportedHost, match=r"pip install 'cn-clip-triton\[server,cpu\]', or \[server,gpu\]"):
+        assemble_backends(wheel, tmp_path)

@@ -11,6 +11,7 @@ def test_public_names() -> None:
         "ServerError",
         "SettingError",
         "StartupFailed",
+        "TemporaryFolderError",
         "Tls",
         "TritonServer",
         "UnsupportedHost",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import socket
@@ -17,6 +19,11 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from cnclip_server import PortInUse, RepositoryError, ServerError, StartupFailed, TritonServer
+from cnclip_server._cli import app
+from cnclip_server._ports import Ports
+from typer.testing import CliRunner
+
+FREE_PORTS = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
 
 PYTHON_MODEL = """
 import triton_python_backend_utils as pb_utils
@@ -177,6 +184,17 @@ def test_an_unknown_flag(repository: Any, leftovers: Any) -> None:
 
 
 @pytest.mark.triton
+def test_a_key_is_in_no_message(repository: Any, caplog: pytest.LogCaptureFixture) -> None:
+    flags = ["--http-restricted-api=nonsense-key=s3cret", "--grpc-restricted-protocol", "trace:x=s3cret"]
+    with caplog.at_level("DEBUG"), pytest.raises(StartupFailed, match="format") as raised:
+        _server(repository.path, extra_args=flags, admin_key="s3cret").start()
+    with caplog.at_level("DEBUG"), _server(repository.path, admin_key="s3cret"):
+        pass
+    assert "--http-restricted-api=shared-memory,trace,logging:admin-key=***" in caplog.text
+    assert "s3cret" not in raised.value.reason + raised.value.log_tail + caplog.text
+
+
+@pytest.mark.triton
 def test_not_ready_in_time(repository: Any, leftovers: Any, xy: str) -> None:
     script = PYTHON_MODEL.format(initialize="import time; time.sleep(60)")
     (repository.add("slow", None, xy, backend="python") / "model.py").write_text(script)
@@ -191,7 +209,7 @@ def test_an_interrupt_while_starting(repository: Any, leftovers: Any, monkeypatc
         raise KeyboardInterrupt
 
     server = _server(repository.path)
-    monkeypatch.setattr(server, "_request", interrupted)
+    monkeypatch.setattr("cnclip_server._api.Api.is_ready", interrupted)
     with pytest.raises(KeyboardInterrupt):
         server.start()
     assert leftovers() == []
@@ -218,6 +236,20 @@ def test_a_port_in_use(repository: Any, option: str, flag: str) -> None:
     assert (raised.value.port, raised.value.flag) == (port, flag)
 
 
+def test_ports_are_held_until_the_server_has_them() -> None:
+    with Ports(0, 0, 0).held("127.0.0.1") as ports:
+        assert len({ports.grpc, ports.http, ports.metrics}) == 3
+        for port in (ports.grpc, ports.http, ports.metrics):
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", port))
+            with socket.socket() as server:
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as tritonserver does
+                server.bind(("127.0.0.1", port))
+                server.listen()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", ports.grpc))
+
+
 @pytest.mark.triton
 def test_a_port_taken_meanwhile(repository: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
@@ -225,7 +257,9 @@ def test_a_port_taken_meanwhile(repository: Any, monkeypatch: pytest.MonkeyPatch
         taken.listen()
         port = taken.getsockname()[1]
         server = _server(repository.path, metrics_port=port)
-        monkeypatch.setattr("cnclip_server._ports.Ports.resolved", lambda ports, host: type(ports)(*free, port))
+        monkeypatch.setattr(
+            "cnclip_server._ports.Ports.held", lambda ports, host: contextlib.nullcontext(type(ports)(*free, port))
+        )
         with socket.socket() as one, socket.socket() as other:
             for free_socket in (one, other):
                 free_socket.bind(("127.0.0.1", 0))
@@ -280,6 +314,75 @@ def test_a_binary_with_its_own_backend_keeps_it(repository: Any, tmp_path: Path)
     assert "--grpc-address=127.0.0.1" in called
     assert "--log-verbose=1" in called
     assert f"LD={os.environ.get('LD_LIBRARY_PATH', '')}\n" in called
+
+
+@pytest.mark.triton
+def test_a_log_has_an_end(repository: Any, tmp_path: Path, eventually: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused requests are a line each in a verbose log; what is older than one file's worth goes."""
+    log = tmp_path / "server.log"
+    flags = ["--log-verbose=1"]
+    limit = 200_000
+    with _server(repository.path, log_file=log, extra_args=flags, log_limit_bytes=limit) as server:
+
+        def grown() -> bool:
+            _infer(server.grpc_url)
+            return Path(f"{log}.1").exists() and log.stat().st_size < limit
+
+        assert eventually(grown, timeout_s=60)
+        kept = Path(f"{log}.1").read_bytes()
+        assert len(kept) > limit
+        assert b"\0" not in kept + log.read_bytes()  # no hole: it is written at its end, wherever that is
+        before = log.stat().st_size
+        _infer(server.grpc_url)
+        assert eventually(lambda: log.stat().st_size > before)
+
+
+def test_too_few_open_files(repository: Any) -> None:
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))\n"
+        "from cnclip_server._cli import main; main()\n"
+    )
+    command = [sys.executable, "-c", script, str(repository.path), *FREE_PORTS]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=60, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: no more than 20 files may be open here")
+    assert result.stderr.endswith("raise the limit, as by `ulimit -n 65536`\n")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+@pytest.mark.parametrize("trouble", ["full", "missing", "noexec"])
+def test_temporary_folders_that_cannot_be_used(
+    repository: Any, trouble: str, verbose: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def missing() -> Any:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    if trouble == "full":
+        monkeypatch.setattr("shutil.copyfile", full)
+    elif trouble == "missing":
+        monkeypatch.setattr(tempfile, "gettempdir", missing)
+    else:
+        flags = type("Flags", (), {"f_flag": os.ST_NOEXEC})
+        monkeypatch.setattr(os, "statvfs", lambda path: flags)
+    result = CliRunner().invoke(app, [str(repository.path), *FREE_PORTS, *(["-v"] if verbose else [])])
+    assert result.exit_code == 1
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    last = result.stderr.splitlines()[-1]
+    reason = {"full": "No space left on device", "missing": "No usable temp", "noexec": "it is mounted noexec"}[trouble]
+    assert last.startswith(f"error: the temporary folder {folder} can't be used: {reason}")
+    assert last.endswith("; name another with TMPDIR=/a/folder")
+    assert ("Traceback" in result.stderr) == verbose
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.triton

@@ -168,12 +168,98 @@ def test_gpu_options(sessions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert providers[1][1] == {
         "device_id": "1",
+        "use_tf32": "0",
         "enable_cuda_graph": "1",
         "cudnn_conv_algo_search": "HEURISTIC",
         "arena_extend_strategy": "kSameAsRequested",
         "do_copy_in_default_stream": "1",
         "gpu_mem_limit": "1000",
     }
+
+
+@pytest.mark.parametrize(("written", "handed_on"), [(None, "0"), ("0", "0"), ("1", "1"), ("true", "1"), ("off", "0")])
+def test_fp32_is_tf32_only_where_it_is_asked_for(
+    sessions: Any, monkeypatch: pytest.MonkeyPatch, written: str | None, handed_on: str
+) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    parameters = {} if written is None else {"parameters": {"use_tf32": written}}
+    made = _accelerators("gpu", {"name": "cuda", **parameters})
+    for one in (made, *([{"name": "m"}] if written is None else [])):
+        assert sessions.execution_providers(one, kind="GPU", device_id=0)[0][1]["use_tf32"] == handed_on
+
+
+def test_cuda_parameters_without_meaning(
+    sessions: Any, load_error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    made = _accelerators("gpu", {"name": "cuda", "parameters": {"use_tf32": "perhaps"}})
+    with pytest.raises(load_error, match="'use_tf32' of the accelerator cuda has the value 'perhaps'; write 0 or 1"):
+        sessions.execution_providers(made, kind="GPU", device_id=0)
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "got", "lacks"),
+    [
+        ((), ["CPUExecutionProvider"], "CUDAExecutionProvider"),
+        (("tensorrt",), ["CUDAExecutionProvider", "CPUExecutionProvider"], "TensorrtExecutionProvider"),
+        (("tensorrt",), ["CPUExecutionProvider"], "TensorrtExecutionProvider"),
+    ],
+)
+def test_a_gpu_model_that_would_run_on_the_cpu_is_not_served(
+    sessions: Any,
+    load_error: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    accelerators: tuple[str, ...],
+    got: list[str],
+    lacks: str,
+) -> None:
+    """ONNX Runtime opens a session all the same when a provider's libraries cannot be loaded."""
+
+    class Session:
+        def __init__(self, *_: Any, **options: Any) -> None:
+            assert next(name for name, _ in options["providers"]) == lacks
+
+        def get_providers(self) -> list[str]:
+            return got
+
+    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: names)
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    made = _accelerators("gpu", *({"name": name} for name in accelerators))
+    with pytest.raises(load_error, match=f"model 'm': it asks for {lacks}, .*could not start .*would run on") as raised:
+        sessions.open_session(made, tmp_path / "model.onnx", kind="GPU", device_id=0)
+    message = str(raised.value)
+    assert "\n" not in message
+    assert "cannot open shared object file" in message  # the onnxruntime of these tests has no such library
+    got[:] = names
+    assert sessions.open_session(made, tmp_path / "model.onnx", kind="GPU", device_id=0)
+
+
+def test_threads_are_those_that_the_container_may_use(
+    sessions: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import cnclip_ort_cores as cores
+
+    monkeypatch.setattr(cores, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(cores, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    assert sessions.session_options({"name": "m"}).intra_op_num_threads == 0  # not Linux, or no /proc
+    (tmp_path / "own").write_text("0::/kubepods/pod1\n")
+    (tmp_path / "kubepods/pod1").mkdir(parents=True)
+    (tmp_path / "kubepods/pod1/cpu.max").write_text("max 100000\n")
+    assert sessions.session_options({"name": "m"}).intra_op_num_threads == 0
+    (tmp_path / "kubepods/cpu.max").write_text("450000 100000\n")
+    assert sessions.session_options({"name": "m"}).intra_op_num_threads == 4
+    assert sessions.session_options(config(intra_op_thread_count="7")).intra_op_num_threads == 7
+    (tmp_path / "kubepods/cpu.max").write_text("1600000 100000\n")
+    assert sessions.session_options({"name": "m"}).intra_op_num_threads == 0
+    # Version 1 of the control groups, as older hosts have it.
+    (tmp_path / "own").write_text("4:memory:/docker/x\n3:cpu,cpuacct:/docker/x\n")
+    (tmp_path / "cpu/docker/x").mkdir(parents=True)
+    (tmp_path / "cpu/docker/x/cpu.cfs_quota_us").write_text("50000\n")
+    (tmp_path / "cpu/docker/x/cpu.cfs_period_us").write_text("100000\n")
+    assert sessions.session_options({"name": "m"}).intra_op_num_threads == 1
 
 
 @pytest.mark.parametrize("parameter", ["cudnn_conv_algo_search", "arena_extend_strategy"])

@@ -14,6 +14,8 @@ from PIL import Image
 
 from tests.templates.test_pixels import check
 
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF")
 SEED = 20261124
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import subprocess
 import warnings
 from pathlib import Path
 
@@ -11,8 +13,28 @@ import pytest
 from cn_clip.clip import image_transform
 from cnclip_builder.parity.probes import normalise
 from cnclip_builder.parity.samples import sample_images
-from cnclip_templates.cnclip_pixels import BadImage, decode_pixels, limit_pixels
-from PIL import Image
+from cnclip_templates import cnclip_pixels
+from cnclip_templates.cnclip_pixels import (
+    BadImage,
+    decode_pixels,
+    decoding_threads,
+    image_formats,
+    limit_pixels,
+    usable_cores,
+)
+from PIL import EpsImagePlugin, Image
+
+# The server turns Pillow's warnings off for its whole process; so do these tests.
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+
+# A picture in PostScript, with words in it that would run a program if anything read them.
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 20 10
+%%EndComments
+(%pipe%touch /tmp/pwned) (w) file
+showpage
+%%EOF
+"""
 
 
 def cn_clip_pixels(encoded: bytes, resolution: int) -> np.ndarray | None:
@@ -96,6 +118,121 @@ def test_more_pixels_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     limit_pixels(4999)
     with pytest.raises(BadImage, match="5000 pixels. exceeds limit of 4998 pixels"):
         decode_pixels(buffer.getvalue(), 32)
+
+
+def iptc(inside: bytes) -> bytes:
+    """An IPTC file, which holds an image of whatever format."""
+
+    def field(record: int, dataset: int, data: bytes) -> bytes:
+        return bytes([0x1C, record, dataset]) + len(data).to_bytes(2, "big") + data
+
+    size = b"".join(field(3, dataset, (20).to_bytes(2, "big")) for dataset in (20, 30))
+    return field(3, 60, b"\x01\x00") + size + field(3, 120, b"\x05") + field(8, 10, inside)
+
+
+@pytest.fixture
+def ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program named `gs` on PATH that leaves a file behind when it is started."""
+    left = tmp_path / "started"
+    script = tmp_path / "bin" / "gs"
+    script.parent.mkdir()
+    script.write_text(f"#!/bin/sh\ntouch {left}\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(script.parent), prepend=":")
+    return left
+
+
+@pytest.mark.parametrize("encoded", [EPS, iptc(EPS)], ids=["EPS", "EPS in IPTC"])
+def test_no_format_starts_a_program(encoded: bytes, ghostscript: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadImage):
+        decode_pixels(encoded, 32)
+    # Not even where somebody lets the format in.
+    with pytest.raises(BadImage):
+        decode_pixels(encoded, 32, formats=("EPS", "IPTC"))
+    assert not ghostscript.exists()
+    # The file would start it: what holds it back is what is tested.
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    with pytest.raises((OSError, subprocess.CalledProcessError)):
+        Image.open(io.BytesIO(encoded)).load()
+    assert ghostscript.exists()
+
+
+def test_every_plugin_of_pillow_that_starts_programs_is_known() -> None:
+    """A Pillow that has more of them fails here."""
+    folder = Path(str(EpsImagePlugin.__file__)).parent
+    starters = {
+        path.stem.removesuffix("ImagePlugin")
+        for path in folder.glob("*ImagePlugin.py")
+        if re.search(
+            r"^(?!\s*(#|\")).*(subprocess\.|from subprocess|os\.system|os\.popen)", path.read_text(), re.MULTILINE
+        )
+    }
+    # Gif's, in older ones, is a way to save, and Jpeg's `load_djpeg` is called by nobody.
+    assert {"Eps"} <= starters <= {"Eps", "Gif", "Jpeg"}
+    assert not {"EPS", "IPTC", "FPX", "WMF"} & set(image_formats())
+
+
+def test_formats_of_everyday_are_decoded(shared_images: list[Path]) -> None:
+    found = set()
+    for path in shared_images:
+        try:
+            decode_pixels(path.read_bytes(), 32)
+        except BadImage:
+            continue
+        found.add(Image.open(path).format)
+    # MPO is JPEG with more behind it.
+    assert found == {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "TIFF", "WEBP"}
+
+
+@pytest.mark.parametrize("name", ["BMP", "DDS", "GIF", "ICO", "JPEG2000", "PCX", "PPM", "SGI", "TGA", "TIFF", "WEBP"])
+def test_what_pillow_decodes_by_itself_is_decoded(name: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (48, 48), (9, 99, 199)).save(buffer, name)
+    assert check(buffer.getvalue(), 32)
+
+
+def test_the_list_can_be_widened_but_not_by_programs() -> None:
+    assert set(image_formats("mpeg, WMF")) - set(image_formats()) == {"MPEG", "WMF"}
+    with pytest.raises(ValueError, match="format EPS are not decoded: Pillow starts a program"):
+        image_formats("MPEG,EPS")
+    with pytest.raises(ValueError, match="has no format HEIC: name one of AVIF, "):
+        image_formats("HEIC")
+
+
+def test_reasons_hold_no_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Pillow raises goes to the log; a client gets what it may know."""
+
+    def fails(error: Exception) -> BadImage:
+        def raises(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(Image, "open", raises)
+        with pytest.raises(BadImage) as caught:
+            decode_pixels(b"x", 32)
+        return caught.value
+
+    command = subprocess.CalledProcessError(1, ["gs", "-sOutputFile=/tmp/tmpabc"])
+    missing = FileNotFoundError(2, "No such file or directory", "/opt/secret/profile.icc")
+    for error, name in ((command, "CalledProcessError"), (missing, "FileNotFoundError")):
+        bad = fails(error)
+        assert str(bad) == name
+        assert str(error) in bad.details
+    assert str(fails(OSError("Truncated File Read"))) == "OSError: Truncated File Read"
+
+
+def test_threads_share_what_the_container_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(cnclip_pixels, "_CGROUPS", tmp_path)
+    own = tmp_path / Path("/proc/self/cgroup").read_text().splitlines()[-1].split(":", 2)[2].lstrip("/")
+    own.mkdir(parents=True, exist_ok=True)
+    assert usable_cores() == 64
+    (tmp_path / "cpu.max").write_text("350000 100000\n")
+    assert usable_cores() == 3
+    assert [decoding_threads(instances) for instances in (1, 2, 3, 8)] == [3, 1, 1, 1]
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert usable_cores() == 64
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert decoding_threads() == 1
 
 
 @pytest.mark.parametrize("encoded", [b"", b"\x00", b"no image", b"\xff\xd8\xff\xe0", b"GIF89a" + b"\xff" * 20])

@@ -54,3 +54,20 @@ def test_a_reason_cannot_forge_a_line() -> None:
     lines: list[str] = []
     RefusalLog("m", lines.append).refused([b"x"], {0: 'bad"}\n{"event": "forged'}, "a\nb")
     assert "\n" not in lines[0]
+
+
+def test_texts_that_are_cut_have_lines_of_their_own() -> None:
+    lines: list[str] = []
+    clock = Clock()
+    log = RefusalLog("m-text-tokenize", lines.append, clock, lines_a_second=0.1)
+    log.cut([b"short", b"secret"], [1], "job-7", 52)
+    line = json.loads(lines[0])
+    assert (line["event"], line["row"], line["bytes"], line["context_length"]) == ("cut", 1, 6, 52)
+    assert "secret" not in lines[0]
+    for _ in range(1000):
+        log.cut([b"x"], [0], "", 52)
+    assert len(lines) == 100
+    clock.now = 20
+    for _ in range(1000):
+        log.cut([b"x"], [0], "", 52)
+    assert len(lines) == 102

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cn_clip.clip import tokenize
 from cnclip_builder.arch import cn_clip_vocabulary
-from cnclip_templates.cnclip_token_ids import BadText, TokenIds
+from cnclip_templates.cnclip_token_ids import BadText, TokenIds, lengths_in_steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -94,6 +94,27 @@ def test_utf8() -> None:
         TOKEN_IDS.encode_utf8(b"\xed\xa0\x80")  # a surrogate
 
 
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        ("", False),
+        ("我" * 50, False),
+        ("我" * 50 + " \n\0 ", False),  # nothing of it is a token
+        ("我" * 51, True),
+        ("a " * 49 + "游隼", True),
+        ("a " * 48 + "游隼", False),
+        ("a " * 49 + "pikachuraichu", True),  # one word of several tokens, of which some fit
+        ("a " * 49 + "b", False),
+        ("我" * 10_000, True),
+    ],
+)
+def test_what_is_cut_is_told(text: str, cut: bool) -> None:
+    assert TOKEN_IDS.encode_and_tell(text) == (TOKEN_IDS.encode(text), cut)
+    # By cn_clip's own tokeniser: of a text that is not cut, more room gives the same ids.
+    with_room = [token for token in cn_clip_ids(text, 512) if token]
+    assert (len(with_room) > 52) == cut
+
+
 def test_lone_surrogate() -> None:
     with pytest.raises(BadText, match="lone surrogate"):
         TOKEN_IDS.encode("a \ud800 b")
@@ -111,7 +132,12 @@ def test_padding_of_nothing() -> None:
     assert TOKEN_IDS.pad([]).shape == (0, 8)
 
 
-@pytest.mark.parametrize(("longest", "length"), [(2, 32), (32, 32), (33, 52)])
-def test_padding_in_other_steps(longest: int, length: int) -> None:
-    token_ids = TokenIds(cn_clip_vocabulary(), 52, length_step=32)
+@pytest.mark.parametrize(("longest", "length"), [(2, 24), (24, 24), (25, 40), (41, 52), (52, 52)])
+def test_padding_to_given_lengths(longest: int, length: int) -> None:
+    token_ids = TokenIds(cn_clip_vocabulary(), 52, [40, 24])
     assert token_ids.pad([[7] * longest]).shape == (1, length)
+
+
+@pytest.mark.parametrize(("step", "lengths"), [(8, (8, 16, 24, 32, 40, 48, 52)), (26, (26, 52)), (52, (52,))])
+def test_the_lengths_of_older_builds(step: int, lengths: tuple[int, ...]) -> None:
+    assert lengths_in_steps(step, 52) == lengths

@@ -79,6 +79,7 @@ def main() -> None:
         app()
     except (BuildError, OSError, ValueError, ModuleNotFoundError) as error:
         missing = isinstance(error, ModuleNotFoundError)
-        fix = ": pip install 'cn-clip-triton[builder,server,bench]' installs all that is measured" if missing else ""
+        install = ": pip install 'cn-clip-triton[builder,server,bench,cpu]' installs all that is measured"
+        fix = install if missing else ""
         print(f"error: {error}{fix}", file=sys.stderr)
         sys.exit(1)

@@ -106,7 +106,7 @@ def build_artefacts(
 
 def _is_kept(store: ArtefactStore, kind: _Kind, least_int8_speed_up: float) -> bool:
     """Whether an artefact is there, up to date, and in INT8 as fast as is asked for now."""
-    record = store.find(*kind)
+    record = store.find_sound(*kind)
     return record is not None and (record.int8 is None or record.int8.speed_up >= least_int8_speed_up)
 
 

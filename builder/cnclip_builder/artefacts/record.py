@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -82,3 +83,11 @@ class ProvedArtefact(Artefact):
 
     record: ArtefactRecord
     reused: bool
+
+    @property
+    def identity(self) -> str:
+        """Tells it from the same encoder of another checkpoint, and from another making of it: 16 hex digits."""
+        digest = hashlib.sha256(str(self.record.fingerprint.get("checkpoint_sha256")).encode())
+        for name, file in sorted(self.record.files.items()):
+            digest.update(f"{name} {file.sha256}".encode())
+        return digest.hexdigest()[:16]

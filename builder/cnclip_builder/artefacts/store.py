@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,8 @@ from cnclip_builder.int8.report import Int8Report
 from cnclip_builder.parity.distance import Parity
 from cnclip_builder.system.atomic import explaining_disk_errors, sha256_of_file
 from cnclip_builder.tensors import Precision, Tower
+
+logger = logging.getLogger(__name__)
 
 # Raise it when the exporting code changes what it writes: older artefacts are then made again.
 _RECIPE = 2
@@ -48,12 +51,25 @@ class ArtefactStore:
             "opset": OPSET,
             "checkpoint_sha256": checkpoint_sha256,
             "arch": {"name": arch.name, **arch.model_info},
+            # What probes and calibration are made of; left out for cn_clip's, so that what was made before stays good.
+            **({"vocabulary": sha256_of_file(arch.vocabulary)} if arch.vocabulary else {}),
             "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
         }
 
     def place(self, tower: Tower, precision: Precision, work: Path | None = None) -> Artefact:
         """Where an artefact belongs; while it is made, in a work folder."""
         return Artefact(self._arch, tower, precision, work or self._folder)
+
+    def find_sound(self, tower: Tower, precision: Precision) -> ArtefactRecord | None:
+        """As `find`, for an artefact whose files are those that were written, to the byte: reads all of them."""
+        record = self.find(tower, precision)
+        if record is None:
+            return None
+        for name, file in record.files.items():
+            if sha256_of_file(self._folder / name) != file.sha256:
+                logger.warning("Not reusing %s: it was changed or damaged since it was written", self._folder / name)
+                return None
+        return record
 
     def find(self, tower: Tower, precision: Precision) -> ArtefactRecord | None:
         """Reads the sidecar of an artefact that is whole and up to date; None for any other."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from cnclip_builder.arch import Arch
+from cnclip_builder.checkpoint.files import require_file
 from cnclip_builder.errors import CheckpointError, HubError, MissingRequirementError
 from cnclip_builder.system.atomic import replacing_file, sha256_of_file
 
@@ -60,11 +61,7 @@ def fetch_checkpoint(source: str | None, arch: Arch, download_root: Path, hub: H
             raise CheckpointError(f"{source!r}: after 'random:' comes a seed, a number of up to 9 digits: random:0")
         return CheckpointFile(_make_random(arch, int(seed), download_root), source, is_random=True)
     path = Path(source).expanduser()
-    if not path.is_file():
-        raise CheckpointError(
-            f"no checkpoint at {path}: give the path of a .pt file, 'random:0' for untrained weights, or nothing "
-            "for the official checkpoint"
-        )
+    require_file(path)
     return CheckpointFile(path, source)
 
 
@@ -134,6 +131,9 @@ def _make_random(arch: Arch, seed: int, folder: Path) -> Path:
     import torch
     from cn_clip.clip.model import CLIP
 
+    from cnclip_builder.checkpoint.load import make_meta_model
+
+    make_meta_model(arch)  # tells sizes that suit no model
     logger.info("Making untrained %s weights with seed %d", arch.name, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -28,12 +28,24 @@ class CheckpointFacts:
 
 
 def open_checkpoint(source: str | None, arch: Arch, download_root: Path, hub: Hub) -> CheckpointFacts:
-    """Fetches a checkpoint, loads it and sums it up; imports torch. See `fetch_checkpoint` and `load_checkpoint`."""
+    """Fetches a checkpoint, loads it, looks at every number in it and sums it up; imports torch.
+
+    See `fetch_checkpoint` and `load_checkpoint`. Whatever loads it later, loads it unlooked at.
+
+    Raises:
+        SettingError: the arch's vocabulary is not the model's.
+        CheckpointError: as those two; or it is damaged, or holds NaN or infinite numbers.
+    """
+    from cnclip_builder.checkpoint.files import require_intact
     from cnclip_builder.checkpoint.load import load_checkpoint
+    from cnclip_builder.checkpoint.soundness import require_finite
     from cnclip_builder.checkpoint.sources import fetch_checkpoint
 
+    arch.require_vocabulary()
     file = fetch_checkpoint(source, arch, download_root, hub)
     checkpoint = load_checkpoint(file.path, arch)
+    require_intact(file.path)
+    require_finite(file.path, checkpoint.state_dict)
     sizes: dict[Tower, int] = {"image": 0, "text": 0}
     for name, value in checkpoint.state_dict.items():
         sizes["image" if name.startswith("visual.") else "text"] += 4 * value.numel()

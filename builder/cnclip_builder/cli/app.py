@@ -9,12 +9,14 @@ from typing import Annotated
 
 import typer
 
+from cnclip_builder.cli.charset import use_utf8
 from cnclip_builder.cli.publishing import prune, publish
 from cnclip_builder.cli.repository import repository
 from cnclip_builder.cli.stages import archs, checkpoint, onnx, tensorrt
 from cnclip_builder.cli.verify import verify
 from cnclip_builder.errors import BuildError
 from cnclip_builder.system.isolation import configure_logging
+from cnclip_builder.system.secrets import without_secrets
 
 app = typer.Typer(
     name="cnclip-build",
@@ -45,6 +47,7 @@ def _options(
 
 def main() -> None:
     """Runs the command. An error is one line on stderr and exit status 1; `-v` adds the traceback."""
+    use_utf8()
     verbose = "-v" in sys.argv or "--verbose" in sys.argv
     configure_logging(logging.INFO if verbose else logging.WARNING)
     try:
@@ -53,8 +56,9 @@ def main() -> None:
         if verbose:
             logging.getLogger(__name__).exception("the build failed")
         missing = isinstance(error, ModuleNotFoundError)
-        fix = ": pip install 'cn-clip-triton[builder]' installs all that a build needs" if missing else ""
-        typer.echo(f"error: {error}{fix}", err=True)
+        install = ": pip install 'cn-clip-triton[builder,cpu]', or [builder,gpu] for a GPU, installs what a build needs"
+        fix = install if missing else ""
+        typer.echo(without_secrets(f"error: {error}{fix}"), err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("interrupted; what was there before is untouched", err=True)

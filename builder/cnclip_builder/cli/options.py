@@ -35,12 +35,22 @@ ArchOption = Annotated[
         show_default=False,
     ),
 ]
+VocabularyOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--vocabulary",
+        help="The vocab.txt of a text encoder whose tokens are not cn_clip's: a token a line.",
+        exists=True,
+        dir_okay=False,
+        show_default=False,
+    ),
+]
 CheckpointOption = Annotated[
     Optional[str],  # noqa: UP045  # Typer reads it at run time, on Python 3.10 too
     typer.Option(
         "--checkpoint",
-        help="A pretrained or fine-tuned .pt file, or random:SEED for untrained weights. Default: the official "
-        "checkpoint, downloaded.",
+        help="A pretrained or fine-tuned .pt or .safetensors file, or random:SEED for untrained weights. Default: "
+        "the official checkpoint, downloaded.",
         show_default=False,
     ),
 ]
@@ -103,6 +113,15 @@ OptimizationLevelOption = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(help="TensorRT's, 0 (fast to build) to 5 (fast to run). Default: its own, 3.", show_default=False),
 ]
+Tf32Option = Annotated[
+    Optional[bool],  # noqa: UP045
+    typer.Option(
+        "--tf32/--no-tf32",
+        help="Let a GPU's FP32 products round what they multiply to TF32's 10 bits: several times as fast, and not "
+        "FP32. Default: no.",
+        show_default=False,
+    ),
+]
 LeastInt8SpeedUpOption = Annotated[
     float,
     typer.Option(
@@ -130,6 +149,7 @@ def plan_settings(
     text_profiles: list[str] | None,
     workspace_mib: int | None,
     optimization_level: int | None,
+    tf32: bool,
 ) -> PlanSettings:
     """Reads the settings of plans from options."""
     from cnclip_builder.plans.api import BuildOptions
@@ -141,5 +161,5 @@ def plan_settings(
         context_length,
         tuple(map(Profile.parse, image_profiles)) if image_profiles else None,
         tuple(map(Profile.parse, text_profiles)) if text_profiles else None,
-        BuildOptions(workspace_mib, optimization_level),
+        BuildOptions(workspace_mib, optimization_level, tf32),
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from cnclip_builder.repository.serving import DEFAULT_SETTLE_S
+from cnclip_builder.system.secrets import without_secrets
 
 SettleOption = Annotated[
     float,
@@ -32,6 +33,9 @@ def publish(
         Optional[list[str]],  # noqa: UP045  # Typer reads it at run time, on Python 3.10 too
         typer.Option(help="Publish only models of this name; may be repeated. Default: all.", show_default=False),
     ] = None,
+    changed: Annotated[
+        bool, typer.Option("--changed", help="Publish files, too, that were changed since they were built.")
+    ] = False,
     settle: SettleOption = DEFAULT_SETTLE_S,
     verbose: VerboseOption = False,
 ) -> None:
@@ -41,12 +45,13 @@ def publish(
     """
     from cnclip_builder.repository.publishing import publish_repository
 
-    done = publish_repository(repository, destination, name or (), settle_s=settle)
+    shown = without_secrets(destination)
+    done = publish_repository(repository, destination, name or (), changed=changed, settle_s=settle)
     for version in done.sent:
         typer.echo(f"sent     {version}")
     for version in done.dropped:
-        typer.echo(f"dropped  {version}: no longer served; cnclip-build prune {destination} deletes it")
-    typer.echo(f"{destination} serves what {repository} does")
+        typer.echo(f"dropped  {version}: no longer served; cnclip-build prune {shown} deletes it")
+    typer.echo(f"{shown} serves what {repository} does")
 
 
 def prune(

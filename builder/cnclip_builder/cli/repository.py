@@ -24,7 +24,9 @@ from cnclip_builder.cli.options import (
     NameOption,
     OptimizationLevelOption,
     TextProfileOption,
+    Tf32Option,
     VerboseOption,
+    VocabularyOption,
     WorkspaceOption,
     plan_settings,
 )
@@ -37,7 +39,9 @@ from cnclip_builder.repository.serving import (
     Accelerator,
     Platform,
     Target,
+    check_setting,
     choose_settings,
+    parse_lengths,
     parse_per_tower,
 )
 from cnclip_builder.tensors import TOWERS, Precision
@@ -48,6 +52,7 @@ _EACH = "; image=N,text=N for one of each"
 def repository(
     arch: ArchOption,
     checkpoint: CheckpointOption = None,
+    vocabulary: VocabularyOption = None,
     repository: Annotated[
         Path, typer.Option(help="The model repository's folder.", file_okay=False)
     ] = DEFAULT_REPOSITORY,
@@ -72,8 +77,8 @@ def repository(
     accelerator: Annotated[
         Optional[Accelerator],  # noqa: UP045
         typer.Option(
-            help="What the onnxruntime backend runs ONNX files with on a GPU; tensorrt builds at load time. "
-            "Default: none.",
+            help="What the onnxruntime backend runs ONNX files with on a GPU; tensorrt builds at load time, none "
+            "leaves the choice of kernels to ONNX Runtime. Default: cuda on a GPU.",
             show_default=False,
         ),
     ] = None,
@@ -98,6 +103,7 @@ def repository(
         Optional[bool],  # noqa: UP045
         typer.Option(help="Copy to and from a GPU by page-locked memory. Default: yes.", show_default=False),
     ] = None,
+    tf32: Tf32Option = None,
     context_length: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
@@ -107,7 +113,9 @@ def repository(
     max_batch_size: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            metavar="N", help=f"Most rows of a batch{_EACH}. Default: 64 on a GPU, 32 on a CPU.", show_default=False
+            metavar="N",
+            help=f"Most rows of a batch{_EACH}. Default: 64 on a GPU, 128 texts in ONNX Runtime, 32 on a CPU.",
+            show_default=False,
         ),
     ] = None,
     preferred_batch_size: Annotated[
@@ -165,6 +173,15 @@ def repository(
         Optional[int],  # noqa: UP045
         typer.Option(help="Processes that tokenise texts. Default: 1.", show_default=False),
     ] = None,
+    text_lengths: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="N,N",
+            help="Tokens to which texts are padded, besides the context length. Default: 40 on a GPU, none on a CPU, "
+            "where padding costs nothing.",
+            show_default=False,
+        ),
+    ] = None,
     max_image_pixels: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
@@ -215,7 +232,7 @@ def repository(
     """
     from cnclip_builder.build import BuildRequest, build_repository
 
-    chosen_arch = get_arch(arch)
+    chosen_arch = get_arch(arch, vocabulary)
     options = {
         "target": target,
         "precision": precision,
@@ -225,6 +242,7 @@ def repository(
         "accelerator": accelerator,
         "cuda_graphs": cuda_graphs,
         "pinned_memory": pinned_memory,
+        "tf32": tf32,
         "max_queue_size": max_queue_size,
         "encoder_instances": encoder_instances,
         "encoder_queue_delay_microseconds": encoder_queue_delay,
@@ -236,6 +254,7 @@ def repository(
         "max_image_pixels": max_image_pixels,
         "reduced_decoding": reduced_decoding,
         "tokenize_instances": tokenize_instances,
+        "text_lengths": None if text_lengths is None else parse_lengths(text_lengths),
     }
     chosen = {**_read_settings(settings), **_given(options)}
     kept = kept_serving(repository, name or chosen_arch.slug, model_version, chosen_arch.name) if keep_settings else {}
@@ -264,6 +283,7 @@ def repository(
                 text_profile,
                 workspace_mib,
                 optimization_level,
+                serving.tf32,
             ),
             plan_folders=tuple(plans or ()),
             least_int8_speed_up=least_int8_speed_up,
@@ -291,22 +311,29 @@ def _read_settings(path: Path | None) -> dict[str, Any]:
     """Reads a file of settings.
 
     Raises:
-        SettingError: it is no JSON object.
+        SettingError: it is no JSON object, or a setting in it is none.
     """
     if path is None:
         return {}
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        settings = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise SettingError(
             f'{path} is no JSON ({error}): write settings by name, {{"encoder_instances": 2}}'
         ) from error
     if not isinstance(settings, dict):
         raise SettingError(f'{path} holds no settings by name: write a JSON object, such as {{"encoder_instances": 2}}')
+    for name, value in settings.items():
+        try:
+            check_setting(name, value)
+        except SettingError as error:
+            raise SettingError(f"{path}: {error}") from error
     return settings
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return ",".join(f"{tower}={number}" for tower, number in value.items())
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -24,8 +24,10 @@ from cnclip_builder.cli.options import (
     OptimizationLevelOption,
     PrecisionsOption,
     TextProfileOption,
+    Tf32Option,
     TowersOption,
     VerboseOption,
+    VocabularyOption,
     WorkspaceOption,
     chosen_towers,
     plan_settings,
@@ -55,6 +57,7 @@ def archs() -> None:
 def checkpoint(
     arch: ArchOption,
     checkpoint: CheckpointOption = None,
+    vocabulary: VocabularyOption = None,
     download_root: DownloadRootOption = DEFAULT_DOWNLOAD_ROOT,
     hub: HubOption = "huggingface",
     verbose: VerboseOption = False,
@@ -62,7 +65,7 @@ def checkpoint(
     """Fetch a checkpoint and check that it is of the architecture."""
     from cnclip_builder.checkpoint.stage import open_checkpoint
 
-    facts = open_checkpoint(checkpoint, get_arch(arch), download_root, hub)
+    facts = open_checkpoint(checkpoint, get_arch(arch, vocabulary), download_root, hub)
     typer.echo(f"file          {facts.file.path}")
     typer.echo(f"sha256        {facts.sha256}")
     typer.echo(f"logit scale   {facts.logit_scale:.6g}")
@@ -72,6 +75,7 @@ def checkpoint(
 def onnx(
     arch: ArchOption,
     checkpoint: CheckpointOption = None,
+    vocabulary: VocabularyOption = None,
     tower: TowersOption = None,
     precision: PrecisionsOption = None,
     least_int8_speed_up: LeastInt8SpeedUpOption = LEAST_INT8_SPEED_UP,
@@ -86,9 +90,9 @@ def onnx(
     The files have the names and tensors that cn_clip's own scripts give them.
     """
     from cnclip_builder.artefacts.maker import build_artefacts
-    from cnclip_builder.repository.write import check_model_name
+    from cnclip_builder.repository.sharing import check_model_name
 
-    chosen = get_arch(arch)
+    chosen = get_arch(arch, vocabulary)
     made = build_artefacts(
         chosen,
         checkpoint,
@@ -110,6 +114,7 @@ def onnx(
 def tensorrt(
     arch: ArchOption,
     checkpoint: CheckpointOption = None,
+    vocabulary: VocabularyOption = None,
     tower: TowersOption = None,
     precision: Annotated[PlanPrecision, typer.Option(help="Of the plans.")] = "fp16",
     edges: Annotated[
@@ -134,6 +139,7 @@ def tensorrt(
     text_profile: TextProfileOption = None,
     workspace_mib: WorkspaceOption = None,
     optimization_level: OptimizationLevelOption = None,
+    tf32: Tf32Option = None,
     artefacts: ArtefactsOption = DEFAULT_ARTEFACTS,
     name: NameOption = None,
     download_root: DownloadRootOption = DEFAULT_DOWNLOAD_ROOT,
@@ -147,9 +153,9 @@ def tensorrt(
     from cnclip_builder.artefacts.maker import build_artefacts
     from cnclip_builder.plans.bundle import SCRIPT_NAME, finish_bundle, new_bundle
     from cnclip_builder.plans.here import build_plans, require_tensorrt, write_jobs_of
-    from cnclip_builder.repository.write import check_model_name
+    from cnclip_builder.repository.sharing import check_model_name
 
-    chosen = get_arch(arch)
+    chosen = get_arch(arch, vocabulary)
     settings = plan_settings(
         max_batch_size,
         chosen.checked_context_length(context_length),
@@ -157,6 +163,7 @@ def tensorrt(
         text_profile,
         workspace_mib,
         optimization_level,
+        bool(tf32),
     )
     if bundle is None:
         require_tensorrt(chosen, checkpoint)

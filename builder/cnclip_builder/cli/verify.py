@@ -18,12 +18,15 @@ from cnclip_builder.cli.options import (
     HubOption,
     NameOption,
     VerboseOption,
+    VocabularyOption,
 )
+from cnclip_builder.errors import SettingError
 
 
 def verify(
     arch: ArchOption,
     checkpoint: CheckpointOption = None,
+    vocabulary: VocabularyOption = None,
     url: Annotated[str, typer.Option(help="The server's gRPC address.")] = "localhost:8001",
     name: NameOption = None,
     image: Annotated[
@@ -42,22 +45,24 @@ def verify(
     from cnclip_builder.checkpoint.sources import fetch_checkpoint
     from cnclip_builder.verify import verify_server
 
-    chosen = get_arch(arch)
+    chosen = get_arch(arch, vocabulary)
     verification = verify_server(
         url,
         name or chosen.slug,
         fetch_checkpoint(checkpoint, chosen, download_root, hub).path,
         chosen,
         images={str(path): path.read_bytes() for path in image} if image else None,
-        texts=captions.read_text(encoding="utf-8").splitlines() if captions else None,
+        texts=_read_captions(captions) if captions else None,
     )
-    table = Table("features", "rows", "1 - cosine", "centred", "largest difference")
+    table = Table("features", "rows", "1 - cosine", "at most", "centred", "at most", "largest difference")
     for tower, parity in verification.parity.items():
         table.add_row(
             tower,
             str(parity.rows),
             f"{parity.cosine_distance:.1e}",
+            f"{verification.tolerances[tower].cosine_distance:.0e}",
             f"{parity.centred_distance:.1e}",
+            f"{verification.tolerances[tower].centred_distance:.0e}",
             f"{parity.absolute_difference:.1e}",
         )
     if (reduced := verification.reduced_decoding) is not None:
@@ -66,7 +71,22 @@ def verify(
             f"decoding that takes features by 1 - cosine = {reduced.cosine_distance:.1e}, "
             f"{reduced.centred_distance:.1e} after centring."
         )
-    tolerance = verification.tolerance
-    table.add_row("at most", "", f"{tolerance.cosine_distance:.0e}", f"{tolerance.centred_distance:.0e}", "")
     Console().print(table)
     verification.require()
+
+
+def _read_captions(path: Path) -> list[str]:
+    """Reads texts, a line each; a file that ends in a newline has no empty text after it.
+
+    Raises:
+        SettingError: there are none, or the file is not in UTF-8.
+    """
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise SettingError(
+            f"{path} is not in UTF-8 ({error.reason} at byte {error.start}): save it in UTF-8, a text a line"
+        ) from error
+    if not texts:
+        raise SettingError(f"{path} holds no texts: write one a line, or leave --captions out for the built-in ones")
+    return texts

@@ -52,6 +52,11 @@ class Artefact:
         """The record of what it was made from and how well it was measured to fit; written last."""
         return self.path.with_suffix(".json")
 
+    @property
+    def identity(self) -> str:
+        """Tells its weights from another checkpoint's of the architecture; "" while they are not known."""
+        return ""
+
     def twin(self, precision: Precision) -> Artefact:
         """The same encoder in another precision."""
         return replace(self, precision=precision)

@@ -23,6 +23,8 @@ from cnclip_builder.export.unpadding import skip_padding
 from cnclip_builder.parity.probes import PIXEL_MEAN, PIXEL_STD
 from cnclip_builder.tensors import FP32_PREFIX, TENSORS, Tower
 
+_NORM = "feature_norm"
+
 
 def write_served_encoder(artefact: Artefact, folder: Path, *, without_padding: bool = False) -> Path:
     """Writes `model.onnx` and its weights into a folder.
@@ -36,6 +38,7 @@ def write_served_encoder(artefact: Artefact, folder: Path, *, without_padding: b
         The path of `model.onnx`.
     """
     model = make_served_model(artefact)
+    _name_after_weights(model.graph, artefact.identity)
     if without_padding and artefact.tower == "text":
         skip_padding(model.graph)
     served = folder / SERVED_FILENAME
@@ -44,6 +47,22 @@ def write_served_encoder(artefact: Artefact, folder: Path, *, without_padding: b
         # A copy, not a hard link: onnx refuses weights that have several names, for fear of an attack.
         shutil.copyfile(artefact.weights, folder / artefact.weights.name)
     return served
+
+
+def _name_after_weights(graph: onnx.GraphProto, identity: str) -> None:
+    """Puts what tells the weights into the name of a tensor.
+
+    ONNX Runtime's TensorRT provider keeps engines under a hash of the file's name, the names of inputs and
+    initializers, and of every node's outputs (`TRTGenerateId` of its tensorrt_execution_provider_utils.h), and never of
+    the weights: a second checkpoint would be served with the first one's engine. The norm's tensor is one that no
+    optimiser renames: nothing is fused across it.
+    """
+    if identity:
+        for node in graph.node:
+            for names in (node.input, node.output):
+                for index, name in enumerate(names):
+                    if name == _NORM:
+                        names[index] = f"{_NORM}_{identity}"
 
 
 def make_served_model(artefact: Artefact) -> onnx.ModelProto:
@@ -116,8 +135,8 @@ def _add_normalised_features(graph: onnx.GraphProto, tower: Tower, embedding_siz
     graph.initializer.append(numpy_helper.from_array(np.array([1], dtype=np.int64), "feature_axis"))
     graph.node.extend(
         [
-            _fp32("ReduceL2", [names.unnormalised, "feature_axis"], "feature_norm"),
-            _fp32("Div", [names.unnormalised, "feature_norm"], names.normalised),
+            _fp32("ReduceL2", [names.unnormalised, "feature_axis"], _NORM),
+            _fp32("Div", [names.unnormalised, _NORM], names.normalised),
         ]
     )
     graph.output.append(helper.make_tensor_value_info(names.normalised, TensorProto.FLOAT, [batch, embedding_size]))

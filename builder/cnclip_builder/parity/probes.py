@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from cnclip_builder.arch import Arch
 from cnclip_builder.tensors import Tower
+from cnclip_builder.vocabulary import read_tokens
 
 # cn_clip.clip.image_transform's Normalize, RGB.
 PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
@@ -54,11 +55,25 @@ def make_probes(arch: Arch) -> Probes:
         coarse = random.integers(0, 256, size=(2 ** (index + 1), 2 ** (index + 1), 3), dtype=np.uint8)
         repeat = -(-arch.resolution // coarse.shape[0])
         images.append(coarse.repeat(repeat, axis=0).repeat(repeat, axis=1)[: arch.resolution, : arch.resolution])
+    start, end, ids = _token_ids(arch)
     text = np.zeros((len(_TEXT_LENGTHS), max(_TEXT_LENGTHS)), dtype=np.int64)
     for row, length in zip(text, _TEXT_LENGTHS, strict=True):
-        row[0], row[length - 1] = _CLS, _SEP
-        row[1 : length - 1] = random.integers(*_CJK_TOKENS, size=length - 2)
+        row[0], row[length - 1] = start, end
+        row[1 : length - 1] = ids[random.integers(len(ids), size=length - 2)]
     return Probes(np.stack(images), text)
+
+
+def _token_ids(arch: Arch) -> tuple[int, int, npt.NDArray[np.int64]]:
+    """`[CLS]`, `[SEP]` and what texts are made of: Chinese characters of cn_clip's vocabulary, all words of another.
+
+    Raises:
+        SettingError: the vocabulary can't be read.
+    """
+    if arch.vocabulary is None:
+        return _CLS, _SEP, np.arange(*_CJK_TOKENS)
+    tokens = read_tokens(arch.vocabulary)
+    words = [number for number, token in enumerate(tokens) if token and not token.startswith("[")]
+    return tokens.index("[CLS]"), tokens.index("[SEP]"), np.array(words or [tokens.index("[UNK]")])
 
 
 def normalise(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

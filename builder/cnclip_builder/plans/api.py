@@ -49,10 +49,12 @@ class BuildOptions:
     Attributes:
         workspace_mib: most GPU memory that a kernel may take for scratch, in MiB; None for all there is.
         optimization_level: 0 (fast to build) to 5 (fast to run); None for TensorRT's own default, 3.
+        tf32: whether FP32 products may round what they multiply to TF32's 10 bits, as TensorRT does by default.
     """
 
     workspace_mib: int | None = None
     optimization_level: int | None = None
+    tf32: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values out of range.
@@ -177,7 +179,7 @@ class TensorRT:
 
     def _settings(self, precision: str, options: BuildOptions) -> dict[str, Any]:
         """The arguments of Polygraphy's `CreateConfig` that depend on version, precision and options."""
-        settings: dict[str, Any] = {}
+        settings: dict[str, Any] = {"tf32": options.tf32}
         if precision == "fp16" and not self.strongly_typed:
             settings.update(fp16=True, precision_constraints="obey")
         if options.workspace_mib is not None:

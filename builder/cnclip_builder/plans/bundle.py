@@ -28,6 +28,7 @@ MODULES = (
     "plans/__init__",
     "plans/api",
     "plans/check",
+    "plans/cuda_runtime",
     "plans/device",
     "plans/make",
     "plans/profiles",

@@ -13,6 +13,7 @@ from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.errors import MissingRequirementError, PlanError
 from cnclip_builder.plans.api import BuildOptions, load_tensorrt
+from cnclip_builder.plans.cuda_runtime import require_cuda_runtime
 from cnclip_builder.plans.device import current_device
 from cnclip_builder.plans.make import make_plan, require_usable
 from cnclip_builder.plans.profiles import Profile, default_profiles
@@ -45,7 +46,7 @@ def require_tensorrt(arch: Arch, checkpoint: str | None) -> None:
         if importlib.util.find_spec(module) is None
     ]
     if missing:
-        model = shlex.join(["--arch", arch.option, *(["--checkpoint", checkpoint] if checkpoint else [])])
+        model = shlex.join([*arch.options, *(["--checkpoint", checkpoint] if checkpoint else [])])
         raise MissingRequirementError(
             f"no TensorRT plan can be built: this machine lacks {' and '.join(missing)}. Use PLATFORM=onnxruntime; or "
             f"run `cnclip-build tensorrt {model} --bundle plans` here, "
@@ -53,6 +54,7 @@ def require_tensorrt(arch: Arch, checkpoint: str | None) -> None:
             "the GPU is (TENSORRT_IMAGE: NVIDIA's tensorrt:YY.MM-py3 of your tritonserver's month), and then "
             f"`cnclip-build repository {model} --platform tensorrt --target gpu --plans plans` here"
         )
+    require_cuda_runtime()
 
 
 @dataclass(frozen=True)
@@ -140,22 +142,29 @@ def build_plans(jobs: dict[Tower, PlanJob], folder: Path, options: BuildOptions)
     return plans
 
 
-def find_plans(jobs: dict[Tower, PlanJob], folders: Sequence[Path]) -> dict[Tower, list[Plan]]:
+def find_plans(jobs: dict[Tower, PlanJob], folders: Sequence[Path], *, tf32: bool = False) -> dict[Tower, list[Plan]]:
     """Finds plans that were made elsewhere, one of each encoder for each kind of GPU.
 
     Args:
         jobs: what the plans must have been made from.
         folders: each holds the plans of one kind of GPU, with their sidecars.
+        tf32: whether FP32 plans may compute in TF32.
 
     Raises:
         PlanError: a plan is missing, damaged, of another ONNX file or range, or of a kind of GPU that another folder
-            has, too; or plans are of several TensorRT versions.
+            has, too; plans are of several TensorRT versions; or an FP32 plan computes in TF32 unasked.
     """
     found: dict[Tower, list[Plan]] = {
         tower: [Plan(folder / job.plan, require_usable(folder / job.plan, job)) for folder in folders]
         for tower, job in jobs.items()
     }
     for plans in found.values():
+        for plan in plans:
+            if plan.record.precision == "fp32" and plan.record.options.tf32 and not tf32:
+                raise PlanError(
+                    f"{plan.path} was made with --tf32, so that its FP32 is TF32: build it without, or serve it "
+                    "with --tf32"
+                )
         kinds = [plan.record.device.compute_capability for plan in plans]
         for kind in kinds:
             if kinds.count(kind) > 1:
@@ -173,4 +182,7 @@ def find_plans(jobs: dict[Tower, PlanJob], folders: Sequence[Path]) -> dict[Towe
 
 
 def _make(job: PlanJob, folder: Path, options: BuildOptions) -> PlanRecord:
-    return make_plan(job, folder, folder, load_tensorrt(), current_device(), options)
+    tensorrt, device = load_tensorrt(), current_device()
+    if device is not None:
+        require_cuda_runtime()
+    return make_plan(job, folder, folder, tensorrt, device, options)

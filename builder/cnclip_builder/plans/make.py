@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 def make_plan(
     job: PlanJob, sources: Path, folder: Path, tensorrt: TensorRT, device: Device | None, options: BuildOptions
 ) -> PlanRecord:
-    """Makes a plan, or finds it made already from the same files, on this GPU, by this TensorRT.
+    """Makes a plan, or finds it made already from the same files, with these options, on this GPU, by this TensorRT.
 
     Args:
         job: what to make.
@@ -42,7 +42,7 @@ def make_plan(
     _check_sources(job, sources, tensorrt.opset)
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / job.plan
-    reusable = _reusable(job, target, tensorrt, device)
+    reusable = _reusable(job, target, tensorrt, device, options)
     if reusable:
         logger.info("Reusing %s: nothing it rests on has changed", job.plan)
         return reusable
@@ -65,6 +65,7 @@ def make_plan(
         sources=job.sources(tensorrt.opset),
         profiles=job.profiles,
         input=job.input,
+        options=options,
         tensorrt=tensorrt.version,
         device=device,
         build_seconds=round(seconds, 1),
@@ -96,9 +97,10 @@ def timing_cache_name(tensorrt: str, device: Device) -> str:
     return f"timing.{kind}.sm{device.compute_capability.replace('.', '')}.trt{tensorrt}.cache"
 
 
-def _reusable(job: PlanJob, plan: Path, tensorrt: TensorRT, device: Device) -> PlanRecord | None:
+def _reusable(job: PlanJob, plan: Path, tensorrt: TensorRT, device: Device, options: BuildOptions) -> PlanRecord | None:
     try:
         record = require_usable(plan, job)
+        record.require_built_with(options)
         record.require_runs_on(tensorrt.version, device)
     except PlanError as reason:
         if plan.exists():

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cnclip_builder.errors import PlanError
+from cnclip_builder.errors import PlanError, SettingError
+from cnclip_builder.plans.api import BuildOptions
 from cnclip_builder.plans.profiles import Profile
 from cnclip_builder.tensors import InputSpec, Precision, Tower
 
@@ -31,7 +32,7 @@ JOBS_NAME = "plans.json"
 
 SIDECAR_SUFFIX = ".json"
 
-_SCHEMA = 1
+_SCHEMA = 2  # 1 did not tell the options
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,13 @@ class PlanJob:
     def from_dict(cls, job: Mapping[str, Any]) -> PlanJob:
         """Reads what `as_dict` gave."""
         tensor = job["input"]
+        for name, digest in (*job["graphs"].items(), *job["files"].items()):
+            if not isinstance(name, str) or not isinstance(digest, str):
+                raise TypeError(f"{name!r}: {digest!r} are no names")
+        if job["probes"] not in job["files"] or not set(job["graphs"].values()) <= set(job["files"]):
+            raise ValueError("it names files of which it has no hashes")
+        if Path(job["plan"]).name != job["plan"] or job["precision"] not in ("fp32", "fp16"):
+            raise ValueError(f"{job['plan']!r} in {job['precision']!r} is no plan")
         return cls(
             **{
                 **job,
@@ -109,6 +117,7 @@ class PlanRecord:
         sources: sha256 by name of that file and its weights.
         profiles: what it is tuned for.
         input: its input tensor.
+        options: settings of TensorRT's builder that it was made with.
         tensorrt: the version that made it.
         device: the GPU that it was made on.
         build_seconds: how long TensorRT took.
@@ -122,6 +131,7 @@ class PlanRecord:
     sources: Mapping[str, str]
     profiles: tuple[Profile, ...]
     input: InputSpec
+    options: BuildOptions
     tensorrt: str
     device: Device
     build_seconds: float
@@ -148,6 +158,15 @@ class PlanRecord:
                     f"{self.plan} was made from another {what} ({_brief(ours)}, wanted {_brief(wanted)}): "
                     "build it again from the present artefacts"
                 )
+
+    def require_built_with(self, options: BuildOptions) -> None:
+        """Refuses a plan that was made with other settings of the builder.
+
+        Raises:
+            PlanError: naming both.
+        """
+        if self.options != options:
+            raise PlanError(f"{self.plan} was made with {self.options}, wanted {options}: build it again")
 
     def require_runs_on(self, tensorrt: str, device: Device) -> None:
         """Refuses a plan of another TensorRT or GPU.
@@ -186,19 +205,21 @@ def read_record(plan: Path) -> PlanRecord:
         if record.pop("schema") != _SCHEMA:
             raise PlanError(f"{path} is of another version of this builder: build the plan again")
         tensor = record["input"]
+        float(record["parity"]["pytorch"]["cosine_distance"])  # what is printed of every plan
         return PlanRecord(
             **{
                 **record,
                 "profiles": tuple(map(Profile.from_dict, record["profiles"])),
                 "device": Device(**record["device"]),
                 "input": InputSpec(tensor["name"], tensor["dtype"], tuple(tensor["axes"])),
+                "options": BuildOptions(**record["options"]),
             }
         )
     except FileNotFoundError:
         raise PlanError(
             f"{plan} has no sidecar {path.name}, so nothing tells what it was made from: copy both"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SettingError) as error:
         raise PlanError(f"{path} can't be read ({error!r}): build the plan again") from error
 
 
@@ -216,7 +237,7 @@ def read_jobs(folder: Path) -> tuple[PlanJob, ...]:
     path = folder / JOBS_NAME
     try:
         return tuple(map(PlanJob.from_dict, json.loads(path.read_text(encoding="utf-8"))["jobs"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SettingError) as error:
         raise PlanError(
             f"{path} can't be read ({error!r}): write the folder again with cnclip-build tensorrt"
         ) from error

@@ -9,8 +9,9 @@ from cnclip_builder.arch import Arch
 from cnclip_builder.export.files import SERVED_FILENAME, served_input
 from cnclip_builder.plans.profiles import default_profiles
 from cnclip_builder.plans.record import PlanRecord
+from cnclip_builder.repository.graphs import served_graph
 from cnclip_builder.repository.serving import ServingConfig
-from cnclip_builder.tensors import LENGTH, TENSORS, Tower
+from cnclip_builder.tensors import LENGTH, TENSORS, InputSpec, Tower
 
 ENGINE_CACHE = "/tmp/cnclip-engines"  # noqa: S108  # on the server, for engines that ONNX Runtime builds and can rebuild
 """Where the onnxruntime backend keeps the engines of its TensorRT accelerator."""
@@ -30,16 +31,33 @@ class Accelerator:
 
 
 @dataclass(frozen=True)
+class Warmup:
+    """A batch that each instance computes before it counts as ready.
+
+    Attributes:
+        name: what the server's log calls it.
+        batch_size: its rows; Triton repeats the one that is in the file.
+        dims: of a row.
+        file: in the model's folder `warmup`.
+    """
+
+    name: str
+    batch_size: int
+    dims: Sequence[int]
+    file: str
+
+
+@dataclass(frozen=True)
 class EncoderConfig:
     """What the template of an encoder is filled with, besides its name, its versions and its largest batch.
 
     Attributes:
         backend: Triton's name of it.
         filename: of the model; with plans, of the one for the first kind of GPU.
-        input: name of the input tensor, and of the file with the input that warms it up.
+        input: name of the input tensor.
         data_type: of the input, as Triton names it.
         dims: of the input without the batch, -1 for one of any size.
-        warmup_dims: of the input that warms it up, and of recorded launches.
+        warmups: the batches that warm it up.
         outputs: names of the features, float32.
         embedding_size: length of a feature.
         instances: copies of the encoder, a GPU's for each of its GPUs.
@@ -51,8 +69,9 @@ class EncoderConfig:
         parameters: of the backend.
         filenames_by_capability: plans by the compute capability that Triton chooses them by.
         profiles: numbers of the optimisation profiles that an instance may use.
-        accelerator: of the onnxruntime backend, if one is chosen.
+        accelerators: execution providers of the onnxruntime backend whose settings are not its own defaults.
         graph_batches: batch sizes for which CUDA graphs are recorded.
+        graph_dims: of a row in them.
     """
 
     backend: str
@@ -60,7 +79,7 @@ class EncoderConfig:
     input: str
     data_type: str
     dims: Sequence[int]
-    warmup_dims: Sequence[int]
+    warmups: Sequence[Warmup]
     outputs: Sequence[str]
     embedding_size: int
     instances: int
@@ -72,8 +91,9 @@ class EncoderConfig:
     parameters: Mapping[str, str]
     filenames_by_capability: Mapping[str, str] = field(default_factory=dict)
     profiles: Sequence[str] = ()
-    accelerator: Accelerator | None = None
+    accelerators: Sequence[Accelerator] = ()
     graph_batches: Sequence[int] = ()
+    graph_dims: Sequence[int] = ()
 
 
 def plan_filename(record: PlanRecord) -> str:
@@ -81,7 +101,9 @@ def plan_filename(record: PlanRecord) -> str:
     return f"model.sm{record.device.compute_capability.replace('.', '')}.plan"
 
 
-def encoder_config(serving: ServingConfig, arch: Arch, tower: Tower, plans: Sequence[PlanRecord]) -> EncoderConfig:
+def encoder_config(
+    serving: ServingConfig, arch: Arch, tower: Tower, plans: Sequence[PlanRecord], engines: str = ""
+) -> EncoderConfig:
     """Gives the config of an encoder.
 
     Args:
@@ -89,16 +111,16 @@ def encoder_config(serving: ServingConfig, arch: Arch, tower: Tower, plans: Sequ
         arch: its architecture.
         tower: which encoder.
         plans: its plans, one for each kind of GPU; none for ONNX.
+        engines: what the names of engines begin with that ONNX Runtime's TensorRT builds and keeps of it.
     """
     settings, spec, names = serving.encoder(tower), served_input(arch, tower), TENSORS[tower]
-    sizes = {LENGTH: serving.context_length}
     plain = EncoderConfig(
         backend=serving.platform,
         filename=SERVED_FILENAME,
         input=spec.name,
         data_type=f"TYPE_{spec.dtype.upper()}",
         dims=[-1 if isinstance(axis, str) else axis for axis in spec.axes[1:]],
-        warmup_dims=[sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes[1:]],
+        warmups=_warmups(serving, spec, tower),
         outputs=(names.normalised, names.unnormalised),
         embedding_size=arch.embedding_size,
         instances=settings.instances,
@@ -107,11 +129,10 @@ def encoder_config(serving: ServingConfig, arch: Arch, tower: Tower, plans: Sequ
         max_queue_size=serving.max_queue_size,
         merged_batch_size=settings.merged_batch_size,
         pinned_memory=serving.pinned_memory if serving.target == "gpu" else None,
-        # The tensorrt backend has none that matter here, nor the onnxruntime backend on a GPU.
-        parameters={"intra_op_thread_count": str(settings.threads)} if serving.target == "cpu" else {},
+        parameters=_parameters(serving, arch, tower),
     )
     if serving.platform == "onnxruntime":
-        return replace(plain, accelerator=_accelerator(serving, arch, tower))
+        return replace(plain, accelerators=_accelerators(serving, arch, tower, engines))
     most = settings.max_batch_size
     powers = [2**power for power in range(most.bit_length()) if 2**power <= most]
     return replace(
@@ -120,14 +141,56 @@ def encoder_config(serving: ServingConfig, arch: Arch, tower: Tower, plans: Sequ
         filenames_by_capability={plan.device.compute_capability: plan_filename(plan) for plan in plans},
         profiles=[str(number) for number in range(len(plans[0].profiles))],
         graph_batches=powers if serving.cuda_graphs and tower == "image" else (),
+        graph_dims=plain.warmups[0].dims,
     )
 
 
-def _accelerator(serving: ServingConfig, arch: Arch, tower: Tower) -> Accelerator | None:
-    if serving.accelerator == "none":
-        return None
-    if serving.accelerator == "cuda":
-        return Accelerator("cuda", {"use_ep_level_unified_stream": "1"})
+def warmup_file(spec: InputSpec, length: int | None = None) -> str:
+    """Names the file with the input that warms an encoder up: "pixels", or "text-40" for texts of 40 tokens."""
+    return spec.name if length is None else f"{spec.name}-{length}"
+
+
+def _warmups(serving: ServingConfig, spec: InputSpec, tower: Tower) -> list[Warmup]:
+    """One row, and on a GPU also as many as clients send and the most: kernels are chosen and set up for each size."""
+    settings = serving.encoder(tower)
+    batches = {1} if serving.target == "cpu" else {1, settings.preferred_batch_size, settings.max_batch_size}
+    return [
+        Warmup(
+            f"{batch} of {' x '.join(map(str, dims))}",
+            batch,
+            dims,
+            warmup_file(spec, length if LENGTH in spec.axes else None),
+        )
+        for length in (serving.padded_lengths if LENGTH in spec.axes else (0,))
+        for dims in [[length if isinstance(axis, str) else axis for axis in spec.axes[1:]]]
+        for batch in sorted(batches)
+    ]
+
+
+def _parameters(serving: ServingConfig, arch: Arch, tower: Tower) -> Mapping[str, str]:
+    """Those of the backend; the tensorrt backend has none that matter here."""
+    if serving.target == "cpu":
+        return {"intra_op_thread_count": str(serving.encoder(tower).threads)}
+    if (serving.platform, tower, served_graph(serving, arch, tower)) == ("onnxruntime", "image", "plain"):
+        # By default cuDNN times every algorithm for each new size of a batch. Triton's backend takes this from here
+        # alone: wherever a config has parameters, they win over the accelerator's.
+        return {"cudnn_conv_algo_search": "1"}  # HEURISTIC
+    return {}
+
+
+def _accelerators(serving: ServingConfig, arch: Arch, tower: Tower, engines: str) -> tuple[Accelerator, ...]:
+    if serving.target == "cpu":
+        return ()
+    # Flash attention and the memory-efficient one (1 + 2 of ONNX Runtime's AttentionBackend). Its own choice on Hopper
+    # is cuDNN's, which builds a kernel for every size of a batch: 71 to 480 ms, at each that it has not seen.
+    cuda = {"sdpa_kernel": "3"} if serving.accelerator == "cuda" else {}
+    if serving.precision == "fp32" and not serving.tf32:
+        cuda["use_tf32"] = "0"  # ONNX Runtime's default is 1
+    tensorrt = [_tensorrt(serving, arch, tower, engines)] if serving.accelerator == "tensorrt" else []
+    return (*tensorrt, *([Accelerator("cuda", cuda)] if cuda else []))
+
+
+def _tensorrt(serving: ServingConfig, arch: Arch, tower: Tower, engines: str) -> Accelerator:
     spec = served_input(arch, tower)
     context_length = serving.context_length if tower == "text" else None
     full_batches = default_profiles(serving.encoder(tower).max_batch_size, context_length)[-1]
@@ -138,6 +201,8 @@ def _accelerator(serving: ServingConfig, arch: Arch, tower: Tower) -> Accelerato
             "precision_mode": serving.precision.upper(),
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": ENGINE_CACHE,
+            # All models share that folder, and an engine's name tells nothing of its weights: see `Artefact.identity`.
+            **({"trt_engine_cache_prefix": engines} if engines else {}),
             # Without them an engine is built anew whenever a batch is larger or a text longer than any before.
             **{f"trt_profile_{bound}_shapes": f"{spec.name}:{'x'.join(map(str, shape))}" for bound, shape in bounds},
         },

@@ -1,18 +1,38 @@
-"""`manifest.json` beside the models: what every served version was made from, and how well it was measured to fit."""
+"""`manifest.json` beside the models: what every served version was made from, and how well it was measured to fit.
+
+It holds `schema`, `models` (by name and version number) and `files` (see `sums`); a manifest of an older builder has no
+`files`, and neither has one of a repository that is being changed file by file at this moment.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cnclip_builder.errors import RepositoryError
 from cnclip_builder.repository.serving import PER_TOWER, merged_setting
-from cnclip_builder.system.atomic import replacing_file
+from cnclip_builder.system.atomic import replacing_file, sha256_of_file
 
 MANIFEST_NAME = "manifest.json"
 _SCHEMA = 1
+_REBUILD = "copy it again, or delete the repository and build it again"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a manifest holds.
+
+    Attributes:
+        models: by model name and version number (as a string), the version's entry.
+        files: the SHA-256 of every served file by its path; None if the manifest does not vouch for them.
+    """
+
+    models: dict[str, Any]
+    files: dict[str, str] | None = None
 
 
 def read_manifest(repository: Path) -> dict[str, Any]:
@@ -24,6 +44,15 @@ def read_manifest(repository: Path) -> dict[str, Any]:
     Raises:
         RepositoryError: the file is damaged or of a later schema, or the folder holds something else.
     """
+    return load_manifest(repository).models
+
+
+def load_manifest(repository: Path) -> Manifest:
+    """Reads a repository's manifest; an empty one for a new repository.
+
+    Raises:
+        RepositoryError: as `read_manifest`.
+    """
     path = repository / MANIFEST_NAME
     if not path.exists():
         if repository.is_dir() and any(repository.iterdir()):
@@ -31,8 +60,8 @@ def read_manifest(repository: Path) -> dict[str, Any]:
                 f"{repository} is not empty and has no {MANIFEST_NAME}, so this builder did not make it: choose "
                 "another folder, or empty it"
             )
-        return {}
-    return parse_manifest(path.read_text(encoding="utf-8"), str(path))
+        return Manifest({})
+    return parse_manifest(path.read_bytes(), str(path))
 
 
 def kept_serving(repository: Path, name: str, version: int, arch: str) -> dict[str, Any]:
@@ -51,7 +80,8 @@ def kept_serving(repository: Path, name: str, version: int, arch: str) -> dict[s
     if not versions:
         return {}
     record = versions.get(version, versions[max(versions)])
-    return dict(record["serving"]) if record["arch"] == arch else {}
+    with reading(repository / MANIFEST_NAME):
+        return dict(record["serving"]) if record["arch"] == arch else {}
 
 
 def update_serving(repository: Path, name: str, settings: Mapping[str, Any]) -> None:
@@ -67,38 +97,92 @@ def update_serving(repository: Path, name: str, settings: Mapping[str, Any]) -> 
     Raises:
         RepositoryError: the repository has no manifest, or none of this model.
     """
-    models = read_manifest(repository)
-    if name not in models:
+    manifest = load_manifest(repository)
+    if name not in manifest.models:
         raise RepositoryError(f"{repository / MANIFEST_NAME} tells of no model {name}: build it with cnclip-build")
-    for record in models[name].values():
-        for setting, value in settings.items():
-            before = record["serving"].get(setting)
-            record["serving"][setting] = merged_setting(before, value) if setting in PER_TOWER else value
-    with replacing_file(repository / MANIFEST_NAME) as partial:
-        partial.write_text(manifest_text(models), encoding="utf-8")
+    with reading(repository / MANIFEST_NAME):
+        for record in manifest.models[name].values():
+            for setting, value in settings.items():
+                before = record["serving"].get(setting)
+                record["serving"][setting] = merged_setting(before, value) if setting in PER_TOWER else value
+    _replace(repository, manifest)
 
 
-def parse_manifest(text: str, where: str) -> dict[str, Any]:
-    """Reads a manifest's text, as `read_manifest` does its file.
+def renew_files(repository: Path, paths: Iterable[Path]) -> None:
+    """Hashes files anew that were changed on purpose; a manifest that vouches for none is left as it is.
+
+    Args:
+        repository: its folder.
+        paths: of the changed files, in it.
+
+    Raises:
+        RepositoryError: the manifest is damaged.
+    """
+    if not (repository / MANIFEST_NAME).exists():
+        return
+    manifest = load_manifest(repository)
+    if manifest.files is not None:
+        renewed = {path.relative_to(repository).as_posix(): sha256_of_file(path) for path in paths}
+        _replace(repository, replace(manifest, files={**manifest.files, **renewed}))
+
+
+@contextlib.contextmanager
+def reading(where: str | Path) -> Iterator[None]:
+    """Turns what a manifest's odd content makes of code that reads it into one line.
+
+    Args:
+        where: the manifest.
+
+    Raises:
+        RepositoryError: something is missing in it, or of another kind.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise RepositoryError(f"{where} is damaged ({error!r}): {_REBUILD}") from error
+
+
+def parse_manifest(text: bytes, where: str) -> Manifest:
+    """Reads a manifest's text, as `load_manifest` does its file.
 
     Raises:
         RepositoryError: it is damaged or of a later schema.
     """
-    try:
-        manifest = json.loads(text)
+    with reading(where):
+        try:
+            manifest = json.loads(text.decode("utf-8"))
+        except RecursionError:
+            raise ValueError("nested without end") from None
         if manifest["schema"] != _SCHEMA:
             raise RepositoryError(f"{where} has schema {manifest['schema']}, this builder reads {_SCHEMA}: update it")
-        models: dict[str, Any] = manifest["models"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RepositoryError(f"{where} is damaged ({error!r}): delete the repository and build it again") from error
-    return models
+        models, files = manifest["models"], manifest.get("files")
+        for number, record in (entry for versions in models.values() for entry in versions.items()):
+            if not number.isdecimal() or not isinstance(record, dict):
+                raise ValueError(f"{number!r} is no version")
+        if files is not None and not all(isinstance(digest, str) for digest in files.values()):
+            raise ValueError("'files' holds no hashes")
+        return Manifest(models, files)
 
 
-def write_manifest(repository: Path, models: Mapping[str, Any]) -> None:
-    """Writes the manifest of a repository."""
-    (repository / MANIFEST_NAME).write_text(manifest_text(models), encoding="utf-8")
+def write_manifest(repository: Path, models: Mapping[str, Any], files: Mapping[str, str] | None = None) -> None:
+    """Writes the manifest of a repository that is being made.
+
+    Args:
+        repository: its folder.
+        models: by name and version number.
+        files: hashes by path; None to vouch for none.
+    """
+    path = repository / MANIFEST_NAME
+    path.unlink(missing_ok=True)  # it may be a link to the published one
+    path.write_text(manifest_text(models, files), encoding="utf-8")
 
 
-def manifest_text(models: Mapping[str, Any]) -> str:
+def manifest_text(models: Mapping[str, Any], files: Mapping[str, str] | None = None) -> str:
     """What a manifest's file holds."""
-    return json.dumps({"schema": _SCHEMA, "models": models}, indent=2, ensure_ascii=False) + "\n"
+    vouched = {} if files is None else {"files": files}
+    return json.dumps({"schema": _SCHEMA, "models": models, **vouched}, indent=2, ensure_ascii=False) + "\n"
+
+
+def _replace(repository: Path, manifest: Manifest) -> None:
+    with replacing_file(repository / MANIFEST_NAME) as partial:
+        partial.write_text(manifest_text(manifest.models, manifest.files), encoding="utf-8")

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cnclip_builder.errors import RepositoryError, SettingError
-from cnclip_builder.repository.publishing import SUMS_NAME
 from cnclip_builder.repository.serving import DEFAULT_SETTLE_S
 from cnclip_builder.repository.store import RepositoryStore
+from cnclip_builder.repository.sums import SUMS_NAME, files_of_store, vouch_for_none
 from cnclip_builder.repository.values import KINDS
 from cnclip_builder.system.atomic import locked
 
@@ -53,7 +53,7 @@ def plan_pruning(url: str, keep: int | None = None) -> Pruning:
     store = RepositoryStore(url)
     configs = {model: store.config(model) for model in store.models()}
     if not configs:
-        raise RepositoryError(f"{url} holds no models: nothing to prune; check the address")
+        raise RepositoryError(f"{store.url} holds no models: nothing to prune; check the address")
     pinned = _pinned(configs)
     unserved: dict[str, tuple[int, ...]] = {}
     contracted: dict[str, Any] = {}
@@ -97,6 +97,9 @@ def prune_repository(
     with _locked_here(url):
         pruning = plan_pruning(url, keep)
         store = RepositoryStore(url)
+        vouched = store.manifest().files is not None
+        if pruning.contracted or pruning.unserved:
+            vouch_for_none(store)
         for model, config in pruning.contracted.items():
             store.write_config(model, config)
         # Before the files: the builder writes configs that name what the manifest lists.
@@ -109,6 +112,8 @@ def prune_repository(
                 # First, so that the rest of a folder whose deletion is cut off can't pass for whole.
                 store.delete(f"{model}/{version}/{SUMS_NAME}")
                 store.delete_folder(f"{model}/{version}")
+        if vouched and (pruning.contracted or pruning.unserved):
+            store.write_manifest(store.manifest().models, files_of_store(store))
         return pruning
 
 
@@ -130,8 +135,8 @@ def _prune_manifest(store: RepositoryStore) -> None:
     """Takes the versions out of the manifest that none of a name's models serves."""
     manifest = store.manifest()
     pruned = {}
-    for name, versions in manifest.items():
+    for name, versions in manifest.models.items():
         served = {version for kind in KINDS for version in store.served_versions(f"{name}-{kind}")}
         pruned[name] = {number: entry for number, entry in versions.items() if int(number) in served}
-    if pruned != manifest:
-        store.write_manifest(pruned)
+    if pruned != manifest.models:
+        store.write_manifest(pruned, manifest.files)

@@ -7,7 +7,8 @@ by configs alone, each of which is replaced in one step, in an order in which ev
 2. Encoders' and Python models' configs, naming what is served now and what is to be.
 3. After a pause longer than Triton's poll: the ensembles' configs, each pinned to its new version.
 4. After another: encoders' and Python models' configs again, without what is no longer wanted (if there is any).
-5. The manifest.
+5. The manifest, with the hashes of all that is there now. Meanwhile it vouches for none: a server that starts then must
+   not take what is on its way for changed.
 
 A publication that was cut off is run again, and goes on: versions that are whole are not sent twice.
 """
@@ -16,24 +17,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cnclip_builder.errors import RepositoryError, SettingError
-from cnclip_builder.repository.manifest import read_manifest
+from cnclip_builder.repository.manifest import MANIFEST_NAME, load_manifest, reading
 from cnclip_builder.repository.render import parse_config
 from cnclip_builder.repository.serving import DEFAULT_SETTLE_S
+from cnclip_builder.repository.sharing import check_one_tensorrt
 from cnclip_builder.repository.store import CONFIG_NAME, RepositoryStore
+from cnclip_builder.repository.sums import SUMS_NAME, files_of_folder, files_of_store, vouch_for_none
 from cnclip_builder.repository.values import KINDS
 from cnclip_builder.repository.write import check_repository
 from cnclip_builder.system.atomic import locked, sha256_of_file
 
 logger = logging.getLogger(__name__)
-
-SUMS_NAME = "SHA256SUMS"
-"""The last file of a published version's folder: the hashes of the others, as `sha256sum --check` reads them."""
 
 # What all versions of a model share, since they share its config.
 _SHARED_FIELDS = ("backend", "platform", "default_model_filename", "cc_model_filenames", "input", "output")
@@ -94,6 +94,7 @@ def publish_repository(
     destination: str,
     names: Collection[str] = (),
     *,
+    changed: bool = False,
     settle_s: float = DEFAULT_SETTLE_S,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Publication:
@@ -105,22 +106,28 @@ def publish_repository(
         source: the repository, as `cnclip-build repository` writes it.
         destination: the address of the served one: a folder, or `s3://BUCKET/PREFIX`.
         names: which of its names to publish; none for all.
+        changed: publish files, too, that were changed since they were built.
         settle_s: how long to wait between steps that a server must see one after the other, in seconds: longer than
             its `--repository-poll-secs`. There is no wait where nothing is served yet.
         sleep: waits.
 
     Raises:
-        RepositoryError: a version that is served there has other files than here, the models of a name differ in what
-            versions must share, or the destination can't be read or written.
+        RepositoryError: a file is not what the manifest says; a version that is served there has other files than
+            here; the models of a name differ in what versions must share; or the destination can't be read or written.
         SettingError: the repository has no such name.
     """
     with locked(source):
-        manifest = read_manifest(source)
+        here = load_manifest(source)
+        manifest = here.models
         if unknown := sorted(set(names) - set(manifest)):
             raise SettingError(f"{source} holds no {', '.join(unknown)}: it has {', '.join(sorted(manifest))}")
         check_repository(source)
+        if here.files is not None and not changed:
+            _require_unchanged(source, names or manifest, here.files)
         store = RepositoryStore(destination)
         chosen = sorted(names or manifest)
+        with reading(f"{source / MANIFEST_NAME} or {store.url}/{MANIFEST_NAME}"):
+            check_one_tensorrt({**store.manifest().models, **{name: manifest[name] for name in chosen}})
         models = {name: [_open(source / f"{name}-{kind}", store) for kind in KINDS] for name in chosen}
         sums = {
             (model.name, version): _sums(model.folder / str(version))
@@ -128,15 +135,17 @@ def publish_repository(
             for version in model.versions
         }
         _check_served_versions(_flat(models), sums, store)
+        vouch_for_none(store)
         sent = _send_versions(models, sums, store)
         _switch(list(_flat(models)), store, lambda: sleep(settle_s))
-        store.write_manifest({**store.manifest(), **{name: manifest[name] for name in chosen}})
+        served = {**store.manifest().models, **{name: manifest[name] for name in chosen}}
+        store.write_manifest(served, None if here.files is None else files_of_store(store))
         return Publication(tuple(sent), tuple(_dropped(models)))
 
 
 def _open(folder: Path, store: RepositoryStore) -> _Model:
     path = folder / CONFIG_NAME
-    model = _Model(folder, parse_config(path.read_text(encoding="utf-8"), str(path)), store.config(folder.name))
+    model = _Model(folder, parse_config(path.read_bytes(), str(path)), store.config(folder.name))
     if model.served is not None:
         different = [
             *(name for name in _SHARED_FIELDS if getattr(model.config, name) != getattr(model.served, name)),
@@ -148,6 +157,19 @@ def _open(folder: Path, store: RepositoryStore) -> _Model:
                 "share it: build and publish this one under another name (NAME=, --name)"
             )
     return model
+
+
+def _require_unchanged(source: Path, names: Collection[str], told: Mapping[str, str]) -> None:
+    """Refuses to spread a file that was changed or damaged since it was built."""
+    models = {f"{name}-{kind}" for name in names for kind in KINDS}
+    found = {path: digest for path, digest in files_of_folder(source, {}).items() if path.split("/")[0] in models}
+    wanted = {path: digest for path, digest in told.items() if path.split("/")[0] in models}
+    for path in sorted({*found, *wanted}):
+        if found.get(path) != wanted.get(path):
+            raise RepositoryError(
+                f"{source / path} is not what {MANIFEST_NAME} says: build it again; or, if you made the change, "
+                "publish it with --changed"
+            )
 
 
 def _check_served_versions(

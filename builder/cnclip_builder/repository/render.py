@@ -32,16 +32,18 @@ def render_config(kind: str, values: Mapping[str, Any]) -> tuple[str, Any]:
     return text, parse_config(text, f"{kind}/config.pbtxt.j2")
 
 
-def parse_config(text: str, where: str) -> Any:
-    """Parses the text of a `config.pbtxt`.
+def parse_config(text: str | bytes, where: str) -> Any:
+    """Parses the text of a `config.pbtxt`, or its bytes.
 
     Raises:
         RepositoryError: it is no `ModelConfig`; the message holds the line.
     """
     try:
-        return text_format.Parse(text, model_config_pb2.ModelConfig())
-    except text_format.ParseError as error:
-        raise RepositoryError(f"{where} is no Triton model configuration: {error}") from error
+        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+        return text_format.Parse(decoded, model_config_pb2.ModelConfig())
+    except (text_format.ParseError, ValueError) as error:  # bytes that are no UTF-8, in the text or escaped in it
+        reason = " ".join(str(error).split())
+        raise RepositoryError(f"{where} is no Triton model configuration ({reason}): build it again") from error
 
 
 def quote(value: object) -> str:

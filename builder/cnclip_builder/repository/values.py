@@ -44,7 +44,9 @@ def template_values(
     encoder = serving.encoder(tower)
     common = {"name": name, "max_batch_size": encoder.max_batch_size, "versions": versions}
     if kind.endswith("-encoder"):
-        return {**common, "encoder": encoder_config(serving, arch, tower, plans)}
+        checkpoint = facts.get("checkpoint_sha256")
+        engines = f"{name}-{checkpoint[:12]}" if checkpoint else ""
+        return {**common, "encoder": encoder_config(serving, arch, tower, plans, engines)}
     if kind == "image-preprocess":
         return {
             **common,
@@ -63,7 +65,12 @@ def template_values(
             **common,
             "instances": serving.tokenize_instances,
             "max_queue_size": serving.max_queue_size,
-            "parameters": {"context_length": serving.context_length, "length_step": serving.text_length_step},
+            "parameters": {
+                "context_length": serving.context_length,
+                "lengths": ",".join(map(str, serving.padded_lengths)),
+                # What the tokenisers of older versions read, which share this config: the same for up to two lengths.
+                "length_step": serving.padded_lengths[0],
+            },
         }
     return {
         **common,

@@ -40,7 +40,7 @@ def check_wiring(configs: Mapping[str, Any]) -> None:
 
     Every tensor is made once; what a step takes has been made, with the same type and shape; a step feeds all inputs
     of its model; every output of the ensemble is made; nothing is made for no one; batches are as large as the
-    models take.
+    models take; and the version that a step names is one that its model's policy serves.
 
     Args:
         configs: `ModelConfig` messages by model name; the models that ensembles use are among them.
@@ -66,6 +66,7 @@ def _check_ensemble(ensemble: Any, configs: Mapping[str, Any]) -> None:
                 f"{where} takes batches of {ensemble.max_batch_size}, its model {model.name} of "
                 f"{model.max_batch_size} only"
             )
+        _check_version(where, step, model)
         inputs, outputs = _tensors(model.input, model), _tensors(model.output, model)
         _check_names(f"{where}, model {model.name}, input_map", step.input_map, inputs)
         for name, tensor in step.input_map.items():
@@ -92,6 +93,17 @@ def _check_ensemble(ensemble: Any, configs: Mapping[str, Any]) -> None:
     idle = set(made) - used
     if idle:
         raise RepositoryError(f"{where}: nothing uses {', '.join(sorted(idle))}")
+
+
+def _check_version(where: str, step: Any, model: Any) -> None:
+    """Triton loads an ensemble only when the version that each step names is served; -1 is the newest one that is."""
+    policy = model.version_policy
+    if step.model_version > 0 and policy.HasField("specific") and step.model_version not in policy.specific.versions:
+        served = ", ".join(map(str, policy.specific.versions)) or "none"
+        raise RepositoryError(
+            f"{where} calls version {step.model_version} of {model.name}, which serves {served}: build that version "
+            "again, or write one that is served into the ensemble's step"
+        )
 
 
 def _in_order(ensemble: Any, made: set[str]) -> Iterable[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-import re
 import shutil
 import struct
 import sys
@@ -17,19 +16,25 @@ from typing import Any
 import numpy as np
 from cnclip_templates import templates_folder
 
-from cnclip_builder.arch import Arch, cn_clip_vocabulary
+from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
-from cnclip_builder.errors import RepositoryError, SettingError
-from cnclip_builder.export.stage import write_served
+from cnclip_builder.artefacts.record import ProvedArtefact
+from cnclip_builder.errors import RepositoryError
+from cnclip_builder.export.files import served_input
+from cnclip_builder.export.stage import prove_served, write_fused, write_served
+from cnclip_builder.parity.distance import Parity
 from cnclip_builder.plans.here import Plan
 from cnclip_builder.plans.record import sidecar_of
-from cnclip_builder.repository.encoder_config import plan_filename
-from cnclip_builder.repository.manifest import read_manifest, write_manifest
+from cnclip_builder.repository.encoder_config import plan_filename, warmup_file
+from cnclip_builder.repository.graphs import served_graph
+from cnclip_builder.repository.manifest import MANIFEST_NAME, load_manifest, reading, write_manifest
 from cnclip_builder.repository.render import parse_config, render_config
 from cnclip_builder.repository.serving import ServingConfig
+from cnclip_builder.repository.sharing import check_one_tensorrt, check_place, check_same_plans
+from cnclip_builder.repository.sums import files_of_folder
 from cnclip_builder.repository.values import KINDS, TOWER_OF, template_values
 from cnclip_builder.repository.wiring import check_wiring
-from cnclip_builder.system.atomic import link_or_copy, link_tree, locked, replacing_folder
+from cnclip_builder.system.atomic import link_or_copy, link_tree, locked, replacing_folder, sha256_of_file
 from cnclip_builder.system.isolation import stage_process
 from cnclip_builder.tensors import TOWERS, Precision, Tower
 
@@ -79,17 +84,6 @@ class RepositoryEntry:
         return ", ".join(f"{tower} {precision}" for tower, precision in precisions.items())
 
 
-def check_model_name(name: str) -> str:
-    """Returns a name that is safe as a part of file and model names.
-
-    Raises:
-        SettingError: it is not.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        raise SettingError(f"{name!r} can't name a model: use letters, digits, '.', '_' and '-', up to 100 of them")
-    return name
-
-
 def publish(
     entry: RepositoryEntry, repository: Path, verify: Callable[[Path], Mapping[str, Any]] | None = None
 ) -> None:
@@ -110,9 +104,13 @@ def publish(
     """
     with locked(repository), replacing_folder(repository) as new:
         check_place(entry.name, entry.version, entry.arch, entry.serving, repository)
-        models = read_manifest(repository)
+        before = load_manifest(repository)
+        models = dict(before.models)
         versions = models.get(entry.name, {})
-        _check_same_plans(entry, versions)
+        plans = _plans_record(entry)
+        with reading(repository / MANIFEST_NAME):
+            check_same_plans(entry.name, entry.version, plans, versions)
+            check_one_tensorrt({**models, entry.name: {**versions, str(entry.version): {"plans": plans}}})
         if repository.exists():
             link_tree(repository, new)
         for kind in KINDS:
@@ -123,20 +121,16 @@ def publish(
         check_repository(new)
         if verify is not None:
             models[entry.name][str(entry.version)]["live_parity"] = verify(new)
-        write_manifest(new, models)
+        # What this build did not write keeps the hash that it was written with: a change since then stays told.
+        kept = {path: digest for path, digest in (before.files or {}).items() if not _is_written(path, entry)}
+        write_manifest(new, models, files_of_folder(new, kept))
 
 
-def check_place(name: str, version: int, arch: Arch, serving: ServingConfig, repository: Path) -> None:
-    """Checks, before hours of work, that a version of a model may go into a repository.
-
-    Raises:
-        SettingError: the name or the version is none.
-        RepositoryError: the repository is not this builder's, or has the name in use for what can't share a config.
-    """
-    check_model_name(name)
-    if not 1 <= version <= 2**31 - 1:
-        raise SettingError(f"version {version} is out of range: Triton's versions start at 1")
-    _check_same_shape(name, version, arch, serving, read_manifest(repository).get(name, {}))
+def _is_written(path: str, entry: RepositoryEntry) -> bool:
+    """Whether a build writes a file of a repository: a model's shared files, and those of this version."""
+    model, *rest = path.split("/")
+    ours = model in {f"{entry.name}-{kind}" for kind in KINDS}
+    return ours and (rest[0] == str(entry.version) or not rest[0].isdecimal())
 
 
 def check_repository(repository: Path) -> None:
@@ -147,49 +141,13 @@ def check_repository(repository: Path) -> None:
     """
     configs: dict[str, Any] = {}
     for path in sorted(repository.glob("*/config.pbtxt")):
-        config = parse_config(path.read_text(encoding="utf-8"), str(path))
+        config = parse_config(path.read_bytes(), str(path))
         if config.name != path.parent.name:
             raise RepositoryError(f"{path} names its model {config.name!r}, but its folder is {path.parent.name!r}")
         configs[config.name] = config
     if not configs:
         raise RepositoryError(f"{repository} holds no models: build it with cnclip-build")
     check_wiring(configs)
-
-
-def _check_same_shape(name: str, version: int, arch: Arch, serving: ServingConfig, versions: Mapping[str, Any]) -> None:
-    """Versions of a model share one config, so they must share all that stands in it."""
-    others = {number: record for number, record in versions.items() if number != str(version)}
-    for number, record in others.items():
-        for what, theirs, ours in (
-            ("architecture", record["arch"], arch.name),
-            ("context length", record["serving"]["context_length"], serving.context_length),
-            ("platform", record["platform"], serving.platform),
-        ):
-            if theirs != ours:
-                raise RepositoryError(
-                    f"{name} version {number} has {what} {theirs}, and versions of a model must share it: "
-                    f"serve {what} {ours} under another name (NAME=, --name)"
-                )
-
-
-def _check_same_plans(entry: RepositoryEntry, versions: Mapping[str, Any]) -> None:
-    """One config names the plans and profiles of all versions of an encoder."""
-    ours = _plans_record(entry)
-    for number, record in versions.items():
-        if number == str(entry.version) or record["platform"] != "tensorrt":
-            continue
-        for tower in ours:
-            kinds = [[(plan["file"], plan["profiles"]) for plan in side[tower]] for side in (record["plans"], ours)]
-            if kinds[0] != kinds[1]:
-                raise RepositoryError(
-                    f"{entry.name} version {number} has other {tower} plans ({_brief(kinds[0])}; now "
-                    f"{_brief(kinds[1])}), and versions of a model must share kinds of GPU and profiles: build for the "
-                    "same, or serve under another name (NAME=, --name)"
-                )
-
-
-def _brief(plans: Sequence[tuple[str, Sequence[str]]]) -> str:
-    return ", ".join(f"{file} for {' and '.join(profiles)}" for file, profiles in plans)
 
 
 def _plans_record(entry: RepositoryEntry) -> dict[str, list[dict[str, Any]]]:
@@ -221,7 +179,7 @@ def _start_model(repository: Path, entry: RepositoryEntry, kind: str) -> None:
         for module in _MODULES[kind]:
             shutil.copyfile(templates / module, version / module)
     if kind == "text-tokenize":
-        shutil.copyfile(cn_clip_vocabulary(), version / "vocab.txt")
+        shutil.copyfile(entry.arch.vocabulary_file, version / "vocab.txt")
     if kind in _ENSEMBLES:
         (version / ".keep").touch()  # git and object stores keep no empty folders, and Triton wants this one
     else:
@@ -236,17 +194,19 @@ def _write_warmup(folder: Path, entry: RepositoryEntry, kind: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     image = (templates_folder() / "warmup.jpg").read_bytes()
+    spec = served_input(entry.arch, TOWER_OF[kind])
     if kind == "image-preprocess":
         (folder / "image").write_bytes(_triton_string(image))
     elif kind == "image-encoder":
-        (folder / "pixels").write_bytes(decode_pixels(image, entry.arch.resolution).tobytes())
+        (folder / warmup_file(spec)).write_bytes(decode_pixels(image, entry.arch.resolution).tobytes())
     elif kind == "text-tokenize":
         (folder / "text").write_bytes(_triton_string(_WARMUP_TEXT.encode()))
     elif kind == "text-encoder":
-        ids = np.zeros(entry.serving.context_length, dtype=np.int32)
-        token_ids = TokenIds(cn_clip_vocabulary(), entry.serving.context_length).encode(_WARMUP_TEXT)
-        ids[: len(token_ids)] = token_ids
-        (folder / "text").write_bytes(ids.tobytes())
+        for length in entry.serving.padded_lengths:
+            ids = np.zeros(length, dtype=np.int32)
+            token_ids = TokenIds(entry.arch.vocabulary_file, length).encode(_WARMUP_TEXT)
+            ids[: len(token_ids)] = token_ids
+            (folder / warmup_file(spec, length)).write_bytes(ids.tobytes())
 
 
 def _triton_string(value: bytes) -> bytes:
@@ -262,11 +222,25 @@ def _write_encoders(repository: Path, entry: RepositoryEntry) -> dict[str, Any]:
         if entry.serving.platform == "tensorrt":
             parity[f"{tower}-encoder"] = _write_plans(folder, entry.plans[tower])
             continue
-        with stage_process() as process:
-            measured = process.run(write_served, artefact, folder, without_padding=entry.serving.skips_padding)
+        measured = _write_encoder(folder, entry, artefact)
         logger.info("Proved the served %s encoder: 1 - cosine <= %.0e", tower, measured.cosine_distance)
         parity[f"{tower}-encoder"] = measured.as_dict()
     return parity
+
+
+def _write_encoder(folder: Path, entry: RepositoryEntry, artefact: ProvedArtefact) -> Parity:
+    """Writes an ONNX encoder as the graph that suits what runs it, and proves it.
+
+    Raises:
+        ParityError: its features differ from PyTorch's beyond the tolerance.
+    """
+    graph = served_graph(entry.serving, entry.arch, artefact.tower)
+    with stage_process() as process:
+        if graph != "fused":
+            return process.run(write_served, artefact, folder, without_padding=graph == "unpadded")
+        served = process.run(write_fused, entry.artefacts.checkpoint.file.path, artefact, folder)
+    with stage_process() as process:  # torch and the weights that it read are gone with the first one
+        return process.run(prove_served, served, artefact)
 
 
 def _write_plans(folder: Path, plans: Sequence[Plan]) -> dict[str, Any]:
@@ -311,6 +285,10 @@ def _manifest_entry(entry: RepositoryEntry, served_parity: Mapping[str, Any]) ->
             "untrained": checkpoint.file.is_random,
             "logit_scale": checkpoint.logit_scale,
         },
+        "vocabulary": {
+            "file": entry.arch.vocabulary_file.name,
+            "sha256": sha256_of_file(entry.arch.vocabulary_file),
+        },
         "platform": entry.serving.platform,
         "serving": entry.serving.as_dict(),
         "versions": {
@@ -337,6 +315,7 @@ def _manifest_entry(entry: RepositoryEntry, served_parity: Mapping[str, Any]) ->
             for artefact in entry.artefacts.items
         },
         "served_precision": {tower: entry.precision_of(tower) for tower in TOWERS},
+        "served_graph": {tower: served_graph(entry.serving, entry.arch, tower) for tower in TOWERS},
         "not_in_int8": dict(entry.artefacts.slower),
         "plans": _plans_record(entry),
         "served_parity": served_parity,

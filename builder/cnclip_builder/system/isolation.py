@@ -12,9 +12,13 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import ParamSpec, TypeVar
 
 from cnclip_builder.errors import MissingRequirementError
+from cnclip_builder.system.secrets import SecretlessFormatter, hide_secrets_in_logs
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+# A fork would inherit this process's memory and threads.
+START_METHOD = "spawn"
 
 
 class StageProcess:
@@ -49,7 +53,7 @@ def stage_process() -> Iterator[StageProcess]:
     """Starts a process, and ends it on exit. Its log records are shown as this process's are."""
     with ProcessPoolExecutor(
         max_workers=1,
-        mp_context=multiprocessing.get_context("spawn"),  # a fork would inherit this process's memory and threads
+        mp_context=multiprocessing.get_context(START_METHOD),
         initializer=_prepare,
         initargs=(logging.getLogger().level,),
     ) as executor:
@@ -66,6 +70,9 @@ def _prepare(level: int) -> None:
 
 
 def configure_logging(level: int) -> None:
-    """Sends log records of this level and above to stderr, the builder's own from INFO on."""
-    logging.basicConfig(level=level, format="%(message)s")
+    """Sends log records of this level and above to stderr, the builder's own from INFO on; none shows a secret."""
+    hide_secrets_in_logs()
+    handler = logging.StreamHandler()
+    handler.setFormatter(SecretlessFormatter("%(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("cnclip_builder").setLevel(min(level, logging.INFO))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 
 
 def has_gpu() -> bool:
-    """Whether the NVIDIA driver lists a GPU; asks nvidia-smi, which comes with every driver."""
+    """Whether a GPU is there for this process: the NVIDIA driver lists one that CUDA_VISIBLE_DEVICES does not hide.
+
+    Asks nvidia-smi, which comes with every driver and does not look at that variable itself.
+    """
     command = shutil.which("nvidia-smi")
     if command is None:
         return False
@@ -15,4 +20,20 @@ def has_gpu() -> bool:
         listing = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return False
-    return listing.returncode == 0 and "GPU 0" in listing.stdout
+    return listing.returncode == 0 and _shows_one(listing.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def _shows_one(listing: str, visible: str | None) -> bool:
+    """Whether CUDA would show a GPU, as its programming guide has it: a list ends at the first entry that is none.
+
+    Args:
+        listing: lines such as "GPU 0: NVIDIA A10 (UUID: GPU-...)" and, below, "  MIG 1g.5gb Device 0: (UUID: MIG-...)".
+        visible: numbers or beginnings of UUIDs, apart by commas; None for all.
+    """
+    numbers = re.findall(r"^GPU (\d+):", listing, re.MULTILINE)
+    if visible is None or not numbers:
+        return bool(numbers)
+    first = visible.split(",")[0].strip()
+    if first.isdecimal():
+        return str(int(first)) in numbers
+    return bool(first) and any(uuid.startswith(first) for uuid in re.findall(r"UUID: ((?:GPU|MIG)-[^)\s]+)", listing))

@@ -24,7 +24,7 @@ from cnclip_client import (
 from cnclip_client._cli._connection import Server, asks_server_for_files
 from cnclip_client._cli._progress import progress
 from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, reporting, usage
-from cnclip_client.extraction import Engine, ExtractOptions, Summary
+from cnclip_client.extraction import Engine, ExtractOptions, RepeatedIds, Summary
 from cnclip_client.extraction import extract as extract_features
 from cnclip_client.sinks import Dtype
 from cnclip_client.sources import ImageFormat, Source, TextFormat, image_source, text_source
@@ -56,7 +56,14 @@ Normalize = Annotated[
 MaxErrors = Annotated[
     int | None, typer.Option(min=0, metavar="N", help="Stop, with status 4, once more than N items have failed.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew, whatever there is of OUTPUT.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace what there is of OUTPUT, once the new one is whole."),
+]
+RepeatedIdsOption = Annotated[
+    RepeatedIds,
+    typer.Option("--repeated-ids", help="Write features of ids that came before, keep each one's first, or stop."),
+]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Items a request; 8 images or 32 texts unless told.")]
 WaitForServer = Annotated[
     float,
@@ -93,6 +100,7 @@ def _extract_images(
     normalize: Normalize = True,
     max_errors: MaxErrors = None,
     overwrite: Overwrite = False,
+    repeated_ids: RepeatedIdsOption = "keep",
     batch_size: BatchSize = None,
     wait_for_server: WaitForServer = 600.0,
     engine: EngineOption = "local",
@@ -108,7 +116,12 @@ def _extract_images(
     """
     with reporting(verbose):
         options = ExtractOptions(
-            normalize=normalize, dtype=dtype, max_errors=max_errors, overwrite=overwrite, batch_size=batch_size
+            normalize=normalize,
+            dtype=dtype,
+            max_errors=max_errors,
+            overwrite=overwrite,
+            batch_size=batch_size,
+            repeated_ids=repeated_ids,
         )
         with usage():
             opened = image_source(source, format=format, id_column=id_column, column=column)
@@ -132,6 +145,13 @@ def _extract_texts(
     normalize: Normalize = True,
     max_errors: MaxErrors = None,
     overwrite: Overwrite = False,
+    repeated_ids: RepeatedIdsOption = "keep",
+    preprocess: Annotated[
+        bool,
+        typer.Option(
+            "--preprocess/--no-preprocess", help="Lower case and straight quotation marks, as cn_clip has them."
+        ),
+    ] = True,
     batch_size: BatchSize = None,
     wait_for_server: WaitForServer = 600.0,
     engine: EngineOption = "local",
@@ -141,13 +161,20 @@ def _extract_texts(
     """Write the features of texts to a file.
 
     Ids are JSONL's text_id, the lines' numbers from 1, or parquet's column text_id or id, or else its row's number.
-    Texts are made lower case and their quotation marks straight, as cn_clip's own extract_features.py does.
+    Texts are made lower case and their quotation marks straight, as cn_clip's own extract_features.py does; its
+    tokenize does not, which is --no-preprocess here and the default of `cnclip features texts`.
 
     Example: cnclip extract texts test_texts.jsonl -o texts.jsonl
     """
     with reporting(verbose):
         options = ExtractOptions(
-            normalize=normalize, dtype=dtype, max_errors=max_errors, overwrite=overwrite, batch_size=batch_size
+            normalize=normalize,
+            dtype=dtype,
+            max_errors=max_errors,
+            overwrite=overwrite,
+            batch_size=batch_size,
+            repeated_ids=repeated_ids,
+            preprocess=preprocess,
         )
         with usage():
             opened = text_source(source, format=format, id_column=id_column, column=column)
@@ -171,6 +198,13 @@ def _extract(
         complain(f"{output} was finished before: {_words(summary)}; nothing to do")
     else:
         complain(_words(summary))
+    if summary.repeated:
+        became = (
+            "each one's first feature was kept"
+            if options.repeated_ids == "first"
+            else "search wants each once, which --repeated-ids first gives"
+        )
+        complain(f"{summary.repeated:,} ids came again; {became}")
     if summary.failures:
         raise typer.Exit(SOME_FAILED)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import locale
 import logging
 import os
 import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Annotated
 
@@ -17,8 +18,20 @@ import typer
 
 from cnclip_client import BadFile, CnclipError, JobRefused, MissingExtra, TooManyFailures
 from cnclip_client._replacing import replacing
+from cnclip_client.sources._sniff import first_bytes, require_lines
 
-__all__ = ["SOME_FAILED", "AsJson", "Verbose", "complain", "items_given", "reporting", "usage", "write", "writing"]
+__all__ = [
+    "SOME_FAILED",
+    "AsJson",
+    "Verbose",
+    "as_typed",
+    "complain",
+    "items_given",
+    "reporting",
+    "usage",
+    "write",
+    "writing",
+]
 
 SOME_FAILED, _USAGE, _SERVER, _TOO_MANY_FAILED, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 3, 4, 130, 141
 # Line breaks, and what moves a terminal's cursor or sets its title.
@@ -78,8 +91,11 @@ def items_given(given: list[str] | None, file: str | None) -> Iterable[str]:
         if sys.stdin.isatty():
             complain("reading lines from the terminal; end with Ctrl-D")
         return _read_lines(sys.stdin.buffer)
+    path = Path(str(file))
     try:
-        return _read_lines(Path(str(file)).open("rb"))
+        if path.is_file():  # a pipe is read only once
+            require_lines(path, first_bytes(path), "an item", "a file of lines", "pipe it into --file -")
+        return _read_lines(path.open("rb"))
     except OSError as error:
         raise typer.BadParameter(f"--file {file}: {error.strerror}") from error
 
@@ -89,6 +105,19 @@ def _read_lines(stream: io.BufferedIOBase | object) -> Iterator[str]:
     with io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape") as lines:  # type: ignore[type-var]
         for line in lines:
             yield line.removesuffix("\n")
+
+
+def as_typed(texts: Iterable[str]) -> list[str]:
+    """Returns texts of the command line: what is no UTF-8 was typed in the locale's charset, such as GBK."""
+    typed = []
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            with suppress(UnicodeDecodeError, LookupError):
+                text = os.fsencode(text).decode(locale.nl_langinfo(locale.CODESET))
+        typed.append(text)
+    return typed
 
 
 def complain(message: str) -> None:

@@ -107,14 +107,25 @@ def batches(
         prepare: Gives an item's bytes or raises `Unsendable`.
         batch_size: Items in a batch.
         request_bytes: Bytes in a batch.
+
+    Raises:
+        Exception: What the source raises, after the items before it.
     """
     batch = Batch(0, 0)
-    for index, item in enumerate(items):
+    index = 0
+    source = iter(items)
+    failure: Exception | None = None
+    while True:
         payload: bytes | None = None
         try:
-            payload = prepare(item)
+            payload = prepare(next(source))
+        except StopIteration:
+            break
         except Unsendable as error:
             reason = str(error)
+        except Exception as error:
+            failure = error
+            break
         if payload is not None and batch.payloads and batch.size_bytes + len(payload) > request_bytes:
             yield batch
             batch = Batch(index, index)
@@ -128,5 +139,8 @@ def batches(
         if batch.stop - batch.start == batch_size:
             yield batch
             batch = Batch(batch.stop, batch.stop)
+        index += 1
     if batch.stop > batch.start:
         yield batch
+    if failure is not None:
+        raise failure

@@ -107,27 +107,38 @@ class Pipeline:
 
         Raises:
             CnclipError: The first batch, in order, that could not be had; those before it have been yielded.
+            Exception: What the source raises, once all that it gave before has been yielded.
         """
         held: Batch | None = None
         ended = False
+        # Whether a batch was read since the last one was given out.
+        fed = True
+        failure: Exception | None = None
         try:
             while True:
                 self._take_answers(wait=False)
                 self._send_due()
                 self._try_suspect()
                 head_done = bool(self._window) and self._window[0].outcome is not None
-                if not ended and held is None and self._has_place():
-                    held = next(source, None)
+                # What is at hand comes out first, if the server has work meanwhile; then a batch is read for each that
+                # comes out: a slow source must not keep back what is there, nor a slow caller leave the server idle.
+                owed = head_done and fed and self._active > 0
+                if not ended and held is None and not owed and self._has_place():
+                    fed = True
+                    try:
+                        held = next(source, None)
+                    except Exception as error:
+                        failure = error
                     ended = held is None
                 if held is not None and not self._resend and self._has_room(held):
                     self._window.append(held)
                     self._send(held)
                     held = None
-                    # With an answer at hand one batch goes in for each that comes out: a slow source must not
-                    # keep back what is there, nor a slow caller leave the server idle.
                     if not head_done:
                         continue
                 if not self._window:
+                    if failure is not None:
+                        raise failure
                     if ended:
                         return
                 elif (outcome := self._window[0].outcome) is None:
@@ -140,6 +151,7 @@ class Pipeline:
                     else:
                         self._look()
                     yield _block(self._window.popleft(), outcome)
+                    fed = False
         finally:
             self._quarantine.close()
             for batch in self._window:

@@ -12,6 +12,7 @@
 """
 
 from cnclip_client.extraction._encoding import Encoded, Engine, Failure, encode_items
-from cnclip_client.extraction._job import ExtractOptions, Summary, extract
+from cnclip_client.extraction._job import extract
+from cnclip_client.extraction._options import ExtractOptions, RepeatedIds, Summary
 
-__all__ = ["Encoded", "Engine", "ExtractOptions", "Failure", "Summary", "encode_items", "extract"]
+__all__ = ["Encoded", "Engine", "ExtractOptions", "Failure", "RepeatedIds", "Summary", "encode_items", "extract"]

@@ -66,6 +66,7 @@ class Engine(Protocol):
         dtype: str,
         batch_size: int | None,
         refusal: Callable[[Id], str],
+        preprocess: bool,
     ) -> Iterator[Encoded]:
         """Yields the outcome of items, in their order, as `encode_items` does.
 
@@ -83,11 +84,11 @@ def encode_items(
     dtype: str = "float32",
     batch_size: int | None = None,
     refusal: Callable[[Id], str] | None = None,
+    preprocess: bool = True,
 ) -> Iterator[Encoded]:
     """Yields the outcome of items, block by block, in their order.
 
-    Memory stays bounded for any number of items. Files of images are read ahead by a few threads; texts are encoded
-    as cn_clip's `eval/extract_features.py` does, which makes them lower case and quotation marks straight.
+    Memory stays bounded for any number of items. Files of images are read ahead by a few threads.
 
     Args:
         client: Of the model to use.
@@ -97,6 +98,7 @@ def encode_items(
         dtype: `float32` or `float16`; a feature that does not fit fails.
         batch_size: Items a request; by default the client's.
         refusal: Tells why an id is not wanted, or nothing if it is.
+        preprocess: Whether texts are prepared with `preprocess_text`, as cn_clip's `eval/extract_features.py` does.
 
     Raises:
         CnclipError: The server could not be had; everything before has come out.
@@ -109,7 +111,7 @@ def encode_items(
             pending.append(Item(item.id, item.value if isinstance(item.value, str) else None, failure))
             # None is what no client takes: the item fails in its place, and its own reason is given below.
             value = None if failure else item.value
-            yield preprocess_text(value) if kind == "text" and isinstance(value, str) else value
+            yield preprocess_text(value) if preprocess and kind == "text" and isinstance(value, str) else value
 
     with _loaded(client, kind, items) as source:
         run = client.iter_images if kind == "image" else client.iter_texts

@@ -8,10 +8,14 @@ from cnclip_client._info import ModelInfo
 from cnclip_client.features import Dtype
 from cnclip_client.sources import Source
 
-__all__ = ["differences", "fingerprint_of"]
+__all__ = ["REPEATED_IDS", "differences", "fingerprint_of"]
+
+REPEATED_IDS = "repeated_ids"
 
 
-def fingerprint_of(source: Source, info: ModelInfo, *, normalize: bool, dtype: Dtype) -> dict[str, Any]:
+def fingerprint_of(
+    source: Source, info: ModelInfo, *, normalize: bool, dtype: Dtype, first_only: bool = False, preprocess: bool = True
+) -> dict[str, Any]:
     """Returns what a job is, in JSON's values.
 
     Args:
@@ -19,6 +23,8 @@ def fingerprint_of(source: Source, info: ModelInfo, *, normalize: bool, dtype: D
         info: What encodes it.
         normalize: Whether each feature is divided by its length.
         dtype: Of the numbers in the file.
+        first_only: Whether of repeated ids only the first one's feature is kept.
+        preprocess: Whether texts are prepared as cn_clip's extraction does.
     """
     known: dict[str, Any] = {
         "kind": source.kind,
@@ -33,8 +39,12 @@ def fingerprint_of(source: Source, info: ModelInfo, *, normalize: bool, dtype: D
     }
     if source.kind == "text":
         known["context_length"] = info.context_length
+        if not preprocess:
+            known["preprocess"] = False
     elif info.decoding != "exact":
         known["decoding"] = info.decoding
+    if first_only:
+        known[REPEATED_IDS] = "first"
     return known
 
 

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cnclip_client._client import Client
-from cnclip_client._exceptions import JobRefused, TooManyFailures
-from cnclip_client._replacing import put
+from cnclip_client._exceptions import BadFile, JobRefused, TooManyFailures
+from cnclip_client._replacing import behind_links, kind_of_special, put
 from cnclip_client.extraction._checkpoints import Checkpoints
 from cnclip_client.extraction._encoding import Encoded, Engine, encode_items
-from cnclip_client.extraction._fingerprint import differences, fingerprint_of
+from cnclip_client.extraction._fingerprint import REPEATED_IDS, differences, fingerprint_of
+from cnclip_client.extraction._options import ExtractOptions, Summary
+from cnclip_client.extraction._repeats import Repeats
 from cnclip_client.extraction._work_folder import (
     GrowingFiles,
     Progress,
@@ -27,49 +32,13 @@ from cnclip_client.extraction._work_folder import (
     remove_work,
     write_json,
 )
-from cnclip_client.features import Dtype, Sink, open_sink
+from cnclip_client.features import Sink, open_sink
 from cnclip_client.features._ids import id_line
 from cnclip_client.sources import Item, Source
 
-__all__ = ["ExtractOptions", "Summary", "extract"]
+__all__ = ["extract"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExtractOptions:
-    """How a job is done. `normalize` and `dtype` belong to its output; the others may change between its runs.
-
-    Attributes:
-        normalize: Whether each feature is divided by its length.
-        dtype: Of the numbers in a .parquet or .npy file.
-        max_errors: How many items may fail before the job stops; without it, any number.
-        overwrite: Whether to start anew where there is an output, or work on one.
-        batch_size: Items a request; by default the client's.
-        checkpoint_s: How often what was done is made safe, in seconds: so much work at most is done again.
-    """
-
-    normalize: bool = True
-    dtype: Dtype = "float32"
-    max_errors: int | None = None
-    overwrite: bool = False
-    batch_size: int | None = None
-    checkpoint_s: float = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """What a finished job did.
-
-    Attributes:
-        items: How many items the source has.
-        failures: How many of them have no feature; the errors file says why.
-        seconds: How long it took, all its runs together.
-        already_finished: Whether it was finished before, and nothing was done now.
-    """
-
-    items: int
-    failures: int
-    seconds: float
-    already_finished: bool = False
+_log = logging.getLogger(__name__)
 
 
 def extract(
@@ -86,6 +55,7 @@ def extract(
     Beside the output come `OUTPUT.errors.jsonl`, with `{"id": ..., "reason": ...}` for each item that failed, and
     `OUTPUT.job.json`, which tells what the features are of. Until they are all there, the work is in
     `OUTPUT.partial/`: after a crash, a kill or an error the same call goes on with it, and comes to the same files.
+    If the output is a link, all of this is beside what it leads to.
 
     Args:
         client: Of the model to use; a `Retry` with a long deadline lets the job outlast a restart of the server.
@@ -117,6 +87,7 @@ class _Job:
         report: Callable[[int, int], None],
         engine: Engine | None,
     ) -> None:
+        output = _file(output, output)
         _require_apart(source, output)
         self._client = client
         self._source = source
@@ -126,59 +97,114 @@ class _Job:
         self._encode_items = partial(encode_items, client) if engine is None else partial(engine.encode, expected=info)
         self._output = output
         self._sink: Sink = open_sink(output, source.kind, size=info.embedding_size, dtype=options.dtype)
-        self._fingerprint = fingerprint_of(source, info, normalize=options.normalize, dtype=options.dtype)
+        self._first_only = options.repeated_ids == "first"
+        self._fingerprint = fingerprint_of(
+            source,
+            info,
+            normalize=options.normalize,
+            dtype=options.dtype,
+            first_only=self._first_only,
+            preprocess=options.preprocess,
+        )
         self._folder = output.with_name(f"{output.name}.partial")
         self._job_file = output.with_name(f"{output.name}.job.json")
         self._places = {"errors": output.with_name(f"{output.name}.errors.jsonl"), **self._sink.outputs}
+        for place in (self._job_file, *self._places.values()):
+            _file(place, output)
 
     def run(self) -> Summary:
         with locked(self._folder, self._output):
-            if self._options.overwrite:
-                self._job_file.unlink(missing_ok=True)
-                remove_work(self._folder)
-            elif (finished := self._finished()) is not None:
-                return finished
-            self._claim()
-            progress = Progress.read(self._folder / "progress.json")
+            progress = self._begun()
+            if progress is None:
+                if not self._options.overwrite and (finished := self._finished()) is not None:
+                    return finished
+                progress = self._begin()
             if not progress.complete:
                 progress = self._encode(progress)
+            self._require_unchanged(progress)
             with _room():
                 self._finish(progress)
-        return Summary(items=progress.items, failures=progress.failures, seconds=progress.seconds)
+        return Summary(
+            items=progress.items, failures=progress.failures, seconds=progress.seconds, repeated=progress.repeated
+        )
 
-    def _finished(self) -> Summary | None:
-        """Returns what the job did if it is finished, and removes what work there is left of it."""
-        found = read_json(self._job_file)
-        if found is None:
-            return None
-        self._require_same(found.get("job"), self._job_file)
-        if not all(place.exists() for place in self._places.values()):
-            # Somebody removed one of them: they are made anew.
-            for place in (self._job_file, *self._places.values()):
-                place.unlink(missing_ok=True)
-            return None
-        if "size_bytes" not in self._source.fingerprint:
-            self._skip(self._source.items(found["items"]), found["items"], found["digest"], ends=True)
-        remove_work(self._folder)
-        counts = {name: found[name] for name in ("items", "failures", "seconds")}
-        return Summary(**counts, already_finished=True)
-
-    def _claim(self) -> None:
-        """Makes the work folder this job's, or sees that it is."""
+    def _begun(self) -> Progress | None:
+        """Returns how far the work on this job is, or None if there is none to go on with."""
         path = self._folder / "job.json"
-        found = read_json(path)
-        if found is not None:
-            self._require_same(found.get("job"), path)
-            return
-        if not self._options.overwrite and (there := [place for place in self._places.values() if place.exists()]):
+        try:
+            progress = Progress.read(self._folder / "progress.json")
+            found = read_json(path)
+            if progress is None or found is None:
+                return None  # nothing was made safe yet
+            self._require_same(found.get("job"), path, progress.repeated)
+        except (BadFile, JobRefused) as error:
+            if not self._options.overwrite:
+                raise
+            _log.warning("beginning anew, for there is no going on with what was done (%s)", error)
+            return None
+        if self._options.overwrite and progress.items:
+            _log.warning("going on after %d items; to begin anew remove %s first", progress.items, self._folder)
+        if found.get("job") != self._fingerprint:
+            write_json(path, {"job": self._fingerprint})
+        return progress
+
+    def _begin(self) -> Progress:
+        """Makes the work folder this job's. What there is of the output stays until there is something else."""
+        there = [place for place in self._places.values() if place.exists()]
+        if there and not self._options.overwrite and not self._job_file.exists():
             raise JobRefused(
                 f"{there[0].name} is there and no job of this command's; give another --output, or --overwrite it",
                 output=str(self._output),
             )
-        write_json(path, {"job": self._fingerprint})
+        remove_work(self._folder)
+        write_json(self._folder / "job.json", {"job": self._fingerprint})
+        return Progress()
 
-    def _require_same(self, known: Any, path: Path) -> None:
-        if different := differences(known if isinstance(known, dict) else {}, self._fingerprint):
+    def _finished(self) -> Summary | None:
+        """Returns what the job did if it is finished, and removes what work there is left of it."""
+        found = self._finished_job()
+        if found is None:
+            return None
+        if gone := [place for place in self._sink.outputs.values() if not place.exists()]:
+            _log.warning("%s is gone: encoding anew; what is left of the job stays until that is whole", gone[0])
+            return None
+        if found["failures"] and not self._places["errors"].exists():
+            _log.warning("%s is gone, of %d failures", self._places["errors"], found["failures"])
+        if "size_bytes" not in self._source.fingerprint:
+            self._skip(self._source.items(found["items"]), found["items"], found["digest"], ends=True)
+        remove_work(self._folder)
+        counts = {name: found[name] for name in ("items", "failures", "seconds")}
+        return Summary(**counts, already_finished=True, repeated=found.get("repeated", 0))
+
+    def _finished_job(self) -> dict[str, Any] | None:
+        """Returns what is written of this job as a finished one, or None. Raises BadFile, JobRefused."""
+        found = read_json(self._job_file)
+        if found is None:
+            return None
+        wanted = {"items": int, "failures": int, "seconds": float, "digest": str}
+        if not all(type(found.get(name)) is kind for name, kind in wanted.items()):
+            raise BadFile("not a job's file; start anew with --overwrite", path=str(self._job_file))
+        self._require_same(found.get("job"), self._job_file, found.get("repeated"))
+        return found  # type: ignore[no-any-return]
+
+    def _require_unchanged(self, progress: Progress) -> None:
+        """Refuses to put features in the place of a finished job's whose items were others."""
+        if self._options.overwrite:
+            return
+        found = self._finished_job()
+        if found is not None and (found["items"], found["digest"]) != (progress.items, progress.digest):
+            raise JobRefused(
+                "the source has changed since this was finished; what was done now is kept: --overwrite it to put it "
+                "in place",
+                output=str(self._output),
+            )
+
+    def _require_same(self, known: Any, path: Path, repeated: int | None) -> None:
+        known, now = known if isinstance(known, dict) else {}, self._fingerprint
+        if repeated == 0:
+            # What would have become of repeated ids makes no difference.
+            known, now = ({name: value for name, value in one.items() if name != REPEATED_IDS} for one in (known, now))
+        if different := differences(known, now):
             raise JobRefused(
                 f"{path.name} is of another job ({'; '.join(different)}); give another --output, or --overwrite it",
                 output=str(self._output),
@@ -187,13 +213,23 @@ class _Job:
     def _encode(self, progress: Progress) -> Progress:
         """Does the rest of the source's items."""
         items = self._source.items(progress.items)
-        digest = self._skip(items, progress.items, progress.digest)
+        try:
+            digest = self._skip(items, progress.items, progress.digest)
+            files = self._open_files(progress)
+        except (JobRefused, BadFile) as error:
+            of_work = isinstance(error, JobRefused) or Path(error.path).parent == self._folder
+            if not (of_work and progress.items and self._options.overwrite):
+                raise
+            _log.warning("beginning anew, for there is no going on with what was done (%s)", error)
+            return self._encode(self._begin())
         self._report(progress.items, progress.failures)
         started = time.monotonic() - progress.seconds
-        with _room():
-            begins = {"errors": b"", **self._sink.begins}
-            files = GrowingFiles(self._folder, begins, progress.sizes)
-        with Checkpoints(files, self._folder / "progress.json", self._client.require_unchanged) as checkpoints:
+        with (
+            Repeats(self._folder / "seen", self._sink.id_bytes) as repeats,
+            Checkpoints(files, self._folder / "progress.json", self._client.require_unchanged) as checkpoints,
+        ):
+            with _room():
+                repeats.add_file(self._folder / "keys")
             try:
                 for encoded in self._encode_items(
                     self._source.kind,
@@ -202,9 +238,10 @@ class _Job:
                     dtype=self._options.dtype,
                     batch_size=self._options.batch_size,
                     refusal=self._sink.refusal,
+                    preprocess=self._options.preprocess,
                 ):
                     with _room():
-                        self._append(files, encoded)
+                        repeated = self._append(files, repeats, encoded)
                         for item in encoded.items:
                             self._add(digest, item)
                         # In one step: whatever interrupts, `progress` is of whole blocks.
@@ -214,6 +251,7 @@ class _Job:
                             digest=digest.hexdigest(),
                             seconds=time.monotonic() - started,
                             sizes=dict(files.sizes),
+                            repeated=progress.repeated + repeated,
                         )
                         checkpoints.now_and_then(progress, self._options.checkpoint_s)
                     self._report(progress.items, progress.failures)
@@ -225,6 +263,11 @@ class _Job:
             with _room():
                 checkpoints.save(progress)  # the client has asked after its last answer
         return progress
+
+    def _open_files(self, progress: Progress) -> GrowingFiles:
+        begins = {"errors": b"", "keys": b"", **self._sink.begins}
+        with _room():
+            return GrowingFiles(self._folder, begins, progress.sizes)
 
     def _skip(self, items: Iterator[Item], count: int, expected: str, *, ends: bool = False) -> Any:
         """Passes over the items that are done, and returns the digest of their ids to go on with."""
@@ -249,13 +292,27 @@ class _Job:
         words = item.value if self._source.kind == "text" else None
         digest.update(id_line([item.id, words]))
 
-    def _append(self, files: GrowingFiles, encoded: Encoded) -> None:
-        if encoded.ids:
-            for name, data in self._sink.encode(encoded.ids, encoded.features).items():
+    def _append(self, files: GrowingFiles, repeats: Repeats, encoded: Encoded) -> int:
+        """Writes what came out, and returns how many of its ids had come before."""
+        ids, features = encoded.ids, encoded.features
+        keys = repeats.keys(ids)
+        again = repeats.add(keys)
+        if again and self._options.repeated_ids == "refuse":
+            raise JobRefused(
+                f"the id {ids[again[0]]!r} comes again in the source; mend it, or --repeated-ids first or keep",
+                output=str(self._output),
+            )
+        if again and self._first_only:
+            kept = np.setdiff1d(np.arange(len(ids)), again)
+            ids, features, keys = tuple(ids[row] for row in kept), features[kept], [keys[row] for row in kept]
+        if ids:
+            for name, data in self._sink.encode(ids, features).items():
                 files.append(name, data)
+            files.append("keys", b"".join(keys))
         for failure in encoded.failures:
             line = b'{"id": %b, "reason": %b}\n' % (id_line(failure.id), id_line(failure.reason))
             files.append("errors", line)
+        return len(again)
 
     def _require_few(self, progress: Progress, encoded: Encoded) -> None:
         allowed = self._options.max_errors
@@ -265,7 +322,8 @@ class _Job:
 
     def _finish(self, progress: Progress) -> None:
         """Makes the outputs and puts them in place; all of it may be cut off at any moment, and done again."""
-        self._sink.assemble(self._folder, progress.items - progress.failures)
+        left_out = progress.failures + (progress.repeated if self._first_only else 0)
+        self._sink.assemble(self._folder, progress.items - left_out)
         for name, place in self._places.items():
             made = self._folder / name
             if made.exists():  # else it is in its place already
@@ -273,6 +331,18 @@ class _Job:
         known = {key: value for key, value in asdict(progress).items() if key not in ("sizes", "complete")}
         write_json(self._job_file, {"job": self._fingerprint, **known})
         remove_work(self._folder)
+
+
+def _file(place: Path, output: Path) -> Path:
+    """Returns the file that a place stands for. Raises JobRefused if no file can be put there."""
+    target = behind_links(place)
+    special = "an open file of this process" if target is None else kind_of_special(target)
+    if target is None or special:
+        message = (
+            f"{place.name} is {special}, and a job's output a file that is put in its place; give another --output"
+        )
+        raise JobRefused(message, output=str(output))
+    return target
 
 
 def _require_apart(source: Source, output: Path) -> None:

@@ -35,6 +35,7 @@ class RowEncoder:
         normalize: bool = True,
         batch_size: int | None = None,
         expected: ModelInfo | None = None,
+        preprocess: bool = True,
     ) -> None:
         """Prepares it; nothing is sent yet.
 
@@ -44,18 +45,26 @@ class RowEncoder:
             normalize: Whether each feature is divided by its length.
             batch_size: Items a request; by default the client's.
             expected: The model that all processes are held to.
+            preprocess: Whether texts are prepared with `preprocess_text`.
         """
         self._connect = connect
         self._kind = kind
         self._normalize = normalize
         self._batch_size = batch_size
         self._expected = expected
+        self._preprocess = preprocess
         self._client: Client | None = None
 
     def items(self, items: Iterable[Item], dtype: str = "float32") -> Iterator[Encoded]:
         """Yields the outcome of items. Raises ModelChanged if the servers' model is not the expected one."""
         return encode_items(
-            self._ready(), self._kind, items, normalize=self._normalize, dtype=dtype, batch_size=self._batch_size
+            self._ready(),
+            self._kind,
+            items,
+            normalize=self._normalize,
+            dtype=dtype,
+            batch_size=self._batch_size,
+            preprocess=self._preprocess,
         )
 
     def column(self, values: Sequence[Any]) -> tuple[NDArray[np.float32], list[str | None]]:

@@ -6,7 +6,8 @@ Beside the output, in `OUTPUT.partial/`:
 |---|---|
 | `lock` | nothing; whoever runs the job holds a lock on it |
 | `job.json` | what the job is; written before anything else |
-| the sink's files and `errors` | what was done; they only grow |
+| the sink's files, `errors` and `keys` | what was done, and hashes of the ids; they only grow |
+| `seen` | the set of those hashes; made anew by each run |
 | `progress.json` | how far the job is known to be, and how long each of those files was then |
 
 `progress.json` is replaced in one step, after the files are on the disk as far as it says. What is past that when a
@@ -16,11 +17,12 @@ job goes on is cut off, and done again.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,7 +31,10 @@ from cnclip_client._replacing import replacing
 
 __all__ = ["GrowingFiles", "Progress", "locked", "read_json", "remove_work", "write_json"]
 
+_log = logging.getLogger(__name__)
+
 _LOCK = "lock"
+_ANEW = "start anew with --overwrite"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +48,7 @@ class Progress:
         seconds: How long it took, all runs together.
         sizes: How many bytes of each growing file they account for.
         complete: Whether the source has no more.
+        repeated: How many ids of items that have features came again.
     """
 
     items: int = 0
@@ -51,12 +57,29 @@ class Progress:
     seconds: float = 0.0
     sizes: Mapping[str, int] = field(default_factory=dict)
     complete: bool = False
+    repeated: int = 0
 
     @classmethod
-    def read(cls, path: Path) -> Progress:
-        """Returns what was written last, or the beginning."""
+    def read(cls, path: Path) -> Progress | None:
+        """Returns what was written last, or None.
+
+        Raises:
+            BadFile: It is not what was written.
+        """
         found = read_json(path)
-        return cls(**found) if found else cls()
+        if found is None:
+            return None
+        wanted = {known.name: type(known.default) for known in fields(cls) if known.default is not MISSING}
+        try:
+            progress = cls(**found)
+            sound = all(type(getattr(progress, name)) is kind for name, kind in wanted.items())
+            sound = sound and all(type(size) is int and size >= 0 for size in progress.sizes.values())
+            sound = sound and min(progress.items, progress.failures, progress.repeated) >= 0
+        except (TypeError, AttributeError):
+            sound = False
+        if not sound:
+            raise BadFile(f"not a job's progress; {_ANEW}", path=str(path))
+        return progress
 
     def write(self, path: Path) -> None:
         """Replaces what was written last."""
@@ -99,9 +122,7 @@ class GrowingFiles:
         self._files[path.name] = file
         size = file.seek(0, os.SEEK_END)
         if size < known:
-            raise BadFile(
-                f"has {size} bytes of the {known} that were written; start anew with --overwrite", path=str(path)
-            )
+            raise BadFile(f"has {size} bytes of the {known} that were written; {_ANEW}", path=str(path))
         file.seek(known)
         file.truncate()
         self.sizes[path.name] = known
@@ -136,14 +157,18 @@ def locked(folder: Path, output: Path) -> Iterator[None]:
         output: What to name in the error.
 
     Raises:
-        JobRefused: Another process has it.
+        JobRefused: Another process has it, or something else is there.
         OSError: It cannot be made.
     """
     # Unix only, as the package otherwise is not.
     import fcntl
 
     while True:
-        folder.mkdir(exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except FileExistsError as error:
+            message = f"{folder.name} is there and no folder of a job's work; remove it, or give another --output"
+            raise JobRefused(message, output=str(output)) from error
         try:
             handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:
@@ -154,6 +179,9 @@ def locked(folder: Path, output: Path) -> Iterator[None]:
             os.close(handle)
             message = "another process is working on it; wait for it to end, or give another --output"
             raise JobRefused(message, output=str(output)) from error
+        except OSError as error:
+            # Network disks without a lock daemon, and some of FUSE's.
+            _log.warning("%s cannot be locked (%s): see that this job runs only once", folder, error.strerror)
         if _is(folder / _LOCK, handle):
             break
         os.close(handle)
@@ -197,9 +225,11 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise BadFile(f"no JSON ({error}); start anew with --overwrite", path=str(path)) from error
+        raise BadFile(f"no JSON ({error}); {_ANEW}", path=str(path)) from error
+    except RecursionError as error:
+        raise BadFile(f"no job's file; {_ANEW}", path=str(path)) from error
     if not isinstance(found, dict):
-        raise BadFile("not a job's file; start anew with --overwrite", path=str(path))
+        raise BadFile(f"not a job's file; {_ANEW}", path=str(path))
     return found
 
 

@@ -30,6 +30,9 @@ class Sink(Protocol):
     def refusal(self, one: Id) -> str:
         """Returns why an id cannot be written, or nothing if it can."""
 
+    def id_bytes(self, one: Id) -> bytes:
+        """Returns what an id is in this format: where it is the same, so is the id."""
+
     def encode(self, ids: Sequence[Id], features: NDArray[np.floating[Any]]) -> Mapping[str, bytes]:
         """Returns what to append to which file for some features, [n, D], of the ids."""
 

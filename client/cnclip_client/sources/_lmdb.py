@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from cnclip_client._exceptions import BadFile
-from cnclip_client._extras import require
 from cnclip_client.sources._item import Item, parse_id
+from cnclip_client.sources._lmdb_file import LmdbFile
 from cnclip_client.sources._muge import decode_base64
 
 __all__ = ["LmdbSource", "imgs_folder"]
 
 _COUNT_KEY = b"num_images"
-# Pages that were read count as this process's memory until the file is unmapped.
-_MAPPED_BYTES = 128 * 1024 * 1024
 
 
 def imgs_folder(path: Path) -> Path | None:
@@ -45,45 +40,26 @@ class LmdbSource:
         return {"format": "lmdb", "path": str(self.path.absolute()), "size_bytes": size}
 
     def items(self, ids_only: int = 0) -> Iterator[Item]:
-        last: bytes | None = None
         seen = 0
-        while True:
-            mapped = 0
-            with self._transaction() as (_, transaction):
-                cursor = transaction.cursor()
-                found = cursor.first() if last is None else cursor.set_range(last) and cursor.next()
-                while found and mapped < _MAPPED_BYTES:
-                    last = cursor.key()
-                    if last != _COUNT_KEY:
-                        value = None if seen < ids_only else cursor.value()
-                        seen += 1
-                        mapped += len(value or b"")
-                        yield self._item(last, value)
-                    found = cursor.next()
-            if not found:
-                return
+        with LmdbFile(self.path / "data.mdb") as file:
+            for key, value in file.items():
+                if key == _COUNT_KEY:
+                    continue
+                one = parse_id(key.decode("utf-8", "surrogateescape"))
+                seen += 1
+                if seen <= ids_only:
+                    yield Item(one, None)
+                elif value.size > self.item_bytes * 4 // 3 + 64:
+                    yield Item(one, None, f"is larger than {self.item_bytes:,} bytes")
+                else:
+                    yield self._item(one, file.read(value))
 
-    def _item(self, key: bytes, value: bytes | None) -> Item:
-        one = parse_id(key.decode("utf-8", "surrogateescape"))
-        if value is None:
-            return Item(one, None)
+    def _item(self, one: int | str, value: bytes) -> Item:
         try:
             return Item(one, decode_base64(value.strip(), self.item_bytes))
         except ValueError as error:
             return Item(one, None, str(error))
 
     def total(self) -> int | None:
-        with self._transaction() as (environment, transaction):
-            counted = transaction.get(_COUNT_KEY) is not None
-            return int(environment.stat()["entries"]) - counted
-
-    @contextmanager
-    def _transaction(self) -> Iterator[tuple[Any, Any]]:
-        lmdb = require("lmdb", extra="lmdb")
-        try:
-            # As cn_clip opens it: without a lock file, so a data set on a read-only disk will do.
-            environment = lmdb.open(os.fspath(self.path), readonly=True, create=False, lock=False, readahead=False)
-        except lmdb.Error as error:
-            raise BadFile(f"no LMDB ({error}); give the folder that holds data.mdb", path=str(self.path)) from error
-        with environment, environment.begin() as transaction:
-            yield environment, transaction
+        with LmdbFile(self.path / "data.mdb") as file:
+            return max(file.entries - 1, 0)  # that of the images' number

@@ -8,19 +8,24 @@ from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
 
 from cnclip_client._exceptions import BadFile
+from cnclip_client._parquet import parquet_files
 from cnclip_client._settings import Limits
 from cnclip_client.sources._files import FolderSource, GlobSource, ListSource
 from cnclip_client.sources._item import Source
 from cnclip_client.sources._lmdb import LmdbSource, imgs_folder
 from cnclip_client.sources._muge import JsonlSource, LinesSource, TsvSource
 from cnclip_client.sources._parquet import ParquetSource
+from cnclip_client.sources._sniff import first_bytes, require_file, require_lines, require_unpacked
 
 __all__ = ["ImageFormat", "TextFormat", "image_source", "text_source"]
 
 ImageFormat: TypeAlias = Literal["folder", "glob", "tsv", "lmdb", "parquet", "list"]
 TextFormat: TypeAlias = Literal["jsonl", "lines", "parquet"]
 
-_SNIFFED_BYTES = 64 * 1024
+_NO_LINES = {
+    "text": "JSON lines (.jsonl) or .parquet, which have ids too",
+    "image": "a .parquet file with a column of paths, or the paths alone, one a line",
+}
 _SUFFIXES = {".parquet": "parquet", ".tsv": "tsv", ".jsonl": "jsonl"}
 
 
@@ -56,7 +61,7 @@ def image_source(
         if folder is None:
             raise BadFile("no data.mdb in it or in its imgs; give cn_clip's LMDB folder", path=str(path))
         return LmdbSource(folder, most_bytes)
-    place.stat()
+    require_file(place)
     if format == "parquet":
         return ParquetSource(place, "image", id_column, column)
     if format == "folder":
@@ -84,7 +89,7 @@ def text_source(
         OSError: It cannot be read.
     """
     place = Path(path)
-    place.stat()
+    require_file(place)
     format = format or _text_format(place)
     _refuse_columns(place, format, {"parquet", "jsonl"}, id_column, column)
     if format == "parquet":
@@ -101,40 +106,68 @@ def _image_format(path: str) -> ImageFormat:
     if place.is_dir():
         if imgs_folder(place):
             return "lmdb"
-        return "parquet" if any(place.glob("*.parquet")) else "folder"
+        return "parquet" if _holds_parquet(place) else "folder"
+    require_file(place)
     named = _SUFFIXES.get(place.suffix.lower())
+    if named == "tsv":
+        require_unpacked(place, first_bytes(place))
     if named in get_args(ImageFormat):
         return cast(ImageFormat, named)
-    start = _first_bytes(place)
+    start = first_bytes(place)
     if start.startswith(b"PAR1"):
         return "parquet"
+    require_unpacked(place, start)
+    if b"\0" in start:
+        raise BadFile("is it an image? give a folder, a list or a format with --format", path=path)
     first = start.partition(b"\n")[0]
     if b"\t" in first and place.suffix.lower() != ".txt":
         return "tsv"
-    if b"\0" in start or first.lstrip().startswith(b"{"):
-        raise BadFile("is it an image? give a folder, a list or a format with --format", path=path)
+    require_lines(place, start, "a path", _NO_LINES["image"], "--format list")
     return "list"
 
 
 def _text_format(place: Path) -> TextFormat:
     if place.is_dir():
-        if any(place.glob("*.parquet")):
+        if parquet_files(place):
             return "parquet"
         raise BadFile("no .parquet file in this folder; give a file of texts", path=str(place))
     named = _SUFFIXES.get(place.suffix.lower())
+    if named == "jsonl":
+        _require_objects(place)
     if named in get_args(TextFormat):
         return cast(TextFormat, named)
-    start = _first_bytes(place)
+    start = first_bytes(place)
     if start.startswith(b"PAR1"):
         return "parquet"
-    if place.suffix.lower() != ".txt" and start.lstrip().startswith(b"{"):
+    if place.suffix.lower() != ".txt" and _is_object(start.lstrip().partition(b"\n")[0]):
         return "jsonl"
+    require_lines(place, start, "a text", _NO_LINES["text"], "--format lines")
     return "lines"
 
 
-def _first_bytes(place: Path) -> bytes:
-    with place.open("rb") as file:
-        return file.read(_SNIFFED_BYTES).removeprefix(b"\xef\xbb\xbf")
+def _require_objects(place: Path) -> None:
+    """Refuses an array, or an object over many lines, in a file that is named .jsonl: no line of it would be taken."""
+    start = first_bytes(place)
+    first = start.lstrip().partition(b"\n")[0].strip()
+    if first == b"{" or first.startswith(b"["):
+        raise BadFile("is JSON, but not an object a line; convert it (jq -c '.[]'), or give .parquet", path=str(place))
+    require_unpacked(place, start)
+
+
+def _is_object(line: bytes) -> bool:
+    """Whether a first line is a JSON object, or, of a very long one, could be; `{` alone begins one of many lines."""
+    return line.startswith(b"{") and (line.rstrip().endswith(b"}") or len(line) > 32 * 1024)
+
+
+def _holds_parquet(folder: Path) -> bool:
+    """Whether a folder is one of parquet files: itself, or where the first file in it and its folders is one."""
+    if any(folder.glob("*.parquet")):
+        return True
+    for _, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if shown := sorted(name for name in files if not name.startswith((".", "_"))):
+            return shown[0].endswith(".parquet")
+    return False
 
 
 def _refuse_columns(place: Path, format: str, formats: set[str], id_column: str | None, column: str | None) -> None:

@@ -33,21 +33,20 @@ def build(arch: Arch, folder: Path, root: Path, **options: Any) -> Artefacts:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("checkpoints")
-
-
-@pytest.fixture(scope="module")
-def made(tiny_vit: Arch, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("artefacts") / "tiny-vit"
-    build(tiny_vit, folder, root)
-    return folder
+def root(tiny_artefacts: Artefacts) -> Path:
+    """Where the checkpoint is."""
+    return tiny_artefacts.checkpoint.file.path.parent
 
 
 @pytest.fixture
-def artefacts(made: Path, tmp_path: Path) -> Path:
+def artefacts(tiny_artefacts: Artefacts, tmp_path: Path) -> Path:
     """A copy of the artefacts elsewhere, so that every test also tests that the folder can be moved."""
-    return Path(shutil.copytree(made, tmp_path / "moved"))
+    folder = tmp_path / "moved"
+    folder.mkdir()
+    for item in tiny_artefacts.items:  # and not what other tests have made beside them
+        for name in (*item.record.files, item.sidecar.name):
+            shutil.copy(item.path.with_name(name), folder)
+    return folder
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:

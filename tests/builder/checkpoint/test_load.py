@@ -137,6 +137,7 @@ def test_unknown_arch_says_what_differs(tmp_path: Path, tiny_vit: Arch, weights:
     assert "1 tensors are missing, such as logit_scale" in message
     assert "1 tensors are unknown, such as extra" in message
     assert "text_projection: (32, 47), not (32, 48)" in message
+    assert message.endswith("name its ARCH, or describe it in a .json file")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,6 +35,18 @@ def test_bad_seed(tmp_path: Path, tiny_vit: Arch, source: str) -> None:
 def test_missing_path(tmp_path: Path, tiny_vit: Arch) -> None:
     with pytest.raises(CheckpointError, match=r"no checkpoint at .*absent\.pt"):
         fetch_checkpoint(str(tmp_path / "absent.pt"), tiny_vit, tmp_path, "huggingface")
+
+
+def test_a_folder_is_told_for_one(tmp_path: Path, tiny_vit: Arch) -> None:
+    with pytest.raises(CheckpointError, match=r"is a folder: give the path of the \.pt or \.safetensors file in it"):
+        fetch_checkpoint(str(tmp_path), tiny_vit, tmp_path, "huggingface")
+
+
+def test_a_name_that_is_no_utf_8(tmp_path: Path, tiny_vit: Arch) -> None:
+    path = tmp_path / os.fsdecode("检查点.pt".encode("gb18030"))
+    path.write_bytes(b"weights")
+    with pytest.raises(CheckpointError, match=r"\.pt: torch opens only files whose names are UTF-8: rename it"):
+        fetch_checkpoint(str(path), tiny_vit, tmp_path, "huggingface")
 
 
 def test_no_official_one(tmp_path: Path, tiny_vit: Arch) -> None:

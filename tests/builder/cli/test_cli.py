@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from cn_clip.clip.model import CLIP
+from cnclip_builder.arch import Arch
 
 from tests.conftest import ROOT
 
 COMMANDS = ["archs", "checkpoint", "onnx", "tensorrt", "repository", "verify", "publish", "prune"]
 
 
-def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", "from cnclip_builder.cli.app import main; main()", *arguments],
         capture_output=True,
-        text=True,
         cwd=cwd,
-        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", **environment},
+        encoding="utf-8",
         timeout=120,
         check=False,
     )
@@ -46,6 +50,10 @@ def test_help(command: list[str]) -> None:
         (["repository", "--arch", "RN50", "--repository", "/proc/x/y"], "/proc/x can't be written to"),
         (["onnx", "--arch", "RN50", "--artefacts", "/proc/x"], "can't be written to"),
         (["tensorrt", "--arch", "RN50"], "no TensorRT plan can be built"),
+        *(
+            ([command, "--arch", "RN50", "--vocabulary", "/dev/null"], "/dev/null lacks [UNK], [CLS], [SEP]")
+            for command in ("checkpoint", "onnx", "tensorrt", "repository", "verify")
+        ),
         (["tensorrt", "--arch", "RN50", "--image-profile", "batch=4:2:1"], "4:2:1 is no range: choose 1 <= min"),
         (["tensorrt", "--arch", "RN50", "--workspace-mib", "0"], "the workspace limit is 0 MiB: choose at least 1"),
         (
@@ -73,6 +81,35 @@ def test_errors_are_one_line(tmp_path: Path, arguments: list[str], complaint: st
     assert not (tmp_path / "build" / "repository").exists()
 
 
+NOT_UTF8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("command", [["checkpoint", "--help"], ["archs"]])
+def test_a_charset_that_lacks_a_character_ends_nothing(command: list[str]) -> None:
+    result = run(*command, **NOT_UTF8)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.strip()
+    result = run(*command, **NOT_UTF8, PYTHONIOENCODING="ascii:backslashreplace")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.isascii()
+
+
+def test_chinese_names_are_found_whatever_the_locale(tmp_path: Path, tiny_vit: Arch) -> None:
+    torch.save({"state_dict": CLIP(**tiny_vit.model_info).state_dict()}, tmp_path / "检查点.pt")
+    (tmp_path / "模型").mkdir()
+    shutil.copy(tiny_vit.option, tmp_path / "模型" / "tiny.json")
+    options = ["--arch", "模型/tiny.json", "--checkpoint", "检查点.pt"]
+    result = run("checkpoint", *options, cwd=tmp_path, **NOT_UTF8)
+    assert result.returncode == 0, result.stderr
+    assert "检查点.pt" in result.stdout
+    made = ["--artefacts", "模型/产物", "--tower", "text", "--precision", "fp32"]
+    result = run("onnx", *options, *made, cwd=tmp_path, **NOT_UTF8)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "模型" / "产物" / "tiny" / "tiny.txt.fp32.onnx").is_file()
+    result = run("checkpoint", "--arch", "模型/tiny.json", "--checkpoint", "没有.pt", cwd=tmp_path, **NOT_UTF8)
+    assert result.stderr.startswith("error: no checkpoint at 没有.pt: ")
+
+
 def test_verbose_shows_the_traceback() -> None:
     assert "Traceback" in run("onnx", "--arch", "none", "-v").stderr
 
@@ -81,6 +118,7 @@ def test_verbose_shows_the_traceback() -> None:
     ("variable", "flag"),
     [
         ("CHECKPOINT=a b.pt", '--checkpoint "a b.pt"'),
+        ("VOCABULARY=v.txt", '--vocabulary "v.txt"'),
         ("PRECISION=fp16", '--precision "fp16"'),
         ("TARGET=gpu", '--target "gpu"'),
         ("PLATFORM=tensorrt", '--platform "tensorrt"'),

@@ -18,7 +18,6 @@ from cnclip_builder.parity.distance import TOLERANCES, Parity, Tolerance
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.write import RepositoryEntry, publish
 from cnclip_builder.tensors import TOWERS, Tower
-from cnclip_builder.verify import _loosest
 
 SERVING = ServingConfig(target="cpu", precision="int8", context_length=52, max_batch_size=4)
 
@@ -163,11 +162,3 @@ def test_served_and_verified(int8: Artefacts, root: Path, tiny_vit: Arch, tmp_pa
 def test_not_on_a_gpu() -> None:
     with pytest.raises(SettingError, match="INT8 is for CPUs: choose PRECISION=fp16 on a GPU"):
         ServingConfig(target="gpu", precision="int8", context_length=52, max_batch_size=4)
-
-
-@pytest.mark.parametrize(
-    ("served", "tolerance"),
-    [("fp32", "fp32"), ("", "fp32"), ("fp16", "fp16"), ("int8", "int8"), ("image fp32, text int8", "int8")],
-)
-def test_what_a_server_says_decides_its_tolerance(served: str, tolerance: str) -> None:
-    assert _loosest(served) == tolerance

@@ -99,6 +99,13 @@ def test_features_are_seen_by_attribute(version: str, opset: str, strongly_typed
 
 
 @pytest.mark.parametrize("version", VERSIONS)
+def test_fp32_is_no_tf32_unless_it_is_asked_for(version: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """TensorRT's default is TF32; Polygraphy clears the flag for False."""
+    assert build(version, monkeypatch, tmp_path, precision="fp32").config["tf32"] is False
+    assert build(version, monkeypatch, tmp_path, precision="fp32", tf32=True).config["tf32"] is True
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_precision_is_the_onnx_files_and_8_gets_the_flag_besides(
     version: str, precision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -52,7 +52,8 @@ def make(sources: Path, jobs: dict[Tower, PlanJob], tmp_path: Path) -> Callable[
     def call(tower: Tower = "text", tensorrt: StandIn | None = None, **changes: Any) -> Any:
         job = changes.pop("job", jobs[tower])
         folder, device = changes.pop("folder", tmp_path), changes.pop("device", A10)
-        return make_plan(job, sources, folder, tensorrt or StandIn(), device, OPTIONS)  # type: ignore[arg-type]
+        options = changes.pop("options", OPTIONS)
+        return make_plan(job, sources, folder, tensorrt or StandIn(), device, options)  # type: ignore[arg-type]
 
     return call
 
@@ -144,6 +145,31 @@ def test_reuse(make: Callable[..., Any]) -> None:
     first = make(tensorrt=tensorrt)
     assert make(tensorrt=tensorrt) == first
     assert tensorrt.builds == 1
+
+
+@pytest.mark.parametrize("options", [BuildOptions(512), BuildOptions(None, 5), BuildOptions(tf32=True)])
+def test_other_options_are_another_plan(make: Callable[..., Any], builder_log: Any, options: BuildOptions) -> None:
+    tensorrt = StandIn()
+    assert make(tensorrt=tensorrt).options == OPTIONS
+    assert make(tensorrt=tensorrt, options=options).options == options
+    assert tensorrt.builds == 2
+    assert f"was made with {OPTIONS}, wanted {options}: build it again" in builder_log.text
+    make(tensorrt=tensorrt, options=options)
+    assert tensorrt.builds == 2
+
+
+def test_tf32_is_served_only_where_it_is_asked_for(
+    make: Callable[..., Any], jobs: dict[Tower, PlanJob], tmp_path: Path
+) -> None:
+    """The stand-in's files are of FP16: only what the sidecars say counts here."""
+    for tower in TOWERS:
+        make(tower, options=BuildOptions(tf32=True))
+        sidecar = sidecar_of(tmp_path / jobs[tower].plan)
+        sidecar.write_text(sidecar.read_text().replace('"precision": "fp16"', '"precision": "fp32"'))
+    wanted = {tower: replace(job, precision="fp32") for tower, job in jobs.items()}
+    with pytest.raises(PlanError, match="was made with --tf32, so that its FP32 is TF32: build it without, or serve"):
+        find_plans(wanted, [tmp_path])
+    assert set(find_plans(wanted, [tmp_path], tf32=True)) == set(TOWERS)
 
 
 @pytest.mark.parametrize(
@@ -272,6 +298,7 @@ def test_the_script_of_a_bundle(
 ) -> None:
     monkeypatch.setattr(script, "load_tensorrt", StandIn)
     monkeypatch.setattr(script, "current_device", lambda: H100)
+    monkeypatch.setattr(script, "require_cuda_runtime", lambda: None)
     script.main(["--sources", str(sources), "--output", str(tmp_path)])
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         str(tmp_path / job.plan) for job in jobs.values()

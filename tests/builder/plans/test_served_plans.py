@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from cnclip_builder.tensors import TOWERS, InputSpec
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tests.builder.plans.tensorrt_stand_in import A10, H100, StandIn
+from tests.conftest import ROOT
 
 GPU = ServingConfig(target="gpu", precision="fp16", context_length=52, max_batch_size=8)
 TRT = replace(GPU, platform="tensorrt")
@@ -32,7 +34,7 @@ PROFILES = (Profile.parse("batch=1:1:4"), Profile.parse("batch=1:4:8"))
 
 def record(device: Device) -> PlanRecord:
     tensor = InputSpec("pixels", "uint8", ("batch", 32, 32, 3))
-    return PlanRecord("a.trt", "0", "fp16", "17", {}, PROFILES, tensor, "10.13", device, 1.0, {})
+    return PlanRecord("a.trt", "0", "fp16", "17", {}, PROFILES, tensor, BuildOptions(), "10.13", device, 1.0, {})
 
 
 def render(serving: ServingConfig, arch: Arch, tower: str, *devices: Device) -> Any:
@@ -52,7 +54,6 @@ def test_plans(tiny_vit: Arch, tower: str) -> None:
     assert config.optimization.output_pinned_memory.enable
     assert not config.optimization.HasField("cuda")
     assert not config.optimization.HasField("execution_accelerators")
-    assert len(config.model_warmup) == 1
     assert len(config.parameters) == 0
 
 
@@ -87,9 +88,93 @@ def test_accelerators(tiny_vit: Arch) -> None:
         assert accelerator.name == "tensorrt"
         assert [parameters[f"trt_profile_{bound}_shapes"] for bound in ("min", "opt", "max")] == shapes
         assert (parameters["precision_mode"], parameters["trt_engine_cache_enable"]) == ("FP16", "1")
-    config = render(replace(GPU, accelerator="cuda", precision="fp32"), tiny_vit, "image")
-    (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
-    assert (accelerator.name, dict(accelerator.parameters)) == ("cuda", {"use_ep_level_unified_stream": "1"})
+    for tower in TOWERS:
+        config = render(replace(GPU, accelerator="cuda"), tiny_vit, tower)
+        (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+        assert (accelerator.name, dict(accelerator.parameters)) == ("cuda", {"sdpa_kernel": "3"})
+
+
+def test_convolutions_are_not_searched_anew_for_each_batch(tiny_vit: Arch, tiny_resnet: Arch) -> None:
+    """Only RN50 has some under ONNX Runtime on a GPU, or what its TensorRT accelerator leaves to CUDA."""
+
+    def parameters(arch: Arch, tower: str, **changes: Any) -> dict[str, str]:
+        found = render(replace(GPU, **changes), arch, tower).parameters
+        return {name: found[name].string_value for name in found}
+
+    heuristic = {"cudnn_conv_algo_search": "1"}
+    assert parameters(tiny_resnet, "image") == heuristic
+    assert parameters(tiny_resnet, "image", accelerator="cuda") == heuristic
+    assert parameters(tiny_resnet, "image", accelerator="tensorrt") == heuristic
+    assert parameters(tiny_vit, "image", accelerator="tensorrt") == heuristic
+    assert parameters(tiny_resnet, "text") == parameters(tiny_vit, "image") == parameters(tiny_vit, "text") == {}
+
+
+@pytest.mark.parametrize("serving", [GPU, TRT], ids=["onnxruntime", "tensorrt"])
+def test_no_first_request_waits(tiny_vit: Arch, serving: ServingConfig) -> None:
+    """One row, as many as clients send and as many as there may be, of each length that texts are padded to."""
+    devices = (A10,) if serving.platform == "tensorrt" else ()
+    serving = replace(serving, preferred_batch_size=4)
+
+    def warmups(tower: str, name: str) -> list[tuple[int, list[int], str]]:
+        return [
+            (sample.batch_size, list(sample.inputs[name].dims), sample.inputs[name].input_data_file)
+            for sample in render(serving, tiny_vit, tower, *devices).model_warmup
+        ]
+
+    assert warmups("image", "pixels") == [(batch, [32, 32, 3], "pixels") for batch in (1, 4, 8)]
+    assert warmups("text", "text") == [
+        (batch, [length], f"text-{length}") for length in (40, 52) for batch in (1, 4, 8)
+    ]
+
+
+def accelerators(config: Any) -> dict[str, dict[str, str]]:
+    found = config.optimization.execution_accelerators.gpu_execution_accelerator
+    return {accelerator.name: dict(accelerator.parameters) for accelerator in found}
+
+
+def test_fp32_is_no_tf32_unless_it_is_asked_for(tiny_vit: Arch) -> None:
+    """ONNX Runtime's default is TF32; Triton's backend takes what stands in the cuda accelerator's parameters."""
+    fp32 = replace(GPU, precision="fp32")
+    assert accelerators(render(fp32, tiny_vit, "image")) == {"cuda": {"use_tf32": "0"}}
+    kernels = {"sdpa_kernel": "3"}
+    assert accelerators(render(replace(fp32, accelerator="cuda"), tiny_vit, "text")) == {
+        "cuda": {**kernels, "use_tf32": "0"}
+    }
+    assert accelerators(render(replace(fp32, accelerator="cuda", tf32=True), tiny_vit, "text")) == {"cuda": kernels}
+    assert accelerators(render(replace(fp32, tf32=True), tiny_vit, "image")) == {}
+    assert accelerators(render(GPU, tiny_vit, "image")) == {}  # FP16 products are none of TF32's
+    tensorrt = accelerators(render(replace(fp32, accelerator="tensorrt", tf32=True), tiny_vit, "image"))
+    assert (list(tensorrt), tensorrt["tensorrt"]["precision_mode"]) == (["tensorrt"], "FP32")
+
+
+def test_the_stand_in_reads_the_same(tiny_vit: Arch, tiny_resnet: Arch, monkeypatch: pytest.MonkeyPatch) -> None:
+    from google.protobuf import json_format
+
+    folder = ROOT / "server" / "cnclip_server" / "backends" / "onnxruntime"
+    monkeypatch.syspath_prepend(str(folder))
+    session = importlib.import_module("cnclip_ort_session")
+    monkeypatch.setattr(session.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    config = json_format.MessageToDict(
+        render(replace(GPU, precision="fp32"), tiny_vit, "image"), preserving_proto_field_name=True
+    )
+    (cuda, _) = session.execution_providers(config, kind="GPU", device_id=0)
+    assert (cuda[0], cuda[1]["use_tf32"]) == ("CUDAExecutionProvider", "0")
+    config = json_format.MessageToDict(
+        render(replace(GPU, accelerator="cuda"), tiny_resnet, "image"), preserving_proto_field_name=True
+    )
+    (cuda, _) = session.execution_providers(config, kind="GPU", device_id=0)
+    assert (cuda[1]["sdpa_kernel"], cuda[1]["cudnn_conv_algo_search"]) == ("3", "HEURISTIC")
+
+
+def test_engines_of_two_checkpoints_have_two_names(tiny_vit: Arch) -> None:
+    """All models share one folder of engines."""
+    prefixes = set()
+    for kind in ("image-encoder", "text-encoder"):
+        for checkpoint in ("a" * 64, "b" * 64):
+            facts = {"checkpoint_sha256": checkpoint}
+            values = template_values(kind, f"n-{kind}", tiny_vit, replace(GPU, accelerator="tensorrt"), [1], 1, facts)
+            prefixes.add(accelerators(render_config(kind, values)[1])["tensorrt"]["trt_engine_cache_prefix"])
+    assert prefixes == {f"n-{tower}-encoder-{digit * 12}" for tower in TOWERS for digit in "ab"}
 
 
 def test_a_cpus_config_has_none_of_it(tiny_vit: Arch) -> None:
@@ -105,6 +190,12 @@ def test_a_cpus_config_has_none_of_it(tiny_vit: Arch) -> None:
         ({"accelerator": "cuda", "target": "cpu"}, "accelerator 'cuda' is the onnxruntime backend's on a GPU"),
         ({"accelerator": "tensorrt", "platform": "tensorrt"}, "accelerator 'tensorrt' is the onnxruntime backend's"),
         ({"cuda_graphs": True}, "CUDA graphs are the tensorrt backend's"),
+        ({"tf32": True}, "TF32 is how a GPU may compute FP32: choose TARGET=gpu and PRECISION=fp32"),
+        ({"tf32": True, "precision": "fp32", "target": "cpu"}, "TF32 is how a GPU may compute FP32"),
+        (
+            {"accelerator": "tensorrt", "precision": "fp32"},
+            "computes FP32 in TF32 and has no switch for it: choose PREC",
+        ),
     ],
 )
 def test_what_does_not_go_together(changes: dict[str, Any], complaint: str) -> None:
@@ -115,13 +206,22 @@ def test_what_does_not_go_together(changes: dict[str, Any], complaint: str) -> N
 @pytest.fixture(scope="module")
 def plans(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Folders of plans of the tiny checkpoint for two kinds of GPU."""
-    root = tmp_path_factory.mktemp("plans")
-    jobs = write_jobs_of(tiny_artefacts, TOWERS, "fp16", "served", PlanSettings(8, 52))
+    return make_plans(tiny_artefacts, tmp_path_factory.mktemp("plans"), StandIn())
+
+
+@pytest.fixture(scope="module")
+def newer_plans(tiny_artefacts: Artefacts, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The same by another TensorRT."""
+    return make_plans(tiny_artefacts, tmp_path_factory.mktemp("newer"), StandIn("10.14"))
+
+
+def make_plans(artefacts: Artefacts, root: Path, tensorrt: StandIn) -> list[Path]:
+    jobs = write_jobs_of(artefacts, TOWERS, "fp16", "served", PlanSettings(8, 52))
     folders = []
     for device in (A10, H100):
         folders.append(root / device.compute_capability)
         for job in jobs.values():
-            make_plan(job, tiny_artefacts.items[0].path.parent, folders[-1], StandIn(), device, BuildOptions())  # type: ignore[arg-type]
+            make_plan(job, artefacts.items[0].path.parent, folders[-1], tensorrt, device, BuildOptions())  # type: ignore[arg-type]
     return folders
 
 
@@ -139,7 +239,7 @@ def request(arch: Arch, artefacts: Artefacts, folder: Path, **changes: Any) -> B
 
 
 def test_a_repository_of_plans_for_two_kinds_of_gpu(
-    tiny_artefacts: Artefacts, tiny_vit: Arch, plans: list[Path], tmp_path: Path
+    tiny_artefacts: Artefacts, tiny_vit: Arch, plans: list[Path], newer_plans: list[Path], tmp_path: Path
 ) -> None:
     wanted = request(tiny_vit, tiny_artefacts, tmp_path, plan_folders=tuple(plans))
     name = wanted.name
@@ -164,6 +264,15 @@ def test_a_repository_of_plans_for_two_kinds_of_gpu(
         build_repository(replace(wanted, version=2, plan_folders=(plans[1],)))
     with pytest.raises(RepositoryError, match="version 1 has platform tensorrt, and versions of a model must share it"):
         build_repository(replace(wanted, version=2, serving=GPU, plan_folders=()))
+    with pytest.raises(
+        RepositoryError, match=r"TensorRT 10\.13\.0\.35: .* version 1; TensorRT 10\.14: .* version 2.*has one"
+    ):
+        build_repository(replace(wanted, version=2, plan_folders=tuple(newer_plans)))
+    other_name = replace(wanted, name="other", artefacts=wanted.artefacts, plan_folders=tuple(newer_plans))
+    with pytest.raises(
+        RepositoryError, match=rf"TensorRT 10\.13\.0\.35: {name} version 1; TensorRT 10\.14: other version 1"
+    ):
+        build_repository(other_name)
     build_repository(replace(wanted, version=2))
     assert sorted(path.name for path in (repository / f"{name}-image-encoder").iterdir()) == [
         "1",

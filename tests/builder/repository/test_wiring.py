@@ -35,6 +35,27 @@ def configs(*texts: str) -> dict[str, Any]:
     return {config.name: config for config in parsed}
 
 
+@pytest.mark.parametrize(
+    ("asked", "policy", "complaint"),
+    [
+        ("2", "specific { versions: [ 1, 3 ] }", "calls version 2 of a, which serves 1, 3: build that version again"),
+        ("1", "specific { }", "calls version 1 of a, which serves none"),
+        ("1", "specific { versions: [ 1, 3 ] }", None),
+        ("-1", "specific { versions: [ 3 ] }", None),
+        ("2", "latest { num_versions: 1 }", None),  # which those are is not in the config
+        ("2", "all { }", None),
+    ],
+)
+def test_a_step_calls_a_version_that_is_served(asked: str, policy: str, complaint: str | None) -> None:
+    ensemble = ENSEMBLE.replace('model_name: "a"', f'model_name: "a" model_version: {asked}')
+    parsed = configs(ensemble, A + f"version_policy {{ {policy} }}", B)
+    if complaint is None:
+        check_wiring(parsed)
+        return
+    with pytest.raises(RepositoryError, match=complaint):
+        check_wiring(parsed)
+
+
 def test_a_chain_in_any_order_fits() -> None:
     check_wiring(configs(ENSEMBLE, A, B))
 

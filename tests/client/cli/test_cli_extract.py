@@ -83,6 +83,33 @@ def test_every_kind_of_images(tmp_path: Path, triton: Any, fake: Any) -> None:
         assert [json.loads(one) for one in found] == ids
 
 
+def test_texts_are_prepared_or_not_as_the_commands_are_told(tmp_path: Path, triton: Any) -> None:
+    (tmp_path / "a.txt").write_text("“A”\n", encoding="utf-8")
+    for number, (arguments, sent) in enumerate([([], '"a"'), (["--no-preprocess"], "“A”")]):
+        triton.forget()
+        extract(triton.url, "texts", tmp_path / "a.txt", "-o", tmp_path / f"{number}.npy", *arguments)
+        assert triton.requests == [[sent.encode()]]
+    for arguments, sent in (([], "“A”"), (["--preprocess"], '"a"')):
+        triton.forget()
+        command = [*COMMAND[:-1], "features", "texts", "“A”", "--url", triton.url, *arguments]
+        subprocess.run(command, capture_output=True, check=True)
+        assert triton.requests == [[sent.encode()]]
+
+
+def test_repeated_ids_are_told(tmp_path: Path, triton: Any) -> None:
+    lines = [json.dumps({"text_id": row % 3, "text": f"{row}"}) for row in range(7)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    given = ("texts", tmp_path / "a.jsonl", "-o", tmp_path / "out.jsonl")
+    said = extract(triton.url, *given)
+    assert said.endswith("cnclip: 4 ids came again; search wants each once, which --repeated-ids first gives\n")
+    refused = extract(triton.url, *given, "--overwrite", "--repeated-ids", "refuse", status=2)
+    assert "the id 0 comes again in the source" in refused
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 7
+    said = extract(triton.url, *given, "--overwrite", "--repeated-ids", "first")
+    assert said.endswith("cnclip: 4 ids came again; each one's first feature was kept\n")
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3
+
+
 def test_bad_items_cost_status_1_and_no_neighbours(tmp_path: Path, triton: Any) -> None:
     folder = tmp_path / "images"
     folder.mkdir()

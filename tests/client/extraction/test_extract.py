@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -28,8 +29,10 @@ from cnclip_client import (
     Retry,
     ServerUnreachable,
     TooManyFailures,
+    preprocess_text,
 )
 from cnclip_client._flow.prefetch import Prefetch
+from cnclip_client.classification import Classifier
 from cnclip_client.extraction import ExtractOptions, Summary, encode_items, extract
 from cnclip_client.extraction._work_folder import GrowingFiles
 from cnclip_client.retrieval import read_features
@@ -132,6 +135,35 @@ def test_texts_are_prepared_as_cn_clips_extraction_does(tmp_path: Path, client: 
     source = Items([Item(row, text) for row, text in enumerate(texts)])
     extract(client, source, tmp_path / "out.npy")
     assert triton.requests == [[_preprocess_text(text).encode() for text in texts]]
+
+
+def test_every_way_in_prepares_texts_or_not_as_it_is_told(tmp_path: Path, client: Client, triton: Any) -> None:
+    texts = ["“引号”与 ABC", "猫"]
+    prepared = [preprocess_text(text) for text in texts]
+    assert prepared == ['"引号"与 abc', "猫"]
+    items = [Item(row, text) for row, text in enumerate(texts)]
+    for switch in (False, True, None):
+        chosen: dict[str, Any] = {} if switch is None else {"preprocess": switch}
+        ways = {
+            "encode_texts": lambda chosen=chosen: client.encode_texts(texts, **chosen),
+            "iter_texts": lambda chosen=chosen: list(client.iter_texts(texts, **chosen)),
+            "encode_items": lambda chosen=chosen: list(encode_items(client, "text", items, **chosen)),
+            "extract": lambda switch=switch, chosen=chosen: extract(
+                client, Items(items), tmp_path / f"{switch}.npy", ExtractOptions(**chosen)
+            ),
+            "classify": lambda chosen=chosen: Classifier.of(client, texts, templates=["{}"], **chosen),
+        }
+        for name, way in ways.items():
+            triton.forget()
+            way()  # type: ignore[no-untyped-call]
+            expected = switch if switch is not None else name in ("encode_items", "extract", "classify")
+            sent = [item.decode() for request in triton.requests for item in request]
+            assert sorted(sent) == sorted(prepared if expected else texts), (name, switch)
+    with pytest.raises(JobRefused, match="preprocess None, now False"):
+        extract(client, Items(items), tmp_path / "True.npy", ExtractOptions(preprocess=False))
+    with pytest.raises(TypeError, match="put it in a list"):
+        client.encode_texts("猫", preprocess=True)
+    assert client.encode_texts([None], preprocess=True, errors="collect").failures  # type: ignore[list-item]
 
 
 def test_a_finished_job_does_nothing(tmp_path: Path, client: Client, triton: Any) -> None:
@@ -301,7 +333,7 @@ from cnclip_client.extraction import ExtractOptions, extract
 from cnclip_client.sources import text_source
 import pyarrow.parquet
 
-url, source, folder, name = json.loads(sys.argv[1])
+url, source, folder, name, overwrite = json.loads(sys.argv[1])
 
 def live(output, last):
     pid = os.fork()
@@ -321,7 +353,7 @@ def live(output, last):
     status = 1
     try:
         with Client(url, model="vit-b-16") as client:
-            extract(client, text_source(source), output, ExtractOptions(checkpoint_s=1000.0))
+            extract(client, text_source(source), output, ExtractOptions(checkpoint_s=1000.0, overwrite=overwrite))
         status = 0
     finally:
         os._exit(status)
@@ -330,7 +362,12 @@ step = 0
 while True:
     output = Path(folder) / str(step) / name
     output.parent.mkdir()
+    if overwrite:
+        assert live(output, 10**9) == 0
+        before = set(output.parent.iterdir())
     code = live(output, step)
+    if overwrite:
+        assert set(output.parent.iterdir()) >= before, step
     if code == 0:
         break
     assert code == signal.SIGKILL, code
@@ -340,12 +377,15 @@ print(step)
 """
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_killed_before_each_step_on_the_disk(tmp_path: Path, triton: Any, format: str) -> None:
-    """Assembling and putting in place are short; here every rename, removal and fsync is somebody's last."""
+@pytest.mark.parametrize(("format", "overwrite"), [*((format, False) for format in FORMATS), ("npy", True)])
+def test_killed_before_each_step_on_the_disk(tmp_path: Path, triton: Any, format: str, overwrite: bool) -> None:
+    """Assembling and putting in place are short; here every rename, removal and fsync is somebody's last.
+
+    A finished job that is overwritten has all its files at any moment.
+    """
     folder = tmp_path / "killed"
     folder.mkdir()
-    given = [triton.url, texts_file(tmp_path, 50), folder, f"out.{format}"]
+    given = [triton.url, texts_file(tmp_path, 50), folder, f"out.{format}", overwrite]
     command = [sys.executable, "-c", _STEP_BY_STEP, json.dumps(given, default=str)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -465,6 +505,114 @@ def test_the_work_of_other_options_or_another_source_is_refused(
     assert extract(client, text_source(path), output, ALWAYS).items == 300
 
 
+@pytest.mark.parametrize("count", [60, 300])
+def test_without_its_empty_errors_file_a_job_is_still_finished(
+    tmp_path: Path, client: Client, triton: Any, count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = count == 300
+    source = text_source(texts_file(tmp_path)) if failing else Items([Item(row, f"第{row}句") for row in range(count)])
+    first = extract(client, source, tmp_path / "out.npy")
+    assert bool(first.failures) == failing
+    (tmp_path / "out.npy.errors.jsonl").unlink()
+    before = files_of(tmp_path)
+    triton.forget()
+    assert extract(client, source, tmp_path / "out.npy").already_finished
+    assert not triton.requests
+    assert files_of(tmp_path) == before
+    assert ("out.npy.errors.jsonl is gone" in caplog.text) == failing
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_finished_stays_until_what_takes_its_place_is_whole(
+    tmp_path: Path, client: Client, triton: Any, fake: Any, overwrite: bool
+) -> None:
+    path, output = texts_file(tmp_path), tmp_path / "out.npy"
+    extract(client, text_source(path), output)
+    whole = files_of(tmp_path)
+    if not overwrite:
+        output.unlink()
+    before = files_of(tmp_path)
+    options = ExtractOptions(checkpoint_s=0.0, batch_size=4, overwrite=overwrite)
+    interrupted(client, triton, fake, path, output, options)
+    kept = {name: content for name, content in files_of(tmp_path).items() if "partial" not in name}
+    assert kept == before
+    done = json.loads((tmp_path / "out.npy.partial" / "progress.json").read_text())["items"]
+    assert done > 0
+    # The same command goes on.
+    extract(client, text_source(path), output, options)
+    sent = {item.decode() for request in triton.requests for item in request}
+    assert sent
+    assert not sent & {f"第{row}句" for row in range(done)}
+    assert files_of(tmp_path) == whole
+
+
+def test_the_work_of_an_overwriting_job_is_not_taken_for_the_finished_one(
+    tmp_path: Path, client: Client, triton: Any, fake: Any
+) -> None:
+    path, output = texts_file(tmp_path), tmp_path / "out.npy"
+    extract(client, text_source(path), output)
+    halves = ExtractOptions(checkpoint_s=0.0, batch_size=4, overwrite=True, dtype="float16")
+    interrupted(client, triton, fake, path, output, halves)
+    with pytest.raises(JobRefused, match="dtype 'float16', now 'float32'"):
+        extract(client, text_source(path), output)
+    assert np.load(output).dtype == np.float32
+    assert extract(client, text_source(path), output, halves).items == 300
+    assert np.load(output).dtype == np.float16
+
+
+def test_features_of_other_items_do_not_take_a_finished_jobs_place_unasked(tmp_path: Path, client: Client) -> None:
+    folder = images_folder(tmp_path, 20)
+    extract(client, image_source(folder), tmp_path / "out.npy")
+    ids = (tmp_path / "out.ids.jsonl").read_bytes()
+    (tmp_path / "out.npy").rename(tmp_path / "moved.npy")
+    (folder / "000.jpg").write_bytes(b"new")
+    for _ in range(2):
+        with pytest.raises(JobRefused, match="the source has changed since this was finished; what was done now is"):
+            extract(client, image_source(folder), tmp_path / "out.npy")
+        assert (tmp_path / "out.ids.jsonl").read_bytes() == ids
+    assert extract(client, image_source(folder), tmp_path / "out.npy", ExtractOptions(overwrite=True)).items == 21
+    assert len(np.load(tmp_path / "out.npy")) == len((tmp_path / "out.ids.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize("name", ["progress.json", "job.json", "features", "ids"])
+def test_work_that_is_damaged_is_told_and_overwritten(
+    tmp_path: Path, client: Client, triton: Any, fake: Any, name: str
+) -> None:
+    path, output = texts_file(tmp_path), tmp_path / "out.npy"
+    interrupted(client, triton, fake, path, output, ALWAYS)
+    damaged = tmp_path / "out.npy.partial" / name
+    whole = damaged.read_bytes()
+    bad = [whole[: len(whole) * part // 8] for part in range(8)]
+    if name == "progress.json":
+        progress = json.loads(whole)
+        bad += [
+            json.dumps({**progress, field: value}).encode()
+            for field, value in [("items", "many"), ("items", -1), ("sizes", []), ("sizes", {"ids": "1"}), ("new", 1)]
+        ]
+        bad += [b"[" * 100_000, b"{}", b"\xff"]
+    for content in bad:
+        damaged.write_bytes(content)
+        if content == b"{}":
+            continue  # as if nothing were done
+        with pytest.raises((BadFile, JobRefused), match=r"out\.npy.*--overwrite"):
+            extract(client, text_source(path), output, ALWAYS)
+    anew = ExtractOptions(checkpoint_s=0.0, batch_size=4, overwrite=True)
+    assert extract(client, text_source(path), output, anew).items == 300
+    extract(client, text_source(path), tmp_path / "whole.npy")
+    assert output.read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+def test_a_finished_jobs_file_that_is_damaged_is_told(tmp_path: Path, client: Client) -> None:
+    output = tmp_path / "out.npy"
+    extract(client, Items([Item(1, "猫")]), output)
+    for content in (b"", b"{", b"{}", b'{"items": "1"}', b"[]"):
+        (tmp_path / "out.npy.job.json").write_bytes(content)
+        with pytest.raises(BadFile, match=r"out\.npy\.job\.json: .*start anew with --overwrite"):
+            extract(client, Items([Item(1, "猫")]), output)
+    assert extract(client, Items([Item(1, "猫")]), output, ExtractOptions(overwrite=True)).items == 1
+    assert extract(client, Items([Item(1, "猫")]), output).already_finished
+
+
 def test_overwrite_starts_anew(tmp_path: Path, client: Client, triton: Any, fake: Any) -> None:
     path, output = texts_file(tmp_path), tmp_path / "out.npy"
     interrupted(client, triton, fake, path, output, ALWAYS)
@@ -547,6 +695,20 @@ def test_an_interrupt_keeps_what_was_done(tmp_path: Path, client: Client) -> Non
     extract(client, text_source(path), output)
     extract(client, text_source(path), tmp_path / "whole.jsonl")
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_what_a_source_gave_before_it_failed_is_kept(tmp_path: Path, client: Client) -> None:
+    items = [Item(row, f"第{row}句") for row in range(100)]
+
+    class Torn(Items):
+        def items(self, ids_only: int = 0) -> Iterator[Item]:
+            yield from self.items_
+            raise OSError(errno.EIO, "the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        extract(client, Torn(items), tmp_path / "out.npy", ALWAYS)
+    assert json.loads((tmp_path / "out.npy.partial" / "progress.json").read_text())["items"] == 100
+    assert extract(client, Items(items), tmp_path / "out.npy", ALWAYS).items == 100
 
 
 @pytest.mark.parametrize("where", ["flush", "sync", "append"])
@@ -675,3 +837,149 @@ print(json.dumps([max(rss for items, rss in peaks if items <= peaks[-1][0] // 10
         early, peak = json.loads(done.stdout)
         assert peak - early < 24 * 1024 * 1024, (kind, early, peak)
         triton.forget()
+
+
+# --- Ids that come again.
+
+
+def repeating(count: int = 300) -> list[Item]:
+    """Every id twice but the first and those that fail, the second time with other words."""
+    rows = [(row * 7) % (count // 2) for row in range(count)]
+    return [Item(one if one % 3 else f"第{one}", None if row % 29 == 5 else f"{row}") for row, one in enumerate(rows)]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("interrupt", [False, True])
+def test_repeated_ids_are_counted_and_kept_or_left_out(
+    tmp_path: Path, client: Client, triton: Any, fake: Any, format: str, interrupt: bool
+) -> None:
+    items = repeating()
+    good = [item for item in items if item.value is not None]
+    firsts = {item.id: item.value for item in reversed(good)}
+    for choice, expected in (("keep", good), ("first", [item for item in good if firsts[item.id] == item.value])):
+        output = tmp_path / choice / f"out.{format}"
+        output.parent.mkdir()
+        options = ExtractOptions(checkpoint_s=0.0, batch_size=4, repeated_ids=choice)  # type: ignore[arg-type]
+        if interrupt:
+            triton.forget()
+            attempts: list[int] = []
+
+            def before_infer(attempt: int, items: list[bytes], attempts: list[int] = attempts) -> None:
+                attempts.append(attempt)
+                if len(attempts) > 50:  # in the second half, where ids come again
+                    raise fake.Fault(grpc.StatusCode.INTERNAL, "broken")
+
+            triton.before_infer = before_infer
+            with pytest.raises(CnclipError, match="broken"):
+                extract(client, Items(items), output, options)
+            assert json.loads((output.parent / f"{output.name}.partial/progress.json").read_text())["repeated"] > 0
+            triton.forget()
+        summary = extract(client, Items(items), output, options)
+        assert (summary.items, summary.failures) == (300, 300 - len(good))
+        assert summary.repeated == len(good) - len(firsts)
+        blocks = list(read_features(output, "text"))
+        ids = [str(one) for block in blocks for one in block.ids.tolist()]
+        assert ids == [str(item.id) for item in expected]
+        features = np.stack([fake.features_of(str(item.value).encode()) for item in expected])
+        features /= np.linalg.norm(features, axis=1, keepdims=True)
+        np.testing.assert_array_equal(np.concatenate([block.features for block in blocks]), features)
+        again = extract(client, Items(items), output, options)
+        assert again.already_finished
+        assert again.repeated == summary.repeated
+        assert json.loads((output.parent / f"{output.name}.job.json").read_text())["repeated"] == summary.repeated
+        assert not (output.parent / f"{output.name}.partial").exists()
+    with pytest.raises(JobRefused, match="repeated_ids 'first', now None"):
+        extract(client, Items(items), output)
+
+
+def test_a_repeated_id_is_refused_where_that_is_wanted_and_another_choice_goes_on(
+    tmp_path: Path, client: Client, triton: Any
+) -> None:
+    output = tmp_path / "out.npy"
+    items = [Item(row, f"第{row}句") for row in range(100)] + [Item(7, "又"), Item(100, "终")]
+    refuse = ExtractOptions(repeated_ids="refuse", batch_size=4)
+    with pytest.raises(JobRefused, match=r"the id 7 comes again in the source; mend it, or --repeated-ids first"):
+        extract(client, Items(items), output, refuse)
+    triton.forget()
+    assert extract(client, Items(items), output, ExtractOptions(repeated_ids="first")).repeated == 1
+    assert sum(map(len, triton.requests)) == 2
+    assert len(np.load(output)) == 101
+    # Where none comes again the choice makes no difference.
+    extract(client, Items(items[:100]), tmp_path / "none.npy", refuse)
+    assert extract(client, Items(items[:100]), tmp_path / "none.npy", ExtractOptions()).already_finished
+    with pytest.raises(ValueError, match="repeated_ids must be keep, first, refuse; got 'last'"):
+        extract(client, Items(items), output, ExtractOptions(repeated_ids="last"))  # type: ignore[arg-type]
+
+
+def test_in_parquet_an_integer_and_its_digits_are_one_id(tmp_path: Path, client: Client) -> None:
+    items = Items([Item(7, "一"), Item("7", "二"), Item("x", "三")])
+    assert extract(client, items, tmp_path / "out.npy").repeated == 0
+    assert extract(client, items, tmp_path / "out.parquet").repeated == 1
+
+
+def test_a_set_of_ids_larger_than_its_cache_stays_within_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = sys.modules["cnclip_client.extraction._repeats"]
+    monkeypatch.setattr(whole, "_CACHE_KIB", 64)
+    with whole.Repeats(tmp_path / "seen?#%", lambda one: b"%d" % one) as repeats:
+        for start in range(0, 20_000, 1000):
+            assert repeats.add(repeats.keys(range(start, start + 1000))) == []
+        assert (tmp_path / "seen?#%").stat().st_size > 4 * 64 * 1024
+        assert repeats.add(repeats.keys([20_000, 5, 20_000, 19_999])) == [1, 2, 3]
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Where outputs go.
+
+
+def test_an_output_that_is_a_link_is_written_where_it_leads(tmp_path: Path, client: Client) -> None:
+    (tmp_path / "disk").mkdir()
+    output = tmp_path / "out.npy"
+    output.symlink_to("disk/real.npy")
+    for _ in range(2):
+        extract(client, Items([Item(1, "猫")]), output, ExtractOptions(overwrite=True))
+        assert output.is_symlink()
+        assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == [
+            "real.ids.jsonl",
+            "real.npy",
+            "real.npy.errors.jsonl",
+            "real.npy.job.json",
+        ]
+    assert [path.name for path in tmp_path.iterdir() if path.name != "disk"] == ["out.npy"]
+
+
+@pytest.mark.parametrize("name", ["out.npy", "out.ids.jsonl", "out.npy.errors.jsonl", "out.npy.job.json"])
+@pytest.mark.parametrize("kind", ["a pipe", "a folder", "a character device"])
+def test_an_output_that_is_no_file_is_refused_before_any_work(
+    tmp_path: Path, client: Client, triton: Any, name: str, kind: str
+) -> None:
+    place = tmp_path / name
+    if kind == "a pipe":
+        os.mkfifo(place)
+    elif kind == "a folder":
+        place.mkdir()
+    else:
+        place.symlink_to("/dev/null")
+    with pytest.raises(JobRefused, match=f"is {kind}, and a job's output a file .*; give another --output"):
+        extract(client, Items([Item(1, "猫")]), tmp_path / "out.npy", ExtractOptions(overwrite=True))
+    assert not triton.requests
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_a_file_where_the_work_should_be_is_told(tmp_path: Path, client: Client) -> None:
+    (tmp_path / "out.npy.partial").write_bytes(b"what is it?")
+    with pytest.raises(JobRefused, match=r"out\.npy\.partial is there and no folder of a job's work; remove it"):
+        extract(client, Items([Item(1, "猫")]), tmp_path / "out.npy")
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+def test_a_disk_that_has_no_locks_costs_a_warning(
+    tmp_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    import fcntl
+
+    def refused(handle: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    assert extract(client, Items([Item(1, "猫")]), tmp_path / "out.npy").items == 1
+    assert re.search(r"out\.npy\.partial cannot be locked \(.*\): see that this job runs only once", caplog.text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import os
 import random
@@ -38,6 +39,37 @@ def values(source: Any, ids_only: int = 0) -> list[tuple[Any, Any]]:
         assert skipped[count:] == items[count:]
     assert json.dumps(dict(source.fingerprint))
     return [(item.id, item.value if not item.failure else f"!{item.failure}") for item in items]
+
+
+def test_a_path_that_cannot_be_looked_at_costs_no_other(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    lines = [tmp_path / "a.jpg", "x" * 5000, tmp_path / "a.jpg" / "b", tmp_path / "loop", tmp_path / "pipe", tmp_path]
+    (tmp_path / "list").write_text("".join(f"{line}\n" for line in lines) + "a\0b\n")
+    found = values(image_source(tmp_path / "list", format="list"))
+    assert [one for one, _ in found] == [*map(str, lines), "a\0b"]
+    assert [value for _, value in found[:6]] == [
+        str(tmp_path / "a.jpg"),
+        "!File name too long",
+        "!Not a directory",
+        "!Too many levels of symbolic links",
+        "!is no file",
+        "!is no file",
+    ]
+    assert found[6][1].startswith("!is no path: ")
+    assert len(values(image_source(f"{tmp_path}/*"))) == 4
+
+
+def test_ids_and_texts_that_are_encoded_by_a_dictionary(tmp_path: Path) -> None:
+    words = pa.array(["一", "二", "一"]).dictionary_encode()
+    columns = {"text_id": pa.array(["a", "b", "c"]).dictionary_encode(), "text": words, "path": words}
+    pq.write_table(
+        pa.table({**columns, "id": pa.array([7, 8, 9], pa.int32()).dictionary_encode()}), tmp_path / "a.parquet"
+    )
+    expected = ["一", "二", "一"]
+    assert values(text_source(tmp_path / "a.parquet")) == list(zip("abc", expected, strict=True))
+    assert values(image_source(tmp_path / "a.parquet")) == list(zip([7, 8, 9], expected, strict=True))
 
 
 # --- Ids.
@@ -245,12 +277,12 @@ def lmdb_of(path: Path, images: dict[Any, bytes]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("mapped", [1, 64, 1 << 30])
-def test_a_cn_clip_lmdb(tmp_path: Path, mapped: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is unmapped and opened anew after every so many bytes, and goes on behind the key before."""
-    monkeypatch.setattr(sys.modules["cnclip_client.sources._lmdb"], "_MAPPED_BYTES", mapped)
+@pytest.mark.parametrize("more", [0, 5, 3000])
+@pytest.mark.parametrize("size", [30, 5000])
+def test_a_cn_clip_lmdb(tmp_path: Path, more: int, size: int) -> None:
+    """Of one page or of a tree of them; values that are in the page, and such as take pages of their own."""
     rng = random.Random(0)
-    images: dict[Any, bytes] = {row: rng.randbytes(30) for row in range(0, 300, 3)} | {"图1": b"x", "zz": b"y"}
+    images: dict[Any, bytes] = {row: rng.randbytes(size) for row in range(0, 3 * more, 3)} | {"图1": b"x", "zz": b"y"}
     folder = lmdb_of(tmp_path / "imgs", images)
     expected = sorted(images.items(), key=lambda pair: str(pair[0]).encode())
     for path in (folder, tmp_path):
@@ -271,6 +303,70 @@ def test_an_lmdb_with_a_bad_value_and_one_that_is_none(tmp_path: Path) -> None:
     (folder / "data.mdb").write_bytes(b"x" * 10_000)
     with pytest.raises(BadFile, match="no LMDB"):
         list(image_source(folder).items())
+
+
+def test_an_lmdb_that_was_changed_often(tmp_path: Path) -> None:
+    """Transactions use pages again; what was deleted, and a value that replaced another, leave free ones."""
+    import lmdb
+
+    rng = random.Random(1)
+    expected: dict[bytes, bytes] = {}
+    with lmdb.open(str(tmp_path), map_size=1 << 28) as environment:
+        for _ in range(40):
+            with environment.begin(write=True) as transaction:
+                for _ in range(50):
+                    key, value = b"%d" % rng.randrange(500), rng.randbytes(rng.choice([3, 1500, 9000]))
+                    if rng.random() < 0.4:
+                        transaction.delete(key)
+                        expected.pop(key, None)
+                    else:
+                        transaction.put(key, base64.b64encode(value))
+                        expected[key] = value
+            assert values(image_source(tmp_path)) == [(int(key), expected[key]) for key in sorted(expected)]
+
+
+def test_an_lmdb_of_several_values_or_none(tmp_path: Path) -> None:
+    import lmdb
+
+    with lmdb.open(str(tmp_path / "none")):
+        pass
+    assert values(image_source(tmp_path / "none")) == []
+    assert image_source(tmp_path / "none").total() == 0
+    with lmdb.open(str(tmp_path / "named"), max_dbs=1) as environment:
+        environment.open_db(b"inner")
+    with pytest.raises(BadFile, match=r"named.data\.mdb: b'inner' holds more than one value; make it as cn_clip does"):
+        values(image_source(tmp_path / "named"))
+
+
+@pytest.mark.parametrize("more", [3, 2000])
+@pytest.mark.parametrize("size", [30, 5000])
+def test_an_lmdb_that_is_cut_off_is_told_before_any_item(tmp_path: Path, more: int, size: int) -> None:
+    folder = lmdb_of(tmp_path / "imgs", {row: bytes(size) for row in range(more)})
+    data = (folder / "data.mdb").read_bytes()
+    for part in range(8):
+        (folder / "data.mdb").write_bytes(data[: len(data) * part // 8])
+        with pytest.raises(BadFile, match=r"data\.mdb: it is cut off, or damaged: it has .* make it anew, or copy it"):
+            next(image_source(folder).items())
+
+
+def test_a_damaged_lmdb_is_told(tmp_path: Path) -> None:
+    """Bytes turned anywhere: the file is told, or an item, or (in a picture's own bytes) nothing can be."""
+    rng = random.Random(2)
+    folder = lmdb_of(tmp_path / "imgs", {row: rng.randbytes(rng.choice([20, 3000])) for row in range(400)})
+    data = (folder / "data.mdb").read_bytes()
+    told = 0
+    for _ in range(300):
+        damaged = bytearray(data)
+        start = rng.randrange(len(data)) & ~4095  # a page's head, where the numbers are
+        for _ in range(rng.choice([1, 1, 8])):
+            damaged[start + rng.randrange(48)] ^= 1 << rng.randrange(8)
+        (folder / "data.mdb").write_bytes(damaged)
+        try:
+            assert len(values(image_source(folder))) <= 400
+        except BadFile as error:
+            told += 1
+            assert str(folder) in str(error)  # noqa: PT017 - not all of them raise
+    assert told > 30
 
 
 TEXTS = st.lists(st.tuples(st.one_of(st.integers(), st.text()), st.text(st.characters(codec="utf-8"))), max_size=20)
@@ -427,6 +523,107 @@ def test_what_holds_texts_is_told(tmp_path: Path, name: str, content: bytes, exp
     assert text_source(tmp_path / name).fingerprint["format"] == expected
 
 
+_ARRAY = json.dumps([{"text_id": 5, "text": "猫"}, {"text_id": 6, "text": "狗"}])
+_INDENTED = json.dumps([{"text_id": 5, "text": "猫"}], indent=2)
+_CSV = "text_id,text\n5,一只猫\n6,一只狗，和猫\n"
+_NUMBERED = "".join(f"{row}\t第{row}句\n" for row in range(5))
+_NO_LINES = [
+    ("a.txt", _ARRAY, "is JSON"),
+    ("a.json", _ARRAY, "is JSON"),
+    ("noname", _INDENTED, "is JSON"),
+    ("a.txt", _INDENTED, "is JSON"),
+    ("a.txt", '\ufeff["一", "二"]', "is JSON"),
+    ("a.txt", '[["一", 1]', "is JSON"),
+    ("a.txt", '{"texts": ["一"]}', "is JSON"),
+    ("a.txt", '{"text_id": 1, "text": "一"}\n', "is JSON"),
+    ("noname", '{\n  "text_id": 5,\n', "is JSON"),
+    ("noname", '{"text_id": 5,\n "text": "一"}', "is JSON"),
+    ("a.txt", '[{"text_id": 1, "text": "' + "长" * 100_000 + '"}]', "is JSON"),
+    ("a.csv", "一\n二\n", "is a table"),
+    ("noname", _CSV, "is a table"),
+    ("a.txt", _CSV, "is a table"),
+    ("a.txt", _CSV.replace(",", "\t"), "is a table"),
+    ("a.txt", '\ufeff"ID";"Caption"\n1;"一"\n', "is a table"),
+    ("a.txt", _NUMBERED, "is a table"),
+    ("a.txt", "image_id,path\n1,a.jpg\n", "is a table"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "told"), _NO_LINES)
+def test_what_is_no_file_of_lines_is_not_taken_for_one(tmp_path: Path, name: str, content: str, told: str) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    for take, lines in ((text_source, "lines"), (image_source, "list")):
+        if take is image_source and name == "noname" and "\t" in content:
+            continue  # a MUGE TSV
+        with pytest.raises(BadFile, match=f"{name}: {told}.*; give .*, or --format {lines} if its lines are meant"):
+            take(path)
+        assert take(path, format=lines).fingerprint["format"] == lines  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.tsv", "a.tsv.gz", "noname"])
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (gzip.compress(b"1\tAAAA\n" * 1000), "is gzip; unpack it first"),
+        (b"PK\x03\x04\t\0", "is a zip archive or an Excel sheet"),
+        ("一\n二\n".encode("utf-16"), "is UTF-16; convert it to UTF-8"),
+    ],
+)
+def test_what_is_packed_is_told(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    for take in (text_source, image_source):
+        with pytest.raises(BadFile, match=told):
+            take(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [_ARRAY, _INDENTED])
+def test_a_jsonl_that_is_no_object_a_line_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.jsonl").write_text(content, encoding="utf-8")
+    with pytest.raises(BadFile, match=r"a\.jsonl: is JSON, but not an object a line; convert it \(jq"):
+        text_source(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[微笑] 今天真好\n[大哭]\n",
+        "[1] 一只猫\n",
+        "一只猫, 一只狗\n一只鸟, 一匹马\n一条鱼, 一头牛\n",
+        "a cat, a dog\nmice\n",
+        "1, 2, 3\n木头人\n",
+        "text\n一\n",
+        "标题\t内容\n一\n二\t三\n",
+        "",
+        "{开心}\n",
+        "2024 5,000 米\n3 千\n",
+    ],
+)
+def test_texts_that_only_look_a_little_like_it_are_taken(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.txt").write_text(content, encoding="utf-8")
+    assert text_source(tmp_path / "a.txt").fingerprint["format"] == "lines"
+
+
+def test_what_can_be_read_only_once_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for take in (text_source, image_source):
+        with pytest.raises(BadFile, match="is no file, and cannot be read again"):
+            take(tmp_path / "pipe.jsonl")
+        with pytest.raises(BadFile, match="-: standard input cannot be read again to go on; write it to a file first"):
+            take("-")
+
+
+def test_parquet_in_folders_below(tmp_path: Path) -> None:
+    for name in ("day=1/a.parquet", "day=2/b.parquet", ".trash/c.parquet", "day=1/._a.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"text_id": [1], "text": [name], "image": [b"x"]}), tmp_path / name)
+    assert [item.value for item in text_source(tmp_path).items()] == ["day=1/a.parquet", "day=2/b.parquet"]
+    assert [item.value for item in image_source(tmp_path).items()] == [b"x", b"x"]
+    (tmp_path / "day=0").mkdir()
+    (tmp_path / "day=0" / "a.jpg").touch()
+    assert image_source(tmp_path).fingerprint["format"] == "folder"
+
+
 def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\0")
     with pytest.raises(BadFile, match="is it an image\\? give a folder"):
@@ -437,7 +634,7 @@ def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
         image_source(tmp_path, column="x")
 
 
-@pytest.mark.parametrize(("module", "extra"), [("lmdb", "lmdb"), ("pyarrow", "parquet")])
+@pytest.mark.parametrize(("module", "extra"), [("pyarrow", "parquet")])
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, extra: str) -> None:
     lmdb_of(tmp_path / "imgs", {1: b"x"})
     pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "a.parquet")

@@ -1,14 +1,14 @@
 """Triton's side of image preprocessing: `IMAGE` (encoded images) -> `pixels` (uint8 `[N, R, R, 3]`)."""
 
 import json
-import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from cnclip_bad_rows import bad_rows_message
-from cnclip_pixels import BadImage, decode_pixels, limit_pixels
+from cnclip_pixels import BadImage, decode_pixels, decoding_threads, image_formats, limit_pixels
 from cnclip_refusal_log import RefusalLog
 
 
@@ -18,12 +18,20 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Reads the model's parameters.
 
-        `resolution`, `threads` (0 for as many as cores), `max_image_pixels`, and `decoding`: "exact" or "reduced".
+        `resolution`, `threads` (0 for this instance's share of the cores that the container may use),
+        `max_image_pixels`, `decoding` ("exact" or "reduced"), and, if it is there, `image_formats`: Pillow's names of
+        formats to decode beside those that are by default, separated by commas.
         """
-        parameters = json.loads(args["model_config"])["parameters"]
+        config = json.loads(args["model_config"])
+        parameters = config["parameters"]
+        # Pillow warns of odd metadata; the pixels are what counts. `catch_warnings` is not for threads.
+        warnings.simplefilter("ignore")
         self._resolution = int(parameters["resolution"]["string_value"])
         self._reduced = parameters["decoding"]["string_value"] == "reduced"
-        threads = int(parameters["threads"]["string_value"]) or len(os.sched_getaffinity(0))
+        threads = int(parameters["threads"]["string_value"]) or decoding_threads(
+            sum(group.get("count", 1) for group in config.get("instance_group", [])) or 1
+        )
+        self._formats = image_formats(parameters.get("image_formats", {}).get("string_value", ""))
         limit_pixels(int(parameters["max_image_pixels"]["string_value"]))
         self._pool = ThreadPoolExecutor(threads)
         self._log = RefusalLog(args["model_name"], pb_utils.Logger.log_warn)
@@ -43,14 +51,15 @@ class TritonPythonModel:
 
     def _decode(self, encoded: bytes) -> Any:
         try:
-            return decode_pixels(encoded, self._resolution, reduced=self._reduced)
+            return decode_pixels(encoded, self._resolution, reduced=self._reduced, formats=self._formats)
         except BadImage as error:
             return error
 
     def _respond(self, request: Any, images: Any, rows: list[Any]) -> Any:
-        bad = {index: str(row) for index, row in enumerate(rows) if isinstance(row, BadImage)}
+        bad = {index: row for index, row in enumerate(rows) if isinstance(row, BadImage)}
         if bad:
-            self._log.refused(images, bad, request.request_id())
-            error = pb_utils.TritonError(bad_rows_message(bad), pb_utils.TritonError.INVALID_ARG)
+            self._log.refused(images, {index: row.details for index, row in bad.items()}, request.request_id())
+            message = bad_rows_message({index: str(row) for index, row in bad.items()})
+            error = pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
             return pb_utils.InferenceResponse(error=error)
         return pb_utils.InferenceResponse([pb_utils.Tensor("pixels", np.stack(rows))])

@@ -7,20 +7,32 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 from cnclip_bad_rows import bad_rows_message
 from cnclip_refusal_log import RefusalLog
-from cnclip_token_ids import BadText, TokenIds
+from cnclip_token_ids import BadText, TokenIds, decoded, lengths_in_steps
 
 
 class TritonPythonModel:
     """Tokenises; the texts of all waiting requests are padded alike, so that the encoder can batch them."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Reads `context_length` and `length_step` from the model's parameters and `vocab.txt` beside this file."""
-        parameters = json.loads(args["model_config"])["parameters"]
+        """Reads `context_length` and `lengths` from the model's parameters and `vocab.txt` beside this file.
+
+        Configs of older builds have a `length_step` instead of `lengths`.
+        """
+        parameters = {
+            name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()
+        }
+        context_length = int(parameters["context_length"])
         self._token_ids = TokenIds(
             Path(__file__).with_name("vocab.txt"),
-            *(int(parameters[name]["string_value"]) for name in ("context_length", "length_step")),
+            context_length,
+            [int(length) for length in parameters["lengths"].split(",")]
+            if "lengths" in parameters
+            else lengths_in_steps(int(parameters["length_step"]), context_length),
         )
         self._log = RefusalLog(args["model_name"], pb_utils.Logger.log_warn)
+        # Long captions are everyday, and nothing is wrong with them: fewer lines, and none of those for refused items.
+        self._cut_log = RefusalLog(args["model_name"], pb_utils.Logger.log_info, lines_a_second=0.1)
+        self._metrics, self._cut_texts = _counter(args["model_name"], args["model_version"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answers every request with its token ids, or refuses it, naming its bad rows."""
@@ -28,7 +40,7 @@ class TritonPythonModel:
         spans: list[tuple[int, int] | dict[int, str]] = []  # of each request: where its rows are, or what is bad
         for request in requests:
             texts = pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy().reshape(-1)
-            encoded, bad = self._encode(texts)
+            encoded, bad = self._encode(texts, request.request_id())
             if bad:
                 self._log.refused(texts, bad, request.request_id())
             spans.append(bad or (len(rows), len(rows) + len(encoded)))
@@ -37,14 +49,27 @@ class TritonPythonModel:
         padded = self._token_ids.pad(rows)
         return [self._respond(span, padded) for span in spans]
 
-    def _encode(self, texts: Any) -> tuple[list[list[int]], dict[int, str]]:
+    def finalize(self) -> None:
+        """Lets go of the metric before the process ends."""
+        self._cut_texts = self._metrics = None
+
+    def _encode(self, texts: Any, request_id: str) -> tuple[list[list[int]], dict[int, str]]:
         encoded: list[list[int]] = []
         bad: dict[int, str] = {}
+        cut: list[int] = []
         for index, text in enumerate(texts):
             try:
-                encoded.append(self._token_ids.encode_utf8(text))
+                ids, is_cut = self._token_ids.encode_and_tell(decoded(text))
             except BadText as error:
                 bad[index] = str(error)
+            else:
+                encoded.append(ids)
+                if is_cut:
+                    cut.append(index)
+        if cut and not bad:  # a refused request is sent again without its bad rows
+            if self._cut_texts is not None:
+                self._cut_texts.increment(len(cut))
+            self._cut_log.cut(texts, cut, request_id, self._token_ids.context_length)
         return encoded, bad
 
     def _respond(self, span: tuple[int, int] | dict[int, str], padded: Any) -> Any:
@@ -52,3 +77,16 @@ class TritonPythonModel:
             error = pb_utils.TritonError(bad_rows_message(span), pb_utils.TritonError.INVALID_ARG)
             return pb_utils.InferenceResponse(error=error)
         return pb_utils.InferenceResponse([pb_utils.Tensor("text", padded[slice(*span)])])
+
+
+def _counter(model: str, version: str) -> tuple[Any, Any]:
+    """The metric that counts cut texts, behind what keeps it alive; None where a server's metrics are turned off."""
+    try:
+        family = pb_utils.MetricFamily(
+            name="cnclip_texts_cut",
+            description="Texts of which tokens past the context length were cut off",
+            kind=pb_utils.MetricFamily.COUNTER,
+        )
+        return family, family.Metric(labels={"model": model, "version": version})
+    except pb_utils.TritonModelException:
+        return None, None

@@ -2,12 +2,13 @@
 
 The fields are those that Triton's C++ onnxruntime backend reads (its README, "Model Config Options"), with
 the same defaults; what it ignores is ignored here. Runs inside the Python backend's stub: it imports the
-standard library, onnxruntime and its neighbour, nothing else.
+standard library, onnxruntime and its neighbours, nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,11 @@ import onnxruntime as ort
 
 if TYPE_CHECKING:
     from cnclip_server.backends.onnxruntime.cnclip_ort_checks import LoadError
+    from cnclip_server.backends.onnxruntime.cnclip_ort_cores import granted_cores
 else:
     # Triton puts this folder on the stub's sys.path; cnclip_server itself may not be importable there.
     from cnclip_ort_checks import LoadError
+    from cnclip_ort_cores import granted_cores
 
 _DEFAULT_FILE = "model.onnx"
 _INITIALIZERS = "session.use_device_allocator_for_initializers"
@@ -31,6 +34,7 @@ _GRAPH_LEVELS = {
 }
 _CUDNN_SEARCH = {0: "EXHAUSTIVE", 1: "HEURISTIC", 2: "DEFAULT"}
 _ARENA_STRATEGY = {0: "kNextPowerOfTwo", 1: "kSameAsRequested"}
+_CUDA_BOOLEANS = frozenset({"do_copy_in_default_stream", "use_ep_level_unified_stream", "use_tf32"})
 _TENSORRT_PRECISION = {"FP16": "trt_fp16_enable", "BF16": "trt_bf16_enable", "INT8": "trt_int8_enable"}
 _TENSORRT_NAMES = {"max_workspace_size_bytes": "trt_max_workspace_size"}
 
@@ -64,17 +68,48 @@ def open_session(config: Mapping[str, Any], path: Path, *, kind: str, device_id:
         device_id: The GPU's number, used where the kind is `GPU`.
 
     Raises:
-        LoadError: The file cannot be read, a parameter has no meaning, or an execution provider is missing.
+        LoadError: The file cannot be read, a parameter has no meaning, or an execution provider is missing or does
+            not work.
     """
     options = session_options(config)
     providers = execution_providers(config, kind=kind, device_id=device_id)
     try:
-        return ort.InferenceSession(str(path), sess_options=options, providers=providers)
+        session = ort.InferenceSession(str(path), sess_options=options, providers=providers)
     except Exception as error:  # ONNX Runtime's errors share no base class of their own.
         raise LoadError(
             f"unable to load model '{config['name']}' from '{path}': {error}; export or copy the file again, "
             "with its external data beside it"
         ) from error
+    _check_providers(config["name"], [name for name, _ in providers], session.get_providers())
+    return session
+
+
+def _check_providers(model: str, asked: Sequence[str], got: Sequence[str]) -> None:
+    """Refuses a session that lacks a provider it was asked for: ONNX Runtime warns, and goes on with the CPU.
+
+    Raises:
+        LoadError: With what its library lacks.
+    """
+    for name in asked:
+        if name not in got:
+            raise LoadError(
+                f"unable to load model '{model}': it asks for {name}, which this onnxruntime {ort.__version__} has and "
+                f"could not start ({_library_error(name)}), so that it would run on {', '.join(got)}; install the "
+                "libraries of the CUDA that this onnxruntime was built for, and a driver that is new enough, or ask "
+                "for KIND_CPU without accelerators"
+            )
+
+
+def _library_error(provider: str) -> str:
+    """Why a provider's library cannot be loaded, in the loader's words."""
+    name = provider.removesuffix("ExecutionProvider").lower()
+    folder = Path(ort.__file__).parent / "capi"
+    try:
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(folder / f"libonnxruntime_providers_{name}.so"))
+    except OSError as error:
+        return str(error)
+    return "its library can be loaded; no GPU, or one that it does not support"
 
 
 def session_options(config: Mapping[str, Any]) -> ort.SessionOptions:
@@ -104,8 +139,9 @@ def session_options(config: Mapping[str, Any]) -> ort.SessionOptions:
             f"{mode}; write 0 (sequential) or 1 (parallel)"
         )
     options.execution_mode = ort.ExecutionMode.ORT_PARALLEL if mode else ort.ExecutionMode.ORT_SEQUENTIAL
-    # 0, and anything below it, leaves the choice to ONNX Runtime: as many threads as there are cores.
-    options.intra_op_num_threads = max(0, _parameter(config, "intra_op_thread_count", int, 0))
+    # 0, and anything below it, leaves the choice to ONNX Runtime: as many threads as there are cores. It does not know
+    # what a container may use of them.
+    options.intra_op_num_threads = max(0, _parameter(config, "intra_op_thread_count", int, 0)) or granted_cores() or 0
     options.inter_op_num_threads = max(0, _parameter(config, "inter_op_thread_count", int, 0))
     options.enable_cpu_mem_arena = _parameter(config, "enable_mem_arena", _boolean, True)
     options.enable_mem_pattern = _parameter(config, "enable_mem_pattern", _boolean, True)
@@ -150,10 +186,12 @@ def execution_providers(config: Mapping[str, Any], *, kind: str, device_id: int)
             if accelerator["name"] == "tensorrt":
                 providers.append(("TensorrtExecutionProvider", _tensorrt_options(parameters, device_id)))
             elif accelerator["name"] == "cuda":
-                cuda = parameters
+                cuda = _checked_cuda_parameters(config["name"], parameters)
             else:
                 raise LoadError(_unknown(accelerator["name"], "tensorrt and cuda"))
-        providers.append(("CUDAExecutionProvider", {**cuda, **_cuda_options(config, device_id)}))
+        # ONNX Runtime's own default is 1: FP32 with the 10 bits of mantissa that TF32 keeps. FP32 is FP32 here unless
+        # the configuration says otherwise.
+        providers.append(("CUDAExecutionProvider", {"use_tf32": "0", **cuda, **_cuda_options(config, device_id)}))
     for accelerator in accelerators.get("cpu_execution_accelerator", []):
         if accelerator["name"] != "openvino":
             raise LoadError(_unknown(accelerator["name"], "openvino"))
@@ -167,6 +205,23 @@ def execution_providers(config: Mapping[str, Any], *, kind: str, device_id: int)
                 "KIND_CPU without accelerators, or serve the repository with NVIDIA's container"
             )
     return [*providers, ("CPUExecutionProvider", {})]
+
+
+def _checked_cuda_parameters(model: str, parameters: dict[str, str]) -> dict[str, str]:
+    """The parameters of the accelerator "cuda", which the C++ backend hands on as they are, but for their spelling.
+
+    Raises:
+        LoadError: One that is true or false is neither.
+    """
+    for name in _CUDA_BOOLEANS & set(parameters):
+        try:
+            parameters[name] = "1" if _boolean(parameters[name]) else "0"
+        except ValueError:
+            raise LoadError(
+                f"unable to load model '{model}': parameter '{name}' of the accelerator cuda has the value "
+                f"'{parameters[name]}'; write 0 or 1"
+            ) from None
+    return parameters
 
 
 def _cuda_options(config: Mapping[str, Any], device_id: int) -> dict[str, str]:

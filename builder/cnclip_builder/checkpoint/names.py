@@ -1,0 +1,135 @@
+"""Finds the tensors in what a trainer saved, and gives them the names that cn_clip's model has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cnclip_builder.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+# Under which trainers keep a model's tensors: cn_clip, Hugging Face and many loops, Lightning, DeepSpeed.
+_HOLDERS = ("state_dict", "model_state_dict", "model", "module")
+_DEEPEST = 3
+
+# Parts that wrappers put into names: DataParallel and DDP, torch.compile, FSDP, activation checkpoints, DeepSpeed.
+_WRAPPERS = frozenset(
+    {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_ddp_module"}
+)
+
+_LANDMARK = "text_projection"
+"""A tensor that every Chinese-CLIP model has, at its root: what stands before it is a prefix."""
+
+
+@dataclass(frozen=True)
+class NamedTensors:
+    """A model's tensors.
+
+    Attributes:
+        tensors: under cn_clip's names, if they are of such a model.
+        prefix: what was taken off their names, such as "model."; empty if nothing was.
+        holder: the key that they were found under, such as "state_dict"; empty for a bare state dict.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    prefix: str = ""
+    holder: str = ""
+
+
+def find_tensors(path: Path, loaded: Any) -> NamedTensors:
+    """Finds a model's tensors in what its trainer saved.
+
+    Args:
+        path: named in errors.
+        loaded: what the file holds.
+
+    Raises:
+        CheckpointError: it holds no tensors, several models, or the shell that DeepSpeed's ZeRO-3 leaves.
+    """
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{path} holds a {type(loaded).__name__}, not a checkpoint with a 'state_dict'")
+    found = list(_holders(loaded, "", 0))
+    if not found:
+        keys = ", ".join(map(str, list(loaded)[:5])) or "nothing"
+        raise CheckpointError(
+            f"{path} is not a checkpoint: it has no 'state_dict' with tensors; it holds {keys}. Save it again as "
+            "torch.save({'state_dict': model.state_dict()}, path)"
+        )
+    # An optimizer's or an average's tensors have other names; where none has the landmark, the first is shown.
+    holder, tensors = next(
+        ((holder, tensors) for holder, tensors in found if any(_is_landmark(name) for name in tensors)), found[0]
+    )
+    if tensors and all(value.numel() == 0 for value in tensors.values()):
+        raise CheckpointError(
+            f"{path} holds empty tensors, as DeepSpeed's ZeRO-3 leaves them: run the zero_to_fp32.py that lies beside "
+            "the checkpoint's folder, and give the file that it writes"
+        )
+    named, prefix = _without_prefix(path, _without_wrappers(path, tensors))
+    return NamedTensors(_in_cn_clips_form(named), prefix, holder)
+
+
+def shared_prefix(names: list[str]) -> str:
+    """The parts that all names begin with, "" for none."""
+    prefix = ""
+    while names and (first := names[0][len(prefix) :].partition(".")) and first[1]:
+        longer = f"{prefix}{first[0]}."
+        if not all(name.startswith(longer) for name in names):
+            break
+        prefix = longer
+    return prefix
+
+
+def _holders(loaded: Mapping[Any, Any], where: str, depth: int) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """Every mapping with tensors that is held under a known key, the outermost and best-known key first."""
+    import torch
+
+    for key in _HOLDERS:
+        if depth < _DEEPEST and isinstance(inner := loaded.get(key), Mapping):
+            yield from _holders(inner, f"{where}.{key}".lstrip("."), depth + 1)
+    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
+    if tensors:
+        yield where, tensors
+
+
+def _is_landmark(name: str) -> bool:
+    return name.split(".")[-1] == _LANDMARK
+
+
+def _without_wrappers(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    plain: dict[str, torch.Tensor] = {}
+    for name, value in tensors.items():
+        short = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        if short in plain:
+            raise CheckpointError(
+                f"{path} holds {short} twice, one of them as {name}: save one model's state_dict alone"
+            )
+        plain[short] = value
+    return plain
+
+
+def _without_prefix(path: Path, tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
+    """Takes off what stands before a model's names, where one model is there; tensors without it stay as they are."""
+    prefixes = sorted({name.removesuffix(_LANDMARK) for name in tensors if _is_landmark(name)})
+    if "" in prefixes or not prefixes:
+        return tensors, ""
+    if len(prefixes) > 1:
+        raise CheckpointError(
+            f"{path} holds several models, under the prefixes {', '.join(map(repr, prefixes))}: save one of them "
+            "alone, without its prefix"
+        )
+    (prefix,) = prefixes
+    return {name.removeprefix(prefix): value for name, value in tensors.items()}, prefix
+
+
+def _in_cn_clips_form(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    if any(".Wqkv." in name for name in tensors):
+        from cn_clip.clip.model import convert_state_dict
+
+        # cn_clip's way back from FlashAttention's names is right only for names that start with "module.".
+        tensors = convert_state_dict({f"module.{name}": value for name, value in tensors.items()})
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return {name: value for name, value in tensors.items() if not name.startswith("bert.pooler.")}

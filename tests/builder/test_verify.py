@@ -1,0 +1,45 @@
+"""What a live comparison asks of each encoder."""
+
+from __future__ import annotations
+
+import pytest
+from cnclip_builder.errors import BuildError, ParityError
+from cnclip_builder.parity.distance import TOLERANCES, Parity
+from cnclip_builder.verify import Verification, served_precisions
+
+
+@pytest.mark.parametrize(
+    ("served", "image", "text"),
+    [
+        ("fp32", "fp32", "fp32"),
+        ("", "fp32", "fp32"),
+        ("fp16", "fp16", "fp16"),
+        ("int8", "int8", "int8"),
+        ("image fp32, text int8", "fp32", "int8"),
+        ("image int8, text fp32", "int8", "fp32"),
+    ],
+)
+def test_what_a_server_says_decides_each_encoders_tolerance(served: str, image: str, text: str) -> None:
+    assert served_precisions(served) == {"image": image, "text": text}
+
+
+@pytest.mark.parametrize("served", ["bf16", "image fp32", "image fp32, text fp4", "text int8, picture int8"])
+def test_what_no_builder_said(served: str) -> None:
+    with pytest.raises(BuildError, match=r"of its encoders' precision, and this builder knows fp32, fp16, int8"):
+        served_precisions(served)
+
+
+def test_an_fp32_encoder_is_not_let_off_with_its_neighbours_int8() -> None:
+    loose = Parity(rows=4, cosine_distance=5e-3, centred_distance=1e-2, absolute_difference=1.0, worst_row=1)
+    tolerances = {
+        tower: TOLERANCES[precision] for tower, precision in served_precisions("image fp32, text int8").items()
+    }
+    Verification("mine", tolerances, {"text": loose}).require()
+    with pytest.raises(ParityError, match=r"the image features .* \(at most 1e-06 passes\)"):
+        Verification("mine", tolerances, {"image": loose, "text": loose}).require()
+
+
+def test_half_precision_keeps_the_ranking() -> None:
+    """What FP16 was seen to cost official architectures is 2e-4; INT8 may cost 2e-2."""
+    assert TOLERANCES["fp32"].centred_distance < TOLERANCES["fp16"].centred_distance == 5e-3
+    assert TOLERANCES["fp16"].centred_distance < TOLERANCES["int8"].centred_distance

@@ -1,0 +1,190 @@
+"""What a server has to bear: clients that vanish, little shared memory, the largest batches, odd images before good ones."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc
+from cnclip_client import Client
+from cnclip_server import TritonServer
+from cnclip_server._watch import parse_counts
+from PIL import Image
+
+pytestmark = pytest.mark.triton
+
+MODEL = "demo"
+
+
+def picture(side: int, seed: int = 0, form: str = "JPEG") -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, form)
+    return buffer.getvalue()
+
+
+def request(name: str, items: list[bytes]) -> grpc.InferInput:
+    tensor = grpc.InferInput(name, [len(items), 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[item] for item in items], dtype=object))
+    return tensor
+
+
+@pytest.fixture
+def pending(demo_server: TritonServer) -> Callable[[], int]:
+    """How many requests wait, for all models together."""
+
+    def count() -> int:
+        with urllib.request.urlopen(f"http://{demo_server.metrics_url}/metrics", timeout=10) as response:
+            return sum(counts.pending for counts in parse_counts(response.read().decode()).values())
+
+    return count
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def test_thousands_of_cancelled_requests(demo_server: TritonServer, pending: Callable[[], int]) -> None:
+    texts, images = request("TEXT", ["红".encode()] * 16), request("IMAGE", [picture(300)] * 4)
+    seen = 0
+    with grpc.InferenceServerClient(demo_server.grpc_url) as client:
+        for model, tensor, count in (("demo-text", texts, 3000), ("demo-image", images, 200)):
+            calls = [client.async_infer(model, [tensor], lambda result, error: None) for _ in range(count)]
+            seen = max(seen, pending())
+            for call in calls:
+                call.cancel()
+    assert seen > 10
+    assert wait_for(lambda: pending() == 0, 60)
+    with Client(demo_server.grpc_url, model=MODEL) as survivor:
+        assert survivor.encode_texts(["红"] * 5).shape == (5, survivor.info.embedding_size)
+
+
+FLOOD = """
+import sys, numpy as np, tritonclient.grpc as grpc
+client = grpc.InferenceServerClient(sys.argv[1])
+tensor = grpc.InferInput("TEXT", [16, 1], "BYTES")
+tensor.set_data_from_numpy(np.array([["红"]] * 16, dtype=object))
+calls = [client.async_infer("demo-text", [tensor], lambda result, error: None) for _ in range(500)]
+print("under way", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_clients_that_are_killed(demo_server: TritonServer, pending: Callable[[], int]) -> None:
+    folder = Path(f"/proc/{demo_server.pid}/fd")
+    files = len(list(folder.iterdir()))
+    command = [sys.executable, "-c", FLOOD, demo_server.grpc_url]
+    floods = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(3)]
+    for flood in floods:
+        with flood:
+            assert flood.stdout is not None
+            assert flood.stdout.readline() == b"under way\n"
+            flood.kill()
+    assert wait_for(lambda: pending() == 0, 60)
+    # Their connections are gone too.
+    assert wait_for(lambda: len(list(folder.iterdir())) <= files, 10)
+
+
+def test_one_pixel_then_good_ones(demo_server: TritonServer) -> None:
+    good = [picture(64, seed) for seed in range(16)]
+    with Client(demo_server.grpc_url, model=MODEL) as client:
+        before = client.encode_images(good)
+        for form in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"):
+            one = client.encode_images([picture(1, form=form)])
+            assert np.isfinite(one).all()
+            np.testing.assert_allclose(np.linalg.norm(one), 1, rtol=1e-5)
+        np.testing.assert_allclose(client.encode_images([picture(1), *good])[1:], before, atol=1e-5)
+
+
+def resident_kib(pid: int) -> int:
+    """Memory of a process and all below it."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    own = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+    children = [
+        child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+    return own + sum(resident_kib(int(child)) for child in children)
+
+
+def test_memory_after_the_largest_batches(demo_server: TritonServer) -> None:
+    """It keeps what the largest took, for the next one, and no more after many than after some."""
+    images = [picture(1200, seed) for seed in range(2)] * 8
+    with Client(demo_server.grpc_url, model=MODEL) as client:
+        sizes = []
+        for _ in range(10):
+            client.encode_images(images, batch_size=16)
+            sizes.append(resident_kib(demo_server.pid))
+    assert max(sizes[5:]) - max(sizes[:5]) < 40_000
+    time.sleep(1)
+    assert resident_kib(demo_server.pid) <= max(sizes) + 5_000
+
+
+LITTLE = """
+import io, sys
+from pathlib import Path
+import numpy as np
+import tritonclient.grpc as grpc
+from cnclip_server import TritonServer
+from PIL import Image
+
+def picture(side):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(buffer, "BMP")
+    return buffer.getvalue()
+
+def infer(items):
+    tensor = grpc.InferInput("IMAGE", [len(items), 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[item] for item in items], dtype=object))
+    try:
+        return client.infer("demo-image", [tensor]).as_numpy("image_features")
+    except grpc.InferenceServerException as error:
+        return str(error)
+
+with TritonServer(Path(sys.argv[1]), grpc_port=0, http_port=0, metrics_port=0) as server:
+    with grpc.InferenceServerClient(server.grpc_url) as client:
+        small = [picture(64)] * 16
+        before = infer(small)
+        assert before.shape[0] == 16
+        assert infer([picture(1000)] * 10).shape[0] == 10, "30 MB in one request"
+        refused = infer([picture(1500)] * 14)  # 95 MB
+        assert "No space left on device" in refused and "shared memory" in refused, refused
+        np.testing.assert_allclose(infer(small), before, atol=1e-5)
+        assert server.troubles() == []
+"""
+
+
+@pytest.fixture
+def private_shared_memory() -> list[str]:
+    """A command that runs another with a /dev/shm of 64 MB, Docker's default, that nobody else sees."""
+    command = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$@"', "sh"]
+    try:
+        subprocess.run([*command, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a /dev/shm of one's own needs root, or a user namespace")
+    return command
+
+
+def test_a_small_dev_shm(private_shared_memory: list[str], demo_repository: Path) -> None:
+    """A request that does not fit is refused with words that say why; everything else goes on."""
+    result = subprocess.run(
+        [*private_shared_memory, sys.executable, "-c", LITTLE, str(demo_repository)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr

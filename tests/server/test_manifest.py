@@ -1,0 +1,110 @@
+"""A repository whose files are not those that its manifest vouches for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cnclip_server import RepositoryError
+from cnclip_server._cli import app
+from cnclip_server._manifest import changed_files
+from typer.testing import CliRunner
+
+FREE_PORTS = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+
+
+@pytest.fixture
+def vouched(repository: Any) -> Path:
+    """The repository of one model, with a manifest of its files."""
+    path: Path = repository.path
+    (path / "echo" / "1" / "model.data").write_bytes(b"weights" * 300_000)
+    files = {
+        file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in path.rglob("*")
+        if file.is_file()
+    }
+    assert len(files) == 3
+    (path / "manifest.json").write_text(json.dumps({"schema": 1, "models": {}, "files": files}))
+    return path
+
+
+def turn_a_byte(repository: Path) -> None:
+    path = repository / "echo/1/model.data"
+    content = bytearray(path.read_bytes())
+    content[1_500_000] ^= 1
+    path.write_bytes(content)
+
+
+def cut(repository: Path) -> None:
+    path = repository / "echo/1/model.data"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def edit(repository: Path) -> None:
+    with (repository / "echo/config.pbtxt").open("a") as file:
+        file.write("# mine\n")
+
+
+def remove(repository: Path) -> None:
+    (repository / "echo/1/model.onnx").unlink()
+
+
+def add(repository: Path) -> None:
+    (repository / "echo/1/model.py").write_text("import os")
+
+
+CHANGES: dict[Callable[[Path], None], str] = {
+    turn_a_byte: "echo/1/model.data was changed",
+    cut: "echo/1/model.data was changed",
+    edit: "echo/config.pbtxt was changed",
+    remove: "echo/1/model.onnx is missing",
+    add: "echo/1/model.py was added",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_change_is_told_before_it_is_served(vouched: Path, change: Callable[[Path], None], tmp_path: Path) -> None:
+    assert changed_files(vouched) == []
+    change(vouched)
+    assert changed_files(vouched) == [CHANGES[change]]
+    marker = tmp_path / "started"
+    binary = tmp_path / "tritonserver"
+    (tmp_path / "backends/onnxruntime").mkdir(parents=True)
+    binary.write_text(f"#!/bin/sh\ntouch {marker}\nexit 1\n")
+    binary.chmod(0o755)
+    command = [str(vouched), *FREE_PORTS, "--tritonserver", str(binary)]
+    result = CliRunner().invoke(app, command)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.count("\n") == 1
+    assert CHANGES[change] in result.stderr
+    assert "serve it with --serve-changed" in result.stderr
+    assert not marker.exists()
+    told = CliRunner().invoke(app, [*command, "--serve-changed"])
+    assert told.stderr.startswith(f"warning: {vouched} is not what its manifest.json says: {CHANGES[change]}")
+
+
+def test_bytecode_is_no_change(vouched: Path) -> None:
+    (vouched / "echo/1/__pycache__").mkdir()
+    (vouched / "echo/1/__pycache__/model.cpython-311.pyc").touch()
+    assert changed_files(vouched) == []
+
+
+def test_a_manifest_without_hashes_says_nothing(vouched: Path) -> None:
+    (vouched / "manifest.json").write_text(json.dumps({"schema": 1, "models": {}}))
+    edit(vouched)
+    assert changed_files(vouched) == []
+    (vouched / "manifest.json").unlink()
+    assert changed_files(vouched) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"files": []}', '{"files": {"../../etc/passwd": "a"}}', '{"files": {"a": 1}}']
+)
+def test_a_damaged_manifest(vouched: Path, text: str) -> None:
+    (vouched / "manifest.json").write_text(text)
+    with pytest.raises(RepositoryError, match=r"manifest.json (cannot be read|is damaged)"):
+        changed_files(vouched)
