@@ -37,6 +37,7 @@ from cnclip_client._exceptions import (
 from cnclip_client._flow.items import ImageItem
 from cnclip_client._info import ModelInfo
 from cnclip_client._settings import Limits, Retry, Timeout
+from cnclip_client._texts import preprocess_text
 
 __all__ = [
     "AccessDenied",
@@ -65,5 +66,6 @@ __all__ = [
     "TlsFailed",
     "TooManyFailures",
     "TransportError",
+    "preprocess_text",
     "served_models",
 ]

@@ -28,6 +28,7 @@ from cnclip_client._flow.pipeline import Pipeline
 from cnclip_client._info import ModelInfo
 from cnclip_client._settings import Limits, Retry, Timeout
 from cnclip_client._similarity import logits_per_image, softmax
+from cnclip_client._texts import preprocess_text
 from cnclip_client._vocabulary import Kind
 
 __all__ = ["Client"]
@@ -193,6 +194,7 @@ class Client:
         texts: Iterable[str],
         *,
         normalize: bool = ...,
+        preprocess: bool = ...,
         batch_size: int | None = ...,
         errors: Literal["raise"] = ...,
     ) -> NDArray[np.float32]: ...
@@ -203,6 +205,7 @@ class Client:
         texts: Iterable[str],
         *,
         normalize: bool = ...,
+        preprocess: bool = ...,
         batch_size: int | None = ...,
         errors: Literal["collect"],
     ) -> Block: ...
@@ -212,6 +215,7 @@ class Client:
         texts: Iterable[str],
         *,
         normalize: bool = True,
+        preprocess: bool = False,
         batch_size: int | None = None,
         errors: Literal["raise", "collect"] = "raise",
     ) -> NDArray[np.float32] | Block:
@@ -220,6 +224,8 @@ class Client:
         Args:
             texts: Strings, any number of them.
             normalize: Whether each feature is divided by its length.
+            preprocess: Whether texts are prepared with `preprocess_text` first, as cn_clip's scripts do and its
+                `tokenize` does not; `cnclip_client.extraction` does by default.
             batch_size: Texts a request; by default what suits the server, never more than it takes.
             errors: As for `encode_images`.
 
@@ -228,7 +234,8 @@ class Client:
             BadInput: Some items are bad; the others' features are in its `encoded`.
             CnclipError: The server could not be had; see the tree in the package's docstring.
         """
-        return self._encode("text", texts, normalize, batch_size, errors)
+        require_many("text", texts)
+        return self._encode("text", _prepared(texts, preprocess), normalize, batch_size, errors)
 
     def iter_images(
         self, images: Iterable[ImageItem], *, normalize: bool = True, batch_size: int | None = None
@@ -252,20 +259,27 @@ class Client:
         return self._iterate("image", images, normalize, batch_size)
 
     def iter_texts(
-        self, texts: Iterable[str], *, normalize: bool = True, batch_size: int | None = None
+        self,
+        texts: Iterable[str],
+        *,
+        normalize: bool = True,
+        preprocess: bool = False,
+        batch_size: int | None = None,
     ) -> Iterator[Block]:
         """Yields the features of texts block by block, in their order; as `iter_images` otherwise.
 
         Args:
             texts: Strings.
             normalize: Whether each feature is divided by its length.
+            preprocess: As for `encode_texts`.
             batch_size: Texts a request; by default what suits the server, never more than it takes.
 
         Raises:
             TypeError: `texts` is a single string.
             CnclipError: The server could not be had.
         """
-        return self._iterate("text", texts, normalize, batch_size)
+        require_many("text", texts)
+        return self._iterate("text", _prepared(texts, preprocess), normalize, batch_size)
 
     def similarity(
         self, images: Iterable[ImageItem], texts: Iterable[str], *, logits: bool = False
@@ -341,6 +355,12 @@ class Client:
 
         rows = min(batch_size or info.preferred_batch_size or _BATCH_SIZES[kind], info.max_batch_size)
         yield from pipeline.run(batches(items, prepare, rows, self._limits.request_bytes))
+
+
+def _prepared(texts: Iterable[str], preprocess: bool) -> Iterable[str]:
+    if not preprocess:
+        return texts
+    return (preprocess_text(text) if isinstance(text, str) else text for text in texts)
 
 
 def _length(text: object) -> int:

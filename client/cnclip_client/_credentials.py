@@ -82,9 +82,13 @@ class Credentials:
         if self.token is not None:
             _check_token(self.token, "the token")
         headers = {name.lower(): value for name, value in self.headers.items()}
-        for name, value in headers.items():
+        for number, (name, value) in enumerate(headers.items(), 1):
             if not _HEADER_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no header's name; use letters, digits, - and _, without grpc- or -bin")
+                # Not quoted: a colon at the wrong place makes a secret the name.
+                raise ValueError(
+                    f"the name of header {number} is none; use letters, digits, - and _ before the colon, without "
+                    "grpc- or -bin"
+                )
             if not _HEADER_VALUE.fullmatch(value):
                 raise ValueError(f"the value of header {name} has other characters than printable ASCII; remove them")
         if "authorization" in headers and self.has_token:

@@ -137,12 +137,14 @@ class ModelNotReady(CnclipError):
     Attributes:
         model: The full model name.
         reason: What the server says of it; may be empty.
+        failed: Whether it failed to load, and will not come by itself.
     """
 
-    def __init__(self, message: str, *, model: str, reason: str) -> None:
+    def __init__(self, message: str, *, model: str, reason: str, failed: bool = False) -> None:
         super().__init__(message)
         self.model = model
         self.reason = reason
+        self.failed = failed
 
 
 class ModelChanged(CnclipError):

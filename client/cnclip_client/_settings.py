@@ -49,6 +49,8 @@ class Retry:
         attempts: How often one request is sent at most, the first time included; 1 means never again.
         connect_attempts: The same while the server has not answered even once, where a wrong address is the
             likeliest.
+        start_s: Seconds for which a server that is not there yet, or loads its model yet, is waited for at the start,
+            however few the attempts.
         first_delay_s: Seconds before the second attempt.
         max_delay_s: The longest wait between two attempts, in seconds.
         deadline_s: Seconds after its first failure when a request is given up, however few the attempts.
@@ -56,17 +58,20 @@ class Retry:
 
     attempts: int = 10
     connect_attempts: int = 3
+    start_s: float = 0.0
     first_delay_s: float = 0.1
     max_delay_s: float = 2.0
     deadline_s: float = 30.0
 
     def __post_init__(self) -> None:
         _check_positive(self, "attempts", "connect_attempts", "first_delay_s", "max_delay_s", "deadline_s")
+        if not self.start_s >= 0:
+            raise ValueError(f"Retry.start_s must be at least 0, got {self.start_s!r}")
 
     @classmethod
     def patient(cls, deadline_s: float) -> Retry:
-        """Returns one that waits for the server for so many seconds, however many attempts that takes."""
-        return cls(attempts=1_000_000, deadline_s=deadline_s)
+        """Returns one that waits for the server for so many seconds, at the start too, in any number of attempts."""
+        return cls(attempts=1_000_000, deadline_s=deadline_s, start_s=deadline_s)
 
     def delay_s(self, failures: int) -> float:
         """Returns the seconds to wait after the given number of failures (from 1)."""
@@ -85,12 +90,14 @@ class Limits:
         request_bytes: A request is closed when a further item would take it past this; a larger item travels
             alone.
         item_bytes: A larger item is refused before it is read or sent.
+        readers: Threads that read files of images ahead, in a job (`cnclip extract`).
     """
 
     in_flight: int = 64
     in_flight_bytes: int = 64 * _MIB
     request_bytes: int = 16 * _MIB
     item_bytes: int = 64 * _MIB
+    readers: int = 8
 
     def __post_init__(self) -> None:
-        _check_positive(self, "in_flight", "in_flight_bytes", "request_bytes", "item_bytes")
+        _check_positive(self, "in_flight", "in_flight_bytes", "request_bytes", "item_bytes", "readers")

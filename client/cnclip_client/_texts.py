@@ -9,5 +9,11 @@ _STRAIGHT_QUOTES = str.maketrans("“”", '""')
 
 
 def preprocess_text(text: str) -> str:
-    """Returns a text as cn_clip's `eval/extract_features.py` and `eval/data.py` have it (`_preprocess_text`)."""
+    """Returns a text as cn_clip's scripts encode it: in lower case, and with “ and ” made straight.
+
+    Its `eval/extract_features.py` and its training do so (`_preprocess_text`); its `tokenize` by itself does not, and
+    keeps “ as a token that its vocabulary lacks. So the same text may have two features, and what is compared should be
+    prepared alike: `extract` and `Classifier` do it by default, as those scripts, `encode_texts`, `iter_texts` and
+    `similarity` don't, as `tokenize`. Each but the last has `preprocess` to choose.
+    """
     return text.lower().translate(_STRAIGHT_QUOTES)

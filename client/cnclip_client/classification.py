@@ -25,7 +25,6 @@ from cnclip_client._client import Client
 from cnclip_client._exceptions import CheckpointMismatch
 from cnclip_client._flow.items import ImageItem
 from cnclip_client._similarity import logits_per_image, softmax
-from cnclip_client._texts import preprocess_text
 
 __all__ = ["TEMPLATES", "Classification", "Classifier"]
 
@@ -67,13 +66,21 @@ class Classifier:
     checkpoint_sha256: str
 
     @classmethod
-    def of(cls, client: Client, labels: Iterable[str], *, templates: Iterable[str] = TEMPLATES) -> Classifier:
+    def of(
+        cls,
+        client: Client,
+        labels: Iterable[str],
+        *,
+        templates: Iterable[str] = TEMPLATES,
+        preprocess: bool = True,
+    ) -> Classifier:
         """Encodes labels; each is put in place of `{}` in every template.
 
         Args:
             client: Of a model with both towers.
             labels: Texts, one at least; they may be many.
             templates: Texts with `{}`.
+            preprocess: Whether prompts are prepared with `preprocess_text`, as cn_clip's `zeroshot_evaluation.py` does.
 
         Raises:
             ValueError: There is no label or no template, a template lacks `{}`, or a prompt cannot be encoded.
@@ -87,7 +94,7 @@ class Classifier:
                 raise ValueError(f"the template {template!r} has no {{}} where the label goes; put one in")
         info = client.info
         sums = np.zeros((len(labels), info.embedding_size), dtype=np.float64)
-        for block in client.iter_texts(_prompts(labels, templates)):
+        for block in client.iter_texts(_prompts(labels, templates), preprocess=preprocess):
             for row, reason in block.failures.items():
                 raise ValueError(f"the label {labels[row // len(templates)]!r} cannot be encoded: {reason}")
             np.add.at(sums, block.indices // len(templates), block.features)
@@ -135,4 +142,4 @@ def _prompts(labels: Sequence[str], templates: Sequence[str]) -> Iterator[str]:
     for label in labels:
         for template in templates:
             # Not str.format: a label or a template may hold braces of its own.
-            yield preprocess_text(template.replace("{}", label))
+            yield template.replace("{}", label)

@@ -190,7 +190,7 @@ def _json_lines(path: str | PathLike[str]) -> Iterator[tuple[int, dict[str, Any]
         for number, line in enumerate(file, start=1):
             try:
                 item = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise BadFile(f"line {number} is no JSON ({error}); mend or remove it", path=str(path)) from error
             if not isinstance(item, dict):
                 raise BadFile(f"line {number} is no JSON object; mend or remove it", path=str(path))

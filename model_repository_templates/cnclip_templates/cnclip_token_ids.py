@@ -95,17 +95,23 @@ class _SplitTable(dict[int, str]):
         return split
 
 
+def lengths_in_steps(step: int, context_length: int) -> tuple[int, ...]:
+    """Every multiple of a step below the context length, and that."""
+    return (*range(step, context_length, step), context_length)
+
+
 class TokenIds:
     """Turns texts into token ids.
 
     Args:
         vocabulary: cn_clip's `vocab.txt`, a token a line.
         context_length: most tokens of a text, `[CLS]` and `[SEP]` included; longer texts are cut.
-        length_step: texts are padded to the longest of their batch in steps of this many tokens. The larger it is, the
-            fewer shapes reach the encoder, which batches texts of one shape alone; the smaller, the less padding.
+        lengths: texts are padded to the shortest of these that holds the longest of their batch, or to
+            `context_length`; all steps of 8 tokens if there are none. The fewer they are, the fewer shapes reach the
+            encoder, which batches texts of one shape alone; the more, the less padding.
     """
 
-    def __init__(self, vocabulary: Path, context_length: int, length_step: int = 8) -> None:
+    def __init__(self, vocabulary: Path, context_length: int, lengths: Sequence[int] = ()) -> None:
         with vocabulary.open(encoding="utf-8") as lines:
             self._ids = {token.strip(): index for index, token in enumerate(lines)}
         self._word_piece = WordPiece(
@@ -116,7 +122,7 @@ class TokenIds:
         self._cls, self._sep = self._ids["[CLS]"], self._ids["[SEP]"]
         self._clean, self._decompose, self._split = _CleanTable(), _DecomposeTable(), _SplitTable()
         self.context_length = context_length
-        self._length_step = length_step
+        self._lengths = sorted(lengths or lengths_in_steps(8, context_length))
 
     def encode(self, text: str) -> list[int]:
         """Gives a text's token ids, `[CLS]` and `[SEP]` included, at most `context_length` of them.
@@ -161,7 +167,7 @@ class TokenIds:
         return self.encode(decoded(text))
 
     def pad(self, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
-        """Pads token ids to the longest of them, in steps of `length_step`, `context_length` at most.
+        """Pads token ids to the shortest of the lengths that holds them all, else to `context_length`.
 
         Args:
             rows: token ids of each text.
@@ -170,7 +176,7 @@ class TokenIds:
             int32 ids of shape `[len(rows), length]`.
         """
         longest = max((len(row) for row in rows), default=1)
-        length = min(-(-longest // self._length_step) * self._length_step, self.context_length)
+        length = next((length for length in self._lengths if length >= longest), self.context_length)
         padded = np.full((len(rows), length), _PAD_ID, dtype=np.int32)
         for index, row in enumerate(rows):
             padded[index, : len(row)] = row

@@ -150,7 +150,7 @@ def test_what_is_built_with_one_holds_it(own: Arch, vocabulary: Path, tmp_path: 
         "file": "mine.txt",
         "sha256": digest,
     }
-    ids = np.frombuffer((repository / "own-text-encoder" / "warmup" / "text").read_bytes(), dtype=np.int32)
+    ids = np.frombuffer((repository / "own-text-encoder" / "warmup" / "text-40").read_bytes(), dtype=np.int32)
     assert ids[0] == tokens().index("[CLS]")
     assert tokens().index("[SEP]") in ids
     # Another vocabulary makes other artefacts, and no version beside this one: they share what warms encoders up.

@@ -54,6 +54,7 @@ def test_all_is_locked() -> None:
         "TlsFailed",
         "TooManyFailures",
         "TransportError",
+        "preprocess_text",
         "served_models",
     ]
     assert all(hasattr(cnclip_client, name) for name in cnclip_client.__all__)

@@ -269,6 +269,7 @@ def test_secrets_may_stay_on_this_machine(url: str) -> None:
         {"headers": {"x-bin": SECRET}},
         {"headers": {"grpc-timeout": SECRET}},
         {"headers": {"": SECRET}},
+        {"headers": {f"authorization=Bearer {SECRET}": "colon at the wrong place"}},
         {"token": SECRET, "token_file": Path("f")},
         {"token": SECRET, "headers": {"Authorization": SECRET}},
     ],
@@ -286,6 +287,46 @@ def test_a_file_without_a_token_is_refused(tmp_path: Path, content: bytes) -> No
     with pytest.raises(BadFile, match="holds no token") as caught:
         Client("localhost:1", model="m", credentials=Credentials(token_file=path))
     assert "two words" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("name", ["grpc_proxy", "https_proxy", "http_proxy"])
+@pytest.mark.parametrize("password", [SECRET, f"{SECRET}@more", f"{SECRET}/#?more"])
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_a_proxy_is_named_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, password: str, scheme: str
+) -> None:
+    for variable in ("grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, f"{scheme}user:{password}@127.0.0.1:9")
+    retry = Retry(connect_attempts=1)
+    with caplog.at_level("DEBUG"), Client("triton.invalid:8001", model="m", retry=retry) as client:
+        with pytest.raises(ServerUnreachable, match=rf"the proxy {name}={scheme}\*\*\*@127.0.0.1:9 ") as caught:
+            client.encode_texts(["a"])
+    told = "".join(traceback.format_exception(caught.value)) + caplog.text
+    assert SECRET not in told
+    assert "more" not in told.replace("nothing more", "")
+    monkeypatch.setenv(name, f"{scheme}127.0.0.1:9")
+    with Client("triton.invalid:8001", model="m", retry=retry) as client:
+        with pytest.raises(ServerUnreachable, match=f"the proxy {name}={scheme}127.0.0.1:9 "):
+            client.encode_texts(["a"])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"user:{SECRET}@example.com:8001",
+        f"{SECRET}@example.com:8001",
+        f"http://user:{SECRET}@example.com:8001",
+        f"dns:///user:{SECRET}@example.com:8001",
+        f"a:1,user:{SECRET},x@example.com:8001",
+    ],
+)
+def test_an_address_with_a_password_is_refused_without_quoting_it(url: str) -> None:
+    for use in (lambda: Client(url, model="m"), lambda: served_models(url), lambda: Client(["a:1", url], model="m")):
+        with pytest.raises(ValueError, match="before the @ of @example.com:8001.*--token-file") as caught:
+            use()
+        assert SECRET not in "".join(traceback.format_exception(caught.value))
+    Client("unix:/run/user@host/triton", model="m").close()
 
 
 def test_secrets_are_not_in_repr_nor_pickled() -> None:

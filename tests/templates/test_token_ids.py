@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cn_clip.clip import tokenize
 from cnclip_builder.arch import cn_clip_vocabulary
-from cnclip_templates.cnclip_token_ids import BadText, TokenIds
+from cnclip_templates.cnclip_token_ids import BadText, TokenIds, lengths_in_steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -132,7 +132,12 @@ def test_padding_of_nothing() -> None:
     assert TOKEN_IDS.pad([]).shape == (0, 8)
 
 
-@pytest.mark.parametrize(("longest", "length"), [(2, 32), (32, 32), (33, 52)])
-def test_padding_in_other_steps(longest: int, length: int) -> None:
-    token_ids = TokenIds(cn_clip_vocabulary(), 52, length_step=32)
+@pytest.mark.parametrize(("longest", "length"), [(2, 24), (24, 24), (25, 40), (41, 52), (52, 52)])
+def test_padding_to_given_lengths(longest: int, length: int) -> None:
+    token_ids = TokenIds(cn_clip_vocabulary(), 52, [40, 24])
     assert token_ids.pad([[7] * longest]).shape == (1, length)
+
+
+@pytest.mark.parametrize(("step", "lengths"), [(8, (8, 16, 24, 32, 40, 48, 52)), (26, (26, 52)), (52, (52,))])
+def test_the_lengths_of_older_builds(step: int, lengths: tuple[int, ...]) -> None:
+    assert lengths_in_steps(step, 52) == lengths

@@ -16,6 +16,7 @@ from cnclip_builder.cli.stages import archs, checkpoint, onnx, tensorrt
 from cnclip_builder.cli.verify import verify
 from cnclip_builder.errors import BuildError
 from cnclip_builder.system.isolation import configure_logging
+from cnclip_builder.system.secrets import without_secrets
 
 app = typer.Typer(
     name="cnclip-build",
@@ -57,7 +58,7 @@ def main() -> None:
         missing = isinstance(error, ModuleNotFoundError)
         install = ": pip install 'cn-clip-triton[builder,cpu]', or [builder,gpu] for a GPU, installs what a build needs"
         fix = install if missing else ""
-        typer.echo(f"error: {error}{fix}", err=True)
+        typer.echo(without_secrets(f"error: {error}{fix}"), err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("interrupted; what was there before is untouched", err=True)

@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from cnclip_builder.repository.serving import DEFAULT_SETTLE_S
+from cnclip_builder.system.secrets import without_secrets
 
 SettleOption = Annotated[
     float,
@@ -44,12 +45,13 @@ def publish(
     """
     from cnclip_builder.repository.publishing import publish_repository
 
+    shown = without_secrets(destination)
     done = publish_repository(repository, destination, name or (), changed=changed, settle_s=settle)
     for version in done.sent:
         typer.echo(f"sent     {version}")
     for version in done.dropped:
-        typer.echo(f"dropped  {version}: no longer served; cnclip-build prune {destination} deletes it")
-    typer.echo(f"{destination} serves what {repository} does")
+        typer.echo(f"dropped  {version}: no longer served; cnclip-build prune {shown} deletes it")
+    typer.echo(f"{shown} serves what {repository} does")
 
 
 def prune(

@@ -41,6 +41,7 @@ from cnclip_builder.repository.serving import (
     Target,
     check_setting,
     choose_settings,
+    parse_lengths,
     parse_per_tower,
 )
 from cnclip_builder.tensors import TOWERS, Precision
@@ -76,8 +77,8 @@ def repository(
     accelerator: Annotated[
         Optional[Accelerator],  # noqa: UP045
         typer.Option(
-            help="What the onnxruntime backend runs ONNX files with on a GPU; tensorrt builds at load time. "
-            "Default: none.",
+            help="What the onnxruntime backend runs ONNX files with on a GPU; tensorrt builds at load time, none "
+            "leaves the choice of kernels to ONNX Runtime. Default: cuda on a GPU.",
             show_default=False,
         ),
     ] = None,
@@ -112,7 +113,9 @@ def repository(
     max_batch_size: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            metavar="N", help=f"Most rows of a batch{_EACH}. Default: 64 on a GPU, 32 on a CPU.", show_default=False
+            metavar="N",
+            help=f"Most rows of a batch{_EACH}. Default: 64 on a GPU, 128 texts in ONNX Runtime, 32 on a CPU.",
+            show_default=False,
         ),
     ] = None,
     preferred_batch_size: Annotated[
@@ -169,6 +172,15 @@ def repository(
     tokenize_instances: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(help="Processes that tokenise texts. Default: 1.", show_default=False),
+    ] = None,
+    text_lengths: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="N,N",
+            help="Tokens to which texts are padded, besides the context length. Default: 40 on a GPU, none on a CPU, "
+            "where padding costs nothing.",
+            show_default=False,
+        ),
     ] = None,
     max_image_pixels: Annotated[
         Optional[int],  # noqa: UP045
@@ -242,6 +254,7 @@ def repository(
         "max_image_pixels": max_image_pixels,
         "reduced_decoding": reduced_decoding,
         "tokenize_instances": tokenize_instances,
+        "text_lengths": None if text_lengths is None else parse_lengths(text_lengths),
     }
     chosen = {**_read_settings(settings), **_given(options)}
     kept = kept_serving(repository, name or chosen_arch.slug, model_version, chosen_arch.name) if keep_settings else {}
@@ -321,4 +334,6 @@ def _read_settings(path: Path | None) -> dict[str, Any]:
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return ",".join(f"{tower}={number}" for tower, number in value.items())
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)

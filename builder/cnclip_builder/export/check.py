@@ -136,7 +136,8 @@ def check_served_encoder(path: Path, artefact: Artefact) -> Parity:
         ParityError: it does not load, or a rung does not hold.
     """
     arch, names = artefact.arch, TENSORS[artefact.tower]
-    inputs = make_probes(arch).served_inputs(artefact.tower)
+    probes = make_probes(arch)
+    inputs = probes.served_inputs(artefact.tower)
     reference = np.load(artefact.reference)
     session = open_session(path)
     axes: dict[Tower, _Signature] = {
@@ -153,4 +154,10 @@ def check_served_encoder(path: Path, artefact: Artefact) -> Parity:
     tolerance = TOLERANCES[artefact.precision]
     lengths = np.linalg.norm(reference, axis=1, keepdims=True)
     check_parity(f"{path.name}, {names.normalised}", unit * lengths, reference, tolerance)
+    alone = {"at batch 1": (0, inputs[:1])}
+    if artefact.tower == "text":
+        alone |= {f"at length {length}": (row, inputs[row : row + 1, :length]) for row, length in trimmed_rows(probes)}
+    for where, (row, sample) in alone.items():
+        features_alone = session.run([names.unnormalised], {names.served_input: sample})[0]
+        check_parity(f"{path.name} {where}", features_alone, reference[row : row + 1], tolerance)
     return check_parity(f"{path.name}, {names.unnormalised}", raw, reference, tolerance)

@@ -48,3 +48,21 @@ def write_served(artefact: Artefact, folder: Path, *, without_padding: bool) -> 
     from cnclip_builder.export.served import write_served_encoder
 
     return check_served_encoder(write_served_encoder(artefact, folder, without_padding=without_padding), artefact)
+
+
+def write_fused(checkpoint: Path, artefact: Artefact, folder: Path) -> Path:
+    """Writes an encoder for ONNX Runtime on a GPU into its version folder; imports torch. See `write_fused_encoder`."""
+    from cnclip_builder.export.fused import write_fused_encoder
+
+    return write_fused_encoder(checkpoint, artefact, folder)
+
+
+def prove_served(served: Path, artefact: Artefact) -> Parity:
+    """Proves a served encoder's file; imports onnxruntime. See `check_served_encoder`.
+
+    Raises:
+        ParityError: its features differ from PyTorch's beyond the tolerance.
+    """
+    from cnclip_builder.export.check import check_served_encoder
+
+    return check_served_encoder(served, artefact)

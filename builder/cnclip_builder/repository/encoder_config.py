@@ -9,8 +9,9 @@ from cnclip_builder.arch import Arch
 from cnclip_builder.export.files import SERVED_FILENAME, served_input
 from cnclip_builder.plans.profiles import default_profiles
 from cnclip_builder.plans.record import PlanRecord
+from cnclip_builder.repository.graphs import served_graph
 from cnclip_builder.repository.serving import ServingConfig
-from cnclip_builder.tensors import LENGTH, TENSORS, Tower
+from cnclip_builder.tensors import LENGTH, TENSORS, InputSpec, Tower
 
 ENGINE_CACHE = "/tmp/cnclip-engines"  # noqa: S108  # on the server, for engines that ONNX Runtime builds and can rebuild
 """Where the onnxruntime backend keeps the engines of its TensorRT accelerator."""
@@ -30,16 +31,33 @@ class Accelerator:
 
 
 @dataclass(frozen=True)
+class Warmup:
+    """A batch that each instance computes before it counts as ready.
+
+    Attributes:
+        name: what the server's log calls it.
+        batch_size: its rows; Triton repeats the one that is in the file.
+        dims: of a row.
+        file: in the model's folder `warmup`.
+    """
+
+    name: str
+    batch_size: int
+    dims: Sequence[int]
+    file: str
+
+
+@dataclass(frozen=True)
 class EncoderConfig:
     """What the template of an encoder is filled with, besides its name, its versions and its largest batch.
 
     Attributes:
         backend: Triton's name of it.
         filename: of the model; with plans, of the one for the first kind of GPU.
-        input: name of the input tensor, and of the file with the input that warms it up.
+        input: name of the input tensor.
         data_type: of the input, as Triton names it.
         dims: of the input without the batch, -1 for one of any size.
-        warmup_dims: of the input that warms it up, and of recorded launches.
+        warmups: the batches that warm it up.
         outputs: names of the features, float32.
         embedding_size: length of a feature.
         instances: copies of the encoder, a GPU's for each of its GPUs.
@@ -53,6 +71,7 @@ class EncoderConfig:
         profiles: numbers of the optimisation profiles that an instance may use.
         accelerators: execution providers of the onnxruntime backend whose settings are not its own defaults.
         graph_batches: batch sizes for which CUDA graphs are recorded.
+        graph_dims: of a row in them.
     """
 
     backend: str
@@ -60,7 +79,7 @@ class EncoderConfig:
     input: str
     data_type: str
     dims: Sequence[int]
-    warmup_dims: Sequence[int]
+    warmups: Sequence[Warmup]
     outputs: Sequence[str]
     embedding_size: int
     instances: int
@@ -74,6 +93,7 @@ class EncoderConfig:
     profiles: Sequence[str] = ()
     accelerators: Sequence[Accelerator] = ()
     graph_batches: Sequence[int] = ()
+    graph_dims: Sequence[int] = ()
 
 
 def plan_filename(record: PlanRecord) -> str:
@@ -94,14 +114,13 @@ def encoder_config(
         engines: what the names of engines begin with that ONNX Runtime's TensorRT builds and keeps of it.
     """
     settings, spec, names = serving.encoder(tower), served_input(arch, tower), TENSORS[tower]
-    sizes = {LENGTH: serving.context_length}
     plain = EncoderConfig(
         backend=serving.platform,
         filename=SERVED_FILENAME,
         input=spec.name,
         data_type=f"TYPE_{spec.dtype.upper()}",
         dims=[-1 if isinstance(axis, str) else axis for axis in spec.axes[1:]],
-        warmup_dims=[sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes[1:]],
+        warmups=_warmups(serving, spec, tower),
         outputs=(names.normalised, names.unnormalised),
         embedding_size=arch.embedding_size,
         instances=settings.instances,
@@ -110,8 +129,7 @@ def encoder_config(
         max_queue_size=serving.max_queue_size,
         merged_batch_size=settings.merged_batch_size,
         pinned_memory=serving.pinned_memory if serving.target == "gpu" else None,
-        # The tensorrt backend has none that matter here, nor the onnxruntime backend on a GPU.
-        parameters={"intra_op_thread_count": str(settings.threads)} if serving.target == "cpu" else {},
+        parameters=_parameters(serving, arch, tower),
     )
     if serving.platform == "onnxruntime":
         return replace(plain, accelerators=_accelerators(serving, arch, tower, engines))
@@ -123,13 +141,49 @@ def encoder_config(
         filenames_by_capability={plan.device.compute_capability: plan_filename(plan) for plan in plans},
         profiles=[str(number) for number in range(len(plans[0].profiles))],
         graph_batches=powers if serving.cuda_graphs and tower == "image" else (),
+        graph_dims=plain.warmups[0].dims,
     )
+
+
+def warmup_file(spec: InputSpec, length: int | None = None) -> str:
+    """Names the file with the input that warms an encoder up: "pixels", or "text-40" for texts of 40 tokens."""
+    return spec.name if length is None else f"{spec.name}-{length}"
+
+
+def _warmups(serving: ServingConfig, spec: InputSpec, tower: Tower) -> list[Warmup]:
+    """One row, and on a GPU also as many as clients send and the most: kernels are chosen and set up for each size."""
+    settings = serving.encoder(tower)
+    batches = {1} if serving.target == "cpu" else {1, settings.preferred_batch_size, settings.max_batch_size}
+    return [
+        Warmup(
+            f"{batch} of {' x '.join(map(str, dims))}",
+            batch,
+            dims,
+            warmup_file(spec, length if LENGTH in spec.axes else None),
+        )
+        for length in (serving.padded_lengths if LENGTH in spec.axes else (0,))
+        for dims in [[length if isinstance(axis, str) else axis for axis in spec.axes[1:]]]
+        for batch in sorted(batches)
+    ]
+
+
+def _parameters(serving: ServingConfig, arch: Arch, tower: Tower) -> Mapping[str, str]:
+    """Those of the backend; the tensorrt backend has none that matter here."""
+    if serving.target == "cpu":
+        return {"intra_op_thread_count": str(serving.encoder(tower).threads)}
+    if (serving.platform, tower, served_graph(serving, arch, tower)) == ("onnxruntime", "image", "plain"):
+        # By default cuDNN times every algorithm for each new size of a batch. Triton's backend takes this from here
+        # alone: wherever a config has parameters, they win over the accelerator's.
+        return {"cudnn_conv_algo_search": "1"}  # HEURISTIC
+    return {}
 
 
 def _accelerators(serving: ServingConfig, arch: Arch, tower: Tower, engines: str) -> tuple[Accelerator, ...]:
     if serving.target == "cpu":
         return ()
-    cuda = {"use_ep_level_unified_stream": "1"} if serving.accelerator == "cuda" else {}
+    # Flash attention and the memory-efficient one (1 + 2 of ONNX Runtime's AttentionBackend). Its own choice on Hopper
+    # is cuDNN's, which builds a kernel for every size of a batch: 71 to 480 ms, at each that it has not seen.
+    cuda = {"sdpa_kernel": "3"} if serving.accelerator == "cuda" else {}
     if serving.precision == "fp32" and not serving.tf32:
         cuda["use_tf32"] = "0"  # ONNX Runtime's default is 1
     tensorrt = [_tensorrt(serving, arch, tower, engines)] if serving.accelerator == "tensorrt" else []

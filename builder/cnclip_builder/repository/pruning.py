@@ -53,7 +53,7 @@ def plan_pruning(url: str, keep: int | None = None) -> Pruning:
     store = RepositoryStore(url)
     configs = {model: store.config(model) for model in store.models()}
     if not configs:
-        raise RepositoryError(f"{url} holds no models: nothing to prune; check the address")
+        raise RepositoryError(f"{store.url} holds no models: nothing to prune; check the address")
     pinned = _pinned(configs)
     unserved: dict[str, tuple[int, ...]] = {}
     contracted: dict[str, Any] = {}

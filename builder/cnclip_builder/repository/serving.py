@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from cnclip_builder.arch import MIN_CONTEXT_LENGTH
 from cnclip_builder.errors import SettingError
 from cnclip_builder.system.machine import has_gpu
 from cnclip_builder.tensors import TOWERS, Precision, Tower
@@ -50,8 +51,12 @@ _DEPEND_ON_TARGET = frozenset(
         "encoder_instances",
         "encoder_threads",
         "encoder_queue_delay_microseconds",
+        "text_lengths",
     }
 )
+
+_SHORTER_LENGTH = 40
+"""Of the two lengths of texts on a GPU: nearly all captions fit into it (docs/gpu.md has the table)."""
 
 
 def default_target() -> Target:
@@ -64,9 +69,20 @@ def default_precision(target: Target) -> Precision:
     return "fp16" if target == "gpu" else "fp32"
 
 
-def default_max_batch_size(target: Target) -> int:
-    """64 on a GPU; 32 on a CPU, where larger batches bring no speed and cost memory."""
-    return 64 if target == "gpu" else 32
+def default_max_batch_size(target: Target, platform: Platform = "onnxruntime") -> PerTower:
+    """64 on a GPU, 128 texts under ONNX Runtime; 32 on a CPU, where larger batches bring no speed and cost memory.
+
+    On an H100 128 texts in a batch were 1.3 times as many a second as 64, and 64 images 1.05 times as many as 32
+    (docs/gpu.md); nothing is known of plans.
+    """
+    if target == "cpu":
+        return 32
+    return {"image": 64, "text": 128} if platform == "onnxruntime" else 64
+
+
+def default_accelerator(target: Target, platform: Platform) -> Accelerator:
+    """What runs ONNX files on a GPU best."""
+    return "cuda" if (target, platform) == ("gpu", "onnxruntime") else "none"
 
 
 @dataclass(frozen=True)
@@ -100,8 +116,9 @@ class ServingConfig:
         context_length: most tokens of a text.
         max_batch_size: most rows of a request, and of a batch that Triton makes of several.
         platform: Triton's backend for the encoders.
-        accelerator: how the onnxruntime backend runs encoders on a GPU: "cuda" (its own default, with one stream for
-            all that it runs), "tensorrt" (it builds engines when models load, and keeps them), or "none" to leave it.
+        accelerator: how the onnxruntime backend runs encoders on a GPU: "cuda" (with attention kernels that have
+            nothing to set up for a batch of a new size; from ONNX Runtime 1.19 on), "tensorrt" (it builds engines when
+            models load, and keeps them), or "none" for ONNX Runtime's own choice of kernels.
         cuda_graphs: let the tensorrt backend record the image encoder's launches, at powers of two of the batch, and
             replay them: less time per request at small batches, more GPU memory. Text lengths vary too much for it.
         pinned_memory: copy to and from the GPU by way of page-locked memory.
@@ -123,6 +140,9 @@ class ServingConfig:
         max_image_pixels: width times height of the largest image that is decoded; a larger one is refused unread.
         reduced_decoding: decode large JPEGs at a smaller scale: twice as fast, and not equal to cn_clip's transform.
         tokenize_instances: processes that tokenise texts.
+        text_lengths: to which texts are padded, besides `context_length`: to the shortest that holds the longest of
+            those that are tokenised together. Texts of different lengths share no batch. None for one length on a CPU,
+            where padding costs nothing, and for two on a GPU.
     """
 
     target: Target
@@ -145,6 +165,7 @@ class ServingConfig:
     max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
     reduced_decoding: bool = False
     tokenize_instances: int = 1
+    text_lengths: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         """Refuses values out of range.
@@ -154,6 +175,15 @@ class ServingConfig:
         """
         for field in fields(self):
             check_setting(field.name, getattr(self, field.name))
+
+        if self.text_lengths is not None:
+            object.__setattr__(self, "text_lengths", tuple(self.text_lengths))
+            for length in self.text_lengths:
+                if not MIN_CONTEXT_LENGTH <= length <= self.context_length:
+                    raise SettingError(
+                        f"text_lengths has {length}: choose lengths from {MIN_CONTEXT_LENGTH} to the context length, "
+                        f"{self.context_length}"
+                    )
         if self.precision == "int8" and self.target != "cpu":
             raise SettingError("INT8 is for CPUs: choose PRECISION=fp16 on a GPU, or TARGET=cpu")
         if self.platform == "tensorrt" and self.target != "gpu":
@@ -178,7 +208,8 @@ class ServingConfig:
 
     def encoder(self, tower: Tower) -> EncoderSettings:
         """What holds for one encoder."""
-        most = _of(self.max_batch_size, tower, default_max_batch_size(self.target))
+        default = default_max_batch_size(self.target, self.platform)
+        most = _of(self.max_batch_size, tower, _of(default, tower, 1))
         images = 4 if self.target == "cpu" else 8
         preferred = min(_of(self.preferred_batch_size, tower, images if tower == "image" else 32), most)
         merged = preferred if (self.target, tower) == ("cpu", "image") else 0
@@ -212,13 +243,17 @@ class ServingConfig:
         return self.target == "cpu"
 
     @property
-    def text_length_step(self) -> int:
-        """Steps of the length to which texts are padded.
+    def padded_lengths(self) -> tuple[int, ...]:
+        """The lengths to which texts are padded, ascending; the last is the context length.
 
         Where padding costs nothing, all texts have one shape. Triton then makes batches of them all; and while requests
         of another shape wait, its batcher's thread spins, and takes a core off the encoder.
         """
-        return self.context_length if self.skips_padding else 8
+        if self.text_lengths is not None:
+            shorter = self.text_lengths
+        else:
+            shorter = () if self.skips_padding or self.context_length <= _SHORTER_LENGTH else (_SHORTER_LENGTH,)
+        return tuple(sorted({*shorter, self.context_length}))
 
     def as_dict(self) -> dict[str, Any]:
         """The settings for a manifest."""
@@ -276,9 +311,11 @@ def choose_settings(
         before = {name: value for name, value in before.items() if name not in ("accelerator", "cuda_graphs")}
     if chosen.get("precision", "fp32") != "fp32":
         before.pop("tf32", None)  # chosen for FP32
+    platform: Platform = chosen.get("platform") or before.get("platform", "onnxruntime")
     defaults: dict[str, Any] = {
         "precision": default_precision(target),
-        "max_batch_size": default_max_batch_size(target),
+        "max_batch_size": default_max_batch_size(target, platform),
+        "accelerator": default_accelerator(target, platform),
         "context_length": context_length,
     }
     values: dict[str, Any] = {"target": target, **defaults, **before}
@@ -318,6 +355,18 @@ def parse_per_tower(name: str, text: str) -> PerTower:
     return values
 
 
+def parse_lengths(text: str) -> tuple[int, ...]:
+    """Reads lengths of texts from the command line: "24,40".
+
+    Raises:
+        SettingError: they are not of that form.
+    """
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdecimal() for part in parts):
+        raise SettingError(f"text_lengths is {text!r}: write lengths in tokens with commas between them, such as 24,40")
+    return tuple(map(int, parts))
+
+
 def _of(value: PerTower | None, tower: Tower, default: int) -> int:
     if value is None:
         return default
@@ -335,10 +384,12 @@ def _numbers(name: str, value: Any) -> list[int]:
             choices = ", ".join(str(choice).lower() for choice in _CHOICES[name])
             raise SettingError(f"{name} is {value!r}: choose one of {choices}")
         return []
-    if value is None and name in ("preferred_batch_size", "merged_batch_size"):
+    if value is None and name in ("preferred_batch_size", "merged_batch_size", "text_lengths"):
         return []
     if isinstance(value, Mapping) and name in PER_TOWER and set(value) <= set(TOWERS):
         numbers = list(value.values())
+    elif isinstance(value, list | tuple) and name == "text_lengths":
+        numbers = list(value)
     else:
         numbers = [value]
     for number in numbers:

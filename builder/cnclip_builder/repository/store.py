@@ -12,6 +12,7 @@ from google.protobuf import text_format
 from cnclip_builder.errors import MissingRequirementError, RepositoryError
 from cnclip_builder.repository.manifest import MANIFEST_NAME, Manifest, manifest_text, parse_manifest
 from cnclip_builder.repository.render import parse_config
+from cnclip_builder.system.secrets import without_secrets
 
 CONFIG_NAME = "config.pbtxt"
 
@@ -28,25 +29,39 @@ class RepositoryStore:
     Args:
         url: a folder, or any address that fsspec knows, such as `s3://bucket/models`.
 
+    Attributes:
+        url: the address as it may be shown, without a password or key that stands in it.
+
     Raises:
         MissingRequirementError: the package for this kind of address is not installed.
         RepositoryError: the address is none.
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+        self.url = without_secrets(url).rstrip("/")
         try:
             from fsspec.core import url_to_fs
 
             # Another process's changes must be seen: listings are asked for each time.
-            self._fs, self._root = url_to_fs(self.url, use_listings_cache=False, skip_instance_cache=True)
+            self._fs, self._root = url_to_fs(url.rstrip("/"), use_listings_cache=False, skip_instance_cache=True)
         except ImportError as error:
             raise MissingRequirementError(
-                f"{url} needs a package that is not installed ({error}): pip install 'cn-clip-triton[publish]', or "
-                "fsspec's package for this kind of address"
+                f"{self.url} needs a package that is not installed ({error}): pip install "
+                "'cn-clip-triton[publish]', or fsspec's package for this kind of address"
             ) from error
         except ValueError as error:
-            raise RepositoryError(f"{url} can't be opened ({error}): use a folder or s3://BUCKET/PREFIX") from error
+            if self.url != url.rstrip("/"):  # the reason may be a part of the password
+                raise RepositoryError(
+                    f"{self.url} can't be opened: write what is no letter or digit in its user and password as %XX, or "
+                    "leave them out and use the store's own settings"
+                ) from None
+            raise RepositoryError(
+                f"{self.url} can't be opened ({error}): use a folder or s3://BUCKET/PREFIX"
+            ) from error
+        except OSError as error:
+            raise RepositoryError(
+                f"{self.url} can't be reached ({without_secrets(str(error))}): check the address and the network"
+            ) from error
         protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
         self._renames = not protocols & _OBJECT_STORES
 
@@ -159,7 +174,7 @@ class RepositoryStore:
         try:
             yield
         except Exception as error:
-            reason = str(error) or type(error).__name__
+            reason = without_secrets(str(error)) or type(error).__name__
             raise RepositoryError(
                 f"{self.url}/{path}: {reason}; check the address, the credentials and the network, and run it again"
             ) from error

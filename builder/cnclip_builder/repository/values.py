@@ -65,7 +65,12 @@ def template_values(
             **common,
             "instances": serving.tokenize_instances,
             "max_queue_size": serving.max_queue_size,
-            "parameters": {"context_length": serving.context_length, "length_step": serving.text_length_step},
+            "parameters": {
+                "context_length": serving.context_length,
+                "lengths": ",".join(map(str, serving.padded_lengths)),
+                # What the tokenisers of older versions read, which share this config: the same for up to two lengths.
+                "length_step": serving.padded_lengths[0],
+            },
         }
     return {
         **common,

@@ -18,11 +18,15 @@ from cnclip_templates import templates_folder
 
 from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
+from cnclip_builder.artefacts.record import ProvedArtefact
 from cnclip_builder.errors import RepositoryError
-from cnclip_builder.export.stage import write_served
+from cnclip_builder.export.files import served_input
+from cnclip_builder.export.stage import prove_served, write_fused, write_served
+from cnclip_builder.parity.distance import Parity
 from cnclip_builder.plans.here import Plan
 from cnclip_builder.plans.record import sidecar_of
-from cnclip_builder.repository.encoder_config import plan_filename
+from cnclip_builder.repository.encoder_config import plan_filename, warmup_file
+from cnclip_builder.repository.graphs import served_graph
 from cnclip_builder.repository.manifest import MANIFEST_NAME, load_manifest, reading, write_manifest
 from cnclip_builder.repository.render import parse_config, render_config
 from cnclip_builder.repository.serving import ServingConfig
@@ -190,17 +194,19 @@ def _write_warmup(folder: Path, entry: RepositoryEntry, kind: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     image = (templates_folder() / "warmup.jpg").read_bytes()
+    spec = served_input(entry.arch, TOWER_OF[kind])
     if kind == "image-preprocess":
         (folder / "image").write_bytes(_triton_string(image))
     elif kind == "image-encoder":
-        (folder / "pixels").write_bytes(decode_pixels(image, entry.arch.resolution).tobytes())
+        (folder / warmup_file(spec)).write_bytes(decode_pixels(image, entry.arch.resolution).tobytes())
     elif kind == "text-tokenize":
         (folder / "text").write_bytes(_triton_string(_WARMUP_TEXT.encode()))
     elif kind == "text-encoder":
-        ids = np.zeros(entry.serving.context_length, dtype=np.int32)
-        token_ids = TokenIds(entry.arch.vocabulary_file, entry.serving.context_length).encode(_WARMUP_TEXT)
-        ids[: len(token_ids)] = token_ids
-        (folder / "text").write_bytes(ids.tobytes())
+        for length in entry.serving.padded_lengths:
+            ids = np.zeros(length, dtype=np.int32)
+            token_ids = TokenIds(entry.arch.vocabulary_file, length).encode(_WARMUP_TEXT)
+            ids[: len(token_ids)] = token_ids
+            (folder / warmup_file(spec, length)).write_bytes(ids.tobytes())
 
 
 def _triton_string(value: bytes) -> bytes:
@@ -216,11 +222,25 @@ def _write_encoders(repository: Path, entry: RepositoryEntry) -> dict[str, Any]:
         if entry.serving.platform == "tensorrt":
             parity[f"{tower}-encoder"] = _write_plans(folder, entry.plans[tower])
             continue
-        with stage_process() as process:
-            measured = process.run(write_served, artefact, folder, without_padding=entry.serving.skips_padding)
+        measured = _write_encoder(folder, entry, artefact)
         logger.info("Proved the served %s encoder: 1 - cosine <= %.0e", tower, measured.cosine_distance)
         parity[f"{tower}-encoder"] = measured.as_dict()
     return parity
+
+
+def _write_encoder(folder: Path, entry: RepositoryEntry, artefact: ProvedArtefact) -> Parity:
+    """Writes an ONNX encoder as the graph that suits what runs it, and proves it.
+
+    Raises:
+        ParityError: its features differ from PyTorch's beyond the tolerance.
+    """
+    graph = served_graph(entry.serving, entry.arch, artefact.tower)
+    with stage_process() as process:
+        if graph != "fused":
+            return process.run(write_served, artefact, folder, without_padding=graph == "unpadded")
+        served = process.run(write_fused, entry.artefacts.checkpoint.file.path, artefact, folder)
+    with stage_process() as process:  # torch and the weights that it read are gone with the first one
+        return process.run(prove_served, served, artefact)
 
 
 def _write_plans(folder: Path, plans: Sequence[Plan]) -> dict[str, Any]:
@@ -295,6 +315,7 @@ def _manifest_entry(entry: RepositoryEntry, served_parity: Mapping[str, Any]) ->
             for artefact in entry.artefacts.items
         },
         "served_precision": {tower: entry.precision_of(tower) for tower in TOWERS},
+        "served_graph": {tower: served_graph(entry.serving, entry.arch, tower) for tower in TOWERS},
         "not_in_int8": dict(entry.artefacts.slower),
         "plans": _plans_record(entry),
         "served_parity": served_parity,

@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import ParamSpec, TypeVar
 
 from cnclip_builder.errors import MissingRequirementError
+from cnclip_builder.system.secrets import SecretlessFormatter, hide_secrets_in_logs
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -69,6 +70,9 @@ def _prepare(level: int) -> None:
 
 
 def configure_logging(level: int) -> None:
-    """Sends log records of this level and above to stderr, the builder's own from INFO on."""
-    logging.basicConfig(level=level, format="%(message)s")
+    """Sends log records of this level and above to stderr, the builder's own from INFO on; none shows a secret."""
+    hide_secrets_in_logs()
+    handler = logging.StreamHandler()
+    handler.setFormatter(SecretlessFormatter("%(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("cnclip_builder").setLevel(min(level, logging.INFO))

@@ -13,7 +13,7 @@ import typer
 
 from cnclip_client._cli._connection import Server, asks_server
 from cnclip_client._cli._progress import progress
-from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, items_given, reporting, usage, writing
+from cnclip_client._cli._shared import SOME_FAILED, Verbose, as_typed, complain, items_given, reporting, usage, writing
 from cnclip_client._float32 import rounded
 from cnclip_client._vocabulary import Id
 from cnclip_client.classification import TEMPLATES, Classification, Classifier
@@ -82,7 +82,7 @@ def classify(
 def _lines(file: Path | None, given: list[str] | None, option: str) -> list[str]:
     """Returns the lines of a file, or what was given one by one; blank lines at its end are left out."""
     if file is None:
-        return given or []
+        return as_typed(given or ())
     if given:
         raise typer.BadParameter(f"give {option} or {option}s, not both")
     try:

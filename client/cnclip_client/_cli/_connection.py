@@ -12,14 +12,28 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from cnclip_client import BadFile, Client, Credentials, Limits, Retry, Tls, served_models
+from cnclip_client import BadFile, Client, Credentials, Limits, Retry, Timeout, Tls, served_models
 from cnclip_client._cli._shared import usage
 
-__all__ = ["Server", "asks_server"]
+__all__ = ["Server", "asks_about_server", "asks_server", "asks_server_for_files"]
+
+# Groups of options that not every command has.
+_ENCODES, _READS_AHEAD = "encodes", "reads ahead"
 
 
-def _option(*names: str, environment: str, help: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, envvar=environment, help=help, metavar=metavar, rich_help_panel="Connection")
+def _option(
+    *names: str,
+    environment: str,
+    help: str,
+    metavar: str | None = None,
+    panel: str = "Connection",
+    least: float | None = None,
+) -> Any:
+    return typer.Option(*names, envvar=environment, help=help, metavar=metavar, rich_help_panel=panel, min=least)
+
+
+def _only(group: str, default: float) -> Any:
+    return field(default=default, metadata={"group": group})
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -100,6 +114,50 @@ class Server:
             help="Let tokens and headers go to another machine without TLS.",
         ),
     ] = False
+    request_timeout: Annotated[
+        float,
+        _option(
+            "--request-timeout",
+            environment="CNCLIP_REQUEST_TIMEOUT",
+            help="How long one request may take, the wait in the server's queue included.",
+            metavar="SECONDS",
+            panel="Limits",
+            least=0.001,
+        ),
+    ] = _only(_ENCODES, Timeout().request_s)
+    in_flight: Annotated[
+        int,
+        _option(
+            "--in-flight",
+            environment="CNCLIP_IN_FLIGHT",
+            help="Most requests under way at once; as many of them are used as pay.",
+            metavar="N",
+            panel="Limits",
+            least=1,
+        ),
+    ] = _only(_ENCODES, Limits().in_flight)
+    item_bytes: Annotated[
+        int,
+        _option(
+            "--item-bytes",
+            environment="CNCLIP_ITEM_BYTES",
+            help="A larger image or text fails before it is read.",
+            metavar="BYTES",
+            panel="Limits",
+            least=1,
+        ),
+    ] = _only(_ENCODES, Limits().item_bytes)
+    readers: Annotated[
+        int,
+        _option(
+            "--readers",
+            environment="CNCLIP_READERS",
+            help="Threads that read files of images ahead; more where each read takes long, as over a network.",
+            metavar="N",
+            panel="Limits",
+            least=1,
+        ),
+    ] = _only(_READS_AHEAD, Limits().readers)
 
     def credentials(self) -> Credentials:
         """Returns what the options and the environment say.
@@ -127,12 +185,11 @@ class Server:
             allow_plaintext=self.allow_plaintext,
         )
 
-    def connect(self, *, retry: Retry | None = None, limits: Limits | None = None) -> Client:
+    def connect(self, *, retry: Retry | None = None) -> Client:
         """Returns a client of the model that was asked for, or of the only one that there is.
 
         Args:
             retry: When to try again; the defaults are those of `Retry`.
-            limits: What one call may hold at once; the defaults are those of `Limits`.
 
         Raises:
             typer.BadParameter: An option is wrong, or it takes one to choose a model.
@@ -148,11 +205,33 @@ class Server:
                         f"{','.join(self.url)} serves {served}; choose one with --model or CNCLIP_MODEL"
                     )
                 model = slugs[0]
-            return Client(self.url, model=model, retry=retry, limits=limits, credentials=credentials)
+            return Client(
+                self.url,
+                model=model,
+                timeout=Timeout(request_s=self.request_timeout),
+                retry=retry,
+                limits=Limits(in_flight=self.in_flight, item_bytes=self.item_bytes, readers=self.readers),
+                credentials=credentials,
+            )
 
 
 def asks_server(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options of `Server`, and hands them over as its parameter `server`.
+    """Gives a command that encodes the options of `Server`, and hands them over as its parameter `server`."""
+    return _with_options(command, {_ENCODES})
+
+
+def asks_server_for_files(command: Callable[..., None]) -> Callable[..., None]:
+    """Does so for a command that reads files ahead."""
+    return _with_options(command, {_ENCODES, _READS_AHEAD})
+
+
+def asks_about_server(command: Callable[..., None]) -> Callable[..., None]:
+    """Does so for a command that encodes nothing."""
+    return _with_options(command, set())
+
+
+def _with_options(command: Callable[..., None], groups: set[str]) -> Callable[..., None]:
+    """Gives a command the options of `Server` that all have, and those of some groups.
 
     Typer reads a command's options off its signature; this one's is the command's own with `server` written out.
     """
@@ -171,6 +250,7 @@ def asks_server(command: Callable[..., None]) -> Callable[..., None]:
             annotation=server_hints[option.name],
         )
         for option in fields(Server)
+        if option.metadata.get("group", "") in {"", *groups}
     ]
 
     @functools.wraps(command)
@@ -194,7 +274,7 @@ def _header(line: str) -> tuple[str, str]:
         try:
             value = Path(path).read_text(encoding="ascii").strip()
         except OSError as error:
-            raise BadFile(f"cannot be read ({error.strerror}); it is to hold the header {name}", path=path) from error
+            raise BadFile(f"cannot be read ({error.strerror}); it is to hold a header's value", path=path) from error
         except UnicodeDecodeError:
-            raise BadFile(f"is not ASCII; it is to hold the header {name}", path=path) from None
+            raise BadFile("is not ASCII; it is to hold a header's value", path=path) from None
     return name.strip(), value

@@ -21,7 +21,7 @@ from cnclip_client import (
     ServerError,
     TransportError,
 )
-from cnclip_client._cli._connection import Server, asks_server
+from cnclip_client._cli._connection import Server, asks_server_for_files
 from cnclip_client._cli._progress import progress
 from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, reporting, usage
 from cnclip_client.extraction import Engine, ExtractOptions, RepeatedIds, Summary
@@ -66,7 +66,10 @@ RepeatedIdsOption = Annotated[
 ]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Items a request; 8 images or 32 texts unless told.")]
 WaitForServer = Annotated[
-    float, typer.Option(min=0.001, metavar="SECONDS", help="How long to wait for a server that goes away.")
+    float,
+    typer.Option(
+        min=0.001, metavar="SECONDS", help="How long to wait for a server that is not there yet, or goes away."
+    ),
 ]
 EngineOption = Annotated[
     Literal["local", "ray"], typer.Option("--engine", help="Encode in this process, or on a Ray cluster (RAY_ADDRESS).")
@@ -77,7 +80,7 @@ Actors = Annotated[
 
 
 @extract.command("images")
-@asks_server
+@asks_server_for_files
 def _extract_images(
     server: Server,
     source: Annotated[
@@ -126,7 +129,7 @@ def _extract_images(
 
 
 @extract.command("texts")
-@asks_server
+@asks_server_for_files
 def _extract_texts(
     server: Server,
     source: Annotated[
@@ -143,6 +146,12 @@ def _extract_texts(
     max_errors: MaxErrors = None,
     overwrite: Overwrite = False,
     repeated_ids: RepeatedIdsOption = "keep",
+    preprocess: Annotated[
+        bool,
+        typer.Option(
+            "--preprocess/--no-preprocess", help="Lower case and straight quotation marks, as cn_clip has them."
+        ),
+    ] = True,
     batch_size: BatchSize = None,
     wait_for_server: WaitForServer = 600.0,
     engine: EngineOption = "local",
@@ -152,7 +161,8 @@ def _extract_texts(
     """Write the features of texts to a file.
 
     Ids are JSONL's text_id, the lines' numbers from 1, or parquet's column text_id or id, or else its row's number.
-    Texts are made lower case and their quotation marks straight, as cn_clip's own extract_features.py does.
+    Texts are made lower case and their quotation marks straight, as cn_clip's own extract_features.py does; its
+    tokenize does not, which is --no-preprocess here and the default of `cnclip features texts`.
 
     Example: cnclip extract texts test_texts.jsonl -o texts.jsonl
     """
@@ -164,6 +174,7 @@ def _extract_texts(
             overwrite=overwrite,
             batch_size=batch_size,
             repeated_ids=repeated_ids,
+            preprocess=preprocess,
         )
         with usage():
             opened = text_source(source, format=format, id_column=id_column, column=column)

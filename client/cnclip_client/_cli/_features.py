@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from cnclip_client._cli._progress import progress
 from cnclip_client._cli._shared import (
     SOME_FAILED,
     Verbose,
+    as_typed,
     complain,
     items_given,
     reporting,
@@ -74,6 +76,9 @@ def _features_texts(
     file: Listing = None,
     output: Output = "-",
     normalize: Normalize = True,
+    preprocess: Annotated[
+        bool, typer.Option("--preprocess", help="Lower case and straight quotation marks, as `extract texts` has them.")
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Print the features of texts, one JSON object a line; without TEXT those of standard input's lines.
@@ -81,7 +86,7 @@ def _features_texts(
     Example: cnclip features texts 皮卡丘 杰尼龟
     """
     with reporting(verbose):
-        _features("text", items_given(texts, file), server, output, normalize)
+        _features("text", items_given(as_typed(texts or ()), file), server, output, normalize, preprocess)
 
 
 def _features(
@@ -90,6 +95,7 @@ def _features(
     server: Server,
     output: str,
     normalize: bool,
+    preprocess: bool = False,
 ) -> None:
     target = None if output == "-" else Path(output)
     if target is not None and (target.suffix != ".npy" or not target.parent.is_dir()):
@@ -103,7 +109,7 @@ def _features(
     with server.connect() as client, progress(shown, lambda: total) as report:
         report(0, 0)
         source = _remember(items, pending)
-        run = client.iter_images if kind == "image" else client.iter_texts
+        run = client.iter_images if kind == "image" else partial(client.iter_texts, preprocess=preprocess)
         for block in run(source, normalize=normalize):
             names = [pending.popleft() for _ in range(block.stop - block.start)]
             for row, reason in block.failures.items():

@@ -7,13 +7,13 @@ import json
 import sys
 
 from cnclip_client._cli import _render as render
-from cnclip_client._cli._connection import Server, asks_server
+from cnclip_client._cli._connection import Server, asks_about_server
 from cnclip_client._cli._shared import AsJson, Verbose, reporting, write
 
 __all__ = ["info"]
 
 
-@asks_server
+@asks_about_server
 def info(server: Server, as_json: AsJson = False, verbose: Verbose = False) -> None:
     """Tell what a served model is: architecture, checkpoint, logit scale, sizes."""
     with reporting(verbose), server.connect() as client:

@@ -25,7 +25,15 @@ def pictures_in(source: Path, wanted: Collection[Id]) -> Iterator[tuple[Id, byte
             if path.stem.isdecimal():
                 ids.append(int(path.stem))
             for one in ids:
-                if one in wanted and path.is_file():
-                    yield one, path.read_bytes()
+                if one in wanted and (data := _read(path)):
+                    yield one, data
         elif item.value is not None:
             yield item.id, item.value
+
+
+def _read(path: Path) -> bytes:
+    """Returns what is in a file; nothing of one that cannot be read, which the page then says is not among them."""
+    try:
+        return path.read_bytes() if path.is_file() else b""
+    except OSError:
+        return b""

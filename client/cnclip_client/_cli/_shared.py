@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import locale
 import logging
 import os
 import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Annotated
 
@@ -19,7 +20,18 @@ from cnclip_client import BadFile, CnclipError, JobRefused, MissingExtra, TooMan
 from cnclip_client._replacing import replacing
 from cnclip_client.sources._sniff import first_bytes, require_lines
 
-__all__ = ["SOME_FAILED", "AsJson", "Verbose", "complain", "items_given", "reporting", "usage", "write", "writing"]
+__all__ = [
+    "SOME_FAILED",
+    "AsJson",
+    "Verbose",
+    "as_typed",
+    "complain",
+    "items_given",
+    "reporting",
+    "usage",
+    "write",
+    "writing",
+]
 
 SOME_FAILED, _USAGE, _SERVER, _TOO_MANY_FAILED, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 3, 4, 130, 141
 # Line breaks, and what moves a terminal's cursor or sets its title.
@@ -93,6 +105,19 @@ def _read_lines(stream: io.BufferedIOBase | object) -> Iterator[str]:
     with io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape") as lines:  # type: ignore[type-var]
         for line in lines:
             yield line.removesuffix("\n")
+
+
+def as_typed(texts: Iterable[str]) -> list[str]:
+    """Returns texts of the command line: what is no UTF-8 was typed in the locale's charset, such as GBK."""
+    typed = []
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            with suppress(UnicodeDecodeError, LookupError):
+                text = os.fsencode(text).decode(locale.nl_langinfo(locale.CODESET))
+        typed.append(text)
+    return typed
 
 
 def complain(message: str) -> None:

@@ -10,7 +10,7 @@ import typer
 from cnclip_client import BadInput
 from cnclip_client._cli import _render as render
 from cnclip_client._cli._connection import Server, asks_server
-from cnclip_client._cli._shared import SOME_FAILED, AsJson, Verbose, complain, reporting, write
+from cnclip_client._cli._shared import SOME_FAILED, AsJson, Verbose, as_typed, complain, reporting, write
 from cnclip_client._similarity import logits_per_image, softmax
 
 __all__ = ["similarity"]
@@ -31,7 +31,7 @@ def similarity(
     Example: cnclip similarity --image a.jpg --text 皮卡丘 --text 杰尼龟
     """
     with reporting(verbose), server.connect() as client:
-        found = client.info
+        found, text = client.info, as_typed(text)
         encoded = client.encode_images(image, errors="collect")
         try:
             text_features = client.encode_texts(text)

@@ -25,6 +25,8 @@ def served_models(
 ) -> tuple[str, ...]:
     """Returns the slugs that a server serves at present, sorted: an image or a text model is enough.
 
+    With `Retry.start_s`, as of `Retry.patient`, one that loads yet is waited for.
+
     Args:
         url: The server's gRPC address, `host:port`; of several, the first that answers is asked.
         timeout: Deadlines; the defaults are those of `Timeout`.
@@ -35,11 +37,19 @@ def served_models(
         ValueError: The address is not `host:port`, or secrets would go to another machine in plaintext.
         BadFile: A file of the credentials cannot be used.
         TransportError: No answer.
+        ModelNotReady: One still loads after that time.
         AccessDenied: The server does not let its repository be listed.
     """
     endpoints = Endpoints(url, timeout, retry, credentials)
+
+    def listed(transport: Transport) -> list[Listed]:
+        found = transport.index()
+        if endpoints.retry.start_s:
+            _require_loaded(transport, found)
+        return found
+
     try:
-        return slugs(endpoints.ask(Transport.index))
+        return slugs(endpoints.ask(listed))
     finally:
         endpoints.close()
 
@@ -50,10 +60,26 @@ def slugs(listed: Iterable[Listed]) -> tuple[str, ...]:
     return tuple(sorted({name.removesuffix(end) for name in ready for end in _SUFFIXES if name.endswith(end)}))
 
 
-def explain_not_found(transport: Transport, slug: str, error: ModelNotFound) -> CnclipError:
-    """Returns the error to raise where a server says that it has no such model.
+def _require_loaded(transport: Transport, listed: list[Listed]) -> None:
+    """Raises ModelNotReady while a tower loads yet, or while there is none but that may load yet."""
+    towers = [entry for entry in listed if entry.name.endswith(_SUFFIXES)]
+    waiting = [entry for entry in towers if entry.state == "LOADING"]
+    if not slugs(listed):
+        waiting += [entry for entry in towers if not _has_failed(entry)]
+    if waiting:
+        name = waiting[0].name
+        raise ModelNotReady(f"{name} is not loaded yet at {transport.url}", model=name, reason=waiting[0].reason)
 
-    Triton says so of a model that failed to load as well; its repository index tells the two apart, and what
+
+def _has_failed(entry: Listed) -> bool:
+    """Tells whether a model failed to load, rather than that it loads, or was not loaded, or was unloaded."""
+    return entry.state == "UNAVAILABLE" and entry.reason not in ("", "unloaded")
+
+
+def explain_not_found(transport: Transport, slug: str, error: ModelNotFound | ModelNotReady) -> CnclipError:
+    """Returns the error to raise where a server says that it has no such model, or none that is ready.
+
+    Triton says either of a model that failed to load as well; its repository index tells them apart, and what
     else it has, where the server lets it be read.
 
     Args:
@@ -64,6 +90,8 @@ def explain_not_found(transport: Transport, slug: str, error: ModelNotFound) -> 
     try:
         listed = transport.index()
     except CnclipError:
+        if isinstance(error, ModelNotReady):
+            return error
         return ModelNotFound(
             f"{error}; check the model's name (the server does not let its models be listed)",
             model=error.model,
@@ -76,7 +104,10 @@ def explain_not_found(transport: Transport, slug: str, error: ModelNotFound) -> 
             f"{error.model} is in {transport.url}'s repository but not served: {reason}; mend or load it",
             model=error.model,
             reason=reason,
+            failed=any(map(_has_failed, entries)),
         )
+    if isinstance(error, ModelNotReady):
+        return error
     available = slugs(listed)
     if entries:
         versions = ", ".join(sorted(entry.version for entry in entries if entry.state == "READY"))

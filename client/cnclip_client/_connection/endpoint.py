@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from cnclip_client._connection.transport import Transport
+from cnclip_client._connection.transport import Transport, require_no_secret
 
 __all__ = ["Endpoint", "Urls", "urls_of"]
 
@@ -19,9 +19,11 @@ def urls_of(given: Urls) -> tuple[str, ...]:
     """Returns the addresses one by one, each once.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none, or one has a name or a password in it.
     """
     texts = [given] if isinstance(given, str) else list(given)
+    for text in texts:
+        require_no_secret(text)  # before a comma in it cuts it into what does not look like one
     urls = tuple(dict.fromkeys(url.strip() for text in texts for url in text.split(",") if url.strip()))
     if not urls:
         raise ValueError(f"{given!r} names no server and has no port; write host:8001 (Triton's gRPC port)")

@@ -18,7 +18,14 @@ from typing import TypeVar
 from cnclip_client._connection.endpoint import Endpoint, Urls, urls_of
 from cnclip_client._connection.transport import Transport, is_worth_asking_again
 from cnclip_client._credentials import Credentials
-from cnclip_client._exceptions import CnclipError, ModelChanged, ModelNotFound, ModelNotReady, TransportError
+from cnclip_client._exceptions import (
+    CnclipError,
+    ModelChanged,
+    ModelNotFound,
+    ModelNotReady,
+    TlsFailed,
+    TransportError,
+)
 from cnclip_client._settings import Retry, Timeout
 
 __all__ = ["PASSING", "Endpoints"]
@@ -91,7 +98,7 @@ class Endpoints:
         Raises:
             CnclipError: None answered; what was wrong with the first.
         """
-        started = time.monotonic()
+        started, told = time.monotonic(), False
         for rounds in itertools.count(1):
             problems: list[CnclipError] = []
             connecting = not any(endpoint.transport.answered for endpoint in self._all)
@@ -101,9 +108,15 @@ class Endpoints:
                 except CnclipError as error:
                     problems.append(error)
             allowed = self.retry.connect_attempts if connecting else self.retry.attempts
-            late = time.monotonic() - started > self.retry.deadline_s
+            elapsed_s = time.monotonic() - started
+            late = elapsed_s > self.retry.deadline_s
             if not any(map(is_worth_asking_again, problems)) or rounds >= allowed or late:
-                raise problems[0]
+                coming = next(filter(_may_come, problems), None)
+                if coming is None or elapsed_s > self.retry.start_s:
+                    raise problems[0]
+                if not told:
+                    _log.warning("%s; waiting for it, for %g s at most", coming, self.retry.start_s)
+                told = True
             delay_s = self.retry.delay_s(rounds)
             _log.info("%s; trying again in %.1f s", problems[0], delay_s)
             time.sleep(delay_s)
@@ -270,3 +283,10 @@ class Endpoints:
         """Logs why one is left out, once."""
         if endpoint.problem is None and len(self._all) > 1:
             _log.warning("%s is left out for now: %s", endpoint.transport.url, problem)
+
+
+def _may_come(error: CnclipError) -> bool:
+    """Tells whether what failed so at the start may be a server that starts yet, or a model that loads yet."""
+    if isinstance(error, ModelNotReady):
+        return not error.failed
+    return isinstance(error, TransportError) and not isinstance(error, TlsFailed)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
+
+from tritonclient.utils import InferenceServerException
 
 from cnclip_client._exceptions import (
     AccessDenied,
@@ -17,7 +20,7 @@ from cnclip_client._exceptions import (
     TlsFailed,
 )
 
-__all__ = ["is_death", "is_model_death", "is_queue_full", "is_transient", "map_error", "status_of"]
+__all__ = ["is_death", "is_model_death", "is_queue_full", "is_transient", "map_error", "status_of", "without_secrets"]
 
 # gRPC goes through these without a word, for localhost too unless no_proxy names it.
 _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
@@ -36,7 +39,7 @@ _CONNECTION_DIED = (
     "HTTP status code 502",
     "status: 502",
 )
-_NEVER_SENT = "failed to connect"
+_NEVER_SENT = ("failed to connect", "connections to all backends failing")
 # Its words where the process of a Python model has died; whoever watches the server starts it again.
 _PROCESS_DIED = "is not healthy"
 _NOT_SERVED = ("is not at ready state", "has no available versions", "stopped accepting")
@@ -65,6 +68,18 @@ def status_of(error: Any) -> str:
     return (error.status() or "").removeprefix("StatusCode.")
 
 
+def without_secrets(error: Any) -> Any:
+    """Returns an InferenceServerException without a proxy's password, which gRPC may quote, taking it for the host."""
+    message = error.message() or ""
+    for name in _PROXY_VARIABLES:
+        secret = os.environ.get(name, "").rpartition("@")[0].rpartition("://")[2]
+        for part in filter(None, re.split("[/?#@]", secret)):
+            message = message.replace(part, "***")
+    if message == (error.message() or ""):
+        return error
+    return InferenceServerException(message, error.status())
+
+
 def is_transient(error: Any) -> bool:
     """Tells whether an inference request that failed so may succeed unchanged a moment later.
 
@@ -83,7 +98,7 @@ def is_transient(error: Any) -> bool:
 def is_death(error: Any) -> bool:
     """Tells whether a request failed so since a process, the server's or a model's, died while it had the request."""
     words = error.message() or ""
-    lost = any(part in words for part in _CONNECTION_DIED) and _NEVER_SENT not in words
+    lost = any(part in words for part in _CONNECTION_DIED) and not any(part in words for part in _NEVER_SENT)
     return is_model_death(error) or (status_of(error) == "UNAVAILABLE" and lost)
 
 
@@ -118,16 +133,17 @@ def map_error(
     """
     status, detail = status_of(error), (error.message() or "").strip()
     if status == "DEADLINE_EXCEEDED" and not connecting:
+        option = " (--request-timeout)" if setting == "request_s" else ""
         return RequestTimeout(
-            f"{url} did not answer within {timeout_s:g} s; raise Timeout.{setting}, or ask less of it at "
-            "once (batch_size, Limits.in_flight)",
+            f"{url} did not answer within {timeout_s:g} s; raise Timeout.{setting}{option}, or ask less of it at "
+            "once (batch_size; Limits.in_flight, --in-flight)",
             url=url,
             timeout_s=timeout_s,
         )
     if is_queue_full(error):
         return ServerBusy(
-            f"{url} refuses requests, its queue is full; lower Limits.in_flight, or raise Retry.deadline_s "
-            "and Retry.attempts",
+            f"{url} refuses requests, its queue is full; lower Limits.in_flight (--in-flight), or wait for longer "
+            "(Retry.patient; --wait-for-server of cnclip extract)",
             url=url,
         )
     if any(words in detail for words in _NOT_SERVED):
@@ -162,9 +178,14 @@ def _unreachable(url: str, status: str, detail: str, timeout_s: float, connectin
     if not connecting:
         return f"lost the connection to {url} ({detail}); check that the server still runs"
     why = f"no answer within {timeout_s:g} s" if status == "DEADLINE_EXCEEDED" else detail
-    proxy = next((f"{name}={os.environ[name]}" for name in _PROXY_VARIABLES if os.environ.get(name)), None)
+    proxy = next((f"{name}={_shown(os.environ[name])}" for name in _PROXY_VARIABLES if os.environ.get(name)), None)
     through = f"; gRPC goes through the proxy {proxy} unless no_proxy names the host" if proxy else ""
     return (
         f"no Triton server answers at {url} ({why}); check the address, that the server runs, that this is its gRPC "
         f"port (8001 by default, not HTTP's 8000), and whether it wants TLS or a client's certificate{through}"
     )
+
+
+def _shown(proxy: str) -> str:
+    """Returns a proxy's address without the name and password that may stand in it; the last @ ends them."""
+    return re.sub(r"^([a-zA-Z]+://)?.*@", r"\1***@", proxy, flags=re.DOTALL)

@@ -11,7 +11,14 @@ from collections.abc import Mapping
 from cnclip_client._connection.catalogue import explain_not_found
 from cnclip_client._connection.endpoints import Endpoints
 from cnclip_client._connection.transport import Transport
-from cnclip_client._exceptions import CheckpointMismatch, CnclipError, ModelChanged, ModelNotFound, ServerError
+from cnclip_client._exceptions import (
+    CheckpointMismatch,
+    CnclipError,
+    ModelChanged,
+    ModelNotFound,
+    ModelNotReady,
+    ServerError,
+)
 from cnclip_client._info import ModelInfo
 from cnclip_client._vocabulary import Kind
 
@@ -126,7 +133,7 @@ class Towers:
             # Pinned: a version that comes up later must not mix its features into this client's.
             version = transport.latest_version(name) if self._version is None else str(self._version)
             info = self._parse(transport, kind, version)
-        except ModelNotFound as error:
+        except (ModelNotFound, ModelNotReady) as error:
             raise explain_not_found(transport, self.slug, error) from error
         self._asked_at[kind, transport] = asked_at
         return info

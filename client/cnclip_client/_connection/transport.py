@@ -10,13 +10,13 @@ from typing import Any, NamedTuple, TypeVar
 from tritonclient.grpc import InferenceServerClient, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
-from cnclip_client._connection.mapping import is_transient, map_error, status_of
+from cnclip_client._connection.mapping import is_transient, map_error, status_of, without_secrets
 from cnclip_client._connection.wire import bytes_input
 from cnclip_client._credentials import Credentials, channel_credentials, headers_of, is_local
 from cnclip_client._exceptions import CnclipError
 from cnclip_client._settings import Retry, Timeout
 
-__all__ = ["Listed", "Transport", "check_url", "is_worth_asking_again"]
+__all__ = ["Listed", "Transport", "check_url", "is_worth_asking_again", "require_no_secret"]
 
 _T = TypeVar("_T")
 _CLOSE_S = 2.0
@@ -34,12 +34,22 @@ class Listed(NamedTuple):
     reason: str
 
 
+def require_no_secret(url: str) -> None:
+    """Raises ValueError for `name:password@host:port`, without quoting it: every message and log shows addresses."""
+    if "@" in url and not url.startswith(("unix:", "unix-abstract:")):
+        raise ValueError(
+            f"an address has something before the @ of @{url.rpartition('@')[2]}; write host:8001 alone, and give a "
+            "token or header otherwise (Credentials; --token-file, --header)"
+        )
+
+
 def check_url(url: str) -> str:
     """Returns the address unchanged.
 
     Raises:
-        ValueError: It is not `host:port`.
+        ValueError: It is not `host:port`, or has a name or a password in it.
     """
+    require_no_secret(url)
     if "://" in url and not url.startswith(_GRPC_SCHEMES):
         raise ValueError(f"{url!r} is not host:port; leave out the {url.split('://')[0]}://")
     if not url.startswith(_GRPC_SCHEMES) and not re.search(r"[^:]:\d{1,5}$", url):
@@ -172,7 +182,7 @@ class Transport:
             return self._client.async_infer(
                 name,
                 [bytes_input(tensors[0], payloads)],
-                lambda result, error: done(result, error),
+                lambda result, error: done(result, None if error is None else without_secrets(error)),
                 model_version=version,
                 outputs=[InferRequestedOutput(tensors[1])],
                 headers=self._headers(),
@@ -202,7 +212,8 @@ class Transport:
         self.require_open()
         try:
             answer = call(self.timeout.connect_s)
-        except InferenceServerException as error:
+        except InferenceServerException as raised:
+            error = without_secrets(raised)
             self.require_open(error)
             connecting = not self.answered
             if status_of(error) not in {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"}:

@@ -114,7 +114,7 @@ def is_pil_image(item: object) -> bool:
 
 def _checked(data: bytes, item_bytes: int) -> bytes:
     if len(data) > item_bytes:
-        raise Unsendable(f"is larger than {item_bytes:,} bytes; raise Limits.item_bytes to send it")
+        raise Unsendable(f"is larger than {item_bytes:,} bytes; raise Limits.item_bytes (--item-bytes) to send it")
     return data
 
 

@@ -133,7 +133,7 @@ def _loaded(client: Client, kind: Kind, items: Iterable[Item]) -> AbstractContex
         except Unsendable as error:
             return Item(item.id, None, str(error))
 
-    return Prefetch(iter(items), load, lambda item: len(item.value or b""))
+    return Prefetch(iter(items), load, lambda item: len(item.value or b""), threads=client.limits.readers)
 
 
 def _encoded(block: Block, items: tuple[Item, ...], dtype: str) -> Encoded:

@@ -76,7 +76,7 @@ def _parse_line(path: Path, number: int, line: bytes, kind: str) -> tuple[Any, N
         other = "text" if kind == "image" else "image"
         hint = f"; it holds features of {other}s" if f"{other}_id" in item else "; it is no file of features"
         raise BadFile(f"line {number} has no {error}{hint}", path=str(path)) from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise BadFile(f"line {number} is no feature ({reason}); extract it anew", path=str(path)) from error
     if feature.ndim != 1 or not feature.size:

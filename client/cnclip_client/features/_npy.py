@@ -79,17 +79,23 @@ def read_npy(path: Path, kind: str, block_bytes: int) -> Iterator[Rows]:
 def _open_npy(path: Path) -> NDArray[Any]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise BadFile(f"no .npy file of numbers ({error}); extract it anew", path=str(path)) from error
+    except OSError:
+        raise
+    # Of a damaged header numpy raises ValueError, EOFError, TypeError, SyntaxError, TokenError, OverflowError, ...
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadFile(f"no .npy file of numbers ({reason}); extract it anew", path=str(path)) from error
+    if not isinstance(array, np.ndarray):
+        raise BadFile("an archive of arrays; give one .npy file", path=str(path))
     if array.ndim != 2 or array.dtype not in (np.float32, np.float16):
         raise BadFile(f"{array.dtype} {list(array.shape)}, not float32 or float16 [N, D]", path=str(path))
-    return array  # type: ignore[no-any-return]
+    return array
 
 
 def _parse_id(path: Path, number: int, line: bytes) -> Any:
     try:
         one = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadFile(f"line {number} is no JSON value; extract it anew", path=str(path)) from error
     require_id(path, f"line {number}", one)
     return one

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cnclip_client._exceptions import BadFile
 from cnclip_client._extras import require
+from cnclip_client._parquet import parquet_files, told_parquet
 from cnclip_client._replacing import replacing
 from cnclip_client._vocabulary import Id, Kind
 from cnclip_client.features._features import Rows, rows_in
@@ -101,22 +102,18 @@ class ParquetSink:
 def read_parquet(path: Path, kind: str, block_bytes: int) -> Iterator[Rows]:
     """Yields what a file or a folder of them holds, as every reader does. Raises BadFile, MissingExtra, OSError."""
     pa, parquet = require("pyarrow", extra="parquet"), require("pyarrow.parquet", extra="parquet")
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    for file in files:
-        try:
-            # Without pre-buffering, which would hold the columns of a whole row group.
-            with parquet.ParquetFile(file, pre_buffer=False) as opened:
-                schema = opened.schema_arrow
-                missing = [name for name in (f"{kind}_id", "feature") if name not in schema.names]
-                if missing:
-                    raise BadFile(f"no column {' or '.join(missing)} among {', '.join(schema.names)}", path=str(file))
-                listed = schema.field("feature").type
-                size = listed.list_size if pa.types.is_fixed_size_list(listed) else 1024
-                for batch in opened.iter_batches(rows_in(block_bytes, size), columns=[f"{kind}_id", "feature"]):
-                    if batch.num_rows:
-                        yield _batch(file, batch.column(f"{kind}_id"), batch.column("feature"))
-        except pa.ArrowInvalid as error:
-            raise BadFile(f"no parquet file ({error}); extract it anew", path=str(file)) from error
+    for file in parquet_files(path):
+        # Without pre-buffering, which would hold the columns of a whole row group.
+        with told_parquet(file), parquet.ParquetFile(file, pre_buffer=False) as opened:
+            schema = opened.schema_arrow
+            missing = [name for name in (f"{kind}_id", "feature") if name not in schema.names]
+            if missing:
+                raise BadFile(f"no column {' or '.join(missing)} among {', '.join(schema.names)}", path=str(file))
+            listed = schema.field("feature").type
+            size = listed.list_size if pa.types.is_fixed_size_list(listed) else 1024
+            for batch in opened.iter_batches(rows_in(block_bytes, size), columns=[f"{kind}_id", "feature"]):
+                if batch.num_rows:
+                    yield _batch(file, batch.column(f"{kind}_id"), batch.column("feature"))
 
 
 def _batch(path: Path, ids: Any, features: Any) -> Rows:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cnclip_client._exceptions import BadFile
+from cnclip_client._parquet import parquet_files
 from cnclip_client._vocabulary import Kind
 from cnclip_client.features._features import Features, Rows
 from cnclip_client.features._ids import id_array
@@ -39,7 +40,7 @@ def read_features(
     length is not 1, as scores are then no cosines.
 
     Args:
-        path: A .jsonl, .parquet or .npy file or a folder of .parquet files, which are read by name.
+        path: A .jsonl, .parquet or .npy file, or a folder with .parquet files in it and below, which are read by path.
         kind: Whose features are wanted; it names the column of ids.
         normalize: Whether to divide each feature by its length.
         block_bytes: The most bytes of features in a block, a single feature aside.
@@ -78,7 +79,7 @@ def read_features(
 
 def _reader(path: Path) -> Callable[[Path, Kind, int], Iterator[Rows]]:
     if path.is_dir():
-        if not any(path.glob("*.parquet")):
+        if not parquet_files(path):
             raise BadFile(f"no .parquet file in it; give {_FORMATS}", path=str(path))
         return read_parquet
     try:

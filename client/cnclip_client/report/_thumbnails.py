@@ -66,6 +66,7 @@ def _thumbnail(data: bytes) -> Thumbnail:
         small.thumbnail((_SIDE_PIXELS, _SIDE_PIXELS))
         encoded = io.BytesIO()
         small.save(encoded, "JPEG", quality=80)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    # Whatever its decoder happens to raise: of a damaged picture that may be anything.
+    except Exception:
         return Thumbnail(reason="cannot be decoded")
     return Thumbnail(uri="data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode())

@@ -11,13 +11,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnclip_client._vocabulary import Id
 from cnclip_client.features import Features
 from cnclip_client.features._ids import join_ids
 
-__all__ = ["Gallery"]
+__all__ = ["Gallery", "RepeatedId"]
 
 _MEMORY_BYTES = 1024**3
 _BLOCK_BYTES = 256 * 1024 * 1024
+
+
+class RepeatedId(ValueError):
+    """An id that comes twice among what is to be searched.
+
+    Attributes:
+        id: The id.
+        rows: Where it comes first and then, from 0.
+        count: How many rows have an id that came before.
+    """
+
+    def __init__(self, id: Id, rows: tuple[int, int], count: int, places: str = "") -> None:
+        places = places or f"rows {rows[0] + 1} and {rows[1] + 1}"
+        super().__init__(
+            f"the id {id!r} comes more than once; in {places}, and {count} rows in all have an id that came before: "
+            "each needs one feature, so extract them anew with --repeated-ids first, or with ids that differ"
+        )
+        self.id = id
+        self.rows = rows
+        self.count = count
 
 
 class Gallery:
@@ -35,7 +56,7 @@ class Gallery:
         directory: Where that file is made; by default where Python makes such files (`TMPDIR`).
 
     Raises:
-        ValueError: There are none, an id comes twice, or features differ in length.
+        ValueError: There are none, an id comes twice (`RepeatedId`), or features differ in length.
     """
 
     def __init__(
@@ -111,7 +132,11 @@ class Gallery:
 
 
 def _require_distinct(ids: NDArray[Any]) -> None:
-    ordered = np.sort(ids) if ids.dtype == np.int64 else np.array(sorted(ids.tolist(), key=repr), dtype=object)
-    twice = ordered[1:][ordered[1:] == ordered[:-1]].tolist()
-    if twice:
-        raise ValueError(f"the id {twice[0]!r} comes more than once; each needs one feature, so extract them anew")
+    # In the order of their rows among equals, so that the first one's is named first.
+    held = ids if ids.dtype == np.int64 else np.array([repr(one) for one in ids.tolist()], dtype=object)
+    order = np.argsort(held, kind="stable")
+    ordered = held[order]
+    twice = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(twice):
+        rows = int(order[twice[0]]), int(order[twice[0] + 1])
+        raise RepeatedId(ids[rows[0] : rows[0] + 1].tolist()[0], rows, len(twice))

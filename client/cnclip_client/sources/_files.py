@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Itera
         return
     above = (*above, (status.st_dev, status.st_ino))
     for entry in entries:
-        name = prefix + entry.name
+        name = prefix + named(entry.name)
         try:
             is_folder, is_file = entry.is_dir(), entry.is_file()
         except OSError as error:  # a link to itself
@@ -67,6 +68,24 @@ def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Itera
         else:
             # To open a pipe would wait for its writer.
             yield Item(name, entry.path) if is_file else Item(name, None, "is no file, or a broken link")
+
+
+def named(path: str) -> str:
+    """Returns a path as an id: the same in any locale, as a name's bytes are UTF-8, or escaped where they are not."""
+    return os.fsencode(path).decode("utf-8", "surrogateescape")
+
+
+def _kind_of(path: str) -> str:
+    """Returns nothing for a file, and in words what else it is, or why that cannot be told."""
+    try:
+        mode = Path(path).stat().st_mode
+    except FileNotFoundError:
+        return "nothing"
+    except OSError as error:
+        return error.strerror or str(error)
+    except ValueError as error:  # a NUL in it
+        return f"is no path: {error}"
+    return "" if stat.S_ISREG(mode) else "a folder" if stat.S_ISDIR(mode) else "is no file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +106,10 @@ class GlobSource:
     def items(self, ids_only: int = 0) -> Iterator[Item]:
         # Sorting needs all the names at once: 100 bytes or so for each match.
         for path in sorted(glob.iglob(self.pattern, recursive=True)):  # noqa: PTH207 - Path.glob takes no absolute one
-            if not Path(path).is_dir():
-                yield Item(path, path) if Path(path).is_file() else Item(path, None, "is no file, or a broken link")
+            kind = _kind_of(path)
+            if kind != "a folder":
+                failure = "is no file, or a broken link" if kind == "nothing" else kind
+                yield Item(named(path), None if failure else path, failure)
 
     def total(self) -> int | None:
         return sum(1 for _ in self.items())
@@ -114,10 +135,11 @@ class ListSource:
             path = os.fsdecode(line)
             if not whole:
                 yield Item(f"line {number}", None, f"is longer than {_LONGEST_PATH:,} bytes")
-            elif path and Path(path).exists() and not Path(path).is_file():
-                yield Item(path, None, "is no file")
             elif path:
-                yield Item(path, path)
+                # What is not there says so itself when it is read.
+                kind = _kind_of(path)
+                failure = "is no file" if kind == "a folder" else "" if kind == "nothing" else kind
+                yield Item(named(path), None if failure else path, failure)
 
     def total(self) -> int | None:
         return about_lines(self.path)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
 
 from cnclip_client._exceptions import BadFile
+from cnclip_client._parquet import parquet_files
 from cnclip_client._settings import Limits
 from cnclip_client.sources._files import FolderSource, GlobSource, ListSource
 from cnclip_client.sources._item import Source
 from cnclip_client.sources._lmdb import LmdbSource, imgs_folder
 from cnclip_client.sources._muge import JsonlSource, LinesSource, TsvSource
-from cnclip_client.sources._parquet import ParquetSource, parquet_files
+from cnclip_client.sources._parquet import ParquetSource
 from cnclip_client.sources._sniff import first_bytes, require_file, require_lines, require_unpacked
 
 __all__ = ["ImageFormat", "TextFormat", "image_source", "text_source"]

@@ -10,10 +10,11 @@ from typing import Any
 
 from cnclip_client._exceptions import BadFile
 from cnclip_client._extras import require
+from cnclip_client._parquet import parquet_files, told_parquet
 from cnclip_client._vocabulary import Kind
 from cnclip_client.sources._item import Item, checked_id
 
-__all__ = ["ParquetSource", "parquet_files"]
+__all__ = ["ParquetSource"]
 
 _COLUMNS: dict[Kind, tuple[str, ...]] = {
     "image": ("image", "bytes", "image_bytes", "jpg", "png", "path", "image_path"),
@@ -23,17 +24,6 @@ _ID_COLUMNS: dict[Kind, tuple[str, ...]] = {"image": ("image_id", "id"), "text":
 # Rows decoded at once: images may be large, texts and ids are not.
 _ROWS: dict[Kind, int] = {"image": 32, "text": 4096}
 _BUFFER_BYTES = 1024 * 1024
-
-
-def parquet_files(path: Path) -> list[Path]:
-    """Returns a folder's parquet files and those of the folders in it, by path, hidden ones left out; or the file."""
-    if not path.is_dir():
-        return [path]
-    return sorted(
-        file
-        for file in path.rglob("*.parquet")
-        if not any(part.startswith(".") for part in file.relative_to(path).parts)
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +56,7 @@ class ParquetSource:
     def items(self, ids_only: int = 0) -> Iterator[Item]:
         row = 0
         for file in parquet_files(self.path):
-            with _opened(file) as opened:
+            with told_parquet(file), _opened(file) as opened:
                 id_column, column = self._columns(file, opened.schema_arrow)
                 value_of = _reader(file, self.kind, opened.schema_arrow.field(column))
                 for group in range(opened.num_row_groups):
@@ -97,14 +87,14 @@ class ParquetSource:
             raise BadFile(f"which column holds the {self.kind}s? name it with --column: {names}", path=str(file))
         if id_column is not None:
             types, of = require("pyarrow", extra="parquet").types, schema.field(id_column).type
-            if not (types.is_integer(of) or types.is_string(of) or types.is_large_string(of)):
+            if not (types.is_integer(_plain(of)) or is_string(of)):
                 raise BadFile(f"ids are integers or strings, and {id_column} is {of}; name another", path=str(file))
         return id_column, column
 
     def total(self) -> int | None:
         count = 0
         for file in parquet_files(self.path):
-            with _opened(file) as opened:
+            with told_parquet(file), _opened(file) as opened:
                 count += opened.metadata.num_rows
         return count
 
@@ -130,20 +120,28 @@ def _value(value_of: Callable[[Any], str | bytes], value: Any) -> str | bytes:
 
 
 def _opened(file: Path) -> Any:
-    pyarrow, parquet = require("pyarrow", extra="parquet"), require("pyarrow.parquet", extra="parquet")
-    try:
-        # A buffer, and no pre-buffering: otherwise a row group's column, which may be GBs of images, is read at once.
-        return parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-    except pyarrow.ArrowInvalid as error:
-        raise BadFile(f"no parquet file ({error}); mend or remove it", path=str(file)) from error
+    # A buffer, and no pre-buffering: otherwise a row group's column, which may be GBs of images, is read at once.
+    parquet = require("pyarrow.parquet", extra="parquet")
+    return parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+
+
+def _plain(of: Any) -> Any:
+    """Returns the type of a dictionary's values, or else the type itself."""
+    return of.value_type if require("pyarrow", extra="parquet").types.is_dictionary(of) else of
+
+
+def is_string(of: Any) -> bool:
+    """Whether a type is one of strings, encoded by a dictionary or not."""
+    types, of = require("pyarrow", extra="parquet").types, _plain(of)
+    return bool(types.is_string(of) or types.is_large_string(of) or types.is_string_view(of))
 
 
 def _reader(file: Path, kind: Kind, field: Any) -> Callable[[Any], str | bytes]:
     """Returns what makes an item's value of a column's, by the column's type; it raises ValueError for a bad one."""
     types = require("pyarrow", extra="parquet").types
-    is_string = types.is_string(field.type) or types.is_large_string(field.type)
-    is_binary = types.is_binary(field.type) or types.is_large_binary(field.type)
-    if is_string or (is_binary and kind == "image"):
+    of = _plain(field.type)
+    is_binary = types.is_binary(of) or types.is_large_binary(of) or types.is_binary_view(of)
+    if is_string(of) or (is_binary and kind == "image"):
         return _present
     fields = {inner.name for inner in field.flatten()} if types.is_struct(field.type) else set()
     if kind == "image" and fields & {f"{field.name}.bytes", f"{field.name}.path"}:

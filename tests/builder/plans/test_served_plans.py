@@ -54,7 +54,6 @@ def test_plans(tiny_vit: Arch, tower: str) -> None:
     assert config.optimization.output_pinned_memory.enable
     assert not config.optimization.HasField("cuda")
     assert not config.optimization.HasField("execution_accelerators")
-    assert len(config.model_warmup) == 1
     assert len(config.parameters) == 0
 
 
@@ -89,9 +88,43 @@ def test_accelerators(tiny_vit: Arch) -> None:
         assert accelerator.name == "tensorrt"
         assert [parameters[f"trt_profile_{bound}_shapes"] for bound in ("min", "opt", "max")] == shapes
         assert (parameters["precision_mode"], parameters["trt_engine_cache_enable"]) == ("FP16", "1")
-    config = render(replace(GPU, accelerator="cuda"), tiny_vit, "image")
-    (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
-    assert (accelerator.name, dict(accelerator.parameters)) == ("cuda", {"use_ep_level_unified_stream": "1"})
+    for tower in TOWERS:
+        config = render(replace(GPU, accelerator="cuda"), tiny_vit, tower)
+        (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+        assert (accelerator.name, dict(accelerator.parameters)) == ("cuda", {"sdpa_kernel": "3"})
+
+
+def test_convolutions_are_not_searched_anew_for_each_batch(tiny_vit: Arch, tiny_resnet: Arch) -> None:
+    """Only RN50 has some under ONNX Runtime on a GPU, or what its TensorRT accelerator leaves to CUDA."""
+
+    def parameters(arch: Arch, tower: str, **changes: Any) -> dict[str, str]:
+        found = render(replace(GPU, **changes), arch, tower).parameters
+        return {name: found[name].string_value for name in found}
+
+    heuristic = {"cudnn_conv_algo_search": "1"}
+    assert parameters(tiny_resnet, "image") == heuristic
+    assert parameters(tiny_resnet, "image", accelerator="cuda") == heuristic
+    assert parameters(tiny_resnet, "image", accelerator="tensorrt") == heuristic
+    assert parameters(tiny_vit, "image", accelerator="tensorrt") == heuristic
+    assert parameters(tiny_resnet, "text") == parameters(tiny_vit, "image") == parameters(tiny_vit, "text") == {}
+
+
+@pytest.mark.parametrize("serving", [GPU, TRT], ids=["onnxruntime", "tensorrt"])
+def test_no_first_request_waits(tiny_vit: Arch, serving: ServingConfig) -> None:
+    """One row, as many as clients send and as many as there may be, of each length that texts are padded to."""
+    devices = (A10,) if serving.platform == "tensorrt" else ()
+    serving = replace(serving, preferred_batch_size=4)
+
+    def warmups(tower: str, name: str) -> list[tuple[int, list[int], str]]:
+        return [
+            (sample.batch_size, list(sample.inputs[name].dims), sample.inputs[name].input_data_file)
+            for sample in render(serving, tiny_vit, tower, *devices).model_warmup
+        ]
+
+    assert warmups("image", "pixels") == [(batch, [32, 32, 3], "pixels") for batch in (1, 4, 8)]
+    assert warmups("text", "text") == [
+        (batch, [length], f"text-{length}") for length in (40, 52) for batch in (1, 4, 8)
+    ]
 
 
 def accelerators(config: Any) -> dict[str, dict[str, str]]:
@@ -103,18 +136,18 @@ def test_fp32_is_no_tf32_unless_it_is_asked_for(tiny_vit: Arch) -> None:
     """ONNX Runtime's default is TF32; Triton's backend takes what stands in the cuda accelerator's parameters."""
     fp32 = replace(GPU, precision="fp32")
     assert accelerators(render(fp32, tiny_vit, "image")) == {"cuda": {"use_tf32": "0"}}
-    unified = {"use_ep_level_unified_stream": "1"}
+    kernels = {"sdpa_kernel": "3"}
     assert accelerators(render(replace(fp32, accelerator="cuda"), tiny_vit, "text")) == {
-        "cuda": {**unified, "use_tf32": "0"}
+        "cuda": {**kernels, "use_tf32": "0"}
     }
-    assert accelerators(render(replace(fp32, accelerator="cuda", tf32=True), tiny_vit, "text")) == {"cuda": unified}
+    assert accelerators(render(replace(fp32, accelerator="cuda", tf32=True), tiny_vit, "text")) == {"cuda": kernels}
     assert accelerators(render(replace(fp32, tf32=True), tiny_vit, "image")) == {}
     assert accelerators(render(GPU, tiny_vit, "image")) == {}  # FP16 products are none of TF32's
     tensorrt = accelerators(render(replace(fp32, accelerator="tensorrt", tf32=True), tiny_vit, "image"))
     assert (list(tensorrt), tensorrt["tensorrt"]["precision_mode"]) == (["tensorrt"], "FP32")
 
 
-def test_the_stand_in_reads_the_same(tiny_vit: Arch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stand_in_reads_the_same(tiny_vit: Arch, tiny_resnet: Arch, monkeypatch: pytest.MonkeyPatch) -> None:
     from google.protobuf import json_format
 
     folder = ROOT / "server" / "cnclip_server" / "backends" / "onnxruntime"
@@ -126,6 +159,11 @@ def test_the_stand_in_reads_the_same(tiny_vit: Arch, monkeypatch: pytest.MonkeyP
     )
     (cuda, _) = session.execution_providers(config, kind="GPU", device_id=0)
     assert (cuda[0], cuda[1]["use_tf32"]) == ("CUDAExecutionProvider", "0")
+    config = json_format.MessageToDict(
+        render(replace(GPU, accelerator="cuda"), tiny_resnet, "image"), preserving_proto_field_name=True
+    )
+    (cuda, _) = session.execution_providers(config, kind="GPU", device_id=0)
+    assert (cuda[1]["sdpa_kernel"], cuda[1]["cudnn_conv_algo_search"]) == ("3", "HEURISTIC")
 
 
 def test_engines_of_two_checkpoints_have_two_names(tiny_vit: Arch) -> None:

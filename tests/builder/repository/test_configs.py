@@ -64,7 +64,7 @@ def test_no_queue_policy_unless_asked_for(tiny_vit: Arch, kind: str) -> None:
         (
             "text-tokenize",
             "context_length",
-            lambda config: [set_parameter(config, name) for name in ("context_length", "length_step")],
+            lambda config: [set_parameter(config, name) for name in ("context_length", "lengths", "length_step")],
         ),
     ],
 )
@@ -80,12 +80,30 @@ def test_reduced_decoding(tiny_vit: Arch) -> None:
     assert render("image-preprocess", tiny_vit, reduced_decoding=True) == expected
 
 
-@pytest.mark.parametrize(("target", "step"), [("cpu", "30"), ("gpu", "8")])
-def test_texts_have_one_shape_where_padding_costs_nothing(tiny_vit: Arch, target: str, step: str) -> None:
-    assert replace(PLAIN, target=target).skips_padding == (target == "cpu")
-    parameters = render("text-tokenize", tiny_vit, target=target, context_length=30).parameters
-    assert parameters["context_length"].string_value == "30"
-    assert parameters["length_step"].string_value == step
+@pytest.mark.parametrize(
+    ("changes", "lengths"),
+    [
+        ({"target": "cpu"}, "52"),
+        ({"target": "gpu"}, "40,52"),
+        ({"target": "gpu", "context_length": 40}, "40"),
+        ({"target": "gpu", "context_length": 30}, "30"),
+        ({"target": "gpu", "text_lengths": (24, 16)}, "16,24,52"),
+        ({"target": "gpu", "text_lengths": (52,)}, "52"),
+        ({"target": "gpu", "text_lengths": ()}, "52"),
+        ({"target": "cpu", "text_lengths": (24,)}, "24,52"),
+    ],
+)
+def test_texts_have_few_shapes_and_one_where_padding_costs_nothing(
+    tiny_vit: Arch, changes: dict[str, Any], lengths: str
+) -> None:
+    changes = {"context_length": 52, **changes}
+    assert replace(PLAIN, target=changes["target"]).skips_padding == (changes["target"] == "cpu")
+    parameters = render("text-tokenize", tiny_vit, **changes).parameters
+    assert parameters["context_length"].string_value == str(changes["context_length"])
+    assert parameters["lengths"].string_value == lengths
+    assert parameters["length_step"].string_value == lengths.split(",")[0]
+    warmups = render("text-encoder", tiny_vit, **changes).model_warmup
+    assert sorted({sample.inputs["text"].dims[0] for sample in warmups}) == [int(part) for part in lengths.split(",")]
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,11 @@ def choose(chosen: dict[str, Any], kept: dict[str, Any]) -> tuple[ServingConfig,
 
 def test_the_defaults_of_a_new_model() -> None:
     assert choose({}, {}) == (CPU, ())
-    assert choose({"target": "gpu"}, {})[0] == ServingConfig("gpu", "fp16", 52, 64)
-    assert choose({"platform": "tensorrt"}, {})[0].target == "gpu"
+    assert choose({"target": "gpu"}, {})[0] == ServingConfig(
+        "gpu", "fp16", 52, {"image": 64, "text": 128}, accelerator="cuda"
+    )
+    plans = choose({"platform": "tensorrt"}, {})[0]
+    assert (plans.target, plans.max_batch_size, plans.accelerator) == ("gpu", 64, "none")
 
 
 def test_what_was_chosen_is_kept_and_told() -> None:
@@ -60,7 +63,7 @@ def test_an_option_counts_more_and_leaves_the_other_encoder() -> None:
 def test_another_target_begins_anew_but_for_what_does_not_rest_on_it() -> None:
     kept = choose({"encoder_threads": 1, "max_image_pixels": 10, "max_batch_size": 8}, {})[0].as_dict()
     gpu, told = choose({"target": "gpu"}, kept)
-    assert (gpu.precision, gpu.encoder("text").threads, gpu.encoder("text").max_batch_size) == ("fp16", 0, 64)
+    assert (gpu.precision, gpu.encoder("text").threads, gpu.encoder("text").max_batch_size) == ("fp16", 0, 128)
     assert (gpu.max_image_pixels, told) == (10, ("max_image_pixels",))
     assert choose({}, gpu.as_dict())[0] == gpu  # also on a machine without a GPU: the repository is for one
 
@@ -168,7 +171,8 @@ def test_every_setting_has_an_option(monkeypatch: pytest.MonkeyPatch, repository
     serving, told = built_with(monkeypatch, repository, *given)
     assert told == ""
     for name in SETTINGS:
-        assert getattr(serving, name) == (False if name in flags else values.get(name, 5))
+        expected = (5,) if name == "text_lengths" else values.get(name, 5)
+        assert getattr(serving, name) == (False if name in flags else expected)
 
 
 def test_the_command_keeps_what_is_there_and_says_so(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:

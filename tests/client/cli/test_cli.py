@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cnclip_client._cli._shared import as_typed
 
 COMMAND = [sys.executable, "-c", "from cnclip_client._cli import main; main()"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("CNCLIP_")}
@@ -318,6 +319,86 @@ def test_progress_is_shown_on_a_terminal_alone(triton: Any, tmp_path: Path) -> N
     assert "encoding" in shown
     done = cnclip("features", "texts", "a", "-o", str(output), "--url", triton.url)
     assert (done.stdout, done.stderr) == (b"", b"")
+
+
+# Where Python neither takes the C locale for UTF-8's nor has been told a charset.
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize(
+    "locale",
+    [ASCII, {**ASCII, "PYTHONIOENCODING": "ascii"}],
+    ids=["ASCII", "ASCII out as well"],
+)
+def test_any_locale_will_do(triton: Any, fake: Any, tmp_path: Path, locale: dict[str, str]) -> None:
+    for command in (["classify"], ["similarity"]):
+        done = cnclip(*command, "--help", **locale)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b"Usage" in done.stdout
+    (tmp_path / "猫").mkdir()
+    (tmp_path / "猫" / "狗.jpg").write_bytes(b"dog")
+    (tmp_path / "名单.txt").write_text(f"{tmp_path}/猫/狗.jpg\n{tmp_path}/猫/没有.jpg\n", encoding="utf-8")
+    done = cnclip("features", "texts", "--url", triton.url, "猫", **locale)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rows(done.stdout, "text")[0] == ["猫"]
+    done = cnclip("features", "images", "--url", triton.url, "--file", tmp_path / "名单.txt", **locale)
+    assert done.returncode == 1
+    assert rows(done.stdout, "image")[0] == [f"{tmp_path}/猫/狗.jpg"]
+    for source, output in (
+        (tmp_path / "猫", "一.jsonl"),
+        (tmp_path / "名单.txt", "二.jsonl"),
+        (f"{tmp_path}/猫/*", "三.jsonl"),
+    ):
+        cnclip("extract", "images", source, "-o", tmp_path / output, "--url", triton.url, **locale)
+        (line,) = (tmp_path / output).read_text(encoding="utf-8").splitlines()
+        assert json.loads(line)["image_id"] == ("狗.jpg" if output == "一.jsonl" else f"{tmp_path}/猫/狗.jpg")
+    done = cnclip("extract", "images", tmp_path / "没有", "-o", tmp_path / "out.npy", "--url", triton.url, **locale)
+    assert done.returncode == 2
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_ids_are_the_same_in_any_locale(tmp_path: Path) -> None:
+    """For those who use the package in a process of their own."""
+    (tmp_path / "猫.jpg").write_bytes(b"cat")
+    (tmp_path / "list").write_bytes(f"{tmp_path}/猫.jpg\n".encode())
+    script = """
+import json, sys
+from cnclip_client.sources import image_source
+for source in sys.argv[1:]:
+    item, = [one for one in image_source(source).items() if one.id != "list"]
+    print(json.dumps(item.id), open(item.value, "rb").read().decode())
+"""
+    sources = [str(tmp_path), str(tmp_path / "list"), f"{tmp_path}/*.jpg"]
+    environment = {**ENVIRONMENT, **ASCII}
+    done = subprocess.run([sys.executable, "-c", script, *sources], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    whole = json.dumps(f"{tmp_path}/猫.jpg")
+    assert done.stdout.splitlines() == [f"{json.dumps('猫.jpg')} cat", f"{whole} cat", f"{whole} cat"]
+
+
+def test_texts_typed_in_another_charset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("locale.nl_langinfo", lambda item: "GBK")
+    typed = os.fsdecode("皮卡丘".encode("gbk"))
+    assert as_typed([typed, "杰尼龟", "a"]) == ["皮卡丘", "杰尼龟", "a"]
+    monkeypatch.setattr("locale.nl_langinfo", lambda item: "ANSI_X3.4-1968")
+    assert as_typed([typed]) == [typed]
+
+
+def test_outputs_that_are_no_files(triton: Any, tmp_path: Path) -> None:
+    for kind in ("image", "text"):
+        (tmp_path / f"{kind}.jsonl").write_text(json.dumps({f"{kind}_id": 1, "feature": [1.0]}))
+    search = ["search", "--image-feats", str(tmp_path / "image.jsonl"), "--text-feats", str(tmp_path / "text.jsonl")]
+    plain = cnclip(*search)
+    assert json.loads(plain.stdout) == {"text_id": 1, "image_ids": [1]}
+    assert cnclip(*search, "-o", "/dev/stdout").stdout == plain.stdout
+    page = cnclip(*search, "-o", tmp_path / "out.jsonl", "--html", "/dev/stdout")
+    assert page.stdout.startswith(b"<!doctype html>")
+    (tmp_path / "link.npy").symlink_to("/dev/stdout")
+    done = cnclip("features", "texts", "猫", "狗", "-o", tmp_path / "link.npy", "--url", triton.url)
+    assert np.load(io.BytesIO(done.stdout)).shape == (2, 16)
+    done = cnclip("extract", "texts", tmp_path / "text.jsonl", "-o", tmp_path / "link.npy", "--url", triton.url)
+    assert done.returncode == 2
+    assert b"is an open file of this process, and a job's output a file" in done.stderr
 
 
 def test_help_and_version() -> None:

@@ -83,6 +83,19 @@ def test_every_kind_of_images(tmp_path: Path, triton: Any, fake: Any) -> None:
         assert [json.loads(one) for one in found] == ids
 
 
+def test_texts_are_prepared_or_not_as_the_commands_are_told(tmp_path: Path, triton: Any) -> None:
+    (tmp_path / "a.txt").write_text("“A”\n", encoding="utf-8")
+    for number, (arguments, sent) in enumerate([([], '"a"'), (["--no-preprocess"], "“A”")]):
+        triton.forget()
+        extract(triton.url, "texts", tmp_path / "a.txt", "-o", tmp_path / f"{number}.npy", *arguments)
+        assert triton.requests == [[sent.encode()]]
+    for arguments, sent in (([], "“A”"), (["--preprocess"], '"a"')):
+        triton.forget()
+        command = [*COMMAND[:-1], "features", "texts", "“A”", "--url", triton.url, *arguments]
+        subprocess.run(command, capture_output=True, check=True)
+        assert triton.requests == [[sent.encode()]]
+
+
 def test_repeated_ids_are_told(tmp_path: Path, triton: Any) -> None:
     lines = [json.dumps({"text_id": row % 3, "text": f"{row}"}) for row in range(7)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
@@ -138,7 +151,8 @@ def test_a_server_that_stays_away_costs_status_3_and_says_how_to_go_on(
 
 
 def test_nobody_at_the_address_leaves_nothing_behind(tmp_path: Path, texts: Path) -> None:
-    said = extract("127.0.0.1:9", "texts", texts, "-o", tmp_path / "out.jsonl", "--model", "vit-b-16", status=3)
+    wait = ("--wait-for-server", "0.5")
+    said = extract("127.0.0.1:9", "texts", texts, "-o", tmp_path / "out.jsonl", "--model", "vit-b-16", *wait, status=3)
     assert "no Triton server answers at 127.0.0.1:9" in said
     assert "run the same command" not in said
     assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]

@@ -29,8 +29,10 @@ from cnclip_client import (
     Retry,
     ServerUnreachable,
     TooManyFailures,
+    preprocess_text,
 )
 from cnclip_client._flow.prefetch import Prefetch
+from cnclip_client.classification import Classifier
 from cnclip_client.extraction import ExtractOptions, Summary, encode_items, extract
 from cnclip_client.extraction._work_folder import GrowingFiles
 from cnclip_client.retrieval import read_features
@@ -133,6 +135,35 @@ def test_texts_are_prepared_as_cn_clips_extraction_does(tmp_path: Path, client: 
     source = Items([Item(row, text) for row, text in enumerate(texts)])
     extract(client, source, tmp_path / "out.npy")
     assert triton.requests == [[_preprocess_text(text).encode() for text in texts]]
+
+
+def test_every_way_in_prepares_texts_or_not_as_it_is_told(tmp_path: Path, client: Client, triton: Any) -> None:
+    texts = ["“引号”与 ABC", "猫"]
+    prepared = [preprocess_text(text) for text in texts]
+    assert prepared == ['"引号"与 abc', "猫"]
+    items = [Item(row, text) for row, text in enumerate(texts)]
+    for switch in (False, True, None):
+        chosen: dict[str, Any] = {} if switch is None else {"preprocess": switch}
+        ways = {
+            "encode_texts": lambda chosen=chosen: client.encode_texts(texts, **chosen),
+            "iter_texts": lambda chosen=chosen: list(client.iter_texts(texts, **chosen)),
+            "encode_items": lambda chosen=chosen: list(encode_items(client, "text", items, **chosen)),
+            "extract": lambda switch=switch, chosen=chosen: extract(
+                client, Items(items), tmp_path / f"{switch}.npy", ExtractOptions(**chosen)
+            ),
+            "classify": lambda chosen=chosen: Classifier.of(client, texts, templates=["{}"], **chosen),
+        }
+        for name, way in ways.items():
+            triton.forget()
+            way()  # type: ignore[no-untyped-call]
+            expected = switch if switch is not None else name in ("encode_items", "extract", "classify")
+            sent = [item.decode() for request in triton.requests for item in request]
+            assert sorted(sent) == sorted(prepared if expected else texts), (name, switch)
+    with pytest.raises(JobRefused, match="preprocess None, now False"):
+        extract(client, Items(items), tmp_path / "True.npy", ExtractOptions(preprocess=False))
+    with pytest.raises(TypeError, match="put it in a list"):
+        client.encode_texts("猫", preprocess=True)
+    assert client.encode_texts([None], preprocess=True, errors="collect").failures  # type: ignore[list-item]
 
 
 def test_a_finished_job_does_nothing(tmp_path: Path, client: Client, triton: Any) -> None:
@@ -302,7 +333,7 @@ from cnclip_client.extraction import ExtractOptions, extract
 from cnclip_client.sources import text_source
 import pyarrow.parquet
 
-url, source, folder, name = json.loads(sys.argv[1])
+url, source, folder, name, overwrite = json.loads(sys.argv[1])
 
 def live(output, last):
     pid = os.fork()
@@ -322,7 +353,7 @@ def live(output, last):
     status = 1
     try:
         with Client(url, model="vit-b-16") as client:
-            extract(client, text_source(source), output, ExtractOptions(checkpoint_s=1000.0))
+            extract(client, text_source(source), output, ExtractOptions(checkpoint_s=1000.0, overwrite=overwrite))
         status = 0
     finally:
         os._exit(status)
@@ -331,7 +362,12 @@ step = 0
 while True:
     output = Path(folder) / str(step) / name
     output.parent.mkdir()
+    if overwrite:
+        assert live(output, 10**9) == 0
+        before = set(output.parent.iterdir())
     code = live(output, step)
+    if overwrite:
+        assert set(output.parent.iterdir()) >= before, step
     if code == 0:
         break
     assert code == signal.SIGKILL, code
@@ -341,12 +377,15 @@ print(step)
 """
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_killed_before_each_step_on_the_disk(tmp_path: Path, triton: Any, format: str) -> None:
-    """Assembling and putting in place are short; here every rename, removal and fsync is somebody's last."""
+@pytest.mark.parametrize(("format", "overwrite"), [*((format, False) for format in FORMATS), ("npy", True)])
+def test_killed_before_each_step_on_the_disk(tmp_path: Path, triton: Any, format: str, overwrite: bool) -> None:
+    """Assembling and putting in place are short; here every rename, removal and fsync is somebody's last.
+
+    A finished job that is overwritten has all its files at any moment.
+    """
     folder = tmp_path / "killed"
     folder.mkdir()
-    given = [triton.url, texts_file(tmp_path, 50), folder, f"out.{format}"]
+    given = [triton.url, texts_file(tmp_path, 50), folder, f"out.{format}", overwrite]
     command = [sys.executable, "-c", _STEP_BY_STEP, json.dumps(given, default=str)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

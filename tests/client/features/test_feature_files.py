@@ -201,6 +201,21 @@ def test_what_is_no_file_of_features_is_said(tmp_path: Path) -> None:
     assert list(read_features(tmp_path / "empty.jsonl", "image")) == []
 
 
+def test_a_folder_is_read_with_all_in_it_as_one_of_images_is(tmp_path: Path) -> None:
+    for part in range(3):
+        (tmp_path / f"part={part}").mkdir()
+        parquet(tmp_path / f"part={part}" / "feats", [part], unit_rows(1))
+    (tmp_path / "._feats.parquet").write_bytes(b"what macOS leaves")
+    assert [one for block in read_features(tmp_path, "image") for one in block.ids.tolist()] == [0, 1, 2]
+
+
+def test_ids_that_are_encoded_by_a_dictionary(tmp_path: Path) -> None:
+    columns = {"image_id": pa.array(["a", "b", "a"]).dictionary_encode(), "feature": unit_rows(3).tolist()}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    (block,) = read_features(tmp_path / "a.parquet", "image")
+    assert block.ids.tolist() == ["a", "b", "a"]
+
+
 def test_without_pyarrow_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = parquet(tmp_path / "feats", [1], unit_rows(1))
     for module in ("pyarrow", "pyarrow.parquet"):

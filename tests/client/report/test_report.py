@@ -7,8 +7,10 @@ import io
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cnclip_client import MissingExtra
+from cnclip_client._cli._pictures import pictures_in
 from cnclip_client.evaluation import Annotations, read_annotations
 from cnclip_client.report import Thumbnail, html_report, image_ids, thumbnails
 from cnclip_client.retrieval import Hits
@@ -159,6 +162,41 @@ def test_thumbnails_are_small_jpegs_of_the_same_shape(format: str, mode: str) ->
         red, green, blue = image.convert("RGB").getpixel((128, 32))  # type: ignore[misc]
     assert red > 200
     assert max(green, blue) < 60
+
+
+@pytest.mark.parametrize(
+    "error", [OSError, ValueError, SyntaxError, KeyError, struct.error, zlib.error, EOFError, RuntimeError, MemoryError]
+)
+def test_whatever_a_decoder_raises_ends_one_picture_and_not_the_page(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    real = Image.open
+    calls: list[None] = []
+
+    def opened(data: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 1:
+            raise error("a decoder's own words")
+        return real(data)
+
+    monkeypatch.setattr(Image, "open", opened)
+    made = thumbnails([(1, b"damaged"), (2, picture("red"))], {1, 2})
+    assert made[1].reason == "cannot be decoded"
+    assert made[2].uri
+
+
+def test_a_picture_that_cannot_be_read_does_not_end_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).write_bytes(picture("red"))
+    real = Path.read_bytes
+
+    def read(self: Path) -> bytes:
+        if self.name == "1.png":
+            raise PermissionError(13, "Permission denied")
+        return real(self)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert {one for one, _ in pictures_in(tmp_path, {1, 2})} == {2}
 
 
 def test_thumbnails_stop_reading_once_all_are_found() -> None:

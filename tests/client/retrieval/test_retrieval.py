@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from cnclip_client import MissingExtra
+from cnclip_client._cli import app
 from cnclip_client.retrieval import Features, Gallery, search
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 Rng = np.random.Generator
 
@@ -123,6 +128,44 @@ def test_queries_are_read_only_as_far_as_they_are_answered() -> None:
 def test_an_id_that_comes_twice_is_refused(ids: list) -> None:
     with pytest.raises(ValueError, match=f"the id {ids[0]!r} comes more than once; .*anew"):
         Gallery([Features(np.array(ids, dtype=object), np.eye(3, dtype=np.float32))])
+
+
+@pytest.mark.parametrize("ids", [[7, 5, 3, 5, 7, 5], ["g", "e", "c", "e", "g", "e"]])
+def test_the_command_names_file_and_rows_of_an_id_that_comes_twice(tmp_path: Path, ids: list) -> None:
+    features = np.eye(6, dtype=np.float32).tolist()
+    lines = [{"image_id": one, "feature": row} for one, row in zip(ids, features, strict=True)]
+    (tmp_path / "imgs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "imgs" / "below").mkdir(parents=True)
+    for name, part in (("a.parquet", slice(0, 2)), ("below/b.parquet", slice(2, 6))):
+        pq.write_table(pa.table({"image_id": ids[part], "feature": features[part]}), tmp_path / "imgs" / name)
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"text_id": 1, "feature": features[0]}))
+    for name, places in (("imgs.jsonl", "rows 2 and 4"), ("imgs", "a.parquet row 2 and below/b.parquet row 2")):
+        sides = ["--image-feats", str(tmp_path / name), "--text-feats", str(tmp_path / "texts.jsonl")]
+        done = CliRunner().invoke(app, ["search", *sides, "-o", str(tmp_path / "out.jsonl")])
+        assert done.exit_code == 2
+        assert done.stderr.startswith(
+            f"cnclip: {tmp_path / name}: the id {ids[1]!r} comes more than once; in {places}, and 3 rows in all have"
+        )
+        assert "with --repeated-ids first" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("beside", ["a folder", "a file"])
+def test_the_command_writes_beside_the_work_of_a_job(tmp_path: Path, beside: str) -> None:
+    """An unfinished job's `OUT.jsonl.partial/`, or a file of that name, is none of a search's business."""
+    work = tmp_path / "out.jsonl.partial"
+    if beside == "a folder":
+        work.mkdir()
+        (work / "job.json").write_text("{}")
+    else:
+        work.write_text("{}")
+    for kind in ("image", "text"):
+        (tmp_path / f"{kind}.jsonl").write_text(json.dumps({f"{kind}_id": 1, "feature": [1.0]}))
+    sides = ["--image-feats", str(tmp_path / "image.jsonl"), "--text-feats", str(tmp_path / "text.jsonl")]
+    done = CliRunner().invoke(app, ["search", *sides, "-o", str(tmp_path / "out.jsonl")])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out.jsonl").read_text() == '{"text_id": 1, "image_ids": [1]}\n'
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["image.jsonl", "out.jsonl", work.name, "text.jsonl"]
 
 
 def test_what_cannot_be_searched_is_refused() -> None:

@@ -41,6 +41,37 @@ def values(source: Any, ids_only: int = 0) -> list[tuple[Any, Any]]:
     return [(item.id, item.value if not item.failure else f"!{item.failure}") for item in items]
 
 
+def test_a_path_that_cannot_be_looked_at_costs_no_other(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    lines = [tmp_path / "a.jpg", "x" * 5000, tmp_path / "a.jpg" / "b", tmp_path / "loop", tmp_path / "pipe", tmp_path]
+    (tmp_path / "list").write_text("".join(f"{line}\n" for line in lines) + "a\0b\n")
+    found = values(image_source(tmp_path / "list", format="list"))
+    assert [one for one, _ in found] == [*map(str, lines), "a\0b"]
+    assert [value for _, value in found[:6]] == [
+        str(tmp_path / "a.jpg"),
+        "!File name too long",
+        "!Not a directory",
+        "!Too many levels of symbolic links",
+        "!is no file",
+        "!is no file",
+    ]
+    assert found[6][1].startswith("!is no path: ")
+    assert len(values(image_source(f"{tmp_path}/*"))) == 4
+
+
+def test_ids_and_texts_that_are_encoded_by_a_dictionary(tmp_path: Path) -> None:
+    words = pa.array(["一", "二", "一"]).dictionary_encode()
+    columns = {"text_id": pa.array(["a", "b", "c"]).dictionary_encode(), "text": words, "path": words}
+    pq.write_table(
+        pa.table({**columns, "id": pa.array([7, 8, 9], pa.int32()).dictionary_encode()}), tmp_path / "a.parquet"
+    )
+    expected = ["一", "二", "一"]
+    assert values(text_source(tmp_path / "a.parquet")) == list(zip("abc", expected, strict=True))
+    assert values(image_source(tmp_path / "a.parquet")) == list(zip([7, 8, 9], expected, strict=True))
+
+
 # --- Ids.
 
 
