@@ -31,7 +31,7 @@ _FEW_AND_MANY = ((1, 1), (1, 16))
 _MIXED = (1, 7, 16, 32, 64)
 _LENGTH = 24
 # Items of a job that the client is given at once, which it sends as suits the server.
-_JOB = {True: {"image": 512, "text": 4096}, False: {"image": 32, "text": 128}}
+_JOB = {True: {"image": 512, "text": 4096}, False: {"image": 16, "text": 128}}
 
 
 def verify_onnxruntime(setup: Setup, report: Report) -> None:
