@@ -32,7 +32,7 @@ CHECKPOINT_OPTIONS = --arch "$(ARCH)" $(call option,--checkpoint,CHECKPOINT) $(c
 	$(call option,--hub,HUB) $(call option,--download-root,DOWNLOAD_ROOT)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo repo serve verify publish test test-slow bench soak test-s3 test-rtx check clean
+.PHONY: help demo repo serve verify publish test test-slow bench gpu-report soak test-s3 test-rtx check clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 12
@@ -82,6 +82,9 @@ bench: $(VENV)/installed  ## Measure ViT-B-16 side by side: served, alternatives
 	$(BIN)/python examples/demo/pictures.py build/bench/held-out
 	$(BIN)/cnclip-bench int8 --arch examples/demo/demo.json --checkpoint examples/demo/clip_cn_demo.pt \
 		--pairs build/bench/held-out/captions.tsv --output build/benchmarks/demo
+
+gpu-report: $(VENV)/installed  ## Measure what this machine's GPU does with ARCH, on one page; within ten minutes.
+	$(BIN)/cnclip-bench gpu-report $(if $(filter file,$(origin ARCH)),,--arch "$(ARCH)") $(call option,--checkpoint,CHECKPOINT) $(FLAGS)
 
 soak: $(VENV)/installed  ## Load the demo model for an hour (MINUTES=60); see that memory stays and no row is another's.
 	test -d build/demo/repository || $(BIN)/python examples/demo/demo.py
