@@ -100,8 +100,8 @@ clean:  ## Delete what was built; the virtual environment stays.
 	rm -rf build
 
 # Which ONNX Runtime: both packages own the same folder, so the other one goes first.
-RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null | grep 'GPU 0'),gpu,cpu)
-OTHER_RUNTIME := $(if $(filter gpu,$(RUNTIME)),onnxruntime,onnxruntime-gpu)
+RUNTIME = $(if $(shell nvidia-smi -L 2>/dev/null | grep 'GPU 0'),gpu,cpu)
+OTHER_RUNTIME = $(if $(filter gpu,$(RUNTIME)),onnxruntime,onnxruntime-gpu)
 
 # cn_clip brings torch: several GB, minutes. nvidia-pytriton is wanted for its tritonserver binary alone; what that
 # needs of its Python dependencies is in the extra `server`.
