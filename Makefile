@@ -32,7 +32,7 @@ CHECKPOINT_OPTIONS = --arch "$(ARCH)" $(call option,--checkpoint,CHECKPOINT) $(c
 	$(call option,--hub,HUB) $(call option,--download-root,DOWNLOAD_ROOT)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo repo serve verify publish test test-slow bench soak test-s3 test-rtx check clean
+.PHONY: help demo repo serve verify publish test test-slow bench gpu-report soak test-s3 test-rtx check clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 12
@@ -83,6 +83,9 @@ bench: $(VENV)/installed  ## Measure ViT-B-16 side by side: served, alternatives
 	$(BIN)/cnclip-bench int8 --arch examples/demo/demo.json --checkpoint examples/demo/clip_cn_demo.pt \
 		--pairs build/bench/held-out/captions.tsv --output build/benchmarks/demo
 
+gpu-report: $(VENV)/installed  ## Measure what this machine's GPU does with ARCH, on one page; within ten minutes.
+	$(BIN)/cnclip-bench gpu-report $(if $(filter file,$(origin ARCH)),,--arch "$(ARCH)") $(call option,--checkpoint,CHECKPOINT) $(FLAGS)
+
 soak: $(VENV)/installed  ## Load the demo model for an hour (MINUTES=60); see that memory stays and no row is another's.
 	test -d build/demo/repository || $(BIN)/python examples/demo/demo.py
 	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
@@ -97,8 +100,8 @@ clean:  ## Delete what was built; the virtual environment stays.
 	rm -rf build
 
 # Which ONNX Runtime: both packages own the same folder, so the other one goes first.
-RUNTIME := $(if $(shell nvidia-smi -L 2>/dev/null | grep 'GPU 0'),gpu,cpu)
-OTHER_RUNTIME := $(if $(filter gpu,$(RUNTIME)),onnxruntime,onnxruntime-gpu)
+RUNTIME = $(if $(shell nvidia-smi -L 2>/dev/null | grep 'GPU 0'),gpu,cpu)
+OTHER_RUNTIME = $(if $(filter gpu,$(RUNTIME)),onnxruntime,onnxruntime-gpu)
 
 # cn_clip brings torch: several GB, minutes. nvidia-pytriton is wanted for its tritonserver binary alone; what that
 # needs of its Python dependencies is in the extra `server`.
@@ -106,6 +109,6 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip uninstall --quiet --yes $(OTHER_RUNTIME)
-	$(BIN)/python -m pip install --progress-bar on --editable '.[$(RUNTIME),builder,tensorrt,server,parquet,lmdb,search,report,bench,ray,spark]' --group dev
+	$(BIN)/python -m pip install --progress-bar on --editable '.[$(RUNTIME),builder,tensorrt,server,parquet,search,report,bench,ray,spark]' --group dev
 	$(BIN)/python -m pip install --quiet --no-deps 'nvidia-pytriton==0.7.0'
 	touch $@

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,11 @@ from rich.table import Table
 
 from cnclip_bench.stats import Latency
 
-__all__ = ["Panel", "conditions", "show_latencies", "show_ratios", "show_rows", "show_values", "write", "write_curves"]
+__all__ = [
+    *("Panel", "conditions", "installed_version"),
+    *("show_latencies", "show_ratios", "show_rows", "show_values"),
+    *("write", "write_curves", "write_json"),
+]
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,23 @@ class Panel:
 
 def conditions() -> dict[str, Any]:
     """What a figure is worth nothing without: machine, load, versions, day."""
-    libraries = ("torch", "onnxruntime", "numpy", "pillow", "tokenizers", "tritonclient")
+    libraries = ("torch", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "tokenizers", "tritonclient")
     return {
         "date": date.today().isoformat(),
         "cores": len(os.sched_getaffinity(0)),
         "processor": _processor(),
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in libraries},
+        "versions": {name: found for name in libraries if (found := installed_version(name))},
     }
+
+
+def installed_version(distribution: str) -> str | None:
+    """The version of a distribution; None if it is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 def show_latencies(title: str, latencies: Sequence[Latency]) -> None:
@@ -124,7 +136,7 @@ def write(folder: Path, name: str, title: str, figures: Any, bars: Mapping[str, 
     Raises:
         ModuleNotFoundError: matplotlib is missing; the JSON is written.
     """
-    _write_json(folder / f"{name}.json", title, figures)
+    write_json(folder / f"{name}.json", title, figures)
     with _drawn(folder / f"{name}.png", title, (7, 1 + 0.4 * len(bars)), 1) as (axes,):
         axes.bar_label(axes.barh(list(bars), list(bars.values()), color="#4472a8"), fmt="%.3g", padding=3)
         axes.invert_yaxis()
@@ -134,7 +146,7 @@ def write(folder: Path, name: str, title: str, figures: Any, bars: Mapping[str, 
 
 def write_curves(folder: Path, name: str, title: str, figures: Any, panels: Sequence[Panel]) -> None:
     """Writes `NAME.json` and `NAME.png`, a plot of curves side by side; as `write` otherwise."""
-    _write_json(folder / f"{name}.json", title, figures)
+    write_json(folder / f"{name}.json", title, figures)
     with _drawn(folder / f"{name}.png", title, (5 * len(panels), 3.5), len(panels)) as all_axes:
         for axes, panel in zip(all_axes, panels, strict=True):
             for label, points in panel.curves.items():
@@ -145,11 +157,18 @@ def write_curves(folder: Path, name: str, title: str, figures: Any, panels: Sequ
             axes.legend()
 
 
-def _write_json(file: Path, title: str, figures: Any) -> None:
-    text = json.dumps(
-        {"what": title, "conditions": conditions(), "figures": figures}, indent=1, ensure_ascii=False, default=asdict
-    )
+def write_json(file: Path, title: str, figures: Any, measured_on: Mapping[str, Any] | None = None) -> None:
+    """Writes figures and what they are worth nothing without.
+
+    Args:
+        file: Where to; its folder is made if it is missing.
+        title: What they are of.
+        figures: Dataclasses may be among them.
+        measured_on: What `conditions` gave when it began; None for now.
+    """
+    content = {"what": title, "conditions": measured_on or conditions(), "figures": figures}
     file.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=1, ensure_ascii=False, default=asdict)
     file.write_text(text + "\n", encoding="utf-8")
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,9 +24,7 @@ from cnclip_bench._cli._options import (
 from cnclip_bench.subject import Subject, serving
 
 if TYPE_CHECKING:
-    from cnclip_client import Client
-
-    from cnclip_bench.load import Request, Sustained
+    from cnclip_bench.load import Sustained
     from cnclip_bench.serving_settings import Settings
     from cnclip_bench.tuning import Served
 
@@ -46,6 +43,7 @@ def throughput(
     """Put the ensembles under load: items a second and latency percentiles by concurrency and batch size."""
     from cnclip_bench.load import measure_levels
     from cnclip_bench.output import Panel, show_rows, write_curves
+    from cnclip_bench.requests import to_ensemble
 
     subject = asked.subject()
     levels = [(one, size) for size in sorted(set(batch_size)) for one in sorted(set(concurrency))]
@@ -54,7 +52,7 @@ def throughput(
         if max(batch_size) > most:
             raise ValueError(f"{subject.name} takes requests of up to {most} items: choose a --batch-size up to that")
         for tower in TOWERS:
-            found = measure_levels(_requests(subject, tower, client), levels, seconds, rounds)
+            found = measure_levels(to_ensemble(client, tower, subject.items(tower)), levels, seconds, rounds)
             title = f"{subject.arch.name}, {tower}s under load"
             rows = [
                 (
@@ -157,6 +155,7 @@ def _serving_with(
     from cnclip_server import ServerError, TritonServer
 
     from cnclip_bench.load import run_load
+    from cnclip_bench.requests import to_ensemble
     from cnclip_bench.serving_settings import copy_ensemble, write_settings
 
     if batch_size is not None and batch_size > settings.max_batch_size:
@@ -172,7 +171,7 @@ def _serving_with(
         try:
             with Client(server.grpc_url, model=subject.name) as client:
                 rows = batch_size or min(client.info.preferred_batch_size or 8, settings.max_batch_size)
-                request = _requests(subject, tower, client)(rows)
+                request = to_ensemble(client, tower, subject.items(tower))(rows)
 
                 def load() -> Sustained:
                     return run_load(request, concurrency, seconds, rows)
@@ -180,22 +179,3 @@ def _serving_with(
                 yield load
         finally:
             server.stop()
-
-
-def _requests(subject: Subject, tower: Tower, client: Client) -> Callable[[int], Request]:
-    """Gives requests of so many items, each of the next ones in a circle."""
-
-    def request_of(batch_size: int) -> Request:
-        items, turn = subject.items(tower), count()
-
-        def request() -> None:
-            first = next(turn) * batch_size
-            given = [items[(first + offset) % len(items)] for offset in range(batch_size)]
-            if tower == "image":
-                client.encode_images(given, batch_size=batch_size)
-            else:
-                client.encode_texts(given, batch_size=batch_size)
-
-        return request
-
-    return request_of

@@ -1,0 +1,92 @@
+"""Encoders in ONNX Runtime and in TensorRT, in one process: what a server can come to at best."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from cnclip_bench.gpu_report.ceiling import LENGTHS
+from cnclip_bench.gpu_report.inputs import pixels, token_ids
+from cnclip_bench.gpu_report.memory import taken_mib
+from cnclip_bench.gpu_report.repositories import subject_of
+from cnclip_bench.gpu_report.rows import Memory, Report, Setup, Timing, Tower
+from cnclip_bench.gpu_report.timing import BATCH_SIZES, time_runs
+from cnclip_bench.subject import read_config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["time_images_in_onnxruntime", "time_plans", "time_texts_in_onnxruntime"]
+
+
+def time_images_in_onnxruntime(setup: Setup, report: Report) -> None:
+    """Times the served image encoder's file with the session that its config asks for."""
+    _time_onnxruntime(setup, report, "image")
+
+
+def time_texts_in_onnxruntime(setup: Setup, report: Report) -> None:
+    """Times the served text encoder's file with the session that its config asks for."""
+    _time_onnxruntime(setup, report, "text")
+
+
+def _time_onnxruntime(setup: Setup, report: Report, tower: Tower) -> None:
+    import onnxruntime
+
+    subject = subject_of(setup, "onnxruntime")
+    before = taken_mib(setup.gpu)
+    session = _open_as_served(subject.repository / f"{subject.name}-{tower}-encoder", subject.served_file(tower))
+    report(Memory("ONNX Runtime", f"{tower} encoder, loaded", taken_mib(setup.gpu) - before))
+    device = "cuda" if setup.gpu else "cpu"
+    (tensor,) = session.get_inputs()
+    for length in (0,) if tower == "image" else LENGTHS:
+        for batch_size in BATCH_SIZES:
+            rows = token_ids(batch_size, length) if length else pixels(batch_size, subject.arch.resolution)
+            binding, value = session.io_binding(), onnxruntime.OrtValue.ortvalue_from_numpy(rows, device, 0)
+            binding.bind_ortvalue_input(tensor.name, value)
+            for output in session.get_outputs():
+                binding.bind_output(output.name, device, 0)
+            first, ms = time_runs(partial(session.run_with_iobinding, binding), setup.seconds)
+            report(Timing("ONNX Runtime", tower, batch_size, length, first, ms))
+    report(Memory("ONNX Runtime", f"{tower} encoder, after batches of up to 64", taken_mib(setup.gpu) - before))
+
+
+def _open_as_served(model: Path, file: Path) -> Any:
+    """Opens a session as the server's stand-in backend does, by the model's config.
+
+    Raises:
+        LoadError: It would not run where it is served; of the stand-in.
+    """
+    from cnclip_server._backends import STAND_IN
+    from google.protobuf.json_format import MessageToDict
+
+    # As Triton has it for the stub; its modules import each other by their bare names.
+    sys.path.insert(0, str(STAND_IN))
+    from cnclip_server.backends.onnxruntime.cnclip_ort_session import open_session
+
+    config = MessageToDict(read_config(model), preserving_proto_field_name=True)
+    (group,) = config["instance_group"]
+    return open_session(config, file, kind=group["kind"].removeprefix("KIND_"), device_id=0)
+
+
+def time_plans(setup: Setup, report: Report) -> None:
+    """Times both plans in TensorRT by Polygraphy, inputs and outputs copied to and from the card each time.
+
+    Raises:
+        MissingRequirementError: There is no TensorRT.
+    """
+    from cnclip_builder.plans.api import load_tensorrt
+    from cnclip_builder.plans.cuda_runtime import require_cuda_runtime
+
+    require_cuda_runtime()
+    tensorrt, subject = load_tensorrt(), subject_of(setup, "tensorrt")
+    towers: tuple[Tower, ...] = ("image", "text")
+    for tower in towers:
+        before = taken_mib(setup.gpu)
+        with tensorrt.open(subject.served_file(tower).read_bytes()) as run:
+            report(Memory("TensorRT", f"{tower} plan, loaded", taken_mib(setup.gpu) - before))
+            for length in (0,) if tower == "image" else LENGTHS:
+                for batch_size in BATCH_SIZES:
+                    rows = token_ids(batch_size, length) if length else pixels(batch_size, subject.arch.resolution)
+                    first, ms = time_runs(partial(run, 0, rows), setup.seconds)
+                    report(Timing("TensorRT, with copies", tower, batch_size, length, first, ms))

@@ -1,0 +1,90 @@
+"""The repositories that are measured, one for each of Triton's backends that this machine has the libraries for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cnclip_bench.gpu_report.rows import PassedOver, Report, Setup
+from cnclip_bench.subject import FOLDER, Subject
+
+if TYPE_CHECKING:
+    from cnclip_builder.build import BuildRequest
+    from cnclip_builder.repository.serving import Platform
+
+__all__ = ["build_for_onnxruntime", "build_for_tensorrt", "subject_of"]
+
+MAX_BATCH_SIZE = 64
+"""The largest batch that is measured."""
+
+
+def build_for_onnxruntime(setup: Setup, report: Report) -> None:
+    """Builds a repository as `make repo` does, with batches of up to 64 on a CPU too."""
+    from cnclip_builder.build import build_repository
+
+    build_repository(_request(setup, "onnxruntime"))
+
+
+def build_for_tensorrt(setup: Setup, report: Report) -> None:
+    """Builds plans, of one profile each: two take twice the time.
+
+    Raises:
+        PassedOver: What is measured runs on a CPU.
+        MissingRequirementError: There is no TensorRT.
+    """
+    if not setup.gpu:
+        raise PassedOver("plans are for GPUs, and this machine shows none")
+    from dataclasses import replace
+
+    from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, get_arch
+    from cnclip_builder.build import build_repository
+    from cnclip_builder.plans.here import PlanSettings, require_tensorrt
+    from cnclip_builder.plans.profiles import default_profiles
+
+    require_tensorrt(get_arch(setup.arch), setup.checkpoint)
+    settings = PlanSettings(
+        MAX_BATCH_SIZE,
+        DEFAULT_CONTEXT_LENGTH,
+        image_profiles=default_profiles(MAX_BATCH_SIZE)[-1:],
+        text_profiles=default_profiles(MAX_BATCH_SIZE, DEFAULT_CONTEXT_LENGTH)[-1:],
+    )
+    build_repository(replace(_request(setup, "tensorrt"), plan_settings=settings))
+
+
+def subject_of(setup: Setup, platform: Platform) -> Subject:
+    """What is measured of a repository that was built.
+
+    Raises:
+        CheckpointError: The checkpoint is gone.
+    """
+    from cnclip_builder.arch import get_arch
+    from cnclip_builder.checkpoint.sources import fetch_checkpoint
+
+    from cnclip_bench import inputs
+
+    arch = get_arch(setup.arch)
+    return Subject(
+        arch=arch,
+        checkpoint=fetch_checkpoint(setup.checkpoint, arch, FOLDER / "checkpoints", "huggingface").path,
+        repository=setup.repository(platform),
+        artefacts=FOLDER / "artefacts" / arch.slug,
+        name=arch.slug,
+        images=inputs.images(None, arch.resolution),
+        texts=inputs.captions(None),
+    )
+
+
+def _request(setup: Setup, platform: Platform) -> BuildRequest:
+    from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, get_arch
+    from cnclip_builder.build import BuildRequest
+    from cnclip_builder.repository.serving import choose_settings
+
+    chosen = {"target": "gpu" if setup.gpu else "cpu", "platform": platform, "max_batch_size": MAX_BATCH_SIZE}
+    serving, _ = choose_settings(chosen, {}, DEFAULT_CONTEXT_LENGTH)
+    return BuildRequest(
+        arch=get_arch(setup.arch),
+        checkpoint=setup.checkpoint,
+        serving=serving,
+        repository=setup.repository(platform),
+        artefacts=FOLDER / "artefacts",
+        download_root=FOLDER / "checkpoints",
+    )

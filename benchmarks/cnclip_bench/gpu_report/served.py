@@ -1,0 +1,138 @@
+"""What a server gives: features that are PyTorch's, and rates of all that can be sent to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from cnclip_bench.gpu_report.inputs import SIZES, jpegs, pixels, token_ids
+from cnclip_bench.gpu_report.memory import taken_mib
+from cnclip_bench.gpu_report.repositories import MAX_BATCH_SIZE, subject_of
+from cnclip_bench.gpu_report.rows import Memory, PassedOver, Rate, Report, Setup, Tower, Verified
+from cnclip_bench.inputs import repeated
+from cnclip_bench.load import Request, run_load
+from cnclip_bench.requests import to_encoder, to_ensemble
+from cnclip_bench.stats import Latency
+from cnclip_bench.subject import Subject, serving
+
+if TYPE_CHECKING:
+    from cnclip_builder.repository.serving import Platform
+    from cnclip_client import Client
+
+__all__ = ["load_onnxruntime", "load_plans", "verify_onnxruntime", "verify_plans"]
+
+# Few and many: items a request, and requests at once.
+_PIXELS = ((1, 1), (1, 16), (8, 8), (64, 4))
+_IDS = ((1, 1), (1, 32), (32, 8), (64, 8))
+_FEW_AND_MANY = ((1, 1), (1, 16))
+# In turns, 8 requests at once; 24 on average.
+_MIXED = (1, 7, 16, 32, 64)
+_LENGTH = 24
+# Items of a job that the client is given at once, which it sends as suits the server.
+_JOB = {True: {"image": 512, "text": 4096}, False: {"image": 16, "text": 128}}
+
+
+def verify_onnxruntime(setup: Setup, report: Report) -> None:
+    """Compares what is served with PyTorch, as `cnclip-build verify` does."""
+    _verify(setup, report, "onnxruntime")
+
+
+def verify_plans(setup: Setup, report: Report) -> None:
+    """Compares what is served with PyTorch, as `cnclip-build verify` does."""
+    _verify(setup, report, "tensorrt")
+
+
+def load_onnxruntime(setup: Setup, report: Report) -> None:
+    """Puts the server under one load after another."""
+    _load(setup, report, "onnxruntime")
+
+
+def load_plans(setup: Setup, report: Report) -> None:
+    """Puts the server under one load after another."""
+    _load(setup, report, "tensorrt")
+
+
+def _verify(setup: Setup, report: Report, platform: Platform) -> None:
+    from cnclip_builder.verify import verify_server
+
+    subject = subject_of(setup, platform)
+    with _serving(subject, platform) as (url, _):
+        found = verify_server(url, subject.name, subject.checkpoint, subject.arch)
+    for tower, parity in found.parity.items():
+        bound = found.tolerances[tower]
+        distances = (parity.cosine_distance, bound.cosine_distance, parity.centred_distance, bound.centred_distance)
+        report(Verified(platform, tower, parity.rows, *distances))
+    found.require()
+
+
+def _load(setup: Setup, report: Report, platform: Platform) -> None:
+    subject = subject_of(setup, platform)
+    resolution = subject.arch.resolution
+
+    def measure(what: str, tower: Tower, request: Request, items: int, at_once: int) -> None:
+        sustained = run_load(request, at_once, setup.seconds, items)
+        took = Latency.of(what, sustained.waits_s)
+        report(Rate(platform, tower, what, items, at_once, sustained.items_per_s, took.median_ms, took.p95_ms))
+
+    photographs = {name: jpegs(size) for name, size in SIZES.items()}
+    before = taken_mib(setup.gpu)
+    with _serving(subject, platform) as (url, client):
+        report(Memory(platform, "server, ready", taken_mib(setup.gpu) - before))
+        encoders: dict[Tower, Callable[..., Request]] = {
+            "image": lambda *sizes: to_encoder(
+                url, f"{subject.name}-image-encoder", pixels(MAX_BATCH_SIZE, resolution), sizes
+            ),
+            "text": lambda *sizes: to_encoder(
+                url, f"{subject.name}-text-encoder", token_ids(MAX_BATCH_SIZE, _LENGTH), sizes
+            ),
+        }
+        ensembles: dict[str, tuple[Tower, Sequence[Any]]] = {
+            **{_told(name, given): ("image", given) for name, given in photographs.items()},
+            "texts": ("text", subject.texts),
+        }
+        for items, at_once in _PIXELS:
+            measure("pixels", "image", encoders["image"](items), items, at_once)
+        measure("pixels, requests of 1 to 64", "image", encoders["image"](*_MIXED), round(mean(_MIXED)), 8)
+        for what, (tower, given) in ensembles.items():
+            number = _JOB[setup.gpu][tower]
+            measure(f"{what}, a job", tower, _job(client, tower, given, number), number, 1)
+        for items, at_once in _IDS:
+            measure(f"ids, {_LENGTH} a text", "text", encoders["text"](items), items, at_once)
+        for what, (tower, given) in ensembles.items():
+            for items, at_once in _FEW_AND_MANY:
+                measure(what, tower, to_ensemble(client, tower, given)(items), items, at_once)
+        report(Memory(platform, "server, after these loads", taken_mib(setup.gpu) - before))
+
+
+def _told(name: str, images: Sequence[bytes]) -> str:
+    return f"JPEGs, {name}, {mean(map(len, images)) / 1000:.0f} kB"
+
+
+def _job(client: Client, tower: Tower, items: Sequence[Any], number: int) -> Request:
+    given = repeated(list(items), number)
+
+    def request() -> None:
+        if tower == "image":
+            client.encode_images(given)
+        else:
+            client.encode_texts(given)
+
+    return request
+
+
+@contextmanager
+def _serving(subject: Subject, platform: Platform) -> Iterator[tuple[str, Client]]:
+    """Serves the repository.
+
+    Raises:
+        PassedOver: This tritonserver has no such backend.
+    """
+    from cnclip_server._binary import find_binary
+
+    binary = find_binary()
+    if platform == "tensorrt" and not (binary.home / "backends" / "tensorrt").is_dir():
+        raise PassedOver(f"{binary.path} has no tensorrt backend: run this in NVIDIA's container of your plans' month")
+    with serving(subject) as served:
+        yield served

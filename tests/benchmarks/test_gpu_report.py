@@ -1,0 +1,206 @@
+"""`cnclip-bench gpu-report`: its steps on the CPU with the demo model, and what becomes of one that goes wrong."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cnclip_bench._cli import app, main
+from cnclip_bench.gpu_report import pytorch, steps
+from cnclip_bench.gpu_report.findings import Findings
+from cnclip_bench.gpu_report.inputs import SIZES, jpegs, token_ids
+from cnclip_bench.gpu_report.rows import Ceiling, Fact, PassedOver, Report, Setup, Timing, Work
+from cnclip_bench.gpu_report.run import Step, run_step
+from cnclip_bench.gpu_report.timing import time_runs
+from cnclip_builder.arch import get_arch
+from cnclip_builder.checkpoint.load import load_checkpoint
+from cnclip_builder.checkpoint.towers import load_tower
+from PIL import Image
+from typer.testing import CliRunner
+
+from tests.conftest import DEMO, ROOT
+
+SETUP = Setup("demo.json", "random:0", gpu=False, folder=Path(), seconds=0.01)
+
+
+def good(setup: Setup, report: Report) -> None:
+    report(Fact("seconds", f"{setup.seconds}"))
+
+
+def raises(setup: Setup, report: Report) -> None:
+    report(Fact("before", "it"))
+    raise ValueError("no room\nleft: " + "free some, " * 60)
+
+
+def lacks(setup: Setup, report: Report) -> None:
+    raise PassedOver("no such backend here")
+
+
+def crashes(setup: Setup, report: Report) -> None:
+    report(Fact("before", "it"))
+    print("the last word", flush=True)
+    ctypes.string_at(0)
+
+
+def hangs(setup: Setup, report: Report) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    report(Fact("child", str(child.pid)))
+    time.sleep(60)
+
+
+def quits(setup: Setup, report: Report) -> None:
+    os._exit(3)
+
+
+def run(function: Any, folder: Path, seconds: float = 60.0, remaining: float = 60.0) -> tuple[Any, list[Any]]:
+    rows: list[Any] = []
+    step = Step(function.__name__, function, seconds)
+    return run_step(step, SETUP, remaining, folder / f"{function.__name__}.log", rows.append), rows
+
+
+def test_a_step_that_goes_wrong_costs_itself_alone(tmp_path: Path) -> None:
+    outcome, rows = run(good, tmp_path)
+    assert (outcome.status, outcome.reason, rows) == ("done", "", [Fact("seconds", "0.01")])
+    outcome, rows = run(raises, tmp_path)
+    assert outcome.status == "failed"
+    assert outcome.reason.startswith("no room left: free some, free some")
+    assert outcome.reason.endswith(f"… ({tmp_path}/raises.log has all)")
+    assert rows == [Fact("before", "it")]  # what was found before is kept
+    assert "ValueError: no room" in (tmp_path / "raises.log").read_text()
+    outcome, rows = run(lacks, tmp_path)
+    assert (outcome.status, outcome.reason, rows) == ("passed over", "no such backend here", [])
+    outcome, rows = run(crashes, tmp_path)
+    assert outcome.status == "failed"
+    assert "its process ended by SIGSEGV; its last line: " in outcome.reason
+    assert "the last word" in (tmp_path / "crashes.log").read_text()
+    assert rows == [Fact("before", "it")]
+    outcome, _ = run(quits, tmp_path)
+    assert (outcome.status, outcome.reason) == (
+        "failed",
+        f"its process ended by exit status 3; its last line: none ({tmp_path}/quits.log)",
+    )
+
+
+def test_a_step_that_hangs_is_stopped_with_all_that_it_started(tmp_path: Path) -> None:
+    began = time.monotonic()
+    outcome, rows = run(hangs, tmp_path, seconds=10.0)
+    assert outcome.status == "failed"
+    assert outcome.reason == f"it was stopped after 10 s; {tmp_path}/hangs.log has what it said"
+    assert 10 <= outcome.seconds <= time.monotonic() - began < 40
+    (child,) = rows
+    state = Path(f"/proc/{child.value}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"  # nobody may be here to collect it
+    outcome, rows = run(good, tmp_path, remaining=0.5)
+    assert (outcome.status, rows) == ("passed over", [])
+    assert "no time was left" in outcome.reason
+    outcome = run_step(Step("x", good, 60, leave=50), SETUP, 50.5, tmp_path / "x.log", rows.append)
+    assert (outcome.status, rows) == ("passed over", [])  # those after it need that time
+
+
+def test_shares_of_the_ceiling(tmp_path: Path) -> None:
+    findings = Findings("x", SETUP, {})
+    timing = Timing("y", "text", batch_size=64, length=24, first_ms=5.0, ms=2.0)
+    assert timing.items_per_s == pytest.approx(32_000)
+    assert findings.share(timing) is None
+    findings.rows += [Ceiling(8192, "float16", 640.0), Work("text", 24, 4.0), Work("image", 0, 35.0), timing]
+    assert findings.share(timing) == pytest.approx(0.2)  # 32,000 times 4 GFLOP is 128 TFLOP
+    assert findings.best_in_process("text", 24, "y") == pytest.approx(32_000)
+    assert findings.best_in_process("text", 52, "y") is None
+
+
+def test_the_first_run_is_told_apart() -> None:
+    pauses = iter([0.2, *[0.01] * 1000])
+    first, others = time_runs(lambda: time.sleep(next(pauses)), 0.25)
+    assert first >= 200
+    assert 10 <= others < 200
+
+
+def test_what_is_sent() -> None:
+    for size in SIZES.values():
+        made = jpegs(size)
+        assert len(set(made)) == len(made) == 4
+        for one in made:
+            with Image.open(io.BytesIO(one)) as image:
+                assert (image.size, image.format) == (size, "JPEG")
+    ids = token_ids(3, 24)
+    assert (ids.shape, ids.dtype, (ids != 0).all()) == ((3, 24), np.int32, True)
+    assert set(ids[:, 0]) == {101}
+    assert set(ids[:, -1]) == {102}
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_the_modern_pytorch_has_the_same_features(tower: Any) -> None:
+    arch = get_arch(str(DEMO / "demo.json"))
+    module: Any = load_tower(load_checkpoint(DEMO / "clip_cn_demo.pt", arch), tower)
+    ids = torch.from_numpy(token_ids(2, 24, "int64"))
+    ids[1, 10:] = 0  # padding
+    rows = ids if tower == "text" else torch.rand(2, 3, arch.resolution, arch.resolution)
+    with torch.inference_mode():
+        expected = module(rows)
+        assert pytorch.modernise(module.clip, tower)
+        torch.testing.assert_close(module(rows), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.triton
+def test_every_step_on_the_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torch's threads wait for each other, and here for other tests
+    (folder / "examples").symlink_to(ROOT / "examples")
+    result = CliRunner().invoke(app, ["gpu-report", "--seconds", "0.01", "--output", "out"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    report = json.loads((folder / "out/gpu-report.json").read_text())
+    figures = report["figures"]
+    assert report["what"] == "demo on this machine's CPU"
+    ended = {one["name"]: (one["status"], one["reason"]) for one in figures["steps"]}
+    assert list(ended) == [step.name for step in steps.STEPS]
+    plans = {name for name in ended if "plans" in name}
+    assert {name for name, (status, _) in ended.items() if status == "done"} == set(ended) - plans
+    assert ended["build plans"] == ("passed over", "plans are for GPUs, and this machine shows none")
+    assert ended["load plans"] == ("passed over", "it needs what 'build plans' was to make")
+    timed = {(one["way"], one["tower"], one["length"], one["batch_size"]) for one in figures["in_process"]}
+    ways = ("ONNX Runtime", "PyTorch, cn_clip's own", "PyTorch, scaled_dot_product_attention")
+    shapes = [("image", 0), ("text", 24), ("text", 52)]
+    assert timed == {(way, *shape, size) for way in ways for shape in shapes for size in (1, 8, 32, 64)}
+    assert all(one["first_ms"] > 0 and one["ms"] > 0 and one["share_of_ceiling"] > 0 for one in figures["in_process"])
+    assert [(one["tower"], one["rows"]) for one in figures["verified"]] == [("image", 15), ("text", 22)]
+    assert all(one["cosine"] < one["cosine_bound"] == 1e-6 for one in figures["verified"])
+    sent = {(one["tower"], one["what"].split(",")[0]) for one in figures["served"]}
+    assert sent == {("image", "pixels"), ("image", "JPEGs"), ("text", "ids"), ("text", "texts")}
+    at_once = {
+        what: {one["at_once"] for one in figures["served"] if one["what"] == what} for what in ("pixels", "texts")
+    }
+    assert at_once == {"pixels": {1, 16, 8, 4}, "texts": {1, 16}}
+    assert all(one["per_s"] > 0 and one["median_ms"] <= one["p95_ms"] for one in figures["served"])
+    assert {one["what"] for one in figures["memory"]} >= {"server, ready", "image encoder, loaded"}
+    assert {"card", "PyTorch", "ONNX Runtime", "TensorRT", "tritonserver"} <= {
+        one["what"] for one in figures["installed"]
+    }
+    page = (folder / "out/gpu-report.md").read_text()
+    for said in ("# demo on this machine's CPU", "| load ONNX Runtime |", "**", "| images | ONNX Runtime |", "1080p"):
+        assert said in page
+
+
+def test_what_is_not_there_is_said_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    empty = folder / "empty"
+    empty.mkdir(exist_ok=True)
+    monkeypatch.chdir(empty)
+    for arguments, message in (
+        ([], "no GPU, and examples/demo/demo.json is not here: name an --arch"),
+        (["--arch", "ViT-B-16", "--checkpoint", "none.pt"], "there is no checkpoint none.pt: name a .pt file"),
+        (["--arch", "ViT-Z"], "no architecture is named 'ViT-Z'"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["cnclip-bench", "gpu-report", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 1
+        assert message in capsys.readouterr().err
+    assert not list(empty.iterdir())
