@@ -43,7 +43,7 @@ help:  ## List the targets.
 	@echo
 	@echo 'Variables of make repo (default): ARCH (ViT-B-16) CHECKPOINT (the official one) PRECISION (fp32 on a CPU, fp16'
 	@echo 'on a GPU) TARGET (gpu if nvidia-smi lists one, else cpu) PLATFORM (onnxruntime) CONTEXT_LENGTH (52)'
-	@echo 'ACCELERATOR (none; cuda or tensorrt for onnxruntime on a GPU) PLANS (folder of plans made elsewhere)'
+	@echo 'ACCELERATOR (cuda; none or tensorrt, for onnxruntime on a GPU) PLANS (folder of plans made elsewhere)'
 	@echo 'TENSORRT (the version of TensorRT that your tritonserver has, such as 10.13.3: installed first)'
 	@echo 'MAX_BATCH_SIZE (32 on a CPU, 64 on a GPU) NAME (the arch in lower case) MODEL_VERSION (1) VERIFY=1 (off)'
 	@echo 'REPOSITORY (build/repository) DOWNLOAD_ROOT (build/checkpoints) HUB (huggingface)'
@@ -88,7 +88,7 @@ bench: $(VENV)/installed  ## Measure ViT-B-16 side by side: served, alternatives
 	$(BIN)/cnclip-bench int8 --arch examples/demo/demo.json --checkpoint examples/demo/clip_cn_demo.pt \
 		--pairs build/bench/held-out/captions.tsv --output build/benchmarks/demo
 
-gpu-report: $(VENV)/installed  ## Measure what this machine's GPU does with ARCH, on one page; within ten minutes.
+gpu-report: $(READY)  ## Measure what this machine's GPU does with ARCH, on one page; within ten minutes.
 	$(BIN)/cnclip-bench gpu-report $(if $(filter file,$(origin ARCH)),,--arch "$(ARCH)") $(call option,--checkpoint,CHECKPOINT) $(FLAGS)
 
 soak: $(VENV)/installed  ## Load the demo model for an hour (MINUTES=60); see that memory stays and no row is another's.
