@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnclip_bench.gpu_report.inputs import SIZES, jpegs, pixels, token_ids
 from cnclip_bench.gpu_report.memory import taken_mib
-from cnclip_bench.gpu_report.repositories import MAX_BATCH_SIZE, subject_of
+from cnclip_bench.gpu_report.repositories import subject_of
 from cnclip_bench.gpu_report.rows import Memory, PassedOver, Rate, Report, Setup, Tower, Verified
 from cnclip_bench.inputs import repeated
 from cnclip_bench.load import Request, run_load
@@ -29,6 +29,7 @@ _IDS = ((1, 1), (1, 32), (32, 8), (64, 8))
 _FEW_AND_MANY = ((1, 1), (1, 16))
 # In turns, 8 requests at once; 24 on average.
 _MIXED = (1, 7, 16, 32, 64)
+_LARGEST = 64
 _LENGTH = 24
 # Items of a job that the client is given at once, which it sends as suits the server.
 _JOB = {True: {"image": 512, "text": 4096}, False: {"image": 16, "text": 128}}
@@ -82,11 +83,9 @@ def _load(setup: Setup, report: Report, platform: Platform) -> None:
         report(Memory(platform, "server, ready", taken_mib(setup.gpu) - before))
         encoders: dict[Tower, Callable[..., Request]] = {
             "image": lambda *sizes: to_encoder(
-                url, f"{subject.name}-image-encoder", pixels(MAX_BATCH_SIZE, resolution), sizes
+                url, f"{subject.name}-image-encoder", pixels(_LARGEST, resolution), sizes
             ),
-            "text": lambda *sizes: to_encoder(
-                url, f"{subject.name}-text-encoder", token_ids(MAX_BATCH_SIZE, _LENGTH), sizes
-            ),
+            "text": lambda *sizes: to_encoder(url, f"{subject.name}-text-encoder", token_ids(_LARGEST, _LENGTH), sizes),
         }
         ensembles: dict[str, tuple[Tower, Sequence[Any]]] = {
             **{_told(name, given): ("image", given) for name, given in photographs.items()},
