@@ -23,7 +23,7 @@ from cnclip_bench.gpu_report.rows import Ceiling, Fact, PassedOver, Report, Setu
 from cnclip_bench.gpu_report.run import Step, run_step
 from cnclip_bench.gpu_report.timing import BATCH_SIZES, time_runs
 from cnclip_builder.arch import get_arch
-from cnclip_builder.checkpoint.load import load_checkpoint
+from cnclip_builder.checkpoint.load import load_checkpoint, make_meta_model
 from cnclip_builder.checkpoint.towers import load_tower
 from PIL import Image
 from typer.testing import CliRunner
@@ -149,6 +149,10 @@ def test_the_modern_pytorch_has_the_same_features(tower: Any) -> None:
         expected = module(rows)
         assert pytorch.modernise(module.clip, tower)
         torch.testing.assert_close(module(rows), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_resnet_has_no_attention_to_replace() -> None:
+    assert not pytorch.modernise(make_meta_model(get_arch("RN50")), "image")
 
 
 @pytest.mark.triton

@@ -8,9 +8,9 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from cnclip_bench.gpu_report.inputs import SIZES, jpegs, pixels, token_ids
-from cnclip_bench.gpu_report.memory import taken_mib
+from cnclip_bench.gpu_report.memory import Meter
 from cnclip_bench.gpu_report.repositories import subject_of
-from cnclip_bench.gpu_report.rows import Memory, PassedOver, Rate, Report, Setup, Tower, Verified
+from cnclip_bench.gpu_report.rows import PassedOver, Rate, Report, Setup, Tower, Verified
 from cnclip_bench.inputs import repeated
 from cnclip_bench.load import Request, run_load
 from cnclip_bench.requests import to_encoder, to_ensemble
@@ -78,9 +78,9 @@ def _load(setup: Setup, report: Report, platform: Platform) -> None:
         report(Rate(platform, tower, what, items, at_once, sustained.items_per_s, took.median_ms, took.p95_ms))
 
     photographs = {name: jpegs(size) for name, size in SIZES.items()}
-    before = taken_mib(setup.gpu)
+    meter = Meter(setup.gpu)
     with _serving(subject, platform) as (url, client):
-        report(Memory(platform, "server, ready", taken_mib(setup.gpu) - before))
+        meter.tell(report, platform, "server, ready")
         encoders: dict[Tower, Callable[..., Request]] = {
             "image": lambda *sizes: to_encoder(
                 url, f"{subject.name}-image-encoder", pixels(_LARGEST, resolution), sizes
@@ -102,7 +102,7 @@ def _load(setup: Setup, report: Report, platform: Platform) -> None:
         for what, (tower, given) in ensembles.items():
             for items, at_once in _FEW_AND_MANY:
                 measure(what, tower, to_ensemble(client, tower, given)(items), items, at_once)
-        report(Memory(platform, "server, after these loads", taken_mib(setup.gpu) - before))
+        meter.tell(report, platform, "server, after these loads")
 
 
 def _told(name: str, images: Sequence[bytes]) -> str:
