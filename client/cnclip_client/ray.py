@@ -17,9 +17,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,12 +36,16 @@ from cnclip_client.sources import Item
 
 __all__ = ["FeatureExtractor", "RayEngine"]
 
+_log = logging.getLogger(__name__)
+
 # What an actor is sent at once: enough for a client to keep its servers busy, little enough to be done again.
 _CHUNK_ITEMS = 512
 _CHUNK_BYTES = 16 * 1024 * 1024
 # Chunks sent to an actor, one of them waiting; and those for which a slower one before them is waited.
 _CHUNKS_AN_ACTOR = 2
 _WINDOWS = 2
+# Actors that may die over the same items before a job ends. Nodes come and go, but not five at one chunk.
+_MOST_DEATHS = 5
 
 
 class FeatureExtractor:
@@ -105,8 +111,9 @@ class FeatureExtractor:
 class RayEngine:
     """Does a job's encoding on a Ray cluster; the job itself, its files and their order stay with the caller.
 
-    Actors read images that are files themselves, so all nodes must see them under the same paths. An actor that dies
-    is started again, on another node if need be, and does again what it was sent.
+    Actors read images that are files themselves, so all nodes must see them under the same paths. Where an actor dies,
+    another takes its place, on another node if need be, and does again what it was sent; each is told in the log. A
+    job ends once five have died over the same items.
     """
 
     def __init__(self, connect: Connect, actors: int | None = None) -> None:
@@ -154,66 +161,138 @@ class RayEngine:
             expected=expected,
             preprocess=preprocess,
         )
-        remote = ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=1, scheduling_strategy="SPREAD")(_Actor)
+        # Ray would start an actor again by itself, but without a word, and for ever.
+        remote = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=1, scheduling_strategy="SPREAD")(_Actor)
         count = self._actors or sum(node["Alive"] for node in ray.nodes())
-        actors = [remote.remote(encoder, dtype) for _ in range(count)]
         try:
-            yield from self._run(actors, _chunks(kind, items, refusal))
+            yield from self._run(lambda: remote.remote(encoder, dtype), count, _chunks(kind, items, refusal))
         finally:
-            for actor in actors:
-                ray.kill(actor)
             if started:
                 ray.shutdown()
 
-    def _run(self, actors: list[Any], chunks: Iterator[list[Item]]) -> Iterator[Encoded]:
+    def _run(self, start: Callable[[], Any], count: int, chunks: Iterator[list[Item]]) -> Iterator[Encoded]:
         ray = self._ray
-        sent: dict[Any, int] = {}  # not known to be done -> the actor that has it
-        window: deque[Any] = deque()
-        most = len(actors) * _CHUNKS_AN_ACTOR
+        actors = [start() for _ in range(count)]
+        sent: dict[Any, _Work] = {}  # not known to be done, oldest first
+        window: deque[_Work] = deque()
+        most = count * _CHUNKS_AN_ACTOR
         ended = False
         failure: Exception | None = None
-        while True:
-            if sent:
-                # Waits only where there is nothing to send, and no head to give.
-                full = ended or len(sent) >= most or len(window) >= _WINDOWS * most
-                done, _ = ray.wait(list(sent), num_returns=1, timeout=None if full and window[0] in sent else 0)
-                for ref in done:
-                    del sent[ref]
-            if window and window[0] not in sent:
-                yield from self._get(window.popleft())
-            if ended and not window:
-                if failure is not None:
-                    raise failure
-                return
-            if not ended and len(sent) < most and len(window) < _WINDOWS * most:
-                try:
-                    chunk = next(chunks, None)
-                except Exception as error:  # raised once all that came before is out
-                    chunk, failure = None, error
-                if chunk is None:
-                    ended = True
-                else:
-                    load = Counter(sent.values())
-                    place = min(range(len(actors)), key=lambda number: load[number])
-                    ref = actors[place].encode.remote(chunk)
-                    sent[ref] = place
-                    window.append(ref)
 
-    def _get(self, ref: Any) -> list[Encoded]:
+        def send(work: _Work) -> None:
+            load = Counter(one.place for one in sent.values())
+            work.place = min(range(count), key=lambda number: load[number])
+            work.actor = actors[work.place]
+            sent[work.actor.encode.remote(work.chunk)] = work
+
         try:
-            return self._ray.get(ref)  # type: ignore[no-any-return]
-        except self._ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, CnclipError):
-                raise error.cause from error
-            raise _failed(error.cause) from error
-        except self._ray.exceptions.RayError as error:
-            raise _failed(error) from error
+            while True:
+                if sent:
+                    # Waits only where there is nothing to send, and no head to give.
+                    full = ended or len(sent) >= most or len(window) >= _WINDOWS * most
+                    wait = full and window[0].outcome is None
+                    done, _ = ray.wait(list(sent), num_returns=1, timeout=None if wait else 0)
+                    for ref in done:
+                        work = sent[ref]
+                        died = self._take(ref, work)
+                        if died is not None and work.actor is actors[work.place]:
+                            # What it was at: the oldest of what it had; the others only waited there.
+                            culprit = next(one for one in sent.values() if one.actor is work.actor)
+                            culprit.deaths += 1
+                            _log.warning("a Ray actor died (%s); another takes its place", _told(died))
+                            ray.kill(work.actor)
+                            actors[work.place] = start()
+                        del sent[ref]
+                        if died is not None and work.deaths < _MOST_DEATHS:
+                            send(work)
+                        elif died is not None:
+                            work.outcome = _crashing(work.chunk, died)
+                if window and (outcome := window[0].outcome) is not None:
+                    window.popleft()
+                    if isinstance(outcome, Exception):
+                        raise outcome
+                    yield from outcome
+                if ended and not window:
+                    if failure is not None:
+                        raise failure
+                    return
+                if not ended and len(sent) < most and len(window) < _WINDOWS * most:
+                    try:
+                        chunk = next(chunks, None)
+                    except Exception as error:  # raised once all that came before is out
+                        chunk, failure = None, error
+                    if chunk is None:
+                        ended = True
+                    else:
+                        window.append(_Work(chunk))
+                        send(window[-1])
+        finally:
+            for actor in actors:
+                ray.kill(actor)
+
+    def _take(self, ref: Any, work: _Work) -> Exception | None:
+        """Gives work its outcome, or returns how its actor died or its result was lost: it is to be done again."""
+        errors = self._ray.exceptions
+        try:
+            work.outcome = self._ray.get(ref)
+        except errors.RayTaskError as error:
+            known = isinstance(error.cause, CnclipError)
+            work.outcome = error.cause if known else _failed(error.cause)
+            work.outcome.__cause__ = error
+        except (
+            errors.RayActorError,
+            errors.WorkerCrashedError,
+            errors.OutOfMemoryError,
+            errors.NodeDiedError,
+            errors.ObjectLostError,
+        ) as error:
+            return error  # type: ignore[no-any-return]
+        except errors.RayError as error:
+            work.outcome = _failed(error)
+            work.outcome.__cause__ = error
+        return None
+
+
+@dataclass(slots=True, eq=False)
+class _Work:
+    """What an actor is sent at once.
+
+    Attributes:
+        chunk: The items.
+        actor: The actor that has it.
+        place: That one's number.
+        deaths: How many actors died at it.
+        outcome: What came of it, once that is known.
+    """
+
+    chunk: list[Item]
+    actor: Any = None
+    place: int = 0
+    deaths: int = 0
+    outcome: list[Encoded] | Exception | None = None
+
+
+def _told(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip() if lines else 'no reason'}"
+
+
+def _crashing(chunk: list[Item], error: Exception) -> ServerError:
+    failure = ServerError(
+        f"{_MOST_DEATHS} Ray actors died one after the other over the same {len(chunk)} items, {chunk[0].id!r} to "
+        f"{chunk[-1].id!r} ({_told(error)}); see the cluster's logs, and try these items without Ray",
+        model="",
+        status="RAY",
+        detail=str(error),
+    )
+    failure.__cause__ = error
+    return failure
 
 
 def _failed(error: Exception) -> ServerError:
-    told = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'}"
     return ServerError(
-        f"the Ray cluster failed the work ({told}); see its logs, and that cn-clip-triton is installed on every node",
+        f"the Ray cluster failed the work ({_told(error)}); see its logs, and that cn-clip-triton is installed on "
+        "every node",
         model="",
         status="RAY",
         detail=str(error),

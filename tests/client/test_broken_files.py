@@ -202,7 +202,11 @@ def test_a_file_with_bytes_turned(
     assert broken > 5 or not whole
 
 
-@pytest.mark.parametrize("deep", ["[" * 100_000, '{"a":' * 100_000, '{"image_id": 1, "feature": [1' + "0" * 400 + "]}"])
+@pytest.mark.parametrize(
+    "deep",
+    ["[" * 100_000, '{"a":' * 100_000, '{"image_id": 1, "feature": [1' + "0" * 400 + "]}"],
+    ids=["arrays", "objects", "a number"],
+)
 def test_a_line_that_no_parser_likes(tmp_path: Path, deep: str) -> None:
     for name, read in (("f.jsonl", _read_features), ("a.jsonl", _read_annotations), ("p.jsonl", _read_predictions)):
         (tmp_path / name).write_text(deep)

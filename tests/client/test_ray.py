@@ -136,6 +136,40 @@ def test_killed_actors_lose_nothing(tmp_path: Path, cluster: None, triton: Any, 
     same(tmp_path, "far.jsonl", "near.jsonl")
 
 
+@pytest.mark.parametrize("when", ["at its first item", "at one item"])
+def test_actors_that_crash_again_and_again_end_the_job_with_a_word(
+    tmp_path: Path, cluster: None, triton: Any, sources: list[Any], caplog: pytest.LogCaptureFixture, when: str
+) -> None:
+    """Such as for want of memory, or with a library that is broken on the nodes."""
+    url, here = triton.url, os.getpid()
+
+    class Crashing(Client):
+        def iter_texts(self, texts: Any, **options: Any) -> Any:
+            texts = list(texts)
+            if when == "at its first item" or any(text and "第600句" in text for text in texts):
+                os._exit(9)
+            return super().iter_texts(texts, **options)
+
+    def crashing() -> Client:
+        assert os.getpid() != here
+        return Crashing(url, model="vit-b-16")
+
+    output = tmp_path / "out.jsonl"
+    with (
+        connecting(triton)() as client,
+        pytest.raises(ServerError, match="5 Ray actors died .* the same 512 items") as e,
+    ):
+        extract(client, sources[2], output, ExtractOptions(checkpoint_s=0.01), engine=RayEngine(crashing, actors=1))
+    # Where all die, it may be the chunk that waited behind the first.
+    chunks = ("0 to 511", "512 to 1023") if when == "at its first item" else ("512 to 1023",)
+    assert any(chunk in str(e.value) for chunk in chunks)
+    assert "another takes its place" in caplog.text
+    with connecting(triton)() as client:
+        extract(client, sources[2], output)
+        extract(client, sources[2], tmp_path / "near.jsonl")
+    same(tmp_path, "out.jsonl", "near.jsonl")
+
+
 def test_a_job_goes_on_under_the_other_engine(tmp_path: Path, cluster: None, triton: Any, sources: list[Any]) -> None:
     """The engine is a run's, not the job's: each goes on with what the other left."""
     few = ExtractOptions(max_errors=0, checkpoint_s=0.01)

@@ -184,8 +184,8 @@ def _accelerators(serving: ServingConfig, arch: Arch, tower: Tower, engines: str
     # Flash attention and the memory-efficient one (1 + 2 of ONNX Runtime's AttentionBackend). Its own choice on Hopper
     # is cuDNN's, which builds a kernel for every size of a batch: 71 to 480 ms, at each that it has not seen.
     cuda = {"sdpa_kernel": "3"} if serving.accelerator == "cuda" else {}
-    if serving.precision == "fp32" and not serving.tf32:
-        cuda["use_tf32"] = "0"  # ONNX Runtime's default is 1
+    if serving.precision == "fp32":
+        cuda["use_tf32"] = str(int(serving.tf32))  # said either way: ONNX Runtime's default is 1, the stand-in's 0
     tensorrt = [_tensorrt(serving, arch, tower, engines)] if serving.accelerator == "tensorrt" else []
     return (*tensorrt, *([Accelerator("cuda", cuda)] if cuda else []))
 

@@ -200,6 +200,7 @@ def test_a_patch_that_is_no_multiple_of_eight(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["RN50", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14"])
 def test_official_sizes(name: str, tmp_path: Path) -> None:
     arch = get_arch(name)

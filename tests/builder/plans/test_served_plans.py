@@ -140,11 +140,14 @@ def test_fp32_is_no_tf32_unless_it_is_asked_for(tiny_vit: Arch) -> None:
     assert accelerators(render(replace(fp32, accelerator="cuda"), tiny_vit, "text")) == {
         "cuda": {**kernels, "use_tf32": "0"}
     }
-    assert accelerators(render(replace(fp32, accelerator="cuda", tf32=True), tiny_vit, "text")) == {"cuda": kernels}
-    assert accelerators(render(replace(fp32, tf32=True), tiny_vit, "image")) == {}
+    with_tf32 = replace(fp32, tf32=True)
+    assert accelerators(render(replace(with_tf32, accelerator="cuda"), tiny_vit, "text")) == {
+        "cuda": {**kernels, "use_tf32": "1"}
+    }
+    assert accelerators(render(with_tf32, tiny_vit, "image")) == {"cuda": {"use_tf32": "1"}}
     assert accelerators(render(GPU, tiny_vit, "image")) == {}  # FP16 products are none of TF32's
-    tensorrt = accelerators(render(replace(fp32, accelerator="tensorrt", tf32=True), tiny_vit, "image"))
-    assert (list(tensorrt), tensorrt["tensorrt"]["precision_mode"]) == (["tensorrt"], "FP32")
+    tensorrt = accelerators(render(replace(with_tf32, accelerator="tensorrt"), tiny_vit, "image"))
+    assert (list(tensorrt), tensorrt["tensorrt"]["precision_mode"]) == (["tensorrt", "cuda"], "FP32")
 
 
 def test_the_stand_in_reads_the_same(tiny_vit: Arch, tiny_resnet: Arch, monkeypatch: pytest.MonkeyPatch) -> None:

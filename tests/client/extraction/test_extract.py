@@ -721,7 +721,8 @@ def test_a_full_disk_is_told_and_keeps_what_was_done(
 
     def full(self: GrowingFiles, *given: Any) -> None:
         calls.append(None)
-        if len(calls) > 3:
+        # A slow disk may get no more than the first checkpoint and the last.
+        if len(calls) > (3 if where == "append" else 1):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(self, *given)
 

@@ -549,7 +549,7 @@ _NO_LINES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "told"), _NO_LINES)
+@pytest.mark.parametrize(("name", "content", "told"), _NO_LINES, ids=map(str, range(len(_NO_LINES))))
 def test_what_is_no_file_of_lines_is_not_taken_for_one(tmp_path: Path, name: str, content: str, told: str) -> None:
     path = tmp_path / name
     path.write_text(content, encoding="utf-8")
@@ -569,6 +569,7 @@ def test_what_is_no_file_of_lines_is_not_taken_for_one(tmp_path: Path, name: str
         (b"PK\x03\x04\t\0", "is a zip archive or an Excel sheet"),
         ("一\n二\n".encode("utf-16"), "is UTF-16; convert it to UTF-8"),
     ],
+    ids=["gzip", "zip", "UTF-16"],
 )
 def test_what_is_packed_is_told(tmp_path: Path, name: str, content: bytes, told: str) -> None:
     (tmp_path / name).write_bytes(content)

@@ -1,0 +1,64 @@
+"""The tokeniser's model, loaded as Triton loads it: the lengths that its config names, in today's and older words."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from cnclip_builder.arch import cn_clip_vocabulary
+from cnclip_templates import templates_folder
+
+
+@pytest.fixture
+def version_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A version's folder as it is served, with Triton's own module faked."""
+    templates = templates_folder()
+    for file in (templates / "text-tokenize" / "1" / "model.py", cn_clip_vocabulary(), *templates.glob("cnclip_*.py")):
+        shutil.copy(file, tmp_path)
+    fake = ModuleType("triton_python_backend_utils")
+    metric = SimpleNamespace(increment=lambda number: None)
+    fake.Logger = SimpleNamespace(log_warn=print, log_info=print)  # type: ignore[attr-defined]
+    fake.MetricFamily = lambda **_: SimpleNamespace(Metric=lambda labels: metric)  # type: ignore[attr-defined]
+    fake.MetricFamily.COUNTER = 0  # type: ignore[attr-defined]
+    fake.get_input_tensor_by_name = lambda request, name: request.inputs[name]  # type: ignore[attr-defined]
+    fake.InferenceResponse = lambda tensors: tensors[0]  # type: ignore[attr-defined]
+    fake.Tensor = lambda name, array: array  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for module in tmp_path.glob("cnclip_*.py"):
+        monkeypatch.delitem(sys.modules, module.stem, raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("parameters", "lengths"),
+    [
+        ({"lengths": "40,52", "length_step": "40"}, {3: 40, 40: 40, 41: 52, 52: 52}),
+        ({"lengths": "24,32,52", "length_step": "24"}, {3: 24, 25: 32, 33: 52}),
+        ({"length_step": "8"}, {3: 8, 9: 16, 49: 52}),
+        ({"length_step": "52"}, {3: 52, 52: 52}),
+    ],
+)
+def test_padding(version_folder: Path, parameters: dict[str, str], lengths: dict[int, int]) -> None:
+    model: Any = runpy.run_path(str(version_folder / "model.py"))["TritonPythonModel"]()
+    config = {name: {"string_value": value} for name, value in {"context_length": "52", **parameters}.items()}
+    model.initialize({"model_config": json.dumps({"parameters": config}), "model_name": "n", "model_version": "1"})
+    for tokens, length in lengths.items():
+        (ids,) = model.execute([request("龟" * (tokens - 2))])
+        assert ids.shape == (1, length)
+        assert (ids != 0).sum() == tokens
+    short, long = model.execute([request("龟"), request("龟" * 38)])  # tokenised together, and padded alike
+    assert short.shape == long.shape
+
+
+def request(text: str) -> Any:
+    import numpy as np
+
+    tensor = SimpleNamespace(as_numpy=lambda: np.array([[text.encode()]], dtype=object))
+    return SimpleNamespace(inputs={"TEXT": tensor}, request_id=lambda: "")
