@@ -14,8 +14,9 @@ IMAGES = 1_000_000_000
 DAY_S = 86_400.0
 DAYS = 7.0
 
-# An assumption, since no GPU was at hand: the share of a GPU's datasheet rate that an encoder reaches in FP16.
-UTILISATION = 0.4
+# The share of a GPU's datasheet rate that an encoder reaches in FP16: ViT-B-16's on an H100, 9,090 images/s in ONNX
+# Runtime (docs/gpu.md); an assumption for the others.
+UTILISATION = 0.32
 # What a server has beside a GPU, and the network it is on: cores, and bits a second.
 CORES_PER_GPU = 16
 NETWORK_BITS_PER_S = 25e9

@@ -71,6 +71,7 @@ def simulate(
     under_way: int,
     together: bool,
     costs: Costs,
+    window: int = 1,
     requests: int = 4000,
     seed: int = 0,
 ) -> Served:
@@ -83,11 +84,14 @@ def simulate(
         under_way: requests at once.
         together: whether the tokeniser pads all requests that it takes at once alike, rather than each by itself.
         costs: what work takes.
+        window: requests' worth of texts that a client sorts by length before it makes requests of them.
         requests: how many.
         seed: of the draw.
     """
     random = np.random.default_rng(seed)
-    texts, pauses = random.choice(captions, (requests, rows)), random.exponential(costs.pause_s, requests)
+    drawn = random.choice(captions, (-(-requests // window), window * rows))
+    texts = (np.sort(drawn, axis=1) if window > 1 else drawn).reshape(-1, rows)[:requests]
+    pauses = random.exponential(costs.pause_s, requests)
     longest, most = texts.max(axis=1), max(costs.most_rows // rows, 1)
     arrived: deque[int] = deque()
     tokenised: deque[tuple[int, int]] = deque()
@@ -162,18 +166,19 @@ def main() -> None:
     encode = TokenIds(cn_clip_vocabulary(), most).encode
     captions = np.array([len(encode(line)) for line in arguments.captions.read_text(encoding="utf-8").splitlines()])
     steps = ",".join(map(str, range(8, most, 8)))
-    lists = arguments.lengths or [steps, "", "24", "32", "40", "32,40", "24,32", "24,32,40"]
-    loads = [(1, 16), (1, 128), (8, 4), (8, 16), (32, 2), (32, 8), (64, 4)]
+    lists = arguments.lengths or [steps, "", "24", "32", "40", "32,40", "24,40", "24,32,40"]
+    loads = [(1, 16, 1), (1, 128, 1), (8, 4, 1), (8, 16, 1), (32, 2, 1), (32, 8, 1), (32, 8, 32)]
+    heads = [f"{rows} x {count}{', sorted' if window > 1 else ''}" for rows, count, window in loads]
     shares = ", ".join(f"{share} % have at most {np.percentile(captions, share):.0f} tokens" for share in (50, 95, 99))
     print(f"{len(captions)} captions: {shares}\n")
-    print("| lengths | padded | " + " | ".join(f"{rows} x {count}" for rows, count in loads) + " |")
+    print("| lengths | padded | " + " | ".join(heads) + " |")
     print("|---|---|" + "---|" * len(loads))
     for text in lists:
         lengths = sorted({*(int(part) for part in text.split(",") if part), most})
         for together in (True, False):
             found = [
-                simulate(captions, lengths, rows=rows, under_way=count, together=together, costs=costs)
-                for rows, count in loads
+                simulate(captions, lengths, rows=rows, under_way=count, together=together, costs=costs, window=window)
+                for rows, count, window in loads
             ]
             cells = [f"{served.texts_per_s:,.0f} ({served.rows:.0f})" for served in found]
             named = ", ".join(map(str, lengths))

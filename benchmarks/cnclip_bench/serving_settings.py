@@ -178,6 +178,8 @@ def _edited(file: Path, values: dict[str, int]) -> str:
     for field, value in values.items():
         _set(wanted, field, value)
         after = _replaced(after, _PATTERNS[field], str(value))
+        if field == "max_batch_size":
+            after = _limited(after, value)
     if parse_config(after, str(file)) != wanted:
         shown = ", ".join(f"{field} {value}" for field, value in values.items())
         raise ValueError(f"{file} is not laid out as cnclip-build lays it out, so set this in it by hand: {shown}")
@@ -187,6 +189,8 @@ def _edited(file: Path, values: dict[str, int]) -> str:
 def _set(config: Any, field: str, value: int) -> None:
     if field == "max_batch_size":
         config.max_batch_size = value
+        for batch in (*config.model_warmup, *config.optimization.cuda.graph_spec):
+            batch.batch_size = min(batch.batch_size, value)
     elif field == "count":
         config.instance_group[0].count = value
     elif field == "delay":
@@ -197,6 +201,16 @@ def _set(config: Any, field: str, value: int) -> None:
         config.parameters["preferred_batch_size"].string_value = str(value)
     else:
         config.parameters[_THREADS].string_value = str(value)
+
+
+def _limited(text: str, most: int) -> str:
+    """Keeps the batches that warm a model up, and those of recorded launches, within the most rows of a batch."""
+
+    def limited(match: re.Match[str]) -> str:
+        in_comment = "#" in text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
+        return match[0] if in_comment or int(match[2]) <= most else f"{match[1]}{most}"
+
+    return re.sub(r"(\bbatch_size\s*:\s*)(\d+)", limited, text)
 
 
 def _replaced(text: str, pattern: str, number: str) -> str:

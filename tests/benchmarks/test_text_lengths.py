@@ -43,3 +43,13 @@ def test_a_text_of_another_shape_ends_a_batch() -> None:
 def test_a_length_that_no_text_needs_changes_nothing() -> None:
     assert simulate([9, 30, 39], [40, 52], 2, 8) == simulate([9, 30, 39], [40], 2, 8)
     assert simulate([9], [40], 2, 8, together=False) == simulate([9], [40], 2, 8)
+
+
+def test_texts_sorted_by_length_share_requests_with_their_like() -> None:
+    """Half of the texts are short: sorted in windows of 100 requests, all but one request of a window have one shape."""
+    given = {"rows": 4, "under_way": 1, "together": True, "costs": COSTS}
+    sorted_texts, mixed = (
+        text_lengths.simulate(np.array([10, 50]), [10, 50], window=window, **given) for window in (100, 1)
+    )
+    assert sorted_texts.padding == pytest.approx(0, abs=0.02)
+    assert mixed.padding == pytest.approx(1 - 30 / (50 - 40 / 16), abs=0.02)

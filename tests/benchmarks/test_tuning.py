@@ -13,6 +13,7 @@ import pytest
 from cnclip_bench._cli import app
 from cnclip_bench.load import Sustained, measure_levels, run_load
 from cnclip_bench.serving_settings import Settings, copy_ensemble, read_settings, remember_settings, write_settings
+from cnclip_bench.subject import read_config
 from cnclip_bench.tuning import Comparison, Goal, Served, coordinates, tune
 from typer.testing import CliRunner
 
@@ -76,6 +77,15 @@ def test_settings_are_changed_and_nothing_else(repository: Path) -> None:
     assert (repository / "m-text/config.pbtxt").read_text().endswith("max_batch_size: 32  # of all\n")
     write_settings(repository, "m", "text", START)
     assert {model: (repository / model / "config.pbtxt").read_text() for model in CONFIGS} == CONFIGS
+
+
+def test_no_batch_that_warms_up_is_larger_than_the_largest(repository: Path) -> None:
+    file = repository / "m-text-encoder/config.pbtxt"
+    warmups = "".join(f'model_warmup [ {{ name: "{rows} rows" batch_size: {rows} }} ]\n' for rows in (1, 8, 16))
+    file.write_text(file.read_text() + warmups + "# batch_size: 16 is the last\n")
+    write_settings(repository, "m", "text", replace(START, max_batch_size=4))
+    assert [sample.batch_size for sample in read_config(file.parent).model_warmup] == [1, 4, 4]
+    assert "# batch_size: 16 is the last\n" in file.read_text()
 
 
 def test_what_cannot_be_changed_changes_nothing(repository: Path) -> None:
