@@ -13,6 +13,7 @@ TARGET         ?=
 PLATFORM       ?=
 ACCELERATOR    ?=
 PLANS          ?=
+TENSORRT       ?=
 CONTEXT_LENGTH ?=
 MAX_BATCH_SIZE ?=
 NAME           ?=
@@ -31,6 +32,9 @@ option = $(if $($(2)),$(1) "$($(2))")
 CHECKPOINT_OPTIONS = --arch "$(ARCH)" $(call option,--checkpoint,CHECKPOINT) $(call option,--vocabulary,VOCABULARY) $(call option,--name,NAME) \
 	$(call option,--hub,HUB) $(call option,--download-root,DOWNLOAD_ROOT)
 
+# What a target needs: .venv, and with TENSORRT= that version of TensorRT in it, also where .venv is there already.
+READY = $(VENV)/installed $(if $(TENSORRT),$(VENV)/tensorrt-$(TENSORRT))
+
 .DEFAULT_GOAL := help
 .PHONY: help demo repo serve verify publish test test-slow bench gpu-report soak test-s3 test-rtx check clean
 
@@ -40,13 +44,14 @@ help:  ## List the targets.
 	@echo 'Variables of make repo (default): ARCH (ViT-B-16) CHECKPOINT (the official one) PRECISION (fp32 on a CPU, fp16'
 	@echo 'on a GPU) TARGET (gpu if nvidia-smi lists one, else cpu) PLATFORM (onnxruntime) CONTEXT_LENGTH (52)'
 	@echo 'ACCELERATOR (cuda; none or tensorrt, for onnxruntime on a GPU) PLANS (folder of plans made elsewhere)'
+	@echo 'TENSORRT (the version of TensorRT that your tritonserver has, such as 10.13.3: installed first)'
 	@echo 'MAX_BATCH_SIZE (32 on a CPU, 64 on a GPU) NAME (the arch in lower case) MODEL_VERSION (1) VERIFY=1 (off)'
 	@echo 'REPOSITORY (build/repository) DOWNLOAD_ROOT (build/checkpoints) HUB (huggingface)'
 
 demo: $(VENV)/installed  ## Build the bundled demo checkpoint, serve it, and match its pictures with Chinese captions.
 	$(BIN)/python examples/demo/demo.py
 
-repo: $(VENV)/installed  ## Build a model repository: make repo ARCH=ViT-H-14
+repo: $(READY)  ## Build a model repository: make repo ARCH=ViT-H-14
 	$(BIN)/cnclip-build repository $(CHECKPOINT_OPTIONS) --repository "$(REPOSITORY)" \
 		$(call option,--precision,PRECISION) $(call option,--target,TARGET) $(call option,--platform,PLATFORM) \
 		$(call option,--accelerator,ACCELERATOR) $(call option,--plans,PLANS) \
@@ -83,7 +88,7 @@ bench: $(VENV)/installed  ## Measure ViT-B-16 side by side: served, alternatives
 	$(BIN)/cnclip-bench int8 --arch examples/demo/demo.json --checkpoint examples/demo/clip_cn_demo.pt \
 		--pairs build/bench/held-out/captions.tsv --output build/benchmarks/demo
 
-gpu-report: $(VENV)/installed  ## Measure what this machine's GPU does with ARCH, on one page; within ten minutes.
+gpu-report: $(READY)  ## Measure what this machine's GPU does with ARCH, on one page; within ten minutes.
 	$(BIN)/cnclip-bench gpu-report $(if $(filter file,$(origin ARCH)),,--arch "$(ARCH)") $(call option,--checkpoint,CHECKPOINT) $(FLAGS)
 
 soak: $(VENV)/installed  ## Load the demo model for an hour (MINUTES=60); see that memory stays and no row is another's.
@@ -112,3 +117,14 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --progress-bar on --editable '.[$(RUNTIME),builder,tensorrt,server,parquet,search,report,bench,ray,spark]' --group dev
 	$(BIN)/python -m pip install --quiet --no-deps 'nvidia-pytriton==0.7.0'
 	touch $@
+
+# Packages for several CUDAs own the same folder, so whatever is there goes first. Of 10.13 the newest 10.13 is taken.
+TENSORRT_PACKAGES := tensorrt $(foreach cuda,cu11 cu12 cu13,$(addprefix tensorrt-$(cuda),-bindings -libs) tensorrt-$(cuda))
+
+ifneq ($(TENSORRT),)
+$(VENV)/tensorrt-$(TENSORRT): $(VENV)/installed
+	rm -f $(VENV)/tensorrt-*
+	$(BIN)/python -m pip uninstall --quiet --yes $(TENSORRT_PACKAGES)
+	$(BIN)/python -m pip install --progress-bar on 'tensorrt==$(TENSORRT).*'
+	touch $@
+endif

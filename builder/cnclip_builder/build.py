@@ -122,7 +122,10 @@ def _report_slower(slower: Mapping[Tower, str]) -> None:
 def _plan_settings(request: BuildRequest) -> PlanSettings:
     serving = request.serving
     return request.plan_settings or PlanSettings(
-        serving.largest_batch_size, serving.context_length, options=BuildOptions(tf32=serving.tf32)
+        serving.largest_batch_size,
+        serving.context_length,
+        options=BuildOptions(tf32=serving.tf32),
+        tuned_length=serving.padded_lengths[0],
     )
 
 

@@ -113,6 +113,14 @@ OptimizationLevelOption = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(help="TensorRT's, 0 (fast to build) to 5 (fast to run). Default: its own, 3.", show_default=False),
 ]
+FastOption = Annotated[
+    bool,
+    typer.Option(
+        "--fast",
+        help="Build plans for a first trial: tuned for full batches alone, at optimization level 1 where TensorRT has "
+        "levels, unless options say otherwise.",
+    ),
+]
 Tf32Option = Annotated[
     Optional[bool],  # noqa: UP045
     typer.Option(
@@ -150,8 +158,10 @@ def plan_settings(
     workspace_mib: int | None,
     optimization_level: int | None,
     tf32: bool,
+    fast: bool,
+    tuned_length: int | None = None,
 ) -> PlanSettings:
-    """Reads the settings of plans from options."""
+    """Reads the settings of plans from options; `tuned_length` is theirs."""
     from cnclip_builder.plans.api import BuildOptions
     from cnclip_builder.plans.here import PlanSettings
     from cnclip_builder.plans.profiles import Profile
@@ -161,5 +171,6 @@ def plan_settings(
         context_length,
         tuple(map(Profile.parse, image_profiles)) if image_profiles else None,
         tuple(map(Profile.parse, text_profiles)) if text_profiles else None,
-        BuildOptions(workspace_mib, optimization_level, tf32),
+        BuildOptions(workspace_mib, optimization_level, tf32, fast),
+        tuned_length,
     )

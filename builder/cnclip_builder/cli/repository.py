@@ -18,6 +18,7 @@ from cnclip_builder.cli.options import (
     ArtefactsOption,
     CheckpointOption,
     DownloadRootOption,
+    FastOption,
     HubOption,
     ImageProfileOption,
     LeastInt8SpeedUpOption,
@@ -41,6 +42,7 @@ from cnclip_builder.repository.serving import (
     Target,
     check_setting,
     choose_settings,
+    parse_gpus,
     parse_lengths,
     parse_per_tower,
 )
@@ -95,9 +97,13 @@ def repository(
     text_profile: TextProfileOption = None,
     workspace_mib: WorkspaceOption = None,
     optimization_level: OptimizationLevelOption = None,
+    fast: FastOption = False,
     cuda_graphs: Annotated[
         Optional[bool],  # noqa: UP045
-        typer.Option(help="Record and replay the launches of image plans. Default: no.", show_default=False),
+        typer.Option(
+            help="Record the launches of plans and replay them, at the batch sizes that are likely. Default: no.",
+            show_default=False,
+        ),
     ] = None,
     pinned_memory: Annotated[
         Optional[bool],  # noqa: UP045
@@ -161,9 +167,20 @@ def repository(
             metavar="N", help=f"Threads of an encoder on a CPU, 0: all cores{_EACH}. Default: 0.", show_default=False
         ),
     ] = None,
+    gpus: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="N,N",
+            help="Numbers of the GPUs that serve encoders, as tritonserver counts them. Default: all that it sees.",
+            show_default=False,
+        ),
+    ] = None,
     preprocess_instances: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Processes that decode images. Default: 1.", show_default=False),
+        typer.Option(
+            help="Processes that decode images; they divide the cores. Default: 1 before a CPU, 4 before GPUs.",
+            show_default=False,
+        ),
     ] = None,
     preprocess_threads: Annotated[
         Optional[int],  # noqa: UP045
@@ -249,6 +266,7 @@ def repository(
         "encoder_threads": encoder_threads,
         "preferred_batch_size": preferred_batch_size,
         "merged_batch_size": merged_batch_size,
+        "gpus": None if gpus is None else parse_gpus(gpus),
         "preprocess_instances": preprocess_instances,
         "preprocess_threads": preprocess_threads,
         "max_image_pixels": max_image_pixels,
@@ -284,6 +302,8 @@ def repository(
                 workspace_mib,
                 optimization_level,
                 serving.tf32,
+                fast,
+                serving.padded_lengths[0],
             ),
             plan_folders=tuple(plans or ()),
             least_int8_speed_up=least_int8_speed_up,

@@ -17,6 +17,7 @@ from cnclip_builder.cli.options import (
     ArtefactsOption,
     CheckpointOption,
     DownloadRootOption,
+    FastOption,
     HubOption,
     ImageProfileOption,
     LeastInt8SpeedUpOption,
@@ -139,6 +140,7 @@ def tensorrt(
     text_profile: TextProfileOption = None,
     workspace_mib: WorkspaceOption = None,
     optimization_level: OptimizationLevelOption = None,
+    fast: FastOption = False,
     tf32: Tf32Option = None,
     artefacts: ArtefactsOption = DEFAULT_ARTEFACTS,
     name: NameOption = None,
@@ -153,6 +155,7 @@ def tensorrt(
     from cnclip_builder.artefacts.maker import build_artefacts
     from cnclip_builder.plans.bundle import SCRIPT_NAME, finish_bundle, new_bundle
     from cnclip_builder.plans.here import build_plans, require_tensorrt, write_jobs_of
+    from cnclip_builder.repository.serving import ServingConfig
     from cnclip_builder.repository.sharing import check_model_name
 
     chosen = get_arch(arch, vocabulary)
@@ -164,6 +167,8 @@ def tensorrt(
         workspace_mib,
         optimization_level,
         bool(tf32),
+        fast,
+        ServingConfig("gpu", precision, context_length, max_batch_size, "tensorrt").padded_lengths[0],
     )
     if bundle is None:
         require_tensorrt(chosen, checkpoint)

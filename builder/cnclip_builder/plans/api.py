@@ -8,6 +8,8 @@ Versions differ in what their Python module has, and that is what is asked, neve
 | `STRONGLY_TYPED` networks: precision is the ONNX file's | | | x | x |
 | precision flags (`FP16`), per-layer precision | x | x | x | |
 | `builder_optimization_level` | | x | x | x |
+| `IProgressMonitor` | | | x | x |
+| compiles transformers with cuBLAS, and runs them with it | x | | | |
 
 What else differs (explicit batch, timing caches, named tensors and how one runs them) is Polygraphy's business.
 
@@ -25,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnclip_builder.errors import MissingRequirementError, PlanError, SettingError
 from cnclip_builder.plans.profiles import Profile
+from cnclip_builder.plans.progress import Progress, complaints
 from cnclip_builder.tensors import FP32_PREFIX, InputSpec
 
 if TYPE_CHECKING:
@@ -34,9 +37,13 @@ if TYPE_CHECKING:
     PlanRunner = Callable[[int, npt.NDArray[Any]], Mapping[str, npt.NDArray[np.float32]]]
     """Runs a plan: the number of a profile and the input tensor -> the outputs by name."""
 
-# Libraries beside TensorRT that 8.5 takes kernels from unless told not to; a plan with such kernels needs them where it
-# is served, too, and 8.6 and later do without.
-_OUTSIDE_TACTICS = ("CUBLAS", "CUBLAS_LT", "CUDNN")
+# Libraries beside TensorRT that it takes kernels from where it is let; a plan with such kernels needs them where it is
+# served, too. 8.5 needs cuBLAS's two in any case, and may use them; 8.6 and later have them off by default.
+_CUBLAS_TACTICS = ("CUBLAS", "CUBLAS_LT")
+_OUTSIDE_TACTICS = (*_CUBLAS_TACTICS, "CUDNN")
+
+_FAST_LEVEL = 1
+"""The optimization level of a fast build: kernels are sorted by heuristics, and only the best of them are timed."""
 
 # Layers that compute; others (casts, transposes, constants) have no precision of their own to hold.
 _COMPUTING_LAYERS = ("ELEMENTWISE", "REDUCE", "UNARY")
@@ -50,11 +57,13 @@ class BuildOptions:
         workspace_mib: most GPU memory that a kernel may take for scratch, in MiB; None for all there is.
         optimization_level: 0 (fast to build) to 5 (fast to run); None for TensorRT's own default, 3.
         tf32: whether FP32 products may round what they multiply to TF32's 10 bits, as TensorRT does by default.
+        fast: whether to build for a first trial, at a low optimization level where none is given and there are levels.
     """
 
     workspace_mib: int | None = None
     optimization_level: int | None = None
     tf32: bool = False
+    fast: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values out of range.
@@ -100,6 +109,28 @@ class TensorRT:
         """The ONNX opset for its parser."""
         return "17" if hasattr(self._trt, "INormalizationLayer") else "16"
 
+    @property
+    def needs_cublas(self) -> bool:
+        """Whether transformers are compiled and run with cuBLAS, whatever kernels are chosen."""
+        return not hasattr(self._trt, "INormalizationLayer")
+
+    def require_builder(self) -> None:
+        """Makes sure that TensorRT's builder starts, which takes a GPU and a driver that is new enough.
+
+        Raises:
+            MissingRequirementError: with TensorRT's own first reason.
+        """
+        from polygraphy.backend.trt import get_trt_logger
+
+        with complaints() as said:
+            try:
+                self._trt.Builder(get_trt_logger())
+            except TypeError as error:  # how its Python module says that there is none
+                raise MissingRequirementError(
+                    f"TensorRT {self.version} does not start here: {said.first or error}; install a driver that is new "
+                    "enough for it, or a TensorRT that was made for this driver's CUDA"
+                ) from error
+
     def build(
         self,
         graph: Path,
@@ -124,7 +155,7 @@ class TensorRT:
 
         Raises:
             SettingError: this version lacks an option, or a profile does not fit the input.
-            PlanError: TensorRT refuses the graph, or the graph has another input.
+            PlanError: TensorRT refuses the graph, with its own first reason, or the graph has another input.
         """
         from polygraphy.backend import trt as polygraphy
 
@@ -136,6 +167,7 @@ class TensorRT:
         for profile in profiles:
             low, tuned, high = profile.shapes(tensor)
             chosen.append(polygraphy.Profile().add(tensor.name, low, tuned, high))
+        progress = Progress(graph.name)
         with _polygraphy_errors(f"TensorRT {self.version} can't build {graph.name}"):
             builder, network, parser = polygraphy.network_from_onnx_path(str(graph), strongly_typed=self.strongly_typed)
             self._check_input(graph, network, tensor)
@@ -145,10 +177,12 @@ class TensorRT:
                 profiles=chosen,
                 load_timing_cache=str(timing_cache) if timing_cache.exists() else None,
                 **self._settings(precision, options),
+                progress_monitor=progress.monitor(self._trt),
             )
-            plan = polygraphy.engine_bytes_from_network(
-                (builder, network, parser), config=config, save_timing_cache=str(timing_cache)
-            )
+            with progress.told():
+                plan = polygraphy.engine_bytes_from_network(
+                    (builder, network, parser), config=config, save_timing_cache=str(timing_cache)
+                )
         return bytes(plan)
 
     @contextlib.contextmanager
@@ -186,10 +220,13 @@ class TensorRT:
             settings["memory_pool_limits"] = {self._trt.MemoryPoolType.WORKSPACE: options.workspace_mib << 20}
         if options.optimization_level is not None:
             settings["builder_optimization_level"] = options.optimization_level
+        elif options.fast and hasattr(self._trt.IBuilderConfig, "builder_optimization_level"):
+            settings["builder_optimization_level"] = _FAST_LEVEL
         sources = getattr(self._trt, "TacticSource", None)
         if sources is not None:
+            needed = _CUBLAS_TACTICS if self.needs_cublas else ()
             settings["tactic_sources"] = [
-                source for name, source in sources.__members__.items() if name not in _OUTSIDE_TACTICS
+                source for name, source in sources.__members__.items() if name not in _OUTSIDE_TACTICS or name in needed
             ]
         return settings
 
@@ -250,10 +287,10 @@ def load_tensorrt() -> TensorRT:
 def _polygraphy_errors(what: str) -> Iterator[None]:
     from polygraphy.exception import PolygraphyException
 
-    try:
-        yield
-    except PolygraphyException as error:
-        first = str(error).strip().splitlines()
-        raise PlanError(
-            f"{what}: {first[0] if first else 'no reason given'} (-v shows its log); use PLATFORM=onnxruntime meanwhile"
-        ) from error
+    with complaints() as said:
+        try:
+            yield
+        except PolygraphyException as error:
+            own = str(error).strip().splitlines()
+            reason = said.first or (own[0] if own else "no reason given")
+            raise PlanError(f"{what}: {reason} (-v shows its log); use PLATFORM=onnxruntime meanwhile") from error

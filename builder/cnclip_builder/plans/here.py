@@ -13,14 +13,14 @@ from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.errors import MissingRequirementError, PlanError
 from cnclip_builder.plans.api import BuildOptions, load_tensorrt
-from cnclip_builder.plans.cuda_runtime import require_cuda_runtime
 from cnclip_builder.plans.device import current_device
 from cnclip_builder.plans.make import make_plan, require_usable
 from cnclip_builder.plans.profiles import Profile, default_profiles
 from cnclip_builder.plans.record import Edges, PlanJob, PlanRecord
+from cnclip_builder.plans.requirements import require_machine
 from cnclip_builder.plans.stage import write_plan_job
 from cnclip_builder.system.isolation import stage_process
-from cnclip_builder.system.machine import has_gpu
+from cnclip_builder.system.machine import missing_gpu
 from cnclip_builder.tensors import Precision, Tower
 
 logger = logging.getLogger(__name__)
@@ -34,9 +34,11 @@ def require_tensorrt(arch: Arch, checkpoint: str | None) -> None:
         checkpoint: as the user named it, likewise.
 
     Raises:
-        MissingRequirementError: saying what is missing here, and the commands for the way round.
+        MissingRequirementError: saying what is missing here, and the commands for the way round; or what of it is of
+            the wrong version.
     """
-    missing = [] if has_gpu() else ["an NVIDIA GPU with its driver (nvidia-smi lists none)"]
+    no_gpu = missing_gpu()
+    missing = [f"an NVIDIA GPU with its driver ({no_gpu})"] if no_gpu else []
     missing += [
         f"{what} ({how})"
         for module, what, how in (
@@ -54,7 +56,8 @@ def require_tensorrt(arch: Arch, checkpoint: str | None) -> None:
             "the GPU is (TENSORRT_IMAGE: NVIDIA's tensorrt:YY.MM-py3 of your tritonserver's month), and then "
             f"`cnclip-build repository {model} --platform tensorrt --target gpu --plans plans` here"
         )
-    require_cuda_runtime()
+    with stage_process() as process:
+        process.run(_require_machine)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,9 @@ class PlanSettings:
         context_length: most tokens of a text, likewise.
         image_profiles: what image encoders are tuned for; None for `default_profiles`.
         text_profiles: what text encoders are tuned for; None for `default_profiles`.
-        options: settings of TensorRT's builder.
+        options: settings of TensorRT's builder; with `fast`, only full batches are tuned for by default.
+        tuned_length: the tokens to which most texts are padded, for profiles that are not given; None for
+            `context_length`.
     """
 
     max_batch_size: int
@@ -74,12 +79,16 @@ class PlanSettings:
     image_profiles: tuple[Profile, ...] | None = None
     text_profiles: tuple[Profile, ...] | None = None
     options: BuildOptions = field(default_factory=BuildOptions)
+    tuned_length: int | None = None
 
     def profiles(self, tower: Tower) -> tuple[Profile, ...]:
         """What an encoder is tuned for."""
-        if tower == "image":
-            return self.image_profiles or default_profiles(self.max_batch_size)
-        return self.text_profiles or default_profiles(self.max_batch_size, self.context_length)
+        given = self.image_profiles if tower == "image" else self.text_profiles
+        if given:
+            return given
+        length = None if tower == "image" else self.context_length
+        profiles = default_profiles(self.max_batch_size, length, self.tuned_length)
+        return profiles[-1:] if self.options.fast else profiles
 
 
 @dataclass(frozen=True)
@@ -183,6 +192,8 @@ def find_plans(jobs: dict[Tower, PlanJob], folders: Sequence[Path], *, tf32: boo
 
 def _make(job: PlanJob, folder: Path, options: BuildOptions) -> PlanRecord:
     tensorrt, device = load_tensorrt(), current_device()
-    if device is not None:
-        require_cuda_runtime()
-    return make_plan(job, folder, folder, tensorrt, device, options)
+    return make_plan(job, folder, folder, tensorrt, device, options, require_machine(tensorrt, device))
+
+
+def _require_machine() -> None:
+    require_machine(load_tensorrt(), current_device())

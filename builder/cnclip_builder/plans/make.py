@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from cnclip_builder.errors import MissingRequirementError, PlanError
@@ -20,7 +21,13 @@ logger = logging.getLogger(__name__)
 
 
 def make_plan(
-    job: PlanJob, sources: Path, folder: Path, tensorrt: TensorRT, device: Device | None, options: BuildOptions
+    job: PlanJob,
+    sources: Path,
+    folder: Path,
+    tensorrt: TensorRT,
+    device: Device | None,
+    options: BuildOptions,
+    libraries: Mapping[str, str] | None = None,
 ) -> PlanRecord:
     """Makes a plan, or finds it made already from the same files, with these options, on this GPU, by this TensorRT.
 
@@ -31,6 +38,7 @@ def make_plan(
         tensorrt: the installed TensorRT.
         device: this machine's GPU.
         options: settings of TensorRT's builder.
+        libraries: versions, by name, of those beside TensorRT that the plan needs; from `require_machine`.
 
     Raises:
         MissingRequirementError: there is no GPU.
@@ -70,6 +78,7 @@ def make_plan(
         device=device,
         build_seconds=round(seconds, 1),
         parity=parity,
+        libraries=dict(libraries or {}),
     )
     write_record(target, record)
     logger.info("Proved %s: 1 - cosine <= %.0e (%.0f s)", job.plan, parity["pytorch"]["cosine_distance"], seconds)

@@ -140,30 +140,32 @@ class Profile:
         return cls(ranges)
 
 
-def default_profiles(max_batch_size: int, context_length: int | None = None) -> tuple[Profile, ...]:
+def default_profiles(
+    max_batch_size: int, context_length: int | None = None, tuned_length: int | None = None
+) -> tuple[Profile, ...]:
     """The profiles of an encoder: one tuned for a lone request, one for full batches.
 
     TensorRT chooses kernels for the tuned-for shape alone. The tiles that fill a GPU at a batch of 32 leave most of it
     idle at 1, and the reverse costs throughput, so both ends of a served model's load get kernels of their own; Triton
-    picks, for each batch, the profile whose tuned-for shape is nearest. Texts are padded only to the longest of their
-    batch, and captions are short: a lone text is tuned for 16 tokens, a full batch for half the context length.
+    picks, for each batch, the profile whose tuned-for shape is nearest. Texts are tuned for a length that they are
+    served in: any between would be computed by nobody.
 
     Args:
         max_batch_size: most rows of a batch.
         context_length: most tokens of a text; None for images.
+        tuned_length: the tokens to which most texts are padded; None for `context_length`.
     """
 
-    def ranges(batch: ShapeRange, tuned_length: int) -> Profile:
+    def ranges(batch: ShapeRange) -> Profile:
         if context_length is None:
             return Profile({BATCH: batch})
-        # 3: [CLS], one token, [SEP].
-        return Profile({BATCH: batch, LENGTH: ShapeRange(3, min(tuned_length, context_length), context_length)})
+        tuned = min(tuned_length or context_length, context_length)
+        return Profile({BATCH: batch, LENGTH: ShapeRange(3, tuned, context_length)})  # 3: [CLS], one token, [SEP]
 
-    half = max(3, (context_length or 0) // 2)
-    full = ranges(ShapeRange(1, max(1, max_batch_size // 2), max_batch_size), half)
+    full = ranges(ShapeRange(1, max(1, max_batch_size // 2), max_batch_size))
     if max_batch_size < _SMALL_BATCH * 2:
         return (full,)
-    return (ranges(ShapeRange(1, 1, _SMALL_BATCH), 16), full)
+    return (ranges(ShapeRange(1, 1, _SMALL_BATCH)), full)
 
 
 def largest_batch(profiles: Iterable[Profile]) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,6 +122,7 @@ class PlanRecord:
         device: the GPU that it was made on.
         build_seconds: how long TensorRT took.
         parity: the measured distances to PyTorch and to ONNX Runtime, by what was compared.
+        libraries: versions, by name, of the libraries beside TensorRT that it was made with and needs to be served.
     """
 
     plan: str
@@ -136,6 +137,7 @@ class PlanRecord:
     device: Device
     build_seconds: float
     parity: Mapping[str, Mapping[str, Any]]
+    libraries: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """The record for JSON."""

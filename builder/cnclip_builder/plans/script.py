@@ -13,10 +13,10 @@ from pathlib import Path
 
 from cnclip_builder.errors import BuildError
 from cnclip_builder.plans.api import BuildOptions, load_tensorrt
-from cnclip_builder.plans.cuda_runtime import require_cuda_runtime
 from cnclip_builder.plans.device import current_device
 from cnclip_builder.plans.make import make_plan
 from cnclip_builder.plans.record import read_jobs
+from cnclip_builder.plans.requirements import require_machine
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,19 +31,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="folder for the plans (default: that of the sources)")
     parser.add_argument("--workspace-mib", type=int, help="most GPU memory for a kernel's scratch, in MiB")
     parser.add_argument("--optimization-level", type=int, help="0 (fast to build) to 5 (fast to run)")
+    parser.add_argument("--fast", action="store_true", help="build for a first trial, at optimization level 1")
     parser.add_argument("--tf32", action="store_true", help="let FP32 products round what they multiply to TF32")
     parser.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        settings = BuildOptions(options.workspace_mib, options.optimization_level, options.tf32)
+        settings = BuildOptions(options.workspace_mib, options.optimization_level, options.tf32, options.fast)
         jobs = read_jobs(options.sources)
         tensorrt, device = load_tensorrt(), current_device()
-        if device is not None:
-            require_cuda_runtime()
+        libraries = require_machine(tensorrt, device)
         output = options.output or options.sources
         for job in jobs:
-            record = make_plan(job, options.sources, output, tensorrt, device, settings)
+            record = make_plan(job, options.sources, output, tensorrt, device, settings, libraries)
             print(f"{output / job.plan}  1 - cosine <= {record.parity['pytorch']['cosine_distance']:.0e}")
     except (BuildError, OSError) as error:
         if options.verbose:

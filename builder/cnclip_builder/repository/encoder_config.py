@@ -70,8 +70,8 @@ class EncoderConfig:
         filenames_by_capability: plans by the compute capability that Triton chooses them by.
         profiles: numbers of the optimisation profiles that an instance may use.
         accelerators: execution providers of the onnxruntime backend whose settings are not its own defaults.
-        graph_batches: batch sizes for which CUDA graphs are recorded.
-        graph_dims: of a row in them.
+        graphs: what CUDA graphs are recorded of: a batch's size and the dims of a row.
+        gpus: numbers of the GPUs that serve it; empty for all, and on a CPU.
     """
 
     backend: str
@@ -92,8 +92,8 @@ class EncoderConfig:
     filenames_by_capability: Mapping[str, str] = field(default_factory=dict)
     profiles: Sequence[str] = ()
     accelerators: Sequence[Accelerator] = ()
-    graph_batches: Sequence[int] = ()
-    graph_dims: Sequence[int] = ()
+    graphs: Sequence[tuple[int, Sequence[int]]] = ()
+    gpus: Sequence[int] = ()
 
 
 def plan_filename(record: PlanRecord) -> str:
@@ -130,19 +130,38 @@ def encoder_config(
         merged_batch_size=settings.merged_batch_size,
         pinned_memory=serving.pinned_memory if serving.target == "gpu" else None,
         parameters=_parameters(serving, arch, tower),
+        gpus=serving.gpus or (),
     )
     if serving.platform == "onnxruntime":
         return replace(plain, accelerators=_accelerators(serving, arch, tower, engines))
-    most = settings.max_batch_size
-    powers = [2**power for power in range(most.bit_length()) if 2**power <= most]
+    profiles = [str(number) for number in range(len(plans[0].profiles))]
     return replace(
         plain,
         filename=plan_filename(plans[0]),
         filenames_by_capability={plan.device.compute_capability: plan_filename(plan) for plan in plans},
-        profiles=[str(number) for number in range(len(plans[0].profiles))],
-        graph_batches=powers if serving.cuda_graphs and tower == "image" else (),
-        graph_dims=plain.warmups[0].dims,
+        profiles=profiles,
+        # Triton makes an execution context for each profile, which by default has room for the largest of all. Backends
+        # from before April 2025 do not read it (triton-inference-server/tensorrt_backend#108).
+        parameters={"execution_context_allocation_strategy": "ON_PROFILE_CHANGE"} if len(profiles) > 1 else {},
+        graphs=_graphs(serving, spec, tower) if serving.cuda_graphs else (),
     )
+
+
+def _graphs(serving: ServingConfig, spec: InputSpec, tower: Tower) -> list[tuple[int, Sequence[int]]]:
+    """The batches that are likely: a graph is replayed for exactly its batch size and dims.
+
+    A few lone requests, and what comes of up to eight of the size that clients are told to send.
+    """
+    settings = serving.encoder(tower)
+    most, preferred = settings.max_batch_size, settings.preferred_batch_size
+    batches = sorted(size for size in {1, 2, 4, most, *(preferred * n for n in range(1, 9))} if size <= most)
+    return [(batch, dims) for dims in _row_dims(serving, spec) for batch in batches]
+
+
+def _row_dims(serving: ServingConfig, spec: InputSpec) -> list[list[int]]:
+    """The dims of a row, in each length that is served."""
+    lengths = serving.padded_lengths if LENGTH in spec.axes else (0,)
+    return [[length if isinstance(axis, str) else axis for axis in spec.axes[1:]] for length in lengths]
 
 
 def warmup_file(spec: InputSpec, length: int | None = None) -> str:
@@ -168,7 +187,7 @@ def _warmups(serving: ServingConfig, spec: InputSpec, tower: Tower) -> list[Warm
 
 
 def _parameters(serving: ServingConfig, arch: Arch, tower: Tower) -> Mapping[str, str]:
-    """Those of the backend; the tensorrt backend has none that matter here."""
+    """Those of the onnxruntime backend."""
     if serving.target == "cpu":
         return {"intra_op_thread_count": str(serving.encoder(tower).threads)}
     if (serving.platform, tower, served_graph(serving, arch, tower)) == ("onnxruntime", "image", "plain"):
@@ -193,7 +212,8 @@ def _accelerators(serving: ServingConfig, arch: Arch, tower: Tower, engines: str
 def _tensorrt(serving: ServingConfig, arch: Arch, tower: Tower, engines: str) -> Accelerator:
     spec = served_input(arch, tower)
     context_length = serving.context_length if tower == "text" else None
-    full_batches = default_profiles(serving.encoder(tower).max_batch_size, context_length)[-1]
+    most, tuned = serving.encoder(tower).max_batch_size, serving.padded_lengths[0]
+    full_batches = default_profiles(most, context_length, tuned)[-1]
     bounds = zip(("min", "opt", "max"), full_batches.shapes(spec), strict=True)
     return Accelerator(
         "tensorrt",

@@ -25,8 +25,17 @@ DEFAULT_SETTLE_S = 30.0
 """How long servers have to see a change before the next: twice the time between Triton's polls by default."""
 
 _MAY_BE_ZERO = frozenset(
-    {"max_queue_size", "encoder_queue_delay_microseconds", "encoder_threads", "preprocess_threads", "merged_batch_size"}
+    {
+        "max_queue_size",
+        "encoder_queue_delay_microseconds",
+        "encoder_threads",
+        "preprocess_threads",
+        "merged_batch_size",
+        "gpus",
+    }
 )
+
+_MAY_BE_NONE = frozenset({"preferred_batch_size", "merged_batch_size", "text_lengths", "gpus", "preprocess_instances"})
 
 _CHOICES: Mapping[str, tuple[str | bool, ...]] = {
     "target": get_args(Target),
@@ -52,8 +61,13 @@ _DEPEND_ON_TARGET = frozenset(
         "encoder_threads",
         "encoder_queue_delay_microseconds",
         "text_lengths",
+        "gpus",
+        "preprocess_instances",
     }
 )
+
+_GPU_PREPROCESS_INSTANCES = 4
+"""A GPU encodes faster than one process hands images on; threads of one lose 10 to 18 % against processes."""
 
 _SHORTER_LENGTH = 40
 """Of the two lengths of texts on a GPU: nearly all captions fit into it (docs/gpu.md has the table)."""
@@ -119,8 +133,8 @@ class ServingConfig:
         accelerator: how the onnxruntime backend runs encoders on a GPU: "cuda" (with attention kernels that have
             nothing to set up for a batch of a new size; from ONNX Runtime 1.19 on), "tensorrt" (it builds engines when
             models load, and keeps them), or "none" for ONNX Runtime's own choice of kernels.
-        cuda_graphs: let the tensorrt backend record the image encoder's launches, at powers of two of the batch, and
-            replay them: less time per request at small batches, more GPU memory. Text lengths vary too much for it.
+        cuda_graphs: let the tensorrt backend record the encoders' launches, at the batch sizes and lengths that are
+            likely, and replay them: less time per request at small batches, more GPU memory.
         pinned_memory: copy to and from the GPU by way of page-locked memory.
         tf32: let a GPU's FP32 products round what they multiply to TF32's 10 bits, as NVIDIA's libraries do unless told
             not to: several times as fast, and not FP32.
@@ -135,7 +149,8 @@ class ServingConfig:
             the caches, 8 on a GPU; 32 texts.
         merged_batch_size: rows up to which Triton makes one batch of several requests, 0 for up to `max_batch_size`;
             None for the preferred images on a CPU, and else 0.
-        preprocess_instances: processes that decode images.
+        preprocess_instances: processes that decode images; None for 1 before a CPU, whose cores the encoder needs, and
+            4 before GPUs.
         preprocess_threads: threads in each of them; 0 for as many as the server has cores.
         max_image_pixels: width times height of the largest image that is decoded; a larger one is refused unread.
         reduced_decoding: decode large JPEGs at a smaller scale: twice as fast, and not equal to cn_clip's transform.
@@ -143,6 +158,7 @@ class ServingConfig:
         text_lengths: to which texts are padded, besides `context_length`: to the shortest that holds the longest of
             those that are tokenised together. Texts of different lengths share no batch. None for one length on a CPU,
             where padding costs nothing, and for two on a GPU.
+        gpus: numbers of the GPUs that serve encoders, each its own instances; None for all that tritonserver sees.
     """
 
     target: Target
@@ -160,12 +176,13 @@ class ServingConfig:
     encoder_threads: PerTower = 0
     preferred_batch_size: PerTower | None = None
     merged_batch_size: PerTower | None = None
-    preprocess_instances: int = 1
+    preprocess_instances: int | None = None
     preprocess_threads: int = 0
     max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
     reduced_decoding: bool = False
     tokenize_instances: int = 1
     text_lengths: Sequence[int] | None = None
+    gpus: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         """Refuses values out of range.
@@ -184,6 +201,13 @@ class ServingConfig:
                         f"text_lengths has {length}: choose lengths from {MIN_CONTEXT_LENGTH} to the context length, "
                         f"{self.context_length}"
                     )
+        if self.gpus is not None:
+            object.__setattr__(self, "gpus", tuple(self.gpus))
+            if self.target != "gpu" or not self.gpus or len(set(self.gpus)) < len(self.gpus):
+                raise SettingError(
+                    f"gpus is {','.join(map(str, self.gpus))!r}: name each GPU once, such as 0,2, with TARGET=gpu; or "
+                    "leave it out for all"
+                )
         if self.precision == "int8" and self.target != "cpu":
             raise SettingError("INT8 is for CPUs: choose PRECISION=fp16 on a GPU, or TARGET=cpu")
         if self.platform == "tensorrt" and self.target != "gpu":
@@ -231,6 +255,13 @@ class ServingConfig:
     def encoder_kind(self) -> str:
         """Triton's kind of instance for the encoders."""
         return "KIND_GPU" if self.target == "gpu" else "KIND_CPU"
+
+    @property
+    def preprocess_processes(self) -> int:
+        """Processes that decode images."""
+        if self.preprocess_instances is not None:
+            return self.preprocess_instances
+        return _GPU_PREPROCESS_INSTANCES if self.target == "gpu" else 1
 
     @property
     def decoding(self) -> str:
@@ -361,9 +392,22 @@ def parse_lengths(text: str) -> tuple[int, ...]:
     Raises:
         SettingError: they are not of that form.
     """
+    return _parse_numbers("text_lengths", text, "lengths in tokens", "24,40")
+
+
+def parse_gpus(text: str) -> tuple[int, ...]:
+    """Reads numbers of GPUs from the command line: "0,2".
+
+    Raises:
+        SettingError: they are not of that form.
+    """
+    return _parse_numbers("gpus", text, "numbers of GPUs", "0,2")
+
+
+def _parse_numbers(name: str, text: str, what: str, example: str) -> tuple[int, ...]:
     parts = text.split(",")
     if not all(part.isascii() and part.isdecimal() for part in parts):
-        raise SettingError(f"text_lengths is {text!r}: write lengths in tokens with commas between them, such as 24,40")
+        raise SettingError(f"{name} is {text!r}: write {what} with commas between them, such as {example}")
     return tuple(map(int, parts))
 
 
@@ -384,11 +428,11 @@ def _numbers(name: str, value: Any) -> list[int]:
             choices = ", ".join(str(choice).lower() for choice in _CHOICES[name])
             raise SettingError(f"{name} is {value!r}: choose one of {choices}")
         return []
-    if value is None and name in ("preferred_batch_size", "merged_batch_size", "text_lengths"):
+    if value is None and name in _MAY_BE_NONE:
         return []
     if isinstance(value, Mapping) and name in PER_TOWER and set(value) <= set(TOWERS):
         numbers = list(value.values())
-    elif isinstance(value, list | tuple) and name == "text_lengths":
+    elif isinstance(value, list | tuple) and name in ("text_lengths", "gpus"):
         numbers = list(value)
     else:
         numbers = [value]

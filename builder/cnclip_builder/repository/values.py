@@ -51,7 +51,7 @@ def template_values(
         return {
             **common,
             "resolution": arch.resolution,
-            "instances": serving.preprocess_instances,
+            "instances": serving.preprocess_processes,
             "max_queue_size": serving.max_queue_size,
             "parameters": {
                 "resolution": arch.resolution,

@@ -9,18 +9,31 @@ import subprocess
 
 
 def has_gpu() -> bool:
-    """Whether a GPU is there for this process: the NVIDIA driver lists one that CUDA_VISIBLE_DEVICES does not hide.
+    """Whether a GPU is there for this process: the NVIDIA driver lists one that CUDA_VISIBLE_DEVICES does not hide."""
+    return not missing_gpu()
 
-    Asks nvidia-smi, which comes with every driver and does not look at that variable itself.
+
+def missing_gpu() -> str:
+    """Why no GPU is there for this process, in a few words; empty where there is one.
+
+    Asks nvidia-smi, which comes with every driver and does not look at CUDA_VISIBLE_DEVICES itself.
     """
     command = shutil.which("nvidia-smi")
     if command is None:
-        return False
+        return "there is no nvidia-smi"
     try:
         listing = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return listing.returncode == 0 and _shows_one(listing.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"nvidia-smi does not run: {error}"
+    if listing.returncode != 0:
+        said = (listing.stdout + listing.stderr).strip().splitlines()
+        return f"nvidia-smi says {said[0]!r}" if said else f"nvidia-smi ended with {listing.returncode}"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if _shows_one(listing.stdout, visible):
+        return ""
+    if _shows_one(listing.stdout, None):
+        return f"CUDA_VISIBLE_DEVICES is {visible!r} and hides all that nvidia-smi lists"
+    return "nvidia-smi lists none"
 
 
 def _shows_one(listing: str, visible: str | None) -> bool:

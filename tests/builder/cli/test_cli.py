@@ -124,6 +124,7 @@ def test_verbose_shows_the_traceback() -> None:
         ("PLATFORM=tensorrt", '--platform "tensorrt"'),
         ("ACCELERATOR=cuda", '--accelerator "cuda"'),
         ("PLANS=p q", '--plans "p q"'),
+        ("TENSORRT=10.13.3", "pip install --progress-bar on 'tensorrt==10.13.3.*'"),
         ("CONTEXT_LENGTH=77", '--context-length "77"'),
         ("MAX_BATCH_SIZE=8", '--max-batch-size "8"'),
         ("REPOSITORY=r", '--repository "r"'),

@@ -40,7 +40,7 @@ _FACTS: dict[str, dict[str, list[str]]] = {
         "DataType": [*_TYPES, "FP8", "BF16", "INT64", "INT4", "FP4", "E8M0"],
         "TacticSource": [*_OUTSIDE, *_INSIDE],
         "IBuilderConfig": ["builder_optimization_level", "hardware_compatibility_level"],
-        "module": ["INormalizationLayer", "ICastLayer"],
+        "module": ["INormalizationLayer", "ICastLayer", "IProgressMonitor"],
     },
     "11.4.0.106": {
         "BuilderFlag": ["TF32", "VERSION_COMPATIBLE"],
@@ -48,7 +48,7 @@ _FACTS: dict[str, dict[str, list[str]]] = {
         "DataType": [*_TYPES, "FP8", "BF16", "INT64", "INT4", "FP4", "E8M0"],
         "TacticSource": _INSIDE,
         "IBuilderConfig": ["builder_optimization_level", "hardware_compatibility_level"],
-        "module": ["INormalizationLayer", "ICastLayer"],
+        "module": ["INormalizationLayer", "ICastLayer", "IProgressMonitor"],
     },
 }
 

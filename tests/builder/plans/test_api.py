@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from cnclip_builder.errors import MissingRequirementError, PlanError, SettingError
 from cnclip_builder.plans.api import BuildOptions, TensorRT, load_tensorrt
 from cnclip_builder.plans.profiles import Profile
+from cnclip_builder.plans.progress import Complaints
 from cnclip_builder.tensors import InputSpec
 from polygraphy.exception import PolygraphyException
 
@@ -127,9 +129,28 @@ def test_precision_is_the_onnx_files_and_8_gets_the_flag_besides(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_kernels_come_from_tensorrt_alone(version: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_kernels_come_from_tensorrt_and_from_cublas_where_it_is_needed_anyway(
+    version: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    needed = ["CUBLAS", "CUBLAS_LT"] if version == "8.5.3.1" else []
+    assert TensorRT(make_module(version)).needs_cublas is bool(needed)
     sources = build(version, monkeypatch, tmp_path).config["tactic_sources"]
-    assert [source.name for source in sources] == ["EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"]
+    assert [source.name for source in sources] == [*needed, "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"]
+
+
+def test_a_fast_build_is_at_a_low_level_where_there_are_levels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert build("10.13.0.35", monkeypatch, tmp_path, fast=True).config["builder_optimization_level"] == 1
+    given = build("10.13.0.35", monkeypatch, tmp_path, fast=True, optimization_level=4)
+    assert given.config["builder_optimization_level"] == 4
+    assert "builder_optimization_level" not in build("8.5.3.1", monkeypatch, tmp_path, fast=True).config
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_progress_is_asked_for_where_tensorrt_tells_it(
+    version: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monitor = build(version, monkeypatch, tmp_path).config["progress_monitor"]
+    assert (monitor is not None) is version.startswith(("10", "11"))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -177,6 +198,42 @@ def test_what_tensorrt_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(polygraphy, "network_from_onnx_path", refuse)
     with pytest.raises(PlanError, match=r"^TensorRT 11.4.0.106 can't build a.onnx: Could not parse ONNX correctly \("):
         TensorRT(module).build(tmp_path / "a.onnx", IDS, PROFILES, "fp16", BuildOptions(), tmp_path / "cache")
+
+
+def test_tensorrts_own_first_error_is_what_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As 8.5.3 logged it on an H200 that had no cuBLASLt, and as Polygraphy ends such a build."""
+    module = make_module("8.5.3.1")
+    Calls(module).install(monkeypatch)
+    log = logging.getLogger("Polygraphy")
+
+    def refuse(*_: object, **__: object) -> None:
+        log.warning("[W]     Some other warning")
+        log.warning("[W]     Skipping tactic 0x00 due to exception cuBLASLt error 1 querying major version.")
+        log.error("[E]     10: Could not find any implementation for node {ForeignNode[a...b]}.\n")
+        log.error("[E]     2: Assertion engine != nullptr failed.")
+        raise PolygraphyException("Invalid Engine. Please ensure the engine was built correctly")
+
+    monkeypatch.setattr(polygraphy, "engine_bytes_from_network", refuse)
+    with pytest.raises(PlanError) as caught:
+        TensorRT(module).build(tmp_path / "a.onnx", IDS, PROFILES, "fp16", BuildOptions(), tmp_path / "cache")
+    assert str(caught.value).startswith(
+        "TensorRT 8.5.3.1 can't build a.onnx: 10: Could not find any implementation for node {ForeignNode[a...b]}.; "
+        "before that: Skipping tactic 0x00 due to exception cuBLASLt error 1 querying major version. ("
+    )
+    assert not any(isinstance(handler, Complaints) for handler in log.handlers)
+
+
+def test_a_builder_that_does_not_start_is_told_with_tensorrts_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_module("10.13.0.35")
+
+    def start(_: object) -> None:
+        logging.getLogger("Polygraphy").error("[E] CUDA initialization failure with error: 35.")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    module.Builder = start
+    monkeypatch.setattr(polygraphy, "get_trt_logger", lambda: None)
+    with pytest.raises(MissingRequirementError, match=r"10.13.0.35 does not start here: CUDA .* error: 35.; install"):
+        TensorRT(module).require_builder()
 
 
 @pytest.mark.parametrize("options", [{"workspace_mib": 0}, {"optimization_level": 6}, {"optimization_level": -1}])

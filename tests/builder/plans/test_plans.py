@@ -23,6 +23,7 @@ from cnclip_builder.plans.here import PlanSettings, find_plans, write_jobs_of
 from cnclip_builder.plans.make import make_plan, require_usable, timing_cache_name
 from cnclip_builder.plans.profiles import Profile
 from cnclip_builder.plans.record import Device, PlanJob, read_jobs, read_record, sidecar_of, write_jobs
+from cnclip_builder.plans.requirements import require_machine
 from cnclip_builder.tensors import TOWERS, Tower
 
 from tests.builder.plans.tensorrt_stand_in import A10, H100, Spoil, StandIn
@@ -36,7 +37,7 @@ def sources(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path_factory: pytest.
     """A bundle's folder."""
     target = tmp_path_factory.mktemp("bundle") / "plans"
     with new_bundle(target) as folder:
-        settings = PlanSettings(max_batch_size=8, context_length=52)
+        settings = PlanSettings(max_batch_size=8, context_length=52, tuned_length=40)
         jobs = write_jobs_of(tiny_artefacts, TOWERS, "fp16", "served", settings, folder)
         finish_bundle(folder, tuple(jobs.values()))
     return target
@@ -76,12 +77,12 @@ def test_a_plan_and_its_sidecar(make: Callable[..., Any], jobs: dict[Tower, Plan
 def test_batches_and_lengths_that_are_tried(make: Callable[..., Any]) -> None:
     tensorrt = StandIn()
     make("text", tensorrt)
-    # Profile 0: batch 1:1:4, length 3:16:52. Profile 1: batch 1:4:8, length 3:26:52.
+    # Profile 0: batch 1:1:4, length 3:40:52. Profile 1: batch 1:4:8, length 3:40:52.
     assert {shape for profile, shape in tensorrt.shapes if profile == 0} == {
-        (batch, length) for batch in (1, 4) for length in (3, 16, 52)
+        (batch, length) for batch in (1, 4) for length in (3, 40, 52)
     }
     assert {shape for profile, shape in tensorrt.shapes if profile == 1} == {
-        (batch, length) for batch in (1, 4, 8) for length in (3, 26, 52)
+        (batch, length) for batch in (1, 4, 8) for length in (3, 40, 52)
     }
     images = StandIn()
     make("image", images)
@@ -121,7 +122,7 @@ def not_of_length_1(_: int, __: Any, outputs: dict[str, np.ndarray]) -> dict[str
     ("spoil", "complaint"),
     [
         (off_in_one_row, "profile 0, batch 1, length 3, against pytorch, row 0"),
-        (off_at_batch_8, r"profile 1, batch 8, length 26, against pytorch: row"),
+        (off_at_batch_8, r"profile 1, batch 8, length 40, against pytorch: row"),
         (off_for_short_texts, "length 3, against pytorch, row 0: row 0 of 1 is off by 1 - cosine = 2.00e"),
         (off_in_the_second_profile, "profile 1, batch 1, length 3"),
         (not_of_length_1, "normalised features have norms from 1.1"),
@@ -177,7 +178,7 @@ def test_tf32_is_served_only_where_it_is_asked_for(
     [
         ("version", "was made by TensorRT 10.13.0.35, here is 10.14"),
         ("gpu", "was made on NVIDIA A10 .compute capability 8.6., here is NVIDIA H100"),
-        ("profiles", "another profiles .batch=1:1:4,length=3:16:52; batch=1:4:8,length=3:26:52, wanted batch=1:2:3"),
+        ("profiles", "another profiles .batch=1:1:4,length=3:40:52; batch=1:4:8,length=3:40:52, wanted batch=1:2:3"),
         ("damage", "is not the plan that its sidecar speaks of"),
         ("no sidecar", "has no sidecar"),
         ("bad sidecar", "can't be read"),
@@ -298,13 +299,16 @@ def test_the_script_of_a_bundle(
 ) -> None:
     monkeypatch.setattr(script, "load_tensorrt", StandIn)
     monkeypatch.setattr(script, "current_device", lambda: H100)
-    monkeypatch.setattr(script, "require_cuda_runtime", lambda: None)
-    script.main(["--sources", str(sources), "--output", str(tmp_path)])
+    monkeypatch.setattr(script, "require_machine", lambda *_: {"libcublasLt.so.11": "11.11.3"})
+    script.main(["--sources", str(sources), "--output", str(tmp_path), "--fast"])
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         str(tmp_path / job.plan) for job in jobs.values()
     ]
-    assert find_plans(jobs, [tmp_path])["text"][0].record.device == H100
+    record = find_plans(jobs, [tmp_path])["text"][0].record
+    assert (record.device, record.options) == (H100, BuildOptions(fast=True))
+    assert record.libraries == {"libcublasLt.so.11": "11.11.3"}
     monkeypatch.setattr(script, "current_device", lambda: None)
+    monkeypatch.setattr(script, "require_machine", require_machine)
     with pytest.raises(SystemExit) as exit_:
         script.main(["--sources", str(sources), "--output", str(tmp_path)])
     assert exit_.value.code == 1

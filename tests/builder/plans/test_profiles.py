@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from cnclip_builder.errors import SettingError
+from cnclip_builder.plans.api import BuildOptions
+from cnclip_builder.plans.here import PlanSettings
 from cnclip_builder.plans.profiles import Profile, ShapeRange, check_profiles, default_profiles, largest_batch
 from cnclip_builder.tensors import InputSpec
 from hypothesis import given
@@ -84,3 +86,22 @@ def test_the_default_profiles_take_all_that_is_served(max_batch_size: int, conte
         assert any(batch in profile.batch for profile in profiles)
     assert len(profiles) == (1 if max_batch_size < 8 else 2)
     assert profiles[0].batch.opt == 1 or max_batch_size < 8
+
+
+def test_texts_are_tuned_for_a_length_that_is_served() -> None:
+    def tuned(context_length: int, tuned_length: int | None) -> set[int]:
+        return {profile.ranges["length"].opt for profile in default_profiles(64, context_length, tuned_length)}
+
+    assert tuned(52, 40) == {40}
+    assert PlanSettings(64, 52, tuned_length=40).profiles("text") == default_profiles(64, 52, 40)
+    assert tuned(30, 40) == {30}
+    assert tuned(52, None) == {52}
+
+
+def test_a_fast_build_is_tuned_for_full_batches_alone() -> None:
+    fast = PlanSettings(64, 52, options=BuildOptions(fast=True))
+    assert fast.profiles("image") == default_profiles(64)[-1:]
+    assert fast.profiles("text") == default_profiles(64, 52)[-1:]
+    named = (Profile.parse("batch=1:1:4"), Profile.parse("batch=1:8:64"))
+    assert PlanSettings(64, 52, image_profiles=named, options=BuildOptions(fast=True)).profiles("image") == named
+    assert len(PlanSettings(64, 52).profiles("image")) == 2

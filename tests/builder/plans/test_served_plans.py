@@ -54,6 +54,20 @@ def test_plans(tiny_vit: Arch, tower: str) -> None:
     assert config.optimization.output_pinned_memory.enable
     assert not config.optimization.HasField("cuda")
     assert not config.optimization.HasField("execution_accelerators")
+    assert list(group.gpus) == []
+    # A context for each profile has room for its own shapes alone.
+    (name,) = config.parameters
+    assert (name, config.parameters[name].string_value) == (
+        "execution_context_allocation_strategy",
+        "ON_PROFILE_CHANGE",
+    )
+
+
+def test_one_profile_needs_no_strategy(tiny_vit: Arch) -> None:
+    plan = replace(record(A10), profiles=PROFILES[1:])
+    values = template_values("image-encoder", "n", tiny_vit, TRT, [1], 1, {}, [plan])
+    config = render_config("image-encoder", values)[1]
+    assert list(config.instance_group[0].profile) == ["0"]
     assert len(config.parameters) == 0
 
 
@@ -71,15 +85,48 @@ def test_every_option_alone(tiny_vit: Arch) -> None:
     assert {tuple(spec.input["pixels"].dim) for spec in cuda.graph_spec} == {(32, 32, 3)}
     graphs.optimization.CopyFrom(plain.optimization)
     assert graphs == plain
-    # A recorded launch has one length of text, and served lengths vary.
-    assert render(replace(TRT, cuda_graphs=True), tiny_vit, "text", A10) == render(TRT, tiny_vit, "text", A10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "batches"),
+    [
+        ({"max_batch_size": 64}, [1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64]),
+        ({"max_batch_size": 64, "preferred_batch_size": 3}, [1, 2, 3, 4, 6, 9, 12, 15, 18, 21, 24, 64]),
+        ({"max_batch_size": 20}, [1, 2, 4, 8, 16, 20]),
+        ({"max_batch_size": 3}, [1, 2, 3]),
+    ],
+)
+def test_launches_are_recorded_of_the_batches_that_are_likely(
+    tiny_vit: Arch, changes: dict[str, Any], batches: list[int]
+) -> None:
+    """Triton replays one for exactly its shape: so of texts, in each length that they are padded to."""
+    serving = replace(TRT, cuda_graphs=True, **changes)
+    specs = render(serving, tiny_vit, "image", A10).optimization.cuda.graph_spec
+    assert [spec.batch_size for spec in specs] == batches
+    texts = replace(serving, preferred_batch_size=changes.get("preferred_batch_size", 8))
+    specs = render(texts, tiny_vit, "text", A10).optimization.cuda.graph_spec
+    assert [(spec.batch_size, list(spec.input["text"].dim)) for spec in specs] == [
+        (batch, [length]) for length in (40, 52) for batch in batches
+    ]
+
+
+@pytest.mark.parametrize(("serving", "devices"), [(GPU, ()), (TRT, (A10,))], ids=["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("tower", TOWERS)
+def test_gpus_that_are_named_and_no_other_option(
+    tiny_vit: Arch, serving: ServingConfig, devices: tuple[Device, ...], tower: str
+) -> None:
+    """A group that names none is made on each GPU that tritonserver sees."""
+    expected = render(serving, tiny_vit, tower, *devices)
+    assert list(expected.instance_group[0].gpus) == []
+    expected.instance_group[0].gpus.extend([0, 2])
+    assert render(replace(serving, gpus=(0, 2)), tiny_vit, tower, *devices) == expected
 
 
 def test_accelerators(tiny_vit: Arch) -> None:
     assert not render(GPU, tiny_vit, "image").optimization.HasField("execution_accelerators")
     for tower, shapes in (
         ("image", ["pixels:1x32x32x3", "pixels:4x32x32x3", "pixels:8x32x32x3"]),
-        ("text", ["text:1x3", "text:4x26", "text:8x52"]),
+        ("text", ["text:1x3", "text:4x40", "text:8x52"]),
     ):
         config = render(replace(GPU, accelerator="tensorrt"), tiny_vit, tower)
         assert (config.backend, config.default_model_filename) == ("onnxruntime", "model.onnx")
@@ -219,7 +266,7 @@ def newer_plans(tiny_artefacts: Artefacts, tmp_path_factory: pytest.TempPathFact
 
 
 def make_plans(artefacts: Artefacts, root: Path, tensorrt: StandIn) -> list[Path]:
-    jobs = write_jobs_of(artefacts, TOWERS, "fp16", "served", PlanSettings(8, 52))
+    jobs = write_jobs_of(artefacts, TOWERS, "fp16", "served", PlanSettings(8, 52, tuned_length=40))
     folders = []
     for device in (A10, H100):
         folders.append(root / device.compute_capability)
@@ -311,11 +358,11 @@ def test_settings_that_do_not_fit_are_refused_before_the_export(
 def test_a_machine_without_gpu_or_tensorrt_is_told_the_way_round(
     tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cnclip_builder.plans.here.has_gpu", lambda: False)
+    monkeypatch.setattr("cnclip_builder.plans.here.missing_gpu", lambda: "nvidia-smi lists none")
     with pytest.raises(MissingRequirementError) as caught:
         build_repository(request(tiny_vit, tiny_artefacts, tmp_path))
     message = str(caught.value)
-    assert "lacks an NVIDIA GPU with its driver" in message
+    assert "lacks an NVIDIA GPU with its driver (nvidia-smi lists none)" in message
     for command in (
         f"cnclip-build tensorrt --arch {tiny_vit.option} --checkpoint random:0 --bundle plans",
         "python3 /plans/build_plans.pyz",

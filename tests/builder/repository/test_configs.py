@@ -74,6 +74,15 @@ def test_each_setting_alone(tiny_vit: Arch, kind: str, setting: str, change: Any
     assert render(kind, tiny_vit, **{setting: 3}) == expected
 
 
+def test_before_gpus_several_processes_decode(tiny_vit: Arch) -> None:
+    """Each takes its share of the cores: `threads` stays 0."""
+    expected = render("image-preprocess", tiny_vit)
+    expected.instance_group[0].count = 4
+    assert render("image-preprocess", tiny_vit, target="gpu") == expected
+    expected.instance_group[0].count = 1
+    assert render("image-preprocess", tiny_vit, target="gpu", preprocess_instances=1) == expected
+
+
 def test_reduced_decoding(tiny_vit: Arch) -> None:
     expected = render("image-preprocess", tiny_vit)
     expected.parameters["decoding"].string_value = "reduced"

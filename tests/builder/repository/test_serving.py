@@ -18,6 +18,7 @@ from cnclip_builder.repository.serving import (
     EncoderSettings,
     ServingConfig,
     choose_settings,
+    parse_gpus,
     parse_per_tower,
 )
 from typer.testing import CliRunner
@@ -87,6 +88,15 @@ def test_every_setting_of_an_encoder_is_its_own(name: str) -> None:
     assert differing == {name.removeprefix("encoder_")} | also
 
 
+def test_numbers_of_gpus() -> None:
+    assert parse_gpus("0,2") == (0, 2)
+    for text in ("", "a", "-1", "0,", "0 1", "０"):
+        with pytest.raises(
+            SettingError, match=r"gpus is .*: write numbers of GPUs with commas between them, such as 0,2"
+        ):
+            parse_gpus(text)
+
+
 def test_per_tower_numbers() -> None:
     assert parse_per_tower("x", "3") == 3
     assert parse_per_tower("x", "text=3,image=2") == {"image": 2, "text": 3}
@@ -104,6 +114,14 @@ def test_per_tower_numbers() -> None:
         ({"encoder_instances": {"picture": 1}}, "encoder_instances is {'picture': 1}: give a whole number or"),
         ({"encoder_instances": "2"}, "encoder_instances is '2': give a whole number or"),
         ({"preprocess_instances": {"image": 1}}, "preprocess_instances is {'image': 1}: give a whole number$"),
+        (
+            {"target": "gpu", "gpus": ()},
+            "gpus is '': name each GPU once, such as 0,2, with TARGET=gpu; or leave it out",
+        ),
+        ({"target": "gpu", "gpus": (1, 1)}, "gpus is '1,1': name each GPU once"),
+        ({"target": "cpu", "gpus": (0,)}, "gpus is '0': name each GPU once, such as 0,2, with TARGET=gpu"),
+        ({"target": "gpu", "gpus": (-1,)}, "gpus is -1: choose at least 0"),
+        ({"target": "gpu", "gpus": "0"}, "gpus is '0': give a whole number"),
         ({"max_queue_size": None}, "max_queue_size is None: give a whole number$"),
         ({"precision": "bf16"}, "precision is 'bf16': choose one of fp32, fp16, int8"),
         ({"reduced_decoding": "yes"}, "reduced_decoding is 'yes': choose one of false, true"),
@@ -171,7 +189,7 @@ def test_every_setting_has_an_option(monkeypatch: pytest.MonkeyPatch, repository
     serving, told = built_with(monkeypatch, repository, *given)
     assert told == ""
     for name in SETTINGS:
-        expected = (5,) if name == "text_lengths" else values.get(name, 5)
+        expected = (5,) if name in ("text_lengths", "gpus") else values.get(name, 5)
         assert getattr(serving, name) == (False if name in flags else expected)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cnclip_builder.system.machine import has_gpu
+from cnclip_builder.system.machine import has_gpu, missing_gpu
 
 TWO = """GPU 0: NVIDIA A10 (UUID: GPU-0aaa1111-2222-3333-4444-555566667777)
   MIG 1g.5gb      Device  0: (UUID: MIG-8888bbbb-2222-3333-4444-555566667777)
@@ -40,7 +40,19 @@ def test_without_a_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert has_gpu() is False
+    assert missing_gpu() == "there is no nvidia-smi"
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
     assert has_gpu() is False
+    assert missing_gpu() == "nvidia-smi says 'NVIDIA-SMI has failed'"
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 0\n")
+    assert missing_gpu() == "nvidia-smi lists none"
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_variable_that_hides_all_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert missing_gpu() == "CUDA_VISIBLE_DEVICES is '' and hides all that nvidia-smi lists"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert missing_gpu() == ""
