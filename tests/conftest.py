@@ -26,6 +26,9 @@ from cnclip_server import TritonServer
 
 T = TypeVar("T")
 
+# Threads of torch that wait burn the cores that other workers' tests need; torch reads this when it is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # A shell that starts the tests in the background has them ignore Ctrl-C, and every process that they start inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

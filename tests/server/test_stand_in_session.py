@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import onnx
@@ -312,3 +312,23 @@ def test_missing_external_data(sessions: Any, load_error: type[Exception], nets:
     (tmp_path / "weights.data").unlink()
     with pytest.raises(load_error, match="with its external data beside it"):
         sessions.open_session({"name": "m"}, path, kind="CPU", device_id=0)
+
+
+def test_cudas_libraries_are_loaded_from_wheels_for_a_gpu_alone(
+    sessions: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A host needs its driver alone: [gpu] brings the rest, where the loader would not look."""
+    loaded: list[str] = []
+
+    def preload() -> None:
+        loaded.append("cuda")
+        print("what it could not load")
+
+    monkeypatch.setattr(ort, "preload_dlls", preload, raising=False)
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: names)
+    monkeypatch.setattr(ort, "InferenceSession", lambda *_, **__: SimpleNamespace(get_providers=lambda: names))
+    for kind, expected in (("CPU", []), ("GPU", ["cuda"])):
+        sessions.open_session({"name": "m"}, tmp_path / "model.onnx", kind=kind, device_id=0)
+        assert loaded == expected
+    assert capsys.readouterr().out == ""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -36,51 +35,23 @@ def gpu_report(
     from cnclip_builder.arch import get_arch
     from cnclip_builder.system.machine import has_gpu
 
-    from cnclip_bench.gpu_report.findings import Findings
-    from cnclip_bench.gpu_report.installed import library_folders
-    from cnclip_bench.gpu_report.rows import Fact, Row, Setup
-    from cnclip_bench.gpu_report.run import Outcome, run_step
-    from cnclip_bench.gpu_report.steps import STEPS
-    from cnclip_bench.output import conditions
+    from cnclip_bench.gpu_report.measure import measure
+    from cnclip_bench.gpu_report.rows import Setup
 
-    began, gpu = time.monotonic(), has_gpu()
+    gpu = has_gpu()
     if arch is None and not gpu:
         arch, checkpoint = _demo(checkpoint)
-    arch = arch or "ViT-B-16"
+    chosen = get_arch(arch or "ViT-B-16")
     if not checkpoint.startswith("random:") and not Path(checkpoint).is_file():
         raise ValueError(f"there is no checkpoint {checkpoint}: name a .pt file, or random:0")
-    setup = Setup(arch, checkpoint, gpu, FOLDER / "gpu-report", seconds)
-    # All steps find the libraries of pip's wheels, and so do the servers that they start.
-    folders = [*os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep), *library_folders()]
-    os.environ["LD_LIBRARY_PATH"] = os.pathsep.join(folder for folder in folders if folder)
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    machine = "a GPU" if gpu else "this machine's CPU"
-    findings = Findings(f"{get_arch(arch).name} on {machine}", setup, conditions())
-
-    def report(row: Row) -> None:
-        if isinstance(row, Fact) and row.what == "card 0: name":
-            findings.title = findings.title.replace("a GPU", row.value)
-        findings.rows.append(row)
-        findings.write(output)
-
-    for number, step in enumerate(STEPS, start=1):
-        elapsed = time.monotonic() - began
-        typer.echo(f"{number} of {len(STEPS)}, after {elapsed:.0f} s: {step.name}", err=True)
-        lacking = next((one for one in findings.outcomes if one.name == step.needs and one.status != "done"), None)
-        if lacking is not None:
-            outcome = Outcome(step.name, "passed over", 0.0, f"it needs what {lacking.name!r} was to make")
-        else:
-            log = output / "gpu-report" / f"{step.name.replace(' ', '-')}.log"
-            outcome = run_step(step, setup, 60 * minutes - elapsed, log, report)
-        if outcome.reason:
-            typer.echo(f"  {outcome.status}: {outcome.reason}", err=True)
-        findings.outcomes.append(outcome)
-        findings.write(output)
+    setup = Setup(chosen.option, checkpoint, gpu, FOLDER / "gpu-report", seconds)
+    findings = measure(setup, chosen.name, 60 * minutes, output, partial(typer.echo, err=True))
     page, data = findings.write(output)
-    typer.echo(f"{page} and {data}, after {time.monotonic() - began:.0f} s")
-    failed = [outcome.name for outcome in findings.outcomes if outcome.status == "failed"]
-    if failed:
-        raise ValueError(f"{len(failed)} of {len(STEPS)} steps failed: {', '.join(failed)}; {page} says why")
+    typer.echo(f"{page} and {data}")
+    if failed := [outcome.name for outcome in findings.outcomes if outcome.status == "failed"]:
+        raise ValueError(
+            f"{len(failed)} of {len(findings.outcomes)} steps failed: {', '.join(failed)}; {page} says why"
+        )
 
 
 def _demo(checkpoint: str) -> tuple[str, str]:

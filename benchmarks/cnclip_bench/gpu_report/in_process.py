@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from cnclip_bench.gpu_report.ceiling import LENGTHS
 from cnclip_bench.gpu_report.inputs import pixels, token_ids
-from cnclip_bench.gpu_report.memory import taken_mib
+from cnclip_bench.gpu_report.memory import Meter
 from cnclip_bench.gpu_report.repositories import subject_of
-from cnclip_bench.gpu_report.rows import Memory, Report, Setup, Timing, Tower
+from cnclip_bench.gpu_report.rows import Report, Setup, Timing, Tower
 from cnclip_bench.gpu_report.timing import BATCH_SIZES, time_runs
 from cnclip_bench.subject import read_config
 
@@ -34,21 +35,20 @@ def _time_onnxruntime(setup: Setup, report: Report, tower: Tower) -> None:
     import onnxruntime
 
     subject = subject_of(setup, "onnxruntime")
-    before = taken_mib(setup.gpu)
+    meter = Meter(setup.gpu)
     session = _open_as_served(subject.repository / f"{subject.name}-{tower}-encoder", subject.served_file(tower))
-    report(Memory("ONNX Runtime", f"{tower} encoder, loaded", taken_mib(setup.gpu) - before))
+    meter.tell(report, "ONNX Runtime", f"{tower} encoder, loaded")
     device = "cuda" if setup.gpu else "cpu"
     (tensor,) = session.get_inputs()
-    for length in (0,) if tower == "image" else LENGTHS:
-        for batch_size in BATCH_SIZES:
-            rows = token_ids(batch_size, length) if length else pixels(batch_size, subject.arch.resolution)
-            binding, value = session.io_binding(), onnxruntime.OrtValue.ortvalue_from_numpy(rows, device, 0)
-            binding.bind_ortvalue_input(tensor.name, value)
-            for output in session.get_outputs():
-                binding.bind_output(output.name, device, 0)
-            first, ms = time_runs(partial(session.run_with_iobinding, binding), setup.seconds)
-            report(Timing("ONNX Runtime", tower, batch_size, length, first, ms))
-    report(Memory("ONNX Runtime", f"{tower} encoder, after batches of up to 64", taken_mib(setup.gpu) - before))
+    for length, batch_size in product((0,) if tower == "image" else LENGTHS, BATCH_SIZES[tower]):
+        rows = token_ids(batch_size, length) if length else pixels(batch_size, subject.arch.resolution)
+        binding, value = session.io_binding(), onnxruntime.OrtValue.ortvalue_from_numpy(rows, device, 0)
+        binding.bind_ortvalue_input(tensor.name, value)
+        for output in session.get_outputs():
+            binding.bind_output(output.name, device, 0)
+        first, ms = time_runs(partial(session.run_with_iobinding, binding), setup.seconds)
+        report(Timing("ONNX Runtime", tower, batch_size, length, first, ms))
+    meter.tell(report, "ONNX Runtime", f"{tower} encoder, after these batches")
 
 
 def _open_as_served(model: Path, file: Path) -> Any:
@@ -82,11 +82,12 @@ def time_plans(setup: Setup, report: Report) -> None:
     tensorrt, subject = load_tensorrt(), subject_of(setup, "tensorrt")
     towers: tuple[Tower, ...] = ("image", "text")
     for tower in towers:
-        before = taken_mib(setup.gpu)
+        meter = Meter(setup.gpu)
         with tensorrt.open(subject.served_file(tower).read_bytes()) as run:
-            report(Memory("TensorRT", f"{tower} plan, loaded", taken_mib(setup.gpu) - before))
-            for length in (0,) if tower == "image" else LENGTHS:
-                for batch_size in BATCH_SIZES:
-                    rows = token_ids(batch_size, length) if length else pixels(batch_size, subject.arch.resolution)
-                    first, ms = time_runs(partial(run, 0, rows), setup.seconds)
-                    report(Timing("TensorRT, with copies", tower, batch_size, length, first, ms))
+            meter.tell(report, "TensorRT", f"{tower} plan, loaded")
+            most = read_config(subject.repository / f"{subject.name}-{tower}-encoder").max_batch_size
+            sizes = [size for size in BATCH_SIZES[tower] if size <= most]
+            for length, batch_size in product((0,) if tower == "image" else LENGTHS, sizes):
+                rows = token_ids(batch_size, length) if length else pixels(batch_size, subject.arch.resolution)
+                first, ms = time_runs(partial(run, 0, rows), setup.seconds)
+                report(Timing("TensorRT, with copies", tower, batch_size, length, first, ms))

@@ -14,7 +14,10 @@ from pathlib import Path
 from cnclip_bench.gpu_report.rows import Fact, Report, Setup
 from cnclip_bench.output import installed_version
 
-__all__ = ["library_folders", "look_around"]
+__all__ = ["MEASURED_CARD", "library_folders", "look_around"]
+
+MEASURED_CARD = "the card that is measured"
+"""What its name is told under."""
 
 _CARD = {
     "name": "name",
@@ -56,7 +59,7 @@ def look_around(setup: Setup, report: Report) -> None:
 
 
 def library_folders() -> list[str]:
-    """The folders of pip's wheels that hold NVIDIA's libraries; ONNX Runtime and TensorRT do not all look there."""
+    """The folders of pip's wheels that hold NVIDIA's libraries."""
     roots = [Path(entry) for entry in sys.path if entry and Path(entry).is_dir()]
     found = [folder for root in roots for folder in (*sorted(root.glob("nvidia/*/lib")), root / "tensorrt_libs")]
     return [str(folder) for folder in found if folder.is_dir()]
@@ -92,6 +95,7 @@ def _torch() -> Iterator[Fact]:
     if not torch.cuda.is_available():
         yield Fact("PyTorch's CUDA", "finds no card that it can use: compare its CUDA with the driver's above")
         return
+    yield Fact(MEASURED_CARD, torch.cuda.get_device_name())
     major, minor = torch.cuda.get_device_capability()
     built = torch.cuda.get_arch_list()
     if built and (10 * major + minor) < min(int(arch.split("_")[1].rstrip("af")) for arch in built):

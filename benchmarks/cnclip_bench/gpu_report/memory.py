@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import os
 
+from cnclip_bench.gpu_report.rows import Memory, Report
 from cnclip_bench.process_memory import proportional_mib
 
-__all__ = ["taken_mib"]
+__all__ = ["Meter"]
 
 
-def taken_mib(gpu: bool) -> float:
-    """MiB that are taken of the card by all that runs on it; on a CPU, by this process and what it started.
+class Meter:
+    """What has been taken since it was made: of the card by all that runs there, on a CPU by this process and its own.
 
-    Asks CUDA, which knows of CUDA_VISIBLE_DEVICES and MIG; its own part of the card (some 500 MiB) counts from the
-    first call on, so take differences.
+    Asks CUDA by torch, which knows of CUDA_VISIBLE_DEVICES and MIG; where torch has no CUDA, nothing is told.
     """
-    if not gpu:
-        return proportional_mib(os.getpid())
-    import torch
 
-    free, total = torch.cuda.mem_get_info()
-    return (total - free) / 2**20
+    def __init__(self, gpu: bool) -> None:
+        self._gpu = gpu
+        self._before = self._taken_mib()  # torch's own part of the card, some 500 MiB, is in it
+
+    def tell(self, report: Report, way: str, what: str) -> None:
+        """Reports what was taken by way of something."""
+        now = self._taken_mib()
+        if now is not None and self._before is not None:
+            report(Memory(way, what, now - self._before))
+
+    def _taken_mib(self) -> float | None:
+        if not self._gpu:
+            return proportional_mib(os.getpid())
+        import torch
+
+        if not torch.cuda.is_available():
+            return None
+        free, total = torch.cuda.mem_get_info()
+        return (total - free) / 2**20

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["render"]
 
+_SIZES = BATCH_SIZES["text"]
 _ENGINES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
 _ENCODERS: tuple[tuple[Tower, int], ...] = (("image", 0), *(("text", length) for length in LENGTHS))
 
@@ -69,7 +70,7 @@ def _in_process(findings: Findings) -> Iterator[str]:
                 (
                     _items(tower, length),
                     way,
-                    *(f"{timings[size].ms:.3g}" if size in timings else "" for size in BATCH_SIZES),
+                    *(f"{timings[size].ms:.3g}" if size in timings else "" for size in _SIZES),
                     f"{best.items_per_s:,.0f} ({best.batch_size})",
                     "" if share is None else f"{share:.2f}",
                 )
@@ -77,7 +78,7 @@ def _in_process(findings: Findings) -> Iterator[str]:
     if rows:
         yield "## How fast are the encoders in one process?\n"
         yield "Milliseconds a batch: the median of runs that each wait for their result, which stays where they ran.\n"
-        sizes = [f"batch {size}" for size in BATCH_SIZES]
+        sizes = [f"batch {size}" for size in _SIZES]
         yield from _table(("", "", *sizes, "most a second (batch)", "of the ceiling"), rows)
 
 
@@ -86,7 +87,7 @@ def _first_runs(findings: Findings) -> Iterator[str]:
         (
             _items(tower, length),
             way,
-            *(f"{timings[size].first_ms:.3g}" if size in timings else "" for size in BATCH_SIZES),
+            *(f"{timings[size].first_ms:.3g}" if size in timings else "" for size in _SIZES),
         )
         for tower, length in _ENCODERS
         for way, timings in findings.ways(tower, length)
@@ -94,7 +95,7 @@ def _first_runs(findings: Findings) -> Iterator[str]:
     if rows:
         yield "### What does the first run of a new batch size cost?\n"
         yield "Milliseconds, in this order; the very first also loads what the others find.\n"
-        yield from _table(("", "", *(f"batch {size}" for size in BATCH_SIZES)), rows)
+        yield from _table(("", "", *(f"batch {size}" for size in _SIZES)), rows)
 
 
 def _verified(findings: Findings) -> Iterator[str]:

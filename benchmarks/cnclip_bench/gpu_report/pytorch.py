@@ -69,7 +69,7 @@ def time_pytorch(setup: Setup, report: Report) -> None:
 
 def _time(setup: Setup, report: Report, way: str, tower: Tower, module: Any, batch: Any) -> None:
     for length in (0,) if tower == "image" else LENGTHS:
-        for batch_size in BATCH_SIZES:
+        for batch_size in BATCH_SIZES[tower]:
             rows = batch(batch_size, length)
 
             def run(rows: torch.Tensor = rows) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cnclip_bench.gpu_report.rows import PassedOver, Report, Setup
+from cnclip_bench.gpu_report.timing import BATCH_SIZES
 from cnclip_bench.subject import FOLDER, Subject
 
 if TYPE_CHECKING:
@@ -13,12 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["build_for_onnxruntime", "build_for_tensorrt", "subject_of"]
 
-MAX_BATCH_SIZE = 64
-"""The largest batch that is measured."""
-
 
 def build_for_onnxruntime(setup: Setup, report: Report) -> None:
-    """Builds a repository as `make repo` does, with batches of up to 64 on a CPU too."""
+    """Builds a repository as `make repo` does; on a CPU with batches as large as on a GPU."""
     from cnclip_builder.build import build_repository
 
     build_repository(_request(setup, "onnxruntime"))
@@ -39,15 +37,18 @@ def build_for_tensorrt(setup: Setup, report: Report) -> None:
     from cnclip_builder.build import build_repository
     from cnclip_builder.plans.here import PlanSettings, require_tensorrt
     from cnclip_builder.plans.profiles import default_profiles
+    from cnclip_builder.tensors import TOWERS
 
     require_tensorrt(get_arch(setup.arch), setup.checkpoint)
+    request = _request(setup, "tensorrt")
+    images, texts = (request.serving.encoder(tower).max_batch_size for tower in TOWERS)
     settings = PlanSettings(
-        MAX_BATCH_SIZE,
+        max(images, texts),
         DEFAULT_CONTEXT_LENGTH,
-        image_profiles=default_profiles(MAX_BATCH_SIZE)[-1:],
-        text_profiles=default_profiles(MAX_BATCH_SIZE, DEFAULT_CONTEXT_LENGTH)[-1:],
+        image_profiles=default_profiles(images)[-1:],
+        text_profiles=default_profiles(texts, DEFAULT_CONTEXT_LENGTH)[-1:],
     )
-    build_repository(replace(_request(setup, "tensorrt"), plan_settings=settings))
+    build_repository(replace(request, plan_settings=settings))
 
 
 def subject_of(setup: Setup, platform: Platform) -> Subject:
@@ -78,7 +79,9 @@ def _request(setup: Setup, platform: Platform) -> BuildRequest:
     from cnclip_builder.build import BuildRequest
     from cnclip_builder.repository.serving import choose_settings
 
-    chosen = {"target": "gpu" if setup.gpu else "cpu", "platform": platform, "max_batch_size": MAX_BATCH_SIZE}
+    chosen: dict[str, Any] = {"target": "gpu" if setup.gpu else "cpu", "platform": platform}
+    if not setup.gpu:
+        chosen["max_batch_size"] = {tower: max(sizes) for tower, sizes in BATCH_SIZES.items()}
     serving, _ = choose_settings(chosen, {}, DEFAULT_CONTEXT_LENGTH)
     return BuildRequest(
         arch=get_arch(setup.arch),

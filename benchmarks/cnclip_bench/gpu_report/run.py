@@ -82,6 +82,7 @@ def run_step(step: Step, setup: Setup, remaining_s: float, log: Path, report: Re
         return Outcome(step.name, "passed over", 0.0, "no time was left for it: give --minutes more")
     began = time.monotonic()
     log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)  # of a run before
     context: Any = multiprocessing.get_context(isolation.START_METHOD)
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(step.function, setup, str(log), theirs), name=step.name)

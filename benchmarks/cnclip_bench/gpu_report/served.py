@@ -8,9 +8,9 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from cnclip_bench.gpu_report.inputs import SIZES, jpegs, pixels, token_ids
-from cnclip_bench.gpu_report.memory import taken_mib
-from cnclip_bench.gpu_report.repositories import MAX_BATCH_SIZE, subject_of
-from cnclip_bench.gpu_report.rows import Memory, PassedOver, Rate, Report, Setup, Tower, Verified
+from cnclip_bench.gpu_report.memory import Meter
+from cnclip_bench.gpu_report.repositories import subject_of
+from cnclip_bench.gpu_report.rows import PassedOver, Rate, Report, Setup, Tower, Verified
 from cnclip_bench.inputs import repeated
 from cnclip_bench.load import Request, run_load
 from cnclip_bench.requests import to_encoder, to_ensemble
@@ -29,6 +29,7 @@ _IDS = ((1, 1), (1, 32), (32, 8), (64, 8))
 _FEW_AND_MANY = ((1, 1), (1, 16))
 # In turns, 8 requests at once; 24 on average.
 _MIXED = (1, 7, 16, 32, 64)
+_LARGEST = 64
 _LENGTH = 24
 # Items of a job that the client is given at once, which it sends as suits the server.
 _JOB = {True: {"image": 512, "text": 4096}, False: {"image": 16, "text": 128}}
@@ -77,16 +78,14 @@ def _load(setup: Setup, report: Report, platform: Platform) -> None:
         report(Rate(platform, tower, what, items, at_once, sustained.items_per_s, took.median_ms, took.p95_ms))
 
     photographs = {name: jpegs(size) for name, size in SIZES.items()}
-    before = taken_mib(setup.gpu)
+    meter = Meter(setup.gpu)
     with _serving(subject, platform) as (url, client):
-        report(Memory(platform, "server, ready", taken_mib(setup.gpu) - before))
+        meter.tell(report, platform, "server, ready")
         encoders: dict[Tower, Callable[..., Request]] = {
             "image": lambda *sizes: to_encoder(
-                url, f"{subject.name}-image-encoder", pixels(MAX_BATCH_SIZE, resolution), sizes
+                url, f"{subject.name}-image-encoder", pixels(_LARGEST, resolution), sizes
             ),
-            "text": lambda *sizes: to_encoder(
-                url, f"{subject.name}-text-encoder", token_ids(MAX_BATCH_SIZE, _LENGTH), sizes
-            ),
+            "text": lambda *sizes: to_encoder(url, f"{subject.name}-text-encoder", token_ids(_LARGEST, _LENGTH), sizes),
         }
         ensembles: dict[str, tuple[Tower, Sequence[Any]]] = {
             **{_told(name, given): ("image", given) for name, given in photographs.items()},
@@ -103,7 +102,7 @@ def _load(setup: Setup, report: Report, platform: Platform) -> None:
         for what, (tower, given) in ensembles.items():
             for items, at_once in _FEW_AND_MANY:
                 measure(what, tower, to_ensemble(client, tower, given)(items), items, at_once)
-        report(Memory(platform, "server, after these loads", taken_mib(setup.gpu) - before))
+        meter.tell(report, platform, "server, after these loads")
 
 
 def _told(name: str, images: Sequence[bytes]) -> str:

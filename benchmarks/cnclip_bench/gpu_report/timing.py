@@ -8,7 +8,9 @@ from statistics import median
 
 __all__ = ["BATCH_SIZES", "time_runs"]
 
-BATCH_SIZES = (1, 8, 32, 64)
+BATCH_SIZES = {"image": (1, 8, 32, 64), "text": (1, 8, 32, 64, 128)}
+"""By the encoder; the largest are the largest that are served."""
+
 _LEAST_RUNS = 2
 # Clocks rise, and libraries choose kernels.
 _NOT_COUNTED = 3

@@ -7,7 +7,9 @@ standard library, onnxruntime and its neighbours, nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +75,8 @@ def open_session(config: Mapping[str, Any], path: Path, *, kind: str, device_id:
     """
     options = session_options(config)
     providers = execution_providers(config, kind=kind, device_id=device_id)
+    if kind == "GPU":
+        _load_wheels_libraries()
     try:
         session = ort.InferenceSession(str(path), sess_options=options, providers=providers)
     except Exception as error:  # ONNX Runtime's errors share no base class of their own.
@@ -82,6 +86,17 @@ def open_session(config: Mapping[str, Any], path: Path, *, kind: str, device_id:
         ) from error
     _check_providers(config["name"], [name for name, _ in providers], session.get_providers())
     return session
+
+
+def _load_wheels_libraries() -> None:
+    """Loads CUDA's libraries from pip's wheels, where they are: a host then needs no CUDA of its own.
+
+    ONNX Runtime has the function since 1.21; what it cannot load it prints, and the session then tells.
+    """
+    preload = getattr(ort, "preload_dlls", None)
+    if preload is not None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            preload()
 
 
 def _check_providers(model: str, asked: Sequence[str], got: Sequence[str]) -> None:
