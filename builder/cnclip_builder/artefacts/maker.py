@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,14 +17,18 @@ from cnclip_builder.checkpoint.sources import Hub
 from cnclip_builder.checkpoint.stage import CheckpointFacts, open_checkpoint
 from cnclip_builder.errors import SlowerError
 from cnclip_builder.export.artefact import Artefact
-from cnclip_builder.export.stage import export_to_onnx, finish_artefact
+from cnclip_builder.export.stage import export_to_onnx, finish_artefact, limit_threads
 from cnclip_builder.int8.report import LEAST_INT8_SPEED_UP
 from cnclip_builder.int8.stage import make_int8_artefact
 from cnclip_builder.system.atomic import require_writable
 from cnclip_builder.system.isolation import StageProcess, stage_process
+from cnclip_builder.system.machine import available_memory, usable_cores
 from cnclip_builder.tensors import Precision, Tower
 
 logger = logging.getLogger(__name__)
+
+_PROCESS_BYTES = 10**9
+"""What torch takes in a process besides weights."""
 
 _FROM_FP32: tuple[Precision, ...] = ("fp16", "int8")
 
@@ -90,8 +96,9 @@ def build_artefacts(
         if missing:
             store.require_space(sum(checkpoint.fp32_bytes[t] // (1 if p == "fp32" else 2) for t, p in missing))
             with store.work_folder() as work:
-                exported = [tower for tower, precision in missing if precision == "fp32"]
-                _export([store.place(tower, "fp32", work) for tower in exported], checkpoint.file.path, process)
+                exported = [store.place(tower, "fp32", work) for tower, precision in missing if precision == "fp32"]
+                fp32_bytes = sum(checkpoint.fp32_bytes[artefact.tower] for artefact in exported)
+                _export(exported, checkpoint.file.path, process, side_by_side=_may_share(len(exported), fp32_bytes))
                 slower = _finish(store, missing, work, least_int8_speed_up)
     return Artefacts(
         checkpoint,
@@ -110,14 +117,40 @@ def _is_kept(store: ArtefactStore, kind: _Kind, least_int8_speed_up: float) -> b
     return record is not None and (record.int8 is None or record.int8.speed_up >= least_int8_speed_up)
 
 
-def _export(wanted: Sequence[Artefact], checkpoint: Path, first: StageProcess) -> None:
+def _may_share(exports: int, fp32_bytes: int) -> bool:
+    """Whether encoders may be exported side by side: there are cores and memory for all.
+
+    Args:
+        exports: how many.
+        fp32_bytes: size of their weights. A process takes up to twice that of its own, and 1 GB beside.
+    """
+    return exports > 1 and usable_cores() >= exports and available_memory() >= 2 * fp32_bytes + exports * _PROCESS_BYTES
+
+
+def _export(wanted: Sequence[Artefact], checkpoint: Path, first: StageProcess, *, side_by_side: bool) -> None:
     """Exports encoders in FP32, each in a process that ends with it.
 
     Args:
         wanted: what to write.
         checkpoint: the checkpoint's file.
         first: a process that has imported torch already; it is ended.
+        side_by_side: whether to export all at once. The cores are divided among them: with threads for all cores
+            each, they would fight for them.
     """
+    if side_by_side:
+        threads = usable_cores() // len(wanted)
+
+        def export(process: StageProcess, artefact: Artefact) -> None:
+            process.run(limit_threads, threads)
+            process.run(export_to_onnx, checkpoint, artefact)
+
+        with contextlib.ExitStack() as stack:
+            processes = [first, *(stack.enter_context(stage_process()) for _ in wanted[1:])]
+            pool = stack.enter_context(ThreadPoolExecutor(len(wanted)))
+            for exported in [pool.submit(export, *pair) for pair in zip(processes, wanted, strict=True)]:
+                exported.result()
+        first.close()
+        return
     for artefact in wanted[:1]:
         first.run(export_to_onnx, checkpoint, artefact)
     first.close()

@@ -15,6 +15,13 @@ def export_to_onnx(checkpoint: Path, fp32: Artefact) -> None:
     export_tower(checkpoint, fp32)
 
 
+def limit_threads(threads: int) -> None:
+    """Has torch compute with so many threads in this process from now on; imports it."""
+    import torch
+
+    torch.set_num_threads(threads)
+
+
 def finish_artefact(made: Artefact, fp32: Artefact) -> Parity:
     """Converts to FP16 if that is asked for, and proves the artefact; imports onnx and onnxruntime.
 

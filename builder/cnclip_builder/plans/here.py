@@ -42,7 +42,7 @@ def require_tensorrt(arch: Arch, checkpoint: str | None) -> None:
     missing += [
         f"{what} ({how})"
         for module, what, how in (
-            ("tensorrt", "TensorRT's Python module", "the version of your tritonserver"),
+            ("tensorrt", "TensorRT's Python module", "your tritonserver's version, as by make's TENSORRT=10.13.3"),
             ("polygraphy", "polygraphy", "pip install 'cn-clip-triton[tensorrt]'"),
         )
         if importlib.util.find_spec(module) is None

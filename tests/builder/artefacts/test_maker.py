@@ -16,14 +16,16 @@ import onnxruntime
 import pytest
 import torch
 from cnclip_builder.arch import Arch
+from cnclip_builder.artefacts import maker
 from cnclip_builder.artefacts.maker import Artefacts, build_artefacts
 from cnclip_builder.checkpoint.load import load_checkpoint
 from cnclip_builder.checkpoint.towers import encode, load_tower
-from cnclip_builder.errors import MissingRequirementError, ParityError
+from cnclip_builder.errors import CheckpointError, MissingRequirementError, ParityError
 from cnclip_builder.export.artefact import Artefact
 from cnclip_builder.export.served import write_served_encoder
 from cnclip_builder.export.stage import finish_artefact
 from cnclip_builder.parity.distance import measure_parity
+from cnclip_builder.system.isolation import stage_process
 from cnclip_builder.tensors import PRECISIONS, TOWERS
 
 
@@ -123,7 +125,7 @@ def test_another_checkpoint_is_not_reused(artefacts: Path, tiny_vit: Arch, root:
 def test_a_full_disk_leaves_nothing_half_made(
     artefacts: Path, tiny_vit: Arch, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("cnclip_builder.artefacts.maker._export", full)
@@ -194,3 +196,39 @@ def test_every_official_arch(name: str, tmp_path: Path) -> None:
 
     artefacts = build(get_arch(name), tmp_path / "artefacts", tmp_path)
     assert len(artefacts.items) == 4
+
+
+@pytest.mark.parametrize(
+    ("exports", "cores", "memory", "shared"),
+    [(2, 2, 4 * 10**9, True), (2, 2, 4 * 10**9 - 1, False), (2, 1, 10**12, False), (1, 16, 10**12, False)],
+)
+def test_encoders_are_exported_side_by_side_where_cores_and_memory_are_there(
+    monkeypatch: pytest.MonkeyPatch, exports: int, cores: int, memory: int, shared: bool
+) -> None:
+    monkeypatch.setattr(maker, "usable_cores", lambda: cores)
+    monkeypatch.setattr(maker, "available_memory", lambda: memory)
+    assert maker._may_share(exports, 10**9) is shared
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_exports_are_the_same_side_by_side_and_one_after_the_other(
+    tiny_vit: Arch, tiny_artefacts: Artefacts, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    asked = []
+
+    def may_share(*exports: int) -> bool:
+        asked.append(exports)
+        return shared
+
+    monkeypatch.setattr(maker, "_may_share", may_share)
+    made = build(tiny_vit, tmp_path, root, precisions=["fp32"])
+    assert asked == [(2, sum(made.checkpoint.fp32_bytes.values()))]
+    for item in made.items:
+        assert item.path.read_bytes() == tiny_artefacts.get(item.tower, "fp32").path.read_bytes()
+
+
+def test_a_failed_export_beside_another_is_told(tiny_artefacts: Artefacts, tmp_path: Path) -> None:
+    wanted = [replace(tiny_artefacts.get(tower, "fp32"), folder=tmp_path) for tower in TOWERS]
+    with stage_process() as first, pytest.raises((CheckpointError, OSError), match=r"absent\.pt"):
+        maker._export(wanted, tmp_path / "absent.pt", first, side_by_side=True)
+    assert not list(tmp_path.iterdir())
