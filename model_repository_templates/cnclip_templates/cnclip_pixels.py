@@ -152,7 +152,12 @@ def reduce_scale(image: Image.Image, resolution: int) -> None:
 
 
 def decode_pixels(
-    encoded: bytes, resolution: int, *, reduced: bool = False, formats: tuple[str, ...] | None = None
+    encoded: bytes,
+    resolution: int,
+    *,
+    reduced: bool = False,
+    formats: tuple[str, ...] | None = None,
+    compiled: bool = True,
 ) -> npt.NDArray[np.uint8]:
     """Decodes an image and resizes it as `cn_clip.clip.image_transform` does, up to its `ToTensor`.
 
@@ -168,6 +173,7 @@ def decode_pixels(
         reduced: whether to decode large JPEGs by `reduce_scale`: twice as fast, and near to cn_clip's pixels instead of
             equal.
         formats: those of `image_formats()` unless given.
+        compiled: whether `cnclip_resize` may resize, if it is there; Pillow gives the same bytes.
 
     Returns:
         uint8 pixels of shape `[resolution, resolution, 3]`, RGB.
@@ -181,7 +187,7 @@ def decode_pixels(
         with Image.open(io.BytesIO(encoded), formats=formats or image_formats()) as image:
             if reduced:
                 reduce_scale(image, resolution)
-            if (square := resize(image, resolution)) is not None:
+            if compiled and (square := resize(image, resolution)) is not None:
                 return np.frombuffer(square, np.uint8).reshape(resolution, resolution, 3)
             resized = image.resize((resolution, resolution), Image.Resampling.BICUBIC)
         return np.asarray(resized.convert("RGB"))
