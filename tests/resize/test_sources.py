@@ -43,7 +43,7 @@ def test_the_vector_path_is_the_plain_one(tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_no_read_past_a_row_and_no_overflow(tmp_path: Path) -> None:
     sanitizers = "-fsanitize=address,undefined"
-    fuzz(fuzzer(tmp_path, "-O1", "-g", sanitizers, "-fno-sanitize-recover=all"), seed=7, rounds=4000)
+    fuzz(fuzzer(tmp_path, "-O1", "-g", sanitizers, "-fno-sanitize-recover=all"), seed=7, rounds=2000)
 
 
 def build(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
