@@ -36,7 +36,7 @@ CHECKPOINT_OPTIONS = --arch "$(ARCH)" $(call option,--checkpoint,CHECKPOINT) $(c
 READY = $(VENV)/installed $(if $(TENSORRT),$(VENV)/tensorrt-$(TENSORRT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo repo serve verify publish test test-slow bench gpu-report soak test-s3 test-rtx check clean
+.PHONY: help demo repo serve verify publish test test-slow bench gpu-report soak wheel test-s3 test-rtx check clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 12
@@ -95,6 +95,10 @@ soak: $(VENV)/installed  ## Load the demo model for an hour (MINUTES=60); see th
 	test -d build/demo/repository || $(BIN)/python examples/demo/demo.py
 	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
 
+wheel: $(VENV)/installed  ## Build the wheel, its resize compiled, where the image of deploy/docker takes it from.
+	rm -f deploy/docker/wheels/*.whl
+	CNCLIP_NATIVE=require $(BIN)/hatchling build -t wheel -d deploy/docker/wheels
+
 check: $(VENV)/installed  ## Lint, format, types and import rules.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -110,7 +114,7 @@ OTHER_RUNTIME = $(if $(filter gpu,$(RUNTIME)),onnxruntime,onnxruntime-gpu)
 
 # cn_clip brings torch: several GB, minutes. nvidia-pytriton is wanted for its tritonserver binary alone; what that
 # needs of its Python dependencies is in the extra `server`.
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml hatch_build.py $(wildcard resize/src/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip uninstall --quiet --yes $(OTHER_RUNTIME)

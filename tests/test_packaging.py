@@ -20,6 +20,7 @@ PACKAGES = (
     "server/cnclip_server",
     "client/cnclip_client",
     "benchmarks/cnclip_bench",
+    "resize/cnclip_resize",
 )
 
 # What is no Python module has to be named: a forgotten template is found by users only.
@@ -30,6 +31,8 @@ DATA = {
     "cnclip_builder/py.typed",
     "cnclip_client/py.typed",
     "cnclip_client/report/report.html.j2",
+    "cnclip_resize/_native.pyi",
+    "cnclip_resize/py.typed",
     "cnclip_server/py.typed",
     "cnclip_templates/_encoder.j2",
     "cnclip_templates/_macros.j2",
@@ -64,12 +67,20 @@ def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sdist")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return next(folder.glob("*.tar.gz"))
+
+
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": os.environ["PATH"], "COLUMNS": "200", "NO_COLOR": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
 
 
-def test_the_wheel_holds_the_four_packages_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         metadata = {Path(name).name for name in archive.namelist() if ".dist-info/" in name}
@@ -78,7 +89,9 @@ def test_the_wheel_holds_the_four_packages_and_nothing_else(wheel: Path) -> None
         for package in PACKAGES
         for path in (ROOT / package).rglob("*.py")
     }
-    assert names == modules | DATA
+    compiled = {"cnclip_resize/_native.abi3.so"} if wheel.name.endswith("-cp310-abi3-linux_x86_64.whl") else set()
+    assert compiled or wheel.name.endswith("-py3-none-any.whl")
+    assert names == modules | DATA | compiled
     assert metadata == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "LICENSE"}
 
 
@@ -126,3 +139,40 @@ def test_a_build_without_the_extra_says_what_to_install(bare: Path) -> None:
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert "pip install 'cn-clip-triton[builder,cpu]', or [builder,gpu]" in result.stderr
+
+
+def test_the_compiled_resize_runs_where_pillow_and_nothing_else_of_ours_is(wheel: Path, tmp_path: Path) -> None:
+    """As in the server's image: installed without what it needs, beside the Python models' few libraries."""
+    if not wheel.name.endswith("-cp310-abi3-linux_x86_64.whl"):
+        pytest.skip("the wheel was built without a C compiler")
+    python = tmp_path / "bin/python"
+    venv.create(tmp_path, with_pip=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "pillow"], check=True, capture_output=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", wheel], check=True, capture_output=True)
+    code = (
+        "from PIL import Image; from cnclip_resize import resize, resizer; print(resizer())\n"
+        "image = Image.radial_gradient('L'); square = resize(image, 32)\n"
+        "print(square is None or square == image.resize((32, 32), Image.Resampling.BICUBIC).convert('RGB').tobytes())"
+    )
+    result = run(python, "-I", "-W", "error", "-c", code)
+    assert result.returncode == 0, result.stderr
+    said, equal = result.stdout.splitlines()
+    assert "without its compiled module" not in said
+    assert equal == "True"
+
+
+def test_the_sdist_builds_without_a_compiler(sdist: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        str(sdist),
+    ]
+    environment = {"PATH": os.environ["PATH"], "CC": "/nowhere/cc"}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    assert [path.name.split("-", 2)[2] for path in tmp_path.glob("*.whl")] == ["py3-none-any.whl"]

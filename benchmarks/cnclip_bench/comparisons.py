@@ -113,7 +113,8 @@ def served_over_in_process(
 def preprocessing(subject: Subject, count: int, rounds: int) -> Timings:
     """Times decoding and resizing of so many images: cn_clip's transform, and the served one, exact and reduced.
 
-    On one core, and the served one on all of them too, as its model does.
+    On one core, and the served one on all of them too, as its model does. "Pillow" is the served one without the
+    compiled resize.
     """
     import io
 
@@ -127,9 +128,9 @@ def preprocessing(subject: Subject, count: int, rounds: int) -> Timings:
         for image in given:
             transform(Image.open(io.BytesIO(image)))
 
-    def ours(reduced: bool) -> None:
+    def ours(reduced: bool, compiled: bool) -> None:
         for image in given:
-            decode_pixels(image, subject.arch.resolution, reduced=reduced)
+            decode_pixels(image, subject.arch.resolution, reduced=reduced, compiled=compiled)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
 
@@ -138,8 +139,9 @@ def preprocessing(subject: Subject, count: int, rounds: int) -> Timings:
 
         jobs: dict[str, Callable[[], None]] = {
             "cn_clip": cn_clip,
-            "served": partial(ours, False),
-            "reduced": partial(ours, True),
+            "Pillow": partial(ours, False, False),
+            "served": partial(ours, False, True),
+            "reduced": partial(ours, True, True),
             f"served, {len(os.sched_getaffinity(0))} cores": on_all_cores,
         }
         return in_turns(jobs, rounds, time.perf_counter)

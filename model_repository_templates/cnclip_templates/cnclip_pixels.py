@@ -10,7 +10,31 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, __version__
+
+try:
+    from cnclip_resize import resize, resizer
+except ImportError:  # A server without it: Pillow gives the same bytes, and takes longer.
+
+    def resize(image: Image.Image, side: int) -> bytes | None:
+        """Leaves all to Pillow."""
+        return None
+
+    def resizer() -> str:
+        """Says why."""
+        return f"Pillow {__version__}: cnclip_resize is not installed"
+
+
+__all__ = [
+    "BadImage",
+    "decode_pixels",
+    "decoding_threads",
+    "image_formats",
+    "limit_pixels",
+    "reduce_scale",
+    "resizer",
+    "usable_cores",
+]
 
 # Reduced decoding keeps this many times the resolution: with one, features were off 20 times further.
 _REDUCED_SIDES = 2
@@ -128,7 +152,12 @@ def reduce_scale(image: Image.Image, resolution: int) -> None:
 
 
 def decode_pixels(
-    encoded: bytes, resolution: int, *, reduced: bool = False, formats: tuple[str, ...] | None = None
+    encoded: bytes,
+    resolution: int,
+    *,
+    reduced: bool = False,
+    formats: tuple[str, ...] | None = None,
+    compiled: bool = True,
 ) -> npt.NDArray[np.uint8]:
     """Decodes an image and resizes it as `cn_clip.clip.image_transform` does, up to its `ToTensor`.
 
@@ -144,6 +173,7 @@ def decode_pixels(
         reduced: whether to decode large JPEGs by `reduce_scale`: twice as fast, and near to cn_clip's pixels instead of
             equal.
         formats: those of `image_formats()` unless given.
+        compiled: whether `cnclip_resize` may resize, if it is there; Pillow gives the same bytes.
 
     Returns:
         uint8 pixels of shape `[resolution, resolution, 3]`, RGB.
@@ -157,6 +187,8 @@ def decode_pixels(
         with Image.open(io.BytesIO(encoded), formats=formats or image_formats()) as image:
             if reduced:
                 reduce_scale(image, resolution)
+            if compiled and (square := resize(image, resolution)) is not None:
+                return np.frombuffer(square, np.uint8).reshape(resolution, resolution, 3)
             resized = image.resize((resolution, resolution), Image.Resampling.BICUBIC)
         return np.asarray(resized.convert("RGB"))
     # Pillow's decoders raise nearly anything on hostile files: OSError, SyntaxError, struct.error, MemoryError, ...

@@ -330,9 +330,17 @@ def test_the_python_models_work_with_the_pins(tmp_path: Path, demo_repository: P
     requirements = str(DOCKER / "requirements.txt")
     install = [str(inside), "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", requirements]
     subprocess.run(install, check=True)
+    resizes = "not installed"
+    if shutil.which("cc"):
+        # What `make wheel` does.
+        build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+        subprocess.run(build, cwd=ROOT, check=True, capture_output=True, env={**os.environ, "CNCLIP_NATIVE": "require"})
+        (wheel,) = tmp_path.glob("*.whl")
+        subprocess.run([str(inside), "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True)
+        resizes = "as Pillow"
     for model, code in {
-        "demo-image-preprocess": "import sys; from cnclip_pixels import decode_pixels as f; "
-        "assert f(open(sys.argv[1], 'rb').read(), 32).shape == (32, 32, 3)",
+        "demo-image-preprocess": "import sys; from cnclip_pixels import decode_pixels as f, resizer; "
+        f"assert f(open(sys.argv[1], 'rb').read(), 32).shape == (32, 32, 3); assert {resizes!r} in resizer(), resizer()",
         "demo-text-tokenize": "from pathlib import Path; from cnclip_token_ids import TokenIds; "
         "assert len(TokenIds(Path('vocab.txt'), 52).encode('皮卡丘 pikachu')) > 4; import cnclip_bad_rows, cnclip_refusal_log",
     }.items():

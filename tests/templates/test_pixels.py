@@ -6,6 +6,7 @@ import io
 import re
 import subprocess
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,44 @@ def test_real_images(shared_images: list[Path], resolution: int) -> None:
     accepted = [check(path.read_bytes(), resolution) for path in shared_images]
     assert sum(accepted) > 40
     assert accepted.count(False) > 10
+
+
+def outcome(encoded: bytes, resolution: int, *, compiled: bool) -> bytes | str:
+    """The pixels, or why there are none."""
+    try:
+        return decode_pixels(encoded, resolution, compiled=compiled).tobytes()
+    except BadImage as error:
+        return f"{error}\n{error.details}"
+
+
+def damaged(encoded: bytes) -> Iterator[bytes]:
+    """Cut off, and with 4 other bytes, at every eighth of a file."""
+    rng = np.random.default_rng(len(encoded))
+    for place in range(0, len(encoded), max(len(encoded) // 8, 1)):
+        yield encoded[:place]
+        yield encoded[:place] + rng.bytes(4) + encoded[place + 4 :]
+
+
+def check_damage(encoded: bytes) -> list[bytes | str]:
+    """Compares the compiled resize, where it is there, with Pillow's, on files that somebody broke."""
+    outcomes = []
+    for broken in damaged(encoded):
+        expected = outcome(broken, 64, compiled=False)
+        # An address, or a time, is another one each time.
+        assert re.sub(r"0x\w+", "", str(outcome(broken, 64, compiled=True))) == re.sub(r"0x\w+", "", str(expected))
+        outcomes.append(expected)
+    return outcomes
+
+
+def test_damage_is_told_alike_whoever_resizes() -> None:
+    outcomes = [one for encoded in sample_images().values() for one in check_damage(encoded)]
+    assert {type(one) for one in outcomes} == {bytes, str}
+
+
+@pytest.mark.slow
+def test_damage_to_real_images(shared_images: list[Path]) -> None:
+    outcomes = [one for path in shared_images for one in check_damage(path.read_bytes())]
+    assert {type(one) for one in outcomes} == {bytes, str}
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "F", "I;16"])

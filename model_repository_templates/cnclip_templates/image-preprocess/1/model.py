@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from cnclip_bad_rows import bad_rows_message
-from cnclip_pixels import BadImage, decode_pixels, decoding_threads, image_formats, limit_pixels
+from cnclip_pixels import BadImage, decode_pixels, decoding_threads, image_formats, limit_pixels, resizer
 from cnclip_refusal_log import RefusalLog
 
 
@@ -34,6 +34,7 @@ class TritonPythonModel:
         self._formats = image_formats(parameters.get("image_formats", {}).get("string_value", ""))
         limit_pixels(int(parameters["max_image_pixels"]["string_value"]))
         self._pool = ThreadPoolExecutor(threads)
+        pb_utils.Logger.log_info(f"{args['model_name']}: images are resized by {resizer()}")
         self._log = RefusalLog(args["model_name"], pb_utils.Logger.log_warn)
 
     def execute(self, requests: list[Any]) -> list[Any]:
