@@ -207,6 +207,14 @@ def repository(
             show_default=False,
         ),
     ] = None,
+    image_formats: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="NAMES",
+            help="Formats to decode beside those that Pillow decodes by itself, such as MPEG,WMF: docs/security.md.",
+            show_default=False,
+        ),
+    ] = None,
     reduced_decoding: Annotated[
         Optional[bool],  # noqa: UP045
         typer.Option(
@@ -270,6 +278,7 @@ def repository(
         "preprocess_instances": preprocess_instances,
         "preprocess_threads": preprocess_threads,
         "max_image_pixels": max_image_pixels,
+        "image_formats": image_formats,
         "reduced_decoding": reduced_decoding,
         "tokenize_instances": tokenize_instances,
         "text_lengths": None if text_lengths is None else parse_lengths(text_lengths),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
@@ -153,6 +154,8 @@ class ServingConfig:
             4 before GPUs.
         preprocess_threads: threads in each of them; 0 for as many as the server has cores.
         max_image_pixels: width times height of the largest image that is decoded; a larger one is refused unread.
+        image_formats: Pillow's names of formats that are decoded beside those it decodes by itself, with commas between
+            them: "MPEG,WMF"; never one for which it starts a program.
         reduced_decoding: decode large JPEGs at a smaller scale: twice as fast, and not equal to cn_clip's transform.
         tokenize_instances: processes that tokenise texts.
         text_lengths: to which texts are padded, besides `context_length`: to the shortest that holds the longest of
@@ -179,6 +182,7 @@ class ServingConfig:
     preprocess_instances: int | None = None
     preprocess_threads: int = 0
     max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
+    image_formats: str = ""
     reduced_decoding: bool = False
     tokenize_instances: int = 1
     text_lengths: Sequence[int] | None = None
@@ -429,6 +433,10 @@ def _numbers(name: str, value: Any) -> list[int]:
             raise SettingError(f"{name} is {value!r}: choose one of {choices}")
         return []
     if value is None and name in _MAY_BE_NONE:
+        return []
+    if name == "image_formats":
+        if not isinstance(value, str) or not re.fullmatch(r"(?:[A-Za-z0-9]+(?:,[A-Za-z0-9]+)*)?", value):
+            raise SettingError(f"{name} is {value!r}: write Pillow's names of formats, such as MPEG,WMF")
         return []
     if isinstance(value, Mapping) and name in PER_TOWER and set(value) <= set(TOWERS):
         numbers = list(value.values())

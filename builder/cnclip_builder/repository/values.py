@@ -58,6 +58,7 @@ def template_values(
                 "threads": serving.preprocess_threads,
                 "max_image_pixels": serving.max_image_pixels,
                 "decoding": serving.decoding,
+                **({"image_formats": serving.image_formats} if serving.image_formats else {}),
             },
         }
     if kind == "text-tokenize":

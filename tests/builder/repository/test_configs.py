@@ -83,6 +83,12 @@ def test_before_gpus_several_processes_decode(tiny_vit: Arch) -> None:
     assert render("image-preprocess", tiny_vit, target="gpu", preprocess_instances=1) == expected
 
 
+def test_more_formats(tiny_vit: Arch) -> None:
+    expected = render("image-preprocess", tiny_vit)
+    expected.parameters["image_formats"].string_value = "MPEG,WMF"
+    assert render("image-preprocess", tiny_vit, image_formats="MPEG,WMF") == expected
+
+
 def test_reduced_decoding(tiny_vit: Arch) -> None:
     expected = render("image-preprocess", tiny_vit)
     expected.parameters["decoding"].string_value = "reduced"

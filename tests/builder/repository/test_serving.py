@@ -125,6 +125,8 @@ def test_per_tower_numbers() -> None:
         ({"max_queue_size": None}, "max_queue_size is None: give a whole number$"),
         ({"precision": "bf16"}, "precision is 'bf16': choose one of fp32, fp16, int8"),
         ({"reduced_decoding": "yes"}, "reduced_decoding is 'yes': choose one of false, true"),
+        ({"image_formats": "MPEG;rm"}, "image_formats is 'MPEG;rm': write Pillow's names of formats"),
+        ({"image_formats": None}, "image_formats is None: write Pillow's names of formats"),
         ({"target": "tpu"}, "target is 'tpu': choose one of cpu, gpu"),
     ],
 )
@@ -180,6 +182,7 @@ def built_with(monkeypatch: pytest.MonkeyPatch, repository: Path, *options: str)
 def test_every_setting_has_an_option(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
     options = {name: f"--{name.replace('_', '-').removesuffix('-microseconds')}" for name in SETTINGS}
     values = {"target": "gpu", "precision": "fp16", "platform": "tensorrt", "accelerator": "none"}
+    values["image_formats"] = "MPEG"
     flags = {"cuda_graphs", "pinned_memory", "tf32", "reduced_decoding"}
     given = [
         word
