@@ -26,7 +26,7 @@ def _never(wide: int, high: int, side: int) -> bool:
     return False
 
 
-def _threads_of_pixels(wide: int, high: int, side: int) -> bool:
+def _hundred_times_as_high(wide: int, high: int, side: int) -> bool:
     return high > 100 * wide and high > side
 
 
@@ -38,7 +38,7 @@ def _shrunk_more_in_height(wide: int, high: int, side: int) -> bool:
 # between the two passes is seen in the bytes.
 _KNOWN: dict[str, Callable[[int, int, int], bool]] = {
     **dict.fromkeys(("11.0", "11.1", "11.2", "11.3", "12.0", "12.1"), _never),
-    **dict.fromkeys(("12.2", "12.3"), _threads_of_pixels),
+    **dict.fromkeys(("12.2", "12.3"), _hundred_times_as_high),
     "13.0": _shrunk_more_in_height,
 }
 

@@ -18,6 +18,7 @@ import pytest
 import tritonclient.grpc as grpc
 from cnclip_client import Client, Limits, Retry
 from cnclip_server import TritonServer
+from cnclip_templates.cnclip_pixels import resizer
 from PIL import Image
 
 from tests.templates.test_fuzz import FORMATS, damaged
@@ -127,6 +128,10 @@ def test_what_is_refused_is_logged(demo_server: TritonServer) -> None:
     entry = json.loads(json.loads(lines[-1].partition("] ")[2]))
     assert (entry["model"], entry["row"], entry["bytes"]) == (f"{MODEL}-image-preprocess", 0, 18)
     assert "no picture of mine" not in demo_server.log_path.read_text()
+
+
+def test_the_log_tells_who_resizes(demo_server: TritonServer) -> None:
+    assert f"{MODEL}-image-preprocess: images are resized by {resizer()}" in demo_server.log_path.read_text()
 
 
 def test_a_megabyte_of_text(demo_server: TritonServer) -> None:
