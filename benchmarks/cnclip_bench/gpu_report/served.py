@@ -30,7 +30,7 @@ _FEW_AND_MANY = ((1, 1), (1, 16))
 # In turns, 8 requests at once; 24 on average.
 _MIXED = (1, 7, 16, 32, 64)
 _LARGEST = 64
-_LENGTH = 24
+_LENGTH = 40  # to which a GPU's captions are padded
 # Items of a job that the client is given at once, which it sends as suits the server.
 _JOB = {True: {"image": 512, "text": 4096}, False: {"image": 16, "text": 128}}
 
