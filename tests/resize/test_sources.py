@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_no_read_past_a_row_and_no_overflow(tmp_path: Path) -> None:
 
 
 def build(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [shutil.which("hatchling") or "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     environment = {"PATH": os.environ["PATH"], **environment}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
 
