@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -115,8 +116,12 @@ def _their_build(arch: Arch, checkpoint: Path, folder: str) -> list[str]:
 
 def _timed(arch: str, what: str, weights_mib: float, command: list[str], folder: str) -> BuildCost:
     """Runs a command to its end, and tells the last line that it wrote if it failed."""
+    # What a command prints would otherwise come when it ends, after the error that it ended with.
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     began = time.perf_counter()
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
         with watching(process.pid) as peak:
             output, _ = process.communicate()
         seconds = time.perf_counter() - began

@@ -69,9 +69,13 @@ def usage() -> Iterator[None]:
 
 def _status(error: BaseException) -> int:
     """Says what there is to say of an error and returns the exit status."""
+    if isinstance(error, OSError):
+        try:
+            sys.stdout.flush()
+        except OSError:
+            # The interpreter would flush stdout once more as it ends, complain, and end with a status of its own.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):
-        # The interpreter would flush stdout once more as it ends, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
     if isinstance(error, KeyboardInterrupt):
         return _INTERRUPTED
