@@ -93,10 +93,10 @@ def test_a_step_that_goes_wrong_costs_itself_alone(tmp_path: Path) -> None:
 
 def test_a_step_that_hangs_is_stopped_with_all_that_it_started(tmp_path: Path) -> None:
     began = time.monotonic()
-    outcome, rows = run(hangs, tmp_path, seconds=6.0)
+    outcome, rows = run(hangs, tmp_path, seconds=15.0)  # its process imports first, beside other tests
     assert outcome.status == "failed"
-    assert outcome.reason == f"it was stopped after 6 s; {tmp_path}/hangs.log has what it said"
-    assert 6 <= outcome.seconds <= time.monotonic() - began < 40
+    assert outcome.reason == f"it was stopped after 15 s; {tmp_path}/hangs.log has what it said"
+    assert 15 <= outcome.seconds <= time.monotonic() - began < 60
     (child,) = rows
     state = Path(f"/proc/{child.value}/stat")
     assert not state.exists() or state.read_text().split()[2] == "Z"  # nobody may be here to collect it
