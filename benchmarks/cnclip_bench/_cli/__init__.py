@@ -15,6 +15,7 @@ from cnclip_bench._cli._alternatives import compare
 from cnclip_bench._cli._costs import build, memory, startup
 from cnclip_bench._cli._encoders import latency, preprocess, served, stages, tokenize
 from cnclip_bench._cli._gpu_report import gpu_report
+from cnclip_bench._cli._host import host
 from cnclip_bench._cli._load import throughput, tune
 from cnclip_bench._cli._options import (
     OUTPUT,
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _COMMANDS: tuple[Callable[..., None], ...] = (
-    *(served, compare, latency, throughput, stages, preprocess, tokenize),
+    *(served, compare, latency, throughput, stages, preprocess, host, tokenize),
     *(savings, int8, build, startup, memory, tune, gpu_report),
 )
 for command in _COMMANDS:
@@ -54,6 +55,7 @@ def everything(asked: Asked, output: OutputOption = OUTPUT) -> None:
     steps: tuple[Callable[[], None], ...] = (
         partial(tokenize, captions=asked.captions, output=output),
         partial(preprocess, arch=asked.arch, images=asked.images, output=output),
+        partial(host, arch=asked.arch, images=asked.images, output=output),
         partial(served, **whole, rounds=5),
         partial(compare, **whole, items=8, rounds=3),
         partial(latency, **whole, batch_size=1, rounds=15),

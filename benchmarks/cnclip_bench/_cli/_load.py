@@ -99,13 +99,15 @@ def tune(
     Each is tried on a server of its own beside one with the best so far, so memory for both is needed. Only what is
     surely faster is written; comments in the configs stay. Restart or reload running servers afterwards.
     """
+    from cnclip_templates.cnclip_pixels import usable_cores
+
     from cnclip_bench.output import write
     from cnclip_bench.serving_settings import read_settings, remember_settings, write_settings
     from cnclip_bench.tuning import Comparison, Goal, coordinates
     from cnclip_bench.tuning import tune as search
 
     subject, repository = asked.subject(), asked.repository
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     for one in [tower] if tower else TOWERS:
         start = read_settings(repository, subject.name, one)
         typer.echo(f"{subject.name} {one}: {start}")
