@@ -114,7 +114,7 @@ def preprocessing(subject: Subject, count: int, rounds: int) -> Timings:
     """Times decoding and resizing of so many images: cn_clip's transform, and the served one, exact and reduced.
 
     On one core, and the served one on all of them too, as its model does. "Pillow" is the served one without the
-    compiled resize.
+    compiled resize, "resize alone" the one in which Pillow decodes all images.
     """
     import io
 
@@ -128,9 +128,9 @@ def preprocessing(subject: Subject, count: int, rounds: int) -> Timings:
         for image in given:
             transform(Image.open(io.BytesIO(image)))
 
-    def ours(reduced: bool, compiled: bool) -> None:
+    def ours(reduced: bool = False, compiled: bool = True, streamed: bool = True) -> None:
         for image in given:
-            decode_pixels(image, subject.arch.resolution, reduced=reduced, compiled=compiled)
+            decode_pixels(image, subject.arch.resolution, reduced=reduced, compiled=compiled, streamed=streamed)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
 
@@ -139,9 +139,11 @@ def preprocessing(subject: Subject, count: int, rounds: int) -> Timings:
 
         jobs: dict[str, Callable[[], None]] = {
             "cn_clip": cn_clip,
-            "Pillow": partial(ours, False, False),
-            "served": partial(ours, False, True),
-            "reduced": partial(ours, True, True),
+            "Pillow": partial(ours, compiled=False),
+            "resize alone": partial(ours, streamed=False),
+            "served": ours,
+            "reduced, Pillow": partial(ours, reduced=True, compiled=False),
+            "reduced": partial(ours, reduced=True),
             f"served, {len(os.sched_getaffinity(0))} cores": on_all_cores,
         }
         return in_turns(jobs, rounds, time.perf_counter)
