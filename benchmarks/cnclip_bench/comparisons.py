@@ -44,7 +44,7 @@ def encoders(subject: Subject, tower: Tower, batch_size: int, rounds: int, clien
     from cnclip_builder.parity.probes import normalise
     from cnclip_builder.plans.api import load_tensorrt
     from cnclip_builder.tensors import TENSORS
-    from cnclip_templates.cnclip_pixels import decode_pixels
+    from cnclip_pixels import decode_pixels
 
     if tower == "image":
         batch = repeated(subject.images, batch_size)
@@ -87,7 +87,7 @@ def served_over_in_process(
     In process: batches of each size one after another, images decoded by as many threads as there are cores. Served:
     the client's defaults. The idle ones have their threads asleep.
     """
-    from cnclip_templates.cnclip_pixels import decode_pixels
+    from cnclip_pixels import decode_pixels
 
     given = repeated(subject.items(tower), items)
     session, ids = subject.served_session(tower), subject.token_ids()
@@ -119,7 +119,7 @@ def preprocessing(subject: Subject, count: int, rounds: int) -> Timings:
     import io
 
     from cn_clip.clip import image_transform
-    from cnclip_templates.cnclip_pixels import decode_pixels
+    from cnclip_pixels import decode_pixels
     from PIL import Image
 
     transform, given = image_transform(subject.arch.resolution), repeated(subject.images, count)
@@ -155,7 +155,7 @@ def preprocessing(subject: Subject, count: int, rounds: int) -> Timings:
 
 def reduced_difference(subject: Subject) -> dict[str, float]:
     """How far reduced decoding takes pixels from exact ones, in grey levels: of the images that it changes."""
-    from cnclip_templates.cnclip_pixels import decode_pixels
+    from cnclip_pixels import decode_pixels
 
     differences = []
     for image in subject.images:

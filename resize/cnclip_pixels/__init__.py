@@ -1,4 +1,9 @@
-"""From an encoded image to the pixels of the image encoder, equal to the byte to cn_clip's transform."""
+"""From an encoded image to the pixels of the image encoder, equal to the byte to cn_clip's transform.
+
+The server's preprocessing and clients that prepare by themselves decode with this code. It is copied beside the
+`model.py` of the preprocessing, as one file: so it imports the standard library, numpy and Pillow alone, and
+`cnclip_resize` where that is installed.
+"""
 
 from __future__ import annotations
 
