@@ -129,7 +129,7 @@ def _workers(images: Sequence[bytes], resolution: int, count: int) -> Iterator[l
 
 def _work(pipe: Connection, images: list[bytes], resolution: int) -> None:
     """A process: decodes as many images in as many threads as it is told, until the pipe is closed."""
-    from cnclip_templates.cnclip_pixels import decode_pixels
+    from cnclip_pixels import decode_pixels
 
     warnings.simplefilter("ignore")
     pipe.send(None)

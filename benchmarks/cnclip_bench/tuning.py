@@ -112,8 +112,8 @@ class Outcome:
 def coordinates(start: Settings, cores: int) -> list[list[dict[str, int]]]:
     """What is tried, setting by setting: each alternative is the values that it changes.
 
-    Instances and threads go together: copies of an encoder that each take all cores are in each other's way, and processes
-    that decode images divide the cores among them. A single one may also leave cores to an encoder that computes on them.
+    Instances and threads go together: copies of an encoder that each take all cores are in each other's way, and
+    processes that decode images divide the cores among them. A single one may also leave cores to an encoder.
     """
     powers = [2**power for power in range(8)]
     if start.encoder_threads is None:

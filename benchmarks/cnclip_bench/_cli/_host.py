@@ -29,7 +29,7 @@ def host(
     output: OutputOption = OUTPUT,
 ) -> None:
     """Time decoding and resizing on 1 to all cores, by threads, by processes and by both, as parts of linear."""
-    from cnclip_templates.cnclip_pixels import resizer, usable_cores
+    from cnclip_pixels import resizer, usable_cores
 
     from cnclip_bench.host import fill_cores, worker_counts
     from cnclip_bench.output import Panel, show_rows, write_curves

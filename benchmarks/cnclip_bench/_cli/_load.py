@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,7 +98,7 @@ def tune(
     Each is tried on a server of its own beside one with the best so far, so memory for both is needed. Only what is
     surely faster is written; comments in the configs stay. Restart or reload running servers afterwards.
     """
-    from cnclip_templates.cnclip_pixels import usable_cores
+    from cnclip_pixels import usable_cores
 
     from cnclip_bench.output import write
     from cnclip_bench.serving_settings import read_settings, remember_settings, write_settings
