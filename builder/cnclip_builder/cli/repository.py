@@ -178,13 +178,14 @@ def repository(
     preprocess_instances: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
-            help="Processes that decode images; they divide the cores. Default: 1 before a CPU, 4 before GPUs.",
+            help="Processes that decode images; they divide the cores. Default: 1 before a CPU; before GPUs one for "
+            "each 4 cores of this machine, from 4 to 16.",
             show_default=False,
         ),
     ] = None,
     preprocess_threads: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Threads in each of them; 0: as many as cores. Default: 0.", show_default=False),
+        typer.Option(help="Threads in each of them; 0: its share of the cores. Default: 0.", show_default=False),
     ] = None,
     tokenize_instances: Annotated[
         Optional[int],  # noqa: UP045
