@@ -6,9 +6,7 @@ import itertools
 import logging
 import random
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from types import TracebackType
 from typing import Literal, NoReturn, get_args, overload
 
@@ -32,6 +30,7 @@ from cnclip_client._flow.items import (
     require_many,
     text_bytes,
 )
+from cnclip_client._flow.parts import Timed, moved
 from cnclip_client._flow.pipeline import Pipeline
 from cnclip_client._flow.prefetch import Prefetch
 from cnclip_client._flow.preparation import Preparation
@@ -152,6 +151,11 @@ class Client:
     def limits(self) -> Limits:
         """What one call may hold at once."""
         return self._limits
+
+    @property
+    def prepares_itself(self) -> bool | None:
+        """What `prepare="auto"` has found: whether this client prepares images; None where nothing was measured."""
+        return self._is_faster_here if self._is_measured else None
 
     @property
     def info(self) -> ModelInfo:
@@ -436,8 +440,8 @@ class Client:
                 self._is_measured = not _can_prepare(other)
                 rates: list[float] = []
                 for run in (self._sent_images, other._prepared_here) if not self._is_measured else ():
-                    trial = _Trial(run(itertools.islice(source, _TRIAL_ITEMS), normalize, batch_size))
-                    yield from _shifted(trial, start)
+                    trial = Timed(run(itertools.islice(source, _TRIAL_ITEMS), normalize, batch_size))
+                    yield from moved(trial, start)
                     start += trial.items
                     rates.append(trial.items / max(trial.seconds, 1e-9))
                     if trial.items < _TRIAL_ITEMS:
@@ -453,7 +457,7 @@ class Client:
             finally:
                 self._measuring.release()
         run = other._prepared_here if other is not None and self._is_faster_here else self._sent_images
-        yield from _shifted(run(source, normalize, batch_size), start)
+        yield from moved(run(source, normalize, batch_size), start)
 
     def _sent_images(self, images: Iterable[object], normalize: bool, batch_size: int | None) -> Iterator[Block]:
         return self._sent("image", images, normalize, batch_size)
@@ -479,32 +483,6 @@ class Client:
         )
 
 
-class _Trial:
-    """Blocks, of which is counted how many items they are of and how long they took; not what the caller takes.
-
-    Attributes:
-        items: So many have come out.
-        seconds: They took so long.
-    """
-
-    def __init__(self, blocks: Iterator[Block]) -> None:
-        self._blocks = blocks
-        self.items = 0
-        self.seconds = 0.0
-
-    def __iter__(self) -> Iterator[Block]:
-        return self
-
-    def __next__(self) -> Block:
-        started = time.monotonic()
-        try:
-            block = next(self._blocks)
-        finally:
-            self.seconds += time.monotonic() - started
-        self.items = block.stop
-        return block
-
-
 def _can_prepare(client: Client) -> bool:
     try:
         client._have_prepared()
@@ -512,22 +490,6 @@ def _can_prepare(client: Client) -> bool:
         _log.info("images are left to the server: %s", error)
         return False
     return True
-
-
-def _shifted(blocks: Iterable[Block], by: int) -> Iterator[Block]:
-    """Yields blocks of a source's later part as those of the whole source."""
-    for block in blocks:
-        yield (
-            block
-            if not by
-            else replace(
-                block,
-                start=block.start + by,
-                stop=block.stop + by,
-                indices=block.indices + by,
-                failures={index + by: reason for index, reason in block.failures.items()},
-            )
-        )
 
 
 def _output(kind: Kind, normalize: bool) -> str:

@@ -21,7 +21,7 @@ from cnclip_client import (
     ServerError,
     TransportError,
 )
-from cnclip_client._cli._connection import Server, asks_server_for_files
+from cnclip_client._cli._connection import Server, asks_server_for_files, asks_server_for_image_files
 from cnclip_client._cli._progress import progress
 from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, reporting, usage
 from cnclip_client.extraction import Engine, ExtractOptions, RepeatedIds, Summary
@@ -80,7 +80,7 @@ Actors = Annotated[
 
 
 @extract.command("images")
-@asks_server_for_files
+@asks_server_for_image_files
 def _extract_images(
     server: Server,
     source: Annotated[
@@ -198,6 +198,8 @@ def _extract(
         complain(f"{output} was finished before: {_words(summary)}; nothing to do")
     else:
         complain(_words(summary))
+    if client.prepares_itself is not None:
+        complain(f"images were prepared {'here' if client.prepares_itself else 'by the server'}, which was faster")
     if summary.repeated:
         became = (
             "each one's first feature was kept"

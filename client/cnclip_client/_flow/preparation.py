@@ -68,13 +68,17 @@ class Preparation:
         self._workers: set[_Worker] = set()
         self._lock = threading.Lock()
         self._end = weakref.finalize(self, _end, self._workers)
-        first = self._start()
-        self.pillow, self.resizer = first.about["pillow"], first.about["resizer"]
-        self.processes = processes or int(os.environ.get(PREPARERS_VARIABLE) or first.about["cores"])
-        self._idle.put(first)
-        with ThreadPoolExecutor(self.processes) as pool:
-            for worker in pool.map(lambda _: self._start(), range(self.processes - 1)):
-                self._idle.put(worker)
+        try:
+            first = self._start()
+            self.pillow, self.resizer = first.about["pillow"], first.about["resizer"]
+            self.processes = processes or int(os.environ.get(PREPARERS_VARIABLE) or first.about["cores"])
+            self._idle.put(first)
+            with ThreadPoolExecutor(self.processes) as pool:
+                for worker in pool.map(lambda _: self._start(), range(self.processes - 1)):
+                    self._idle.put(worker)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Ends the processes; what is under way in other threads fails."""
@@ -150,7 +154,8 @@ class _Worker:
         told = self.ask(json.dumps(settings).encode())
         self.about: dict[str, Any] = json.loads(told or b"{}")
         if "pillow" not in self.about:
-            how = self.about.get("error") or self.end()
+            ended = self.end()
+            how = self.about.get("error") or ended
             raise CnclipError(
                 f"images cannot be prepared here: {how}; mend this, or leave it to the server "
                 '(prepare="server", --prepare server)'
