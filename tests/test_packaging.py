@@ -21,6 +21,7 @@ PACKAGES = (
     "client/cnclip_client",
     "benchmarks/cnclip_bench",
     "resize/cnclip_resize",
+    "console/cnclip_console",
 )
 
 # What is no Python module has to be named: a forgotten template is found by users only.
@@ -30,6 +31,7 @@ DATA = {
     "cnclip_bench/py.typed",
     "cnclip_builder/py.typed",
     "cnclip_client/py.typed",
+    "cnclip_console/py.typed",
     "cnclip_client/report/report.html.j2",
     "cnclip_resize/_native.pyi",
     "cnclip_resize/py.typed",

@@ -41,7 +41,11 @@ def verify(
     hub: HubOption = "huggingface",
     verbose: VerboseOption = False,
 ) -> None:
-    """Compare the features of a running server with PyTorch's, row by row."""
+    """Compare the features of a running server with PyTorch's, row by row.
+
+    Example:
+      cnclip-build verify --arch ViT-B-16 --url localhost:8001
+    """
     from cnclip_builder.checkpoint.sources import fetch_checkpoint
     from cnclip_builder.verify import verify_server
 
