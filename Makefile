@@ -127,14 +127,14 @@ INSTALL = $(BIN)/python -m pip install --no-compile $(if $(CONSTRAINTS),--constr
 
 # Measured with Python 3.11 and the versions of constraints.txt; CONTRIBUTING.md says what was tried to have less.
 CPU_TORCH = https://download.pytorch.org/whl/cpu
-CUDA_TORCH = 3.1 GB are downloaded, most of it CUDA for torch.
-NO_GPU = This machine shows no GPU: TORCH_INDEX=$(CPU_TORCH) makes that 0.4 GB.
-DOWNLOADED = $(if $(TORCH_INDEX),,$(CUDA_TORCH) $(if $(filter cpu,$(RUNTIME)),$(NO_GPU)))
+CUDA_TORCH = 'of it 2.5 GB CUDA for torch.'
+NO_GPU = 'This machine shows no GPU: make ... TORCH_INDEX=$(CPU_TORCH)' 'takes a torch without, and downloads 0.4 GB.'
 
 # What builds, serves and asks. cn_clip brings torch, and that CUDA, which is most of what is downloaded. nvidia-pytriton
 # is wanted for its tritonserver binary alone; what that needs of its Python dependencies is in the extra `server`.
 $(VENV)/runtime: pyproject.toml $(CONSTRAINTS) hatch_build.py $(wildcard resize/src/*)
-	@echo 'Into $(VENV): what builds, serves and asks. $(DOWNLOADED)'
+	@printf '%s\n' 'Into $(VENV): what builds, serves and asks.' \
+		$(if $(TORCH_INDEX),,'3.1 GB are downloaded,' $(CUDA_TORCH) $(if $(filter cpu,$(RUNTIME)),$(NO_GPU)))
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip uninstall --quiet --yes $(OTHER_RUNTIME)
@@ -145,7 +145,7 @@ $(VENV)/runtime: pyproject.toml $(CONSTRAINTS) hatch_build.py $(wildcard resize/
 
 # And all that tests, benchmarks and checks need beside it.
 $(VENV)/installed: $(VENV)/runtime
-	@echo 'Into $(VENV): what tests and benchmarks need. 1.0 GB is downloaded, most of it Spark.'
+	@echo 'Into $(VENV): what tests and benchmarks need. 0.7 GB are downloaded, most of it Spark.'
 	$(INSTALL) --progress-bar on --editable '.[$(RUNTIME),builder,tensorrt,server,parquet,search,report,bench,ray,spark]' --group dev
 	touch $@
 
