@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Optional
 
 import typer
-from cnclip_console import gives_options
-from rich.console import Console
-from rich.table import Table
+from cnclip_console import gives_options, print_table
 
 from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, get_arch, official_archs
 from cnclip_builder.cli.options import (
@@ -43,16 +41,19 @@ def archs() -> None:
     Example:
       cnclip-build archs
     """
-    table = Table("arch", "resolution", "embedding size", "most tokens", "official checkpoint")
-    for arch in official_archs():
-        table.add_row(
-            arch.name,
-            str(arch.resolution),
-            str(arch.embedding_size),
-            str(arch.max_context_length),
-            arch.hub.filename if arch.hub else "",
-        )
-    Console().print(table)
+    print_table(
+        ("arch", "resolution", "embedding size", "most tokens", "official checkpoint"),
+        (
+            (
+                arch.name,
+                str(arch.resolution),
+                str(arch.embedding_size),
+                str(arch.max_context_length),
+                arch.hub.filename if arch.hub else "",
+            )
+            for arch in official_archs()
+        ),
+    )
 
 
 def checkpoint(
