@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
+from cnclip_console import gives_options
 
 from cnclip_client import BadFile, Client, Credentials, Limits, Retry, Timeout, Tls, served_models
 from cnclip_client._cli._shared import usage
@@ -264,37 +263,11 @@ def asks_about_server(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _with_options(command: Callable[..., None], groups: set[str]) -> Callable[..., None]:
-    """Gives a command the options of `Server` that all have, and those of some groups.
-
-    Typer reads a command's options off its signature; this one's is the command's own with `server` written out.
-    """
-    hints = get_type_hints(command, include_extras=True)
-    own = [
-        parameter.replace(annotation=hints[name])
-        for name, parameter in inspect.signature(command).parameters.items()
-        if name != "server"
-    ]
-    server_hints = get_type_hints(Server, include_extras=True)
-    shared = [
-        inspect.Parameter(
-            option.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=option.default if option.default_factory is MISSING else option.default_factory(),
-            annotation=server_hints[option.name],
-        )
-        for option in fields(Server)
-        if option.metadata.get("group", "") in {"", *groups}
-    ]
-
-    @functools.wraps(command)
-    def wrapper(**given: Any) -> None:
-        options = {parameter.name: given.pop(parameter.name) for parameter in shared}
-        command(**given, server=Server(**options))
-
-    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + shared
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return wrapper
+    """Gives a command the options of `Server` that all have, and those of some groups."""
+    decorate = gives_options(
+        Server, "server", last=True, wanted=lambda option: option.metadata.get("group", "") in {"", *groups}
+    )
+    return decorate(command)
 
 
 def _header(line: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from cnclip_console import plain_app
 
 from cnclip_client import (
     AccessDenied,
@@ -33,9 +34,12 @@ __all__ = ["extract"]
 
 _OF_SERVER = (TransportError, AccessDenied, ModelChanged, ModelNotFound, ModelNotReady, ServerError)
 
-extract = typer.Typer(
+extract = plain_app(
     no_args_is_help=True,
-    help="Write features of any number of images or texts to a file. Killed at any moment, it goes on when run again.",
+    help="Write features of any number of images or texts to a file. Killed at any moment, it goes on when run again."
+    "\n\n"
+    "Example:\n"
+    "  cnclip extract images photos/ --output photos.parquet",
     epilog="Exit status: 0 all well; 1 some items failed, see OUTPUT.errors.jsonl; 2 usage, or another job's output; "
     "3 server or model; 4 more failed than --max-errors; 130 interrupted. After 3, 4 (with a higher --max-errors) and "
     "130 the same command goes on.",
@@ -112,7 +116,8 @@ def _extract_images(
     Ids are a folder's relative paths, a glob's or list's paths, the first column of a TSV, the keys of an LMDB, or
     parquet's column image_id or id, or else its row's number. Every file of a folder that is not hidden counts.
 
-    Example: cnclip extract images photos/ -o photos.parquet
+    Example:
+      cnclip extract images photos/ -o photos.parquet
     """
     with reporting(verbose):
         options = ExtractOptions(
@@ -164,7 +169,8 @@ def _extract_texts(
     Texts are made lower case and their quotation marks straight, as cn_clip's own extract_features.py does; its
     tokenize does not, which is --no-preprocess here and the default of `cnclip features texts`.
 
-    Example: cnclip extract texts test_texts.jsonl -o texts.jsonl
+    Example:
+      cnclip extract texts test_texts.jsonl -o texts.jsonl
     """
     with reporting(verbose):
         options = ExtractOptions(
