@@ -21,6 +21,7 @@ from cnclip_client._connection.wire import Tensors
 from cnclip_client._credentials import Credentials
 from cnclip_client._exceptions import BadInput, CnclipError
 from cnclip_client._flow.batches import batches
+from cnclip_client._flow.concurrency import Found
 from cnclip_client._flow.items import (
     ImageItem,
     Unsendable,
@@ -34,6 +35,7 @@ from cnclip_client._flow.parts import Timed, moved
 from cnclip_client._flow.pipeline import Pipeline
 from cnclip_client._flow.prefetch import Prefetch
 from cnclip_client._flow.preparation import Preparation
+from cnclip_client._flow.read_ahead import reading_ahead, ready_or_raise
 from cnclip_client._info import ModelInfo
 from cnclip_client._settings import Limits, Retry, Timeout
 from cnclip_client._similarity import logits_per_image, softmax
@@ -104,6 +106,7 @@ class Client:
         self._limits = limits or Limits()
         self._endpoints = Endpoints(url, timeout, retry, credentials)
         self._towers = Towers(self._endpoints, model, version, {"image"} if prepare == "client" else set())
+        self._found = Found()
         self._prepare = prepare
         self._preparation: Preparation | None = None
         self._preparing = threading.Lock()
@@ -294,9 +297,10 @@ class Client:
         """Yields the features of images block by block, in their order.
 
         `images` may be endless: it is read only as far as `Limits` lets requests be under way, and memory
-        stays bounded by them. Bad items are in the blocks' `failures`. A block comes out once `batch_size`
-        items have gone in; for a source that trickles, choose it small. When an error is raised, every block
-        before it has come out.
+        stays bounded by them. Files are read ahead by up to `Limits.readers` threads: well ahead of a list; of an
+        iterator, which may be slow, no more is asked for than a request's worth. Bad items are in the blocks'
+        `failures`. A block comes out once `batch_size` items have gone in; for a source that trickles, choose it
+        small. When an error is raised, every block before it has come out.
 
         Args:
             images: Paths, encoded files' bytes or PIL images.
@@ -404,7 +408,12 @@ class Client:
             return _PREPARE[kind](item, self._limits.item_bytes)
 
         rows = _rows(kind, info, batch_size)
-        yield from pipeline.run(batches(items, prepare, rows, self._limits.request_bytes))
+        if kind == "image":
+            ahead = reading_ahead(items, prepare, rows, self._limits.readers)
+            made = batches(ahead, ready_or_raise, rows, self._limits.request_bytes)
+        else:
+            made = batches(items, prepare, rows, self._limits.request_bytes)
+        yield from pipeline.run(made)
 
     def _prepared_here(self, images: Iterable[object], normalize: bool, batch_size: int | None) -> Iterator[Block]:
         """Sends images' pixels to the encoder, prepared ahead by as many threads as there are processes for it."""
@@ -427,7 +436,7 @@ class Client:
         ahead = Prefetch(iter(images), prepared, lambda _: side * side * 3, threads=preparation.processes)
         with ahead as pixels:
             rows = _rows("image", info, batch_size)
-            yield from pipeline.run(batches(pixels, _pixels_or_raise, rows, self._limits.request_bytes))
+            yield from pipeline.run(batches(pixels, ready_or_raise, rows, self._limits.request_bytes))
 
     def _faster(self, images: Iterable[object], normalize: bool, batch_size: int | None) -> Iterator[Block]:
         """Has the server prepare the first images, and this client the next, and all others by whoever was faster.
@@ -478,6 +487,7 @@ class Client:
             tensors=tensors,
             embedding_size=info.embedding_size,
             limits=self._limits,
+            found=self._found,
             harmless=harmless,
             verify=lambda max_age_s: self._towers.require_unchanged(kind, max_age_s),
         )
@@ -499,12 +509,6 @@ def _output(kind: Kind, normalize: bool) -> str:
 def _rows(kind: Kind, info: ModelInfo, batch_size: int | None) -> int:
     """How many rows a request has."""
     return min(batch_size or info.preferred_batch_size or _BATCH_SIZES[kind], info.max_batch_size)
-
-
-def _pixels_or_raise(item: object) -> bytes:
-    if isinstance(item, Unsendable):
-        raise item
-    return item  # type: ignore[return-value]
 
 
 def _prepared(texts: Iterable[str], preprocess: bool) -> Iterable[str]:
