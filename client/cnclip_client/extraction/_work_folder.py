@@ -20,7 +20,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -49,6 +49,8 @@ class Progress:
         sizes: How many bytes of each growing file they account for.
         complete: Whether the source has no more.
         repeated: How many ids of items that have features came again.
+        after: Where the source goes on after those items, where that is known.
+        state: What the source was then, as `Course.state` has it.
     """
 
     items: int = 0
@@ -58,6 +60,8 @@ class Progress:
     sizes: Mapping[str, int] = field(default_factory=dict)
     complete: bool = False
     repeated: int = 0
+    after: Sequence[int | str] = field(default_factory=list)
+    state: str = ""
 
     @classmethod
     def read(cls, path: Path) -> Progress | None:
@@ -74,6 +78,7 @@ class Progress:
             progress = cls(**found)
             sound = all(type(getattr(progress, name)) is kind for name, kind in wanted.items())
             sound = sound and all(type(size) is int and size >= 0 for size in progress.sizes.values())
+            sound = sound and isinstance(progress.after, list)
             sound = sound and min(progress.items, progress.failures, progress.repeated) >= 0
         except (TypeError, AttributeError):
             sound = False
