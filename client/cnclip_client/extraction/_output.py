@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 _RECORDED = {"items": int, "failures": int, "seconds": float, "digest": str}
 # What a job's progress holds that is of no use once it is finished.
-_OF_WORK = ("sizes", "complete", "after", "state")
+_OF_WORK = ("sizes", "complete", "last", "after", "state")
 
 
 class Store(Protocol):
@@ -37,6 +37,9 @@ class Store(Protocol):
 
     def read(self, place: Path) -> Any:
         """Returns a record, or None if there is none. Raises BadFile, OSError."""
+
+    def read_all(self, places: Sequence[Path]) -> list[Any]:
+        """Returns several records, as `read` does."""
 
     def size(self, place: Path) -> int | None:
         """Returns a file's size in bytes, or None if there is none. Raises OSError."""
@@ -53,6 +56,9 @@ class LocalStore:
 
     def read(self, place: Path) -> Any:
         return read_json(place)
+
+    def read_all(self, places: Sequence[Path]) -> list[Any]:
+        return [read_json(place) for place in places]
 
     def size(self, place: Path) -> int | None:
         try:
@@ -118,10 +124,14 @@ class Output:
             write_json(path, {"job": self.job})
         return progress
 
-    def begin(self) -> Progress:
-        """Makes the work folder this job's. What there is of the output stays until there is something else."""
+    def begin(self, *, ours: bool = False) -> Progress:
+        """Makes the work folder this job's. What there is of the output stays until there is something else.
+
+        Args:
+            ours: Whether what there is without a record is known to be this job's.
+        """
         there = [place for place in self.places.values() if place.exists()]
-        if there and not self._overwrite and not self.record.exists():
+        if there and not ours and not self._overwrite and not self.record.exists():
             raise JobRefused(
                 f"{there[0].name} is there and no job of this command's; give another --output, or --overwrite it",
                 output=str(self.path),

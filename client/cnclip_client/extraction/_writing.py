@@ -121,9 +121,26 @@ class Writing:
             )
             self._checkpoints.now_and_then(self.progress, self._options.checkpoint_s)
 
-    def complete(self) -> Progress:
-        """Makes safe that there is no more to come; whoever calls knows that the model is unchanged. Raises OSError."""
-        complete = replace(self.progress, digest=self._digest.hexdigest(), sizes=dict(self._files.sizes), complete=True)
+    def complete(self, *, last: bool = False, after: Sequence[int | str] = (), state: str = "") -> Progress:
+        """Makes safe that there is no more to come; whoever calls knows that the model is unchanged.
+
+        Args:
+            last: Whether the source ends there.
+            after: Where it goes on, where that is known.
+            state: What it was then.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        complete = replace(
+            self.progress,
+            digest=self._digest.hexdigest(),
+            sizes=dict(self._files.sizes),
+            complete=True,
+            last=last,
+            after=list(after),
+            state=state,
+        )
         with room():
             self._checkpoints.save(complete)
         self.progress = complete
