@@ -29,7 +29,7 @@ from cnclip_client.extraction._options import ExtractOptions, Summary
 from cnclip_client.extraction._output import Output
 from cnclip_client.extraction._parts_folder import PartRecord, PartsFolder
 from cnclip_client.extraction._sharding import Sharding
-from cnclip_client.extraction._work_folder import Progress
+from cnclip_client.extraction._work_folder import Progress, remove_work
 from cnclip_client.extraction._writing import Writing
 from cnclip_client.features import open_sink
 from cnclip_client.sources import Source
@@ -181,7 +181,9 @@ class _PartsJob:
             output = self._output(number)
             with output.locked():
                 progress = output.begun()
-                if progress is not None and progress.complete:
+                if progress is None:
+                    remove_work(output.work)  # what is left of a part that is whole, or was begun in name alone
+                elif progress.complete:
                     _finish(output, progress)
 
     def _same(self, whole: dict[int, PartRecord], state: str) -> dict[int, PartRecord]:
