@@ -115,7 +115,7 @@ class _Job:
             return None
         if found["failures"] and not self._output.places["errors"].exists():
             _log.warning("%s is gone, of %d failures", self._output.places["errors"], found["failures"])
-        if "size_bytes" not in self._source.fingerprint:
+        if not {"files", "size_bytes"} & set(self._source.fingerprint):
             self._skip(self._source.items(found["items"]), found["items"], found["digest"], ends=True)
         remove_work(self._output.work)
         counts = {name: found[name] for name in ("items", "failures", "seconds")}

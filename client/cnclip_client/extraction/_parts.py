@@ -139,8 +139,6 @@ class _PartsJob:
         job = fingerprint_of(
             source, info, normalize=options.normalize, dtype=options.dtype, preprocess=options.preprocess
         )
-        # Each part has its own, and where they differ ids are compared.
-        job["source"].pop("files", None)
         self._folder = PartsFolder(output, work, job, sharding, overwrite=options.overwrite)
         require_apart(source, self._folder.folder)
         self._sink_of = partial(
