@@ -24,6 +24,7 @@ from cnclip_client import (
     ModelChanged,
     Retry,
     ServerUnreachable,
+    StoreError,
     TooManyFailures,
 )
 from cnclip_client.extraction import ExtractOptions, Sharding, Summary, extract, extract_parts
