@@ -219,7 +219,8 @@ def _extract(
                 client, source, output, options, sharding=sharding, work=place.work, report=report, engine=on
             )
     if summary.already_finished:
-        complain(f"{output} was finished before: {_words(summary)}; nothing to do")
+        anew = f"; to do it anew remove {output} first" if sharding is not None and options.overwrite else ""
+        complain(f"{output} was finished before: {_words(summary)}; nothing to do{anew}")
     else:
         complain(_words(summary))
     if summary.repeated:

@@ -140,7 +140,7 @@ class _PartsJob:
             source, info, normalize=options.normalize, dtype=options.dtype, preprocess=options.preprocess
         )
         self._folder = PartsFolder(output, work, job, sharding, overwrite=options.overwrite)
-        require_apart(source, self._folder.folder)
+        require_apart(source, output)
         self._sink_of = partial(
             open_sink, kind=source.kind, size=info.embedding_size, dtype=options.dtype, origin=origin_in(job)
         )
@@ -177,7 +177,7 @@ class _PartsJob:
         """Puts in its place what came to its end before this process, and no further."""
         for number in filter(self._sharding.own, self._folder.begun()):
             output = self._output(number)
-            with output.locked():
+            with output.locked(quiet=True):
                 progress = output.begun()
                 if progress is None:
                     remove_work(output.work)  # what is left of a part that is whole, or was begun in name alone
@@ -219,7 +219,7 @@ class _PartsJob:
         begun = {}
         for number in filter(self._sharding.own, self._folder.begun()):
             output = self._output(number)
-            with output.locked():
+            with output.locked(quiet=True):
                 progress = output.begun()
                 if progress is None:
                     continue
@@ -243,9 +243,10 @@ class _PartsJob:
     def _encode(self, course: Course, begun: dict[int, Progress], state: str) -> dict[int, PartRecord]:
         """Does this job's parts, and returns the records of those that it did."""
         done = {}
+        since = time.monotonic()
         for number, pieces in groupby(self._pieces(course, begun), lambda piece: piece.part):
             output = self._output(number)
-            with output.locked():
+            with output.locked(quiet=True):
                 progress = begun.get(number) or output.begin(ours=True)
                 with Writing(
                     output,
@@ -254,11 +255,13 @@ class _PartsJob:
                     self._source.kind,
                     self._options,
                     self._client.require_unchanged,
+                    since,
                 ) as writing:
                     self._write(writing, pieces, state)
                     end = course.ends[number]
                     self._require_unchanged()
                     progress = writing.complete(last=end.last, after=end.after, state=state)
+                since = time.monotonic()
                 done[number] = _finish(output, progress)
         return done
 
@@ -270,7 +273,7 @@ class _PartsJob:
                 self._items += len(piece.encoded.items)
                 self._failures += len(piece.encoded.failures)
                 self._report(self._items, self._failures)
-                require_few(self._failures, piece.encoded, self._options)
+                require_few(self._failures, piece.encoded, self._options, anew="remove the folder and start anew")
             if piece.ends:
                 return  # without a wait for what comes of the next one
 

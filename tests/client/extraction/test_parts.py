@@ -34,6 +34,7 @@ from cnclip_client.retrieval import read_features
 from cnclip_client.sources import Item, image_source, text_source
 
 from tests.client.extraction.test_extract import FORMATS, images_folder, texts_file
+from tests.client.extraction.test_extract import Items as OneOfTheirOwn
 
 BUSY = ExtractOptions(checkpoint_s=0.0, batch_size=4)
 
@@ -74,6 +75,14 @@ class Placed:
     @property
     def after(self) -> list[int]:
         return [self.next]
+
+
+class Remote(Items):
+    """A folder elsewhere."""
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return {"format": "folder", "path": "memory://bucket/photos"}
 
 
 def source_of(count: int) -> Items:
@@ -136,12 +145,20 @@ def test_all_parts_together_are_one_run(tmp_path: Path, client: Client, kind: An
             assert again == Summary(**{**summary_of(found[jobs - 1 - index]), "already_finished": True})
 
 
-def test_a_part_for_each_item(tmp_path: Path, client: Client) -> None:
-    source = Items([Item(row, None if row in (0, 5, 11) else f"{row}") for row in range(12)])
+@pytest.mark.parametrize("kind", [Items, OneOfTheirOwn])
+def test_a_part_for_each_item(tmp_path: Path, client: Client, kind: Any) -> None:
+    source = kind([Item(row, None if row in (0, 5, 11) else f"{row}") for row in range(12)])
     extract(client, source, tmp_path / "out.parquet")
     for index in range(2):
         extract_parts(client, source, tmp_path / "out", sharding=Sharding(items=1, index=index, jobs=2))
+    for index in range(2):
+        again = extract_parts(client, source, tmp_path / "out", sharding=Sharding(items=1, index=index, jobs=2))
+        assert again.already_finished
     require_same(tmp_path / "out", tmp_path / "out.parquet", "text")
+    source.items_[7] = Item(7, "another")
+    if kind is OneOfTheirOwn:
+        with pytest.raises(JobRefused, match="the items of part 7 are not those that were done"):
+            extract_parts(client, source, tmp_path / "out", sharding=Sharding(items=1))
 
 
 def summary_of(one: Summary) -> dict[str, Any]:
@@ -371,6 +388,8 @@ def test_a_folder_that_holds_something_else(tmp_path: Path, client: Client) -> N
         extract_parts(client, source, out / "notes.txt")
     with pytest.raises(ValueError, match="is inside"):
         extract_parts(client, image_source(out), out / "features")
+    with pytest.raises(ValueError, match="is inside"):
+        extract_parts(client, Remote([]), "memory://bucket/photos/features/")
     with pytest.raises(ValueError, match="leave out --repeated-ids"):
         extract_parts(client, source, out, ExtractOptions(repeated_ids="first"))
 
@@ -689,3 +708,8 @@ def test_finished_parts_go_to_a_store_and_a_resumed_job_knows_them(
     require_same(tmp_path / "got", tmp_path / "out.parquet", "text")
     with pytest.raises(JobRefused, match="--shard-items 100, now 50"):
         extract_parts(client, source, url, sharding=Sharding(items=50), work=tmp_path / "work")
+    options, several = ExtractOptions(overwrite=True), Sharding(items=50, jobs=2)
+    with pytest.raises(JobRefused, match="remove what is there first"):
+        extract_parts(client, source, url, options, sharding=several, work=tmp_path / "work")
+    extract_parts(client, source, url, options, sharding=Sharding(items=150), work=tmp_path / "work")
+    assert [path for path in store.ls("/bucket/features", False) if path.endswith("00002.parquet")] == []
