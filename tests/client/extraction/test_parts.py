@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import json
 import os
@@ -240,6 +241,42 @@ def test_it_goes_on_at_the_first_item_that_is_not_done(tmp_path: Path, client: C
     assert reported[-1] == (50, 0)
     extract(client, source, tmp_path / "out.jsonl")
     require_same(tmp_path / "out", tmp_path / "out.jsonl", "text")
+
+
+@pytest.mark.parametrize("format", ["tsv", "jsonl", "lines"])
+def test_what_is_done_is_not_read_again(tmp_path: Path, client: Client, triton: Any, fake: Any, format: str) -> None:
+    """Rather than count reads, it is made unreadable, behind a time that says that nothing has changed."""
+    path = tmp_path / {"tsv": "i.tsv", "jsonl": "t.jsonl", "lines": "t.txt"}[format]
+    lines = {
+        "tsv": lambda row: f"{row}\t{base64.b64encode(b'image %05d' % row).decode()}",
+        "jsonl": lambda row: json.dumps({"text_id": row, "text": f"text {row:05}"}),
+        "lines": lambda row: f"text {row:05}",
+    }[format]
+    path.write_text("".join(f"{lines(row)}\n" for row in range(100)))
+    opened = image_source if format == "tsv" else text_source
+    kind: Any = opened(path).kind
+    extract(client, opened(path), tmp_path / "out.npy")
+    triton.before_infer = lambda attempt, items: stop_at(items, b"00070", fake)
+    sharding = Sharding(items=20)
+    with pytest.raises(Exception, match="broken"):
+        extract_parts(client, opened(path), tmp_path / "out", BUSY, sharding=sharding)
+    triton.forget()
+    status = path.stat()
+    done = path.read_bytes().index(lines(60).encode())
+    with path.open("r+b") as file:
+        file.write(b"\xff" * done)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert extract_parts(client, opened(path), tmp_path / "out", BUSY, sharding=sharding).failures == 0
+    require_same(tmp_path / "out", tmp_path / "out.npy", kind)
+    # A time that says otherwise has it read, and found out.
+    os.utime(path)
+    with pytest.raises(JobRefused, match="the source has changed"):
+        extract_parts(client, opened(path), tmp_path / "out", BUSY, sharding=sharding)
+
+
+def stop_at(items: list[bytes], one: bytes, fake: Any) -> None:
+    if any(item.endswith(one) for item in items):
+        raise fake.Fault(grpc.StatusCode.INTERNAL, "broken")
 
 
 def test_one_of_several_jobs_passes_over_the_others_parts(tmp_path: Path, client: Client, triton: Any) -> None:
