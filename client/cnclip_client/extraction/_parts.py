@@ -14,14 +14,15 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 from cnclip_client._client import Client
 from cnclip_client._exceptions import BadFile, CnclipError, JobRefused, ModelChanged
-from cnclip_client.extraction._course import Chain, Course, Place, Reader, require_same_items, state_of
+from cnclip_client.extraction._course import Chain, Course, Reader, require_same_items, state_of
+from cnclip_client.extraction._cutting import Piece, cut
 from cnclip_client.extraction._encoding import Encoded, Engine, encode_items
 from cnclip_client.extraction._fingerprint import fingerprint_of, origin_in
 from cnclip_client.extraction._job import require_apart, require_few
@@ -98,23 +99,6 @@ def extract_parts(
         engine,
     )
     return job.run()
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """What came out of some items of one part.
-
-    Attributes:
-        part: Its number.
-        encoded: The outcome; None of a part without any item that is still to be done.
-        after: Where the source goes on after them, where that is known.
-        ends: Whether they are the part's last.
-    """
-
-    part: int
-    encoded: Encoded | None
-    after: Place
-    ends: bool
 
 
 class _PartsJob:
@@ -244,7 +228,9 @@ class _PartsJob:
         """Does this job's parts, and returns the records of those that it did."""
         done = {}
         since = time.monotonic()
-        for number, pieces in groupby(self._pieces(course, begun), lambda piece: piece.part):
+        begun_items = {number: progress.items for number, progress in begun.items()}
+        pieces_of_all = cut(self._stream(course), course, begun_items, self._sharding.items)
+        for number, pieces in groupby(pieces_of_all, lambda piece: piece.part):
             output = self._output(number)
             with output.locked(quiet=True):
                 progress = begun.get(number) or output.begin(ours=True)
@@ -265,7 +251,7 @@ class _PartsJob:
                 done[number] = _finish(output, progress)
         return done
 
-    def _write(self, writing: Writing, pieces: Iterator[_Piece], state: str) -> None:
+    def _write(self, writing: Writing, pieces: Iterator[Piece], state: str) -> None:
         """Writes what comes out of one part."""
         for piece in pieces:
             if piece.encoded is not None:
@@ -277,18 +263,11 @@ class _PartsJob:
             if piece.ends:
                 return  # without a wait for what comes of the next one
 
-    def _pieces(self, course: Course, begun: dict[int, Progress]) -> Iterator[_Piece]:
-        """Encodes the items of all parts in one stream, so that a server is kept busy, and cuts it where parts end."""
+    def _stream(self, course: Course) -> Iterator[Encoded]:
+        """Encodes the items of all parts in one stream, so that a server is kept busy."""
         if course.is_done():
-            return
-        parts, ends, done = course.parts, course.ends, 0
-
-        def without_items() -> Iterator[_Piece]:
-            """Yields parts that are to be finished and have no item that is still to be done."""
-            while parts and done == 0 and parts[0] in ends and ends[parts[0]].items == _items(begun, parts[0]):
-                yield _Piece(parts.popleft(), None, (), True)
-
-        for encoded in self._encode_items(
+            return iter(())
+        return self._encode_items(
             self._source.kind,
             course.items(),
             normalize=self._options.normalize,
@@ -296,21 +275,7 @@ class _PartsJob:
             batch_size=self._options.batch_size,
             refusal=self._refusal,
             preprocess=self._options.preprocess,
-        ):
-            rest = encoded
-            while rest.items:
-                yield from without_items()
-                number = parts[0]
-                end = ends[number].items if number in ends else self._sharding.items
-                piece, rest = rest.split(min(end - _items(begun, number) - done, len(rest.items)))
-                after = [course.after.popleft() for _ in piece.items][-1]
-                done += len(piece.items)
-                ended = _items(begun, number) + done == end
-                if ended:
-                    parts.popleft()
-                    done = 0
-                yield _Piece(number, piece, after, ended)
-        yield from without_items()
+        )
 
     def _require_unchanged(self) -> None:
         """Asks whether the model is still the same, and waits for a server that is away just now.
@@ -333,10 +298,6 @@ class _PartsJob:
                 time.sleep(retry.delay_s(failures))
             else:
                 return
-
-
-def _items(begun: dict[int, Progress], number: int) -> int:
-    return begun[number].items if number in begun else 0
 
 
 def _finish(output: Output, progress: Progress) -> PartRecord:
