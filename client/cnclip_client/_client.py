@@ -16,6 +16,7 @@ from cnclip_client._connection.towers import Towers
 from cnclip_client._credentials import Credentials
 from cnclip_client._exceptions import BadInput
 from cnclip_client._flow.batches import batches
+from cnclip_client._flow.concurrency import Found
 from cnclip_client._flow.items import (
     ImageItem,
     harmless_image,
@@ -25,6 +26,7 @@ from cnclip_client._flow.items import (
     text_bytes,
 )
 from cnclip_client._flow.pipeline import Pipeline
+from cnclip_client._flow.read_ahead import reading_ahead, ready_or_raise
 from cnclip_client._info import ModelInfo
 from cnclip_client._settings import Limits, Retry, Timeout
 from cnclip_client._similarity import logits_per_image, softmax
@@ -81,6 +83,7 @@ class Client:
         self._limits = limits or Limits()
         self._endpoints = Endpoints(url, timeout, retry, credentials)
         self._towers = Towers(self._endpoints, model, version)
+        self._found = Found()
 
     def __repr__(self) -> str:
         return f"Client({str(self._endpoints)!r}, model={self._towers.slug!r})"
@@ -248,9 +251,10 @@ class Client:
         """Yields the features of images block by block, in their order.
 
         `images` may be endless: it is read only as far as `Limits` lets requests be under way, and memory
-        stays bounded by them. Bad items are in the blocks' `failures`. A block comes out once `batch_size`
-        items have gone in; for a source that trickles, choose it small. When an error is raised, every block
-        before it has come out.
+        stays bounded by them. Files are read ahead by up to `Limits.readers` threads: well ahead of a list; of an
+        iterator, which may be slow, no more is asked for than a request's worth. Bad items are in the blocks'
+        `failures`. A block comes out once `batch_size` items have gone in; for a source that trickles, choose it
+        small. When an error is raised, every block before it has come out.
 
         Args:
             images: Paths, encoded files' bytes or PIL images.
@@ -351,6 +355,7 @@ class Client:
             tensors=(kind.upper(), output if normalize else f"unnorm_{output}"),
             embedding_size=info.embedding_size,
             limits=self._limits,
+            found=self._found,
             harmless=_HARMLESS[kind],
             verify=lambda max_age_s: self._towers.require_unchanged(kind, max_age_s),
         )
@@ -359,7 +364,16 @@ class Client:
             return _PREPARE[kind](item, self._limits.item_bytes)
 
         rows = min(batch_size or info.preferred_batch_size or _BATCH_SIZES[kind], info.max_batch_size)
-        yield from pipeline.run(batches(items, prepare, rows, self._limits.request_bytes))
+        if kind == "image":
+            made = batches(
+                reading_ahead(items, prepare, rows, self._limits.readers),
+                ready_or_raise,
+                rows,
+                self._limits.request_bytes,
+            )
+        else:
+            made = batches(items, prepare, rows, self._limits.request_bytes)
+        yield from pipeline.run(made)
 
 
 def _prepared(texts: Iterable[str], preprocess: bool) -> Iterable[str]:

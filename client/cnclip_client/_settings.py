@@ -90,14 +90,14 @@ class Limits:
         request_bytes: A request is closed when a further item would take it past this; a larger item travels
             alone.
         item_bytes: A larger item is refused before it is read or sent.
-        readers: Threads that read files of images ahead, in a job (`cnclip extract`).
+        readers: Most threads that read files of images ahead; there are as many as it takes not to wait for them.
     """
 
     in_flight: int = 64
     in_flight_bytes: int = 64 * _MIB
     request_bytes: int = 16 * _MIB
     item_bytes: int = 64 * _MIB
-    readers: int = 8
+    readers: int = 32
 
     def __post_init__(self) -> None:
         _check_positive(self, "in_flight", "in_flight_bytes", "request_bytes", "item_bytes", "readers")

@@ -20,14 +20,17 @@ class Waiters:
     disk must not keep the process from ending.
     """
 
-    def __init__(self, most: int, name: str = "reader") -> None:
+    def __init__(self, most: int, name: str = "reader", *, eager: bool = True) -> None:
         """Makes one; its threads start as they are needed, and end once `close` is called.
 
         Args:
             most: How many threads there may be.
             name: What they are called.
+            eager: Whether each task for which no thread is free starts one; otherwise the first alone does, and
+                `more` others.
         """
         self._most = most
+        self._eager = eager
         self._name = name
         self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
@@ -46,10 +49,20 @@ class Waiters:
             if self._closed:
                 raise RuntimeError("the threads that read were told to end")
             self._tasks.put((future, call))
-            if not self._idle.acquire(blocking=False) and self._threads < self._most:
-                self._threads += 1
-                threading.Thread(target=self._run, name=f"{self._name}-{self._threads}", daemon=True).start()
+            if (self._eager and not self._idle.acquire(blocking=False)) or self._threads == 0:
+                self._start()
         return future
+
+    def more(self) -> None:
+        """Starts one more thread, if one more is allowed."""
+        with self._lock:
+            if not self._closed:
+                self._start()
+
+    def _start(self) -> None:
+        if self._threads < self._most:
+            self._threads += 1
+            threading.Thread(target=self._run, name=f"{self._name}-{self._threads}", daemon=True).start()
 
     def close(self) -> None:
         """Cancels what was not begun, and has the threads end; it does not wait for them."""
@@ -79,4 +92,5 @@ class Waiters:
                     del result
             # What it held must not live until the next task comes.
             del future, call
-            self._idle.release()
+            if self._eager:
+                self._idle.release()

@@ -152,7 +152,7 @@ class Server:
         _option(
             "--readers",
             environment="CNCLIP_READERS",
-            help="Threads that read files of images ahead; more where each read takes long, as over a network.",
+            help="Most threads that read files of images ahead; each takes long over a network.",
             metavar="N",
             panel="Limits",
             least=1,

@@ -110,11 +110,14 @@ class RemotePath:
         """
         if mode != "rb":
             raise ValueError(f"a remote file is opened with mode 'rb', got {mode!r}")
-        size = self.state().size_bytes
-        if size < 0:
+        return self.open_of(self.state().size_bytes, buffering)
+
+    def open_of(self, size_bytes: int, buffering: int = _BUFFER_BYTES) -> IO[bytes]:
+        """Opens the file for reading where its size is known, as `open` does."""
+        if size_bytes < 0:
             # A server that does not say how long it is knows no pieces either, most likely.
             return io.BytesIO(self.read())
-        raw = RangedFile(self._fetch, size, self.url)
+        raw = RangedFile(self._fetch, size_bytes, self.url)
         return cast(IO[bytes], io.BufferedReader(raw, buffering) if buffering else raw)
 
     def _fetch(self, start: int, stop: int) -> bytes:

@@ -16,12 +16,15 @@ from cnclip_client.sources._item import Source
 from cnclip_client.sources._lmdb import LmdbSource, imgs_folder
 from cnclip_client.sources._muge import JsonlSource, LinesSource, TsvSource
 from cnclip_client.sources._parquet import ParquetSource
+from cnclip_client.sources._sample_folder import Glance, SampleFolderSource
+from cnclip_client.sources._samples import Wanted
 from cnclip_client.sources._sniff import first_bytes, require_file, require_lines, require_unpacked
+from cnclip_client.sources._webdataset import WebDatasetSource, is_tar
 
 __all__ = ["ImageFormat", "TextFormat", "image_source", "text_source"]
 
-ImageFormat: TypeAlias = Literal["folder", "glob", "tsv", "lmdb", "parquet", "list"]
-TextFormat: TypeAlias = Literal["jsonl", "lines", "parquet"]
+ImageFormat: TypeAlias = Literal["folder", "glob", "tsv", "lmdb", "parquet", "list", "webdataset", "samples"]
+TextFormat: TypeAlias = Literal["jsonl", "lines", "parquet", "webdataset", "samples"]
 
 _NO_LINES = {
     "text": "JSON lines (.jsonl) or .parquet, which have ids too",
@@ -38,13 +41,13 @@ def image_source(
     column: str | None = None,
     item_bytes: int | None = None,
 ) -> Source:
-    """Returns the images of a folder, glob, TSV, LMDB, parquet or list.
+    """Returns the images of a folder, glob, TSV, LMDB, parquet or list, or of WebDataset's tars.
 
     Args:
-        path: Where they are.
+        path: Where they are, here or elsewhere: `s3://bucket/photos`, and what else fsspec knows.
         format: What it is; without it, told by its name and content.
-        id_column: Parquet's column of ids.
-        column: Parquet's column of images or paths.
+        id_column: Parquet's column of ids; in tars and in img2dataset's folders, that key of each sample's .json.
+        column: Parquet's column of images or paths; in tars and in img2dataset's folders, the ending of the images.
         item_bytes: The largest image taken from a TSV or LMDB; by default that of `Limits`.
 
     Raises:
@@ -53,8 +56,10 @@ def image_source(
     """
     place = located(path)
     format = format or _image_format(place, os.fspath(path))
-    _refuse_columns(place, format, {"parquet"}, id_column, column)
+    _refuse_columns(place, format, {"parquet", "webdataset", "samples"}, id_column, column)
     most_bytes = item_bytes or Limits().item_bytes
+    if format == "webdataset":
+        return _checked(WebDatasetSource(os.fspath(path), Wanted("image", id_column, column, most_bytes)))
     if format == "glob":
         return GlobSource(os.fspath(path))
     if format == "lmdb":
@@ -67,6 +72,8 @@ def image_source(
     require_file(place)
     if format == "parquet":
         return ParquetSource(place, "image", id_column, column)
+    if format == "samples":
+        return SampleFolderSource(place, Wanted("image", id_column, column, most_bytes))
     if format == "folder":
         return FolderSource(place)
     return TsvSource(place, most_bytes) if format == "tsv" else ListSource(place)
@@ -79,22 +86,29 @@ def text_source(
     id_column: str | None = None,
     column: str | None = None,
 ) -> Source:
-    """Returns the texts of a JSONL file, of lines or of parquet; as `image_source` otherwise.
+    """Returns the texts of a JSONL file, of lines, of parquet or of WebDataset's tars; as `image_source` otherwise.
 
     Args:
         path: Where they are.
         format: What it is; without it, told by its name and content.
-        id_column: The column, or JSONL's key, of ids.
-        column: That of texts.
+        id_column: The column of ids, or that key of JSONL or of each sample's .json.
+        column: That of texts; without it those of a tar's samples are their .txt.
 
     Raises:
         BadFile: There is no telling what it is, or it is not what it was said to be.
         OSError: It cannot be read.
     """
     place = located(path)
-    require_file(place)
+    if format is None and _is_of_tars(place, os.fspath(path)):
+        format = "webdataset"
+    if format != "webdataset":
+        require_file(place)
     format = format or _text_format(place)
-    _refuse_columns(place, format, {"parquet", "jsonl"}, id_column, column)
+    if format == "webdataset":
+        return _checked(WebDatasetSource(os.fspath(path), Wanted("text", id_column, column, 0)))
+    _refuse_columns(place, format, {"parquet", "jsonl", "samples"}, id_column, column)
+    if format == "samples":
+        return SampleFolderSource(place, Wanted("text", id_column, column, 0))
     if format == "parquet":
         return ParquetSource(place, "text", id_column, column)
     if format == "jsonl":
@@ -103,12 +117,17 @@ def text_source(
 
 
 def _image_format(place: Location, path: str) -> ImageFormat:
+    if _is_of_tars(place, path):
+        return "webdataset"
     if glob.has_magic(path) and (is_remote(path) or not os.path.lexists(path)):
         return "glob"
     if place.is_dir():
         if isinstance(place, Path) and imgs_folder(place):
             return "lmdb"
-        return "parquet" if _holds_parquet(place) else "folder"
+        glance = Glance(place)
+        if glance.tars or glance.samples:
+            return "webdataset" if glance.tars else "samples"
+        return "parquet" if glance.parquet or _begins_with_parquet(place) else "folder"
     require_file(place)
     named = _SUFFIXES.get(place.suffix.lower())
     if named == "tsv":
@@ -128,8 +147,22 @@ def _image_format(place: Location, path: str) -> ImageFormat:
     return "list"
 
 
+def _is_of_tars(place: Location, path: str) -> bool:
+    """Whether a path is that of a tar, or a pattern of several."""
+    return is_tar(path) and (isinstance(place, RemotePath) or not place.is_dir())
+
+
+def _checked(source: WebDatasetSource) -> WebDatasetSource:
+    """Says at once if there is no tar, or one of a pattern's is missing."""
+    _ = source.fingerprint
+    return source
+
+
 def _text_format(place: Location) -> TextFormat:
     if place.is_dir():
+        glance = Glance(place)
+        if glance.tars or glance.samples:
+            return "webdataset" if glance.tars else "samples"
         if parquet_places(place):
             return "parquet"
         raise BadFile("no .parquet file in this folder; give a file of texts", path=str(place))
@@ -161,12 +194,10 @@ def _is_object(line: bytes) -> bool:
     return line.startswith(b"{") and (line.rstrip().endswith(b"}") or len(line) > 32 * 1024)
 
 
-def _holds_parquet(folder: Location) -> bool:
-    """Whether a folder is one of parquet files: itself, or where the first file in it and its folders is one."""
+def _begins_with_parquet(folder: Location) -> bool:
+    """Whether the first file in a folder and the folders in it is one of parquet."""
     if isinstance(folder, RemotePath):
-        return any(name.endswith(".parquet") for name, _ in folder.names())
-    if any(folder.glob("*.parquet")):
-        return True
+        return False
     for _, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if shown := sorted(name for name in files if not name.startswith((".", "_"))):

@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cnclip_client import BadFile, MissingExtra
-from cnclip_client._flow.items import Unsendable, image_bytes
 from cnclip_client.sources import image_source, text_source
 from cnclip_client.sources._item import parse_id
 from cnclip_client.sources._lines import bounded_lines
@@ -27,39 +26,10 @@ from cnclip_client.sources._muge import decode_base64
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.client.sources.reading import as_read, values
+
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\t\n\r\0", exclude_categories=("Cs",)), min_size=1)
 CELLS = NAMES.filter(lambda name: name.strip() and len(name.encode()) < 400)
-
-
-def values(source: Any, ids_only: int = 0) -> list[tuple[Any, Any]]:
-    """Ids with values or reasons, after a check that passing over any number of items changes no other."""
-    items = list(source.items())
-    for start in (1, len(items) // 3, len(items) - 1, len(items), len(items) + 1):
-        if start >= 0:
-            assert list(source.items(start=start)) == items[start:]
-        if 0 < start <= len(items):
-            after = json.loads(json.dumps(items[start - 1].after))
-            assert list(source.items(start=start, after=after)) == items[start:]
-            assert [item.after for item in source.items(start=start, after=after)] == [
-                one.after for one in items[start:]
-            ]
-            some = list(source.items(2, start=start, after=after))
-            assert [item.id for item in some] == [item.id for item in items[start:]]
-            assert some[2:] == items[start + 2 :]
-    for count in (1, len(items) // 2, len(items) + 1):
-        skipped = list(source.items(count))
-        assert [item.id for item in skipped] == [item.id for item in items]
-        assert skipped[count:] == items[count:]
-    assert json.dumps(dict(source.fingerprint))
-    return [(item.id, item.value if not item.failure else f"!{item.failure}") for item in items]
-
-
-def as_read(path: str) -> bytes | str:
-    """What is in a file, or why it cannot be read."""
-    try:
-        return image_bytes(path, 1000)
-    except Unsendable as error:
-        return f"!{error}"
 
 
 def test_a_path_that_cannot_be_looked_at_costs_no_other(tmp_path: Path) -> None:
