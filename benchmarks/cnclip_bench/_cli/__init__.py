@@ -16,6 +16,7 @@ from cnclip_bench._cli._alternatives import compare
 from cnclip_bench._cli._costs import build, memory, startup
 from cnclip_bench._cli._encoders import latency, preprocess, served, stages, tokenize
 from cnclip_bench._cli._gpu_report import gpu_report
+from cnclip_bench._cli._jobs import jobs
 from cnclip_bench._cli._load import throughput, tune
 from cnclip_bench._cli._options import (
     OUTPUT,
@@ -37,7 +38,7 @@ app = plain_app(
 _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "What is served, side by side": (served, compare, latency, throughput, stages),
     "What is done for it": (preprocess, tokenize, savings, int8),
-    "What it costs": (build, startup, memory),
+    "What it costs": (build, startup, memory, jobs),
     "This machine": (gpu_report, tune),
 }
 for _heading, _commands in _COMMANDS.items():
@@ -48,7 +49,7 @@ for _heading, _commands in _COMMANDS.items():
 @app.command("all", rich_help_panel="This machine")
 @of_a_subject
 def everything(asked: Asked, output: OutputOption = OUTPUT) -> None:
-    """Run all of them save tune, which changes configs, and gpu-report: some 15 minutes for ViT-B-16 on two cores.
+    """Run all save jobs, gpu-report and tune, which changes configs: some 15 minutes for ViT-B-16 on two cores.
 
     Example:
       cnclip-bench all --arch ViT-B-16 --checkpoint epoch_latest.pt
