@@ -74,9 +74,8 @@ test: $(VENV)/installed  ## Run the tests, those on a real tritonserver included
 test-slow: $(VENV)/installed  ## Run the tests that take minutes.
 	$(BIN)/python -m pytest -m slow $(FLAGS)
 
-test-s3: $(VENV)/installed  ## Run the tests of publishing to S3, on a local one; installs s3fs and moto first.
-	$(BIN)/python -m pip install --requirement tests/requirements-s3.txt
-	$(BIN)/python -m pytest tests/builder/repository/test_publishing.py -k s3 $(FLAGS)
+test-s3: $(VENV)/installed  ## Run the tests on a local S3 alone, which are among the others too.
+	$(BIN)/python -m pytest tests/builder/repository/test_publishing.py tests/client/sources/test_s3.py -k s3 $(FLAGS)
 
 test-rtx: $(VENV)/installed  ## Build plans with TensorRT-RTX, for machines without GPU (read docs/tensorrt.md on its licence).
 	$(BIN)/python -m pip install --quiet --group tensorrt-rtx
