@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -193,9 +193,9 @@ def require_few(
         raise TooManyFailures(failures=failures, max_errors=allowed, last=f"{last.id}: {last.reason}", anew=anew)
 
 
-def require_apart(source: Source, output: str | os.PathLike[str]) -> None:
-    """Raises ValueError if the output, and the work on it, would be among what is read."""
-    read = source.fingerprint.get("path") if source.fingerprint.get("format") == "folder" else None
+def require_apart(source: Source, output: str | os.PathLike[str], formats: Sequence[str] = ("folder",)) -> None:
+    """Raises ValueError if the output, and the work on it, would be among what a source of some formats reads."""
+    read = source.fingerprint.get("path") if source.fingerprint.get("format") in formats else None
     if not isinstance(read, str):
         return
     output = os.fspath(output)

@@ -124,7 +124,7 @@ class _PartsJob:
             source, info, normalize=options.normalize, dtype=options.dtype, preprocess=options.preprocess
         )
         self._folder = PartsFolder(output, work, job, sharding, overwrite=options.overwrite)
-        require_apart(source, output)
+        require_apart(source, output, ("folder", sharding.format))
         self._sink_of = partial(
             open_sink, kind=source.kind, size=info.embedding_size, dtype=options.dtype, origin=origin_in(job)
         )

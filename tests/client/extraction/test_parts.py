@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import errno
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import lmdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from cnclip_client import (
     BadFile,
@@ -32,7 +37,7 @@ from cnclip_client.extraction import ExtractOptions, Sharding, Summary, extract,
 from cnclip_client.extraction._work_folder import GrowingFiles
 from cnclip_client.features import origin_of
 from cnclip_client.retrieval import read_features
-from cnclip_client.sources import Item, image_source, text_source
+from cnclip_client.sources import Item, Source, image_source, text_source
 
 from tests.client.extraction.test_extract import FORMATS, images_folder, texts_file
 from tests.client.extraction.test_extract import Items as OneOfTheirOwn
@@ -164,6 +169,49 @@ def test_a_part_for_each_item(tmp_path: Path, client: Client, kind: Any) -> None
 
 def summary_of(one: Summary) -> dict[str, Any]:
     return {name: getattr(one, name) for name in ("items", "failures", "seconds", "repeated", "parts")}
+
+
+@pytest.mark.parametrize("format", ["parquet", "lmdb", "list", "glob", "tar", "tars"])
+def test_parts_of_every_kind_of_source(tmp_path: Path, client: Client, triton: Any, fake: Any, format: str) -> None:
+    """Begun in the middle, and passed over, each is what it is from its beginning."""
+    source = images_in(tmp_path, format, {row: b"image %d" % row for row in range(45)})
+    extract(client, source, tmp_path / "out.npy")
+    triton.before_infer = lambda attempt, items: stop_at(items, b"image 30", fake)
+    with pytest.raises(Exception, match="broken"):
+        extract_parts(client, source, tmp_path / "out", BUSY, sharding=Sharding(items=7))
+    triton.forget()
+    for index in range(3):
+        extract_parts(client, source, tmp_path / "out", BUSY, sharding=Sharding(items=7, index=index, jobs=3))
+    require_same(tmp_path / "out", tmp_path / "out.npy", "image")
+
+
+def images_in(folder: Path, format: str, images: dict[int, bytes]) -> Source:
+    """Images with ids, as a source of some format."""
+    if format == "parquet":
+        table = pa.table({"image_id": list(images), "image": list(images.values())})
+        pq.write_table(table, folder / "i.parquet", row_group_size=10)
+        return image_source(folder / "i.parquet")
+    if format == "lmdb":
+        with lmdb.open(str(folder / "imgs")) as environment, environment.begin(write=True) as transaction:
+            for one, image in images.items():
+                transaction.put(b"%d" % one, base64.urlsafe_b64encode(image))
+        return image_source(folder / "imgs")
+    if format in ("list", "glob"):
+        (folder / "photos").mkdir()
+        for one, image in images.items():
+            (folder / "photos" / f"{one:02}.jpg").write_bytes(image)
+        (folder / "list.txt").write_text("".join(f"{folder}/photos/{one:02}.jpg\n" for one in images))
+        return image_source(folder / "list.txt" if format == "list" else f"{folder}/photos/*.jpg")
+    each = len(images) if format == "tar" else 20
+    names = []
+    for number in range(0, len(images), each):
+        names.append(folder / f"{number:03}.tar")
+        with tarfile.open(names[-1], "w") as tar:
+            for one, image in list(images.items())[number : number + each]:
+                member = tarfile.TarInfo(f"{one:05}.jpg")
+                member.size = len(image)
+                tar.addfile(member, io.BytesIO(image))
+    return image_source(names[0] if format == "tar" else folder)
 
 
 def test_each_part_has_its_ids_failures_and_record_beside_it(tmp_path: Path, client: Client, fake: Any) -> None:
@@ -425,6 +473,12 @@ def test_a_folder_that_holds_something_else(tmp_path: Path, client: Client) -> N
         extract_parts(client, source, out / "notes.txt")
     with pytest.raises(ValueError, match="is inside"):
         extract_parts(client, image_source(out), out / "features")
+    (tmp_path / "tables").mkdir()
+    pq.write_table(pa.table({"text": ["猫"]}), tmp_path / "tables" / "a.parquet")
+    tables = text_source(tmp_path / "tables")
+    with pytest.raises(ValueError, match="is inside"):
+        extract_parts(client, tables, tmp_path / "tables" / "features")
+    extract_parts(client, tables, tmp_path / "tables" / "features", sharding=Sharding(format="npy"))
     with pytest.raises(ValueError, match="is inside"):
         extract_parts(client, Remote([]), "memory://bucket/photos/features/")
     with pytest.raises(ValueError, match="leave out --repeated-ids"):
