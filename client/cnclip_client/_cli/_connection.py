@@ -13,11 +13,13 @@ from cnclip_console import gives_options
 
 from cnclip_client import BadFile, Client, Credentials, Limits, Retry, Timeout, Tls, served_models
 from cnclip_client._cli._shared import usage
+from cnclip_client._client import Prepare
+from cnclip_client._flow.preparation import PREPARERS_VARIABLE
 
-__all__ = ["Server", "asks_about_server", "asks_server", "asks_server_for_files"]
+__all__ = ["Server", "asks_about_server", "asks_server", "asks_server_for_files", "asks_server_for_image_files"]
 
 # Groups of options that not every command has.
-_ENCODES, _READS_AHEAD = "encodes", "reads ahead"
+_ENCODES, _READS_AHEAD, _PREPARES = "encodes", "reads ahead", "prepares"
 
 
 def _option(
@@ -151,12 +153,32 @@ class Server:
         _option(
             "--readers",
             environment="CNCLIP_READERS",
-            help="Threads that read files of images ahead; more where each read takes long, as over a network.",
+            help="Most threads that read files of images ahead; each takes long over a network.",
             metavar="N",
             panel="Limits",
             least=1,
         ),
     ] = _only(_READS_AHEAD, Limits().readers)
+    prepare: Annotated[
+        Prepare,
+        _option(
+            "--prepare",
+            environment="CNCLIP_PREPARE",
+            help="Who decodes and resizes images: the server, this machine, or whoever is faster with the first ones.",
+            panel="Limits",
+        ),
+    ] = field(default="server", metadata={"group": _PREPARES})
+    preparers: Annotated[
+        int | None,
+        _option(
+            "--preparers",
+            environment=PREPARERS_VARIABLE,
+            help="Processes that do so here; one a core unless told.",
+            metavar="N",
+            panel="Limits",
+            least=1,
+        ),
+    ] = field(default=None, metadata={"group": _PREPARES})
 
     def credentials(self) -> Credentials:
         """Returns what the options and the environment say.
@@ -209,8 +231,14 @@ class Server:
                 model=model,
                 timeout=Timeout(request_s=self.request_timeout),
                 retry=retry,
-                limits=Limits(in_flight=self.in_flight, item_bytes=self.item_bytes, readers=self.readers),
+                limits=Limits(
+                    in_flight=self.in_flight,
+                    item_bytes=self.item_bytes,
+                    readers=self.readers,
+                    preparers=self.preparers,
+                ),
                 credentials=credentials,
+                prepare=self.prepare,
             )
 
 
@@ -222,6 +250,11 @@ def asks_server(command: Callable[..., None]) -> Callable[..., None]:
 def asks_server_for_files(command: Callable[..., None]) -> Callable[..., None]:
     """Does so for a command that reads files ahead."""
     return _with_options(command, {_ENCODES, _READS_AHEAD})
+
+
+def asks_server_for_image_files(command: Callable[..., None]) -> Callable[..., None]:
+    """Does so for a command that reads files of images ahead, and may prepare them."""
+    return _with_options(command, {_ENCODES, _READS_AHEAD, _PREPARES})
 
 
 def asks_about_server(command: Callable[..., None]) -> Callable[..., None]:

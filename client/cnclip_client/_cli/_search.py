@@ -45,7 +45,7 @@ def search(
     ] = None,
     html_queries: Annotated[int, typer.Option(min=1, help="The first so many queries are on the page.")] = 100,
     images: Annotated[
-        Path | None, typer.Option(metavar="SOURCE", help="The page's images: a folder, MUGE TSV, LMDB or .parquet.")
+        str | None, typer.Option(metavar="SOURCE", help="The page's images: whatever `extract images` takes.")
     ] = None,
     annotations: Annotated[
         Path | None, typer.Option(metavar="FILE.jsonl", help="The page's texts, and the image_ids right for them.")
