@@ -31,9 +31,10 @@ from cnclip_builder.cli.options import (
     VocabularyOption,
 )
 from cnclip_builder.cli.serving import ServingOptions
+from cnclip_builder.cli.verify import show_live_parity
 from cnclip_builder.errors import SettingError
 from cnclip_builder.int8.report import LEAST_INT8_SPEED_UP
-from cnclip_builder.repository.manifest import kept_serving
+from cnclip_builder.repository.manifest import kept_serving, read_manifest
 from cnclip_builder.repository.serving import check_setting, choose_settings
 from cnclip_builder.tensors import TOWERS
 
@@ -137,6 +138,8 @@ def repository(
         f"{entry.precision} on {serving.target}, batches of up to {shown}, texts of up to "
         f"{serving.context_length} tokens"
     )
+    if verify:
+        show_live_parity(read_manifest(repository)[entry.name][str(entry.version)]["live_parity"])
 
 
 def _read_settings(path: Path | None) -> dict[str, Any]:
