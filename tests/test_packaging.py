@@ -20,6 +20,7 @@ PACKAGES = (
     "server/cnclip_server",
     "client/cnclip_client",
     "benchmarks/cnclip_bench",
+    "resize/cnclip_pixels",
     "resize/cnclip_resize",
 )
 
@@ -32,6 +33,7 @@ DATA = {
     "cnclip_client/py.typed",
     "cnclip_client/report/report.html.j2",
     "cnclip_resize/_native.pyi",
+    "cnclip_pixels/py.typed",
     "cnclip_resize/py.typed",
     "cnclip_server/py.typed",
     "cnclip_templates/_encoder.j2",

@@ -144,7 +144,7 @@ def _encode_images(
     checkpoint: Checkpoint, images: Sequence[bytes], *, reduced: bool = False
 ) -> npt.NDArray[np.float32]:
     from cn_clip.clip import image_transform
-    from cnclip_templates.cnclip_pixels import reduce_scale
+    from cnclip_pixels import reduce_scale
     from PIL import Image
 
     from cnclip_builder.checkpoint.towers import encode, load_tower

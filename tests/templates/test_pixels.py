@@ -9,13 +9,13 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import cnclip_pixels
 import numpy as np
 import pytest
 from cn_clip.clip import image_transform
 from cnclip_builder.parity.probes import normalise
 from cnclip_builder.parity.samples import sample_images
-from cnclip_templates import cnclip_pixels
-from cnclip_templates.cnclip_pixels import (
+from cnclip_pixels import (
     BadImage,
     decode_pixels,
     decoding_threads,

@@ -44,7 +44,7 @@ _ENSEMBLES = ("image", "text")
 
 # Modules that each Python model takes along, and cn_clip's vocabulary for the tokeniser.
 _MODULES = {
-    "image-preprocess": ("cnclip_bad_rows.py", "cnclip_pixels.py", "cnclip_refusal_log.py"),
+    "image-preprocess": ("cnclip_bad_rows.py", "cnclip_refusal_log.py"),
     "text-tokenize": ("cnclip_bad_rows.py", "cnclip_refusal_log.py", "cnclip_token_ids.py"),
 }
 
@@ -174,6 +174,10 @@ def _start_model(repository: Path, entry: RepositoryEntry, kind: str) -> None:
     shutil.rmtree(model if kind in _ENSEMBLES else version, ignore_errors=True)
     version.mkdir(parents=True)
     templates = templates_folder()
+    if kind == "image-preprocess":
+        import cnclip_pixels
+
+        shutil.copyfile(cnclip_pixels.__file__, version / "cnclip_pixels.py")
     if kind in _MODULES:
         shutil.copyfile(templates / kind / "1" / "model.py", version / "model.py")
         for module in _MODULES[kind]:
@@ -188,7 +192,7 @@ def _start_model(repository: Path, entry: RepositoryEntry, kind: str) -> None:
 
 def _write_warmup(folder: Path, entry: RepositoryEntry, kind: str) -> None:
     """Writes the input that Triton sends each new instance of a model before it counts as ready."""
-    from cnclip_templates.cnclip_pixels import decode_pixels
+    from cnclip_pixels import decode_pixels
     from cnclip_templates.cnclip_token_ids import TokenIds
 
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,9 @@
-"""From an encoded image to the pixels of the image encoder, equal to the byte to cn_clip's transform."""
+"""From an encoded image to the pixels of the image encoder, equal to the byte to cn_clip's transform.
+
+The server's preprocessing and clients that prepare by themselves decode with this code. It is copied beside the
+`model.py` of the preprocessing, as one file: so it imports the standard library, numpy and Pillow alone, and
+`cnclip_resize` where that is installed.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,7 @@ try:
     from cnclip_resize import resize, resizer
 except ImportError:  # A server without it: Pillow gives the same bytes, and takes longer.
 
-    def resize(image: Image.Image, side: int) -> bytes | None:
+    def resize(image: Image.Image, side: int, *, streamed: bool = True) -> bytes | None:
         """Leaves all to Pillow."""
         return None
 
@@ -158,6 +163,7 @@ def decode_pixels(
     reduced: bool = False,
     formats: tuple[str, ...] | None = None,
     compiled: bool = True,
+    streamed: bool = True,
 ) -> npt.NDArray[np.uint8]:
     """Decodes an image and resizes it as `cn_clip.clip.image_transform` does, up to its `ToTensor`.
 
@@ -174,6 +180,7 @@ def decode_pixels(
             equal.
         formats: those of `image_formats()` unless given.
         compiled: whether `cnclip_resize` may resize, if it is there; Pillow gives the same bytes.
+        streamed: whether it may take a JPEG's rows as they are decoded; the same bytes again.
 
     Returns:
         uint8 pixels of shape `[resolution, resolution, 3]`, RGB.
@@ -187,7 +194,7 @@ def decode_pixels(
         with Image.open(io.BytesIO(encoded), formats=formats or image_formats()) as image:
             if reduced:
                 reduce_scale(image, resolution)
-            if compiled and (square := resize(image, resolution)) is not None:
+            if compiled and (square := resize(image, resolution, streamed=streamed)) is not None:
                 return np.frombuffer(square, np.uint8).reshape(resolution, resolution, 3)
             resized = image.resize((resolution, resolution), Image.Resampling.BICUBIC)
         return np.asarray(resized.convert("RGB"))
