@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from cnclip_builder.cli.charset import use_utf8
+from cnclip_builder.cli.compare import compare_features
 from cnclip_builder.cli.publishing import prune, publish
 from cnclip_builder.cli.repository import repository
 from cnclip_builder.cli.stages import archs, checkpoint, onnx, tensorrt
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (archs, checkpoint, onnx, tensorrt, repository, verify, publish, prune):
+for command in (archs, checkpoint, onnx, tensorrt, repository, verify, compare_features, publish, prune):
     app.command()(command)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import json
 import shutil
 from dataclasses import replace
@@ -20,13 +19,13 @@ from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts import maker
 from cnclip_builder.artefacts.maker import Artefacts, build_artefacts
 from cnclip_builder.checkpoint.load import load_checkpoint
-from cnclip_builder.checkpoint.stage import CheckpointFacts
 from cnclip_builder.checkpoint.towers import encode, load_tower
 from cnclip_builder.errors import CheckpointError, MissingRequirementError, ParityError
 from cnclip_builder.export.artefact import Artefact
 from cnclip_builder.export.served import write_served_encoder
 from cnclip_builder.export.stage import finish_artefact
 from cnclip_builder.parity.distance import measure_parity
+from cnclip_builder.system.isolation import StageProcess
 from cnclip_builder.tensors import PRECISIONS, TOWERS
 
 
@@ -239,12 +238,12 @@ def test_a_failed_export_beside_another_is_told(
     monkeypatch.setattr(maker, "threads_of_each", lambda *_: 1)
     facts = tiny_artefacts.checkpoint
     absent = replace(facts, file=replace(facts.file, path=tmp_path / "absent.pt"))
-    monkeypatch.setattr(maker, "open_checkpoint", functools.partial(given, absent))
+    run = StageProcess.run
+
+    def run_all_but_opening(process: StageProcess, function: Any, *arguments: Any) -> Any:
+        return absent if function is maker.open_checkpoint else run(process, function, *arguments)
+
+    monkeypatch.setattr(StageProcess, "run", run_all_but_opening)
     with pytest.raises((CheckpointError, OSError), match=r"absent\.pt"):
         build(tiny_vit, tmp_path / "artefacts", tmp_path)
     assert not list((tmp_path / "artefacts").iterdir())
-
-
-def given(facts: CheckpointFacts, *_: object) -> CheckpointFacts:
-    """Stands in for a stage; named here, since its process imports it."""
-    return facts
