@@ -39,8 +39,8 @@ class Distances:
 
     Attributes:
         cosine: float64 `[N]`, 1 - cosine of each row.
-        centred: float64 `[N]`, the same after the mean of A's normalised rows was taken off both: what all features of a
-            model have in common makes plain cosines look well. None of a single row.
+        centred: float64 `[N]`, the same after the mean of A's normalised rows was taken off both: what all features of
+            a model have in common makes plain cosines look well. None of a single row.
         worst: the rows that are furthest apart once centred, the furthest first.
     """
 
