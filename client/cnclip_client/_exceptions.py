@@ -13,6 +13,7 @@
     ├── CheckpointMismatch      images and texts would be compared across two checkpoints
     ├── BadInput                some of the caller's items cannot be encoded
     ├── BadFile                 a file of the caller's does not hold what it should
+    ├── StoreError              a file of an object store or a web server cannot be had
     ├── MissingExtra            a library that only some uses need is not installed
     ├── JobRefused              a batch job would mix with another's output, or run twice at once
     ├── TooManyFailures         more items of a batch job failed than were allowed for
@@ -46,6 +47,7 @@ __all__ = [
     "ServerBusy",
     "ServerError",
     "ServerUnreachable",
+    "StoreError",
     "TlsFailed",
     "TransportError",
 ]
@@ -229,6 +231,23 @@ class BadFile(CnclipError):
     def __init__(self, message: str, *, path: str) -> None:
         super().__init__(f"{path}: {message}")
         self.path = path
+
+
+class StoreError(CnclipError):
+    """A file of an object store or a web server cannot be had, though it may well be there.
+
+    Attributes:
+        path: Its address.
+        of_all: Whether others of the same place cannot be had either, as where a token has run out; a job then stops,
+            to go on another time, rather than have all that is left fail.
+        passing: Whether it may be had in a moment, as where a connection broke.
+    """
+
+    def __init__(self, message: str, *, path: str, of_all: bool = True, passing: bool = False) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+        self.of_all = of_all
+        self.passing = passing
 
 
 class MissingExtra(CnclipError):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
+from cnclip_console import print_table
 
 from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, Arch, get_arch
 from cnclip_builder.cli.options import (
@@ -26,9 +25,12 @@ from cnclip_builder.system.atomic import replacing_file
 
 if TYPE_CHECKING:
     from cnclip_builder.comparison.compare import Comparison
+    from cnclip_builder.comparison.distances import Distances
+    from cnclip_builder.comparison.retrieval import Retrieval
+    from cnclip_builder.tensors import Tower
 
 _LEFT_OUT_SHOWN = 5
-_WIDTH = 80  # where the output is no terminal
+_WIDTH = 80
 
 
 def compare_features(
@@ -108,69 +110,63 @@ def _chosen_arch(name: str | None, vocabulary: Path | None) -> Arch | None:
 
 
 def _show(comparison: Comparison) -> None:
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
-    sides = _table("", "named", "arch", "precision", "checkpoint")
-    for letter, facts in (("A", comparison.a), ("B", comparison.b)):
-        sides.add_row(
-            letter, _shown(facts.name), _shown(facts.arch), facts.precision or "?", f"{facts.checkpoint_sha256[:12]}…"
-        )
-    console.print(sides)
+    sides = [
+        (letter, facts.name, facts.arch, facts.precision or "?", facts.checkpoint_sha256[:12])
+        for letter, facts in (("A", comparison.a), ("B", comparison.b))
+    ]
+    print_table(("", "named", "arch", "precision", "checkpoint"), sides)
     if comparison.distances:
-        console.print(_distances(comparison))
-    for tower, distances in comparison.distances.items():
-        if distances.worst:
-            furthest = _table(f"{tower}s furthest apart", _right("1 - cosine"), _right("centred"))
-            for row in distances.worst:
-                furthest.add_row(_shown(row.id), f"{row.cosine_distance:.1e}", f"{row.centred_distance:.1e}")
-            console.print(furthest)
+        _show_distances(comparison.distances)
     if comparison.retrieval:
-        console.print(_retrieval(comparison))
+        _show_retrieval(comparison.retrieval)
     for tower, left_out in comparison.left_out.items():
         if left_out:
-            console.print(f"{len(left_out)} {tower}s were left out of both:")
+            typer.echo(f"\n{len(left_out)} {tower}s were left out of both:")
             for one, reason in list(left_out.items())[:_LEFT_OUT_SHOWN]:
-                console.print(Text.assemble("  ", _shown(one), f": {reason}"))
+                typer.echo(f"  {_shown(one)}: {_shown(reason)}")
             if len(left_out) > _LEFT_OUT_SHOWN:
-                console.print(f"  and {len(left_out) - _LEFT_OUT_SHOWN} more (--json names all)")
+                typer.echo(f"  and {len(left_out) - _LEFT_OUT_SHOWN} more (--json names all)")
     for note in comparison.notes:
-        console.print(note, markup=False)
+        typer.echo("\n" + "\n".join(textwrap.wrap(note, _WIDTH)))
 
 
-def _distances(comparison: Comparison) -> Table:
+def _show_distances(found: Mapping[Tower, Distances]) -> None:
     from cnclip_builder.comparison.distances import QUANTILES, quantiles
 
-    table = _table("1 - cosine", _right("rows"), *map(_right, QUANTILES))
-    for tower, distances in comparison.distances.items():
-        kinds = {f"{tower}s": distances.cosine, "  centred": distances.centred}
-        for label, values in kinds.items():
-            if values is not None:
-                table.add_row(label, f"{len(values):,}", *(f"{value:.1e}" for value in quantiles(values).values()))
-    return table
+    rows = [
+        (label, str(len(values)), *(f"{value:.1e}" for value in quantiles(values).values()))
+        for tower, distances in found.items()
+        for label, values in ((f"{tower}s", distances.cosine), ("  centred", distances.centred))
+        if values is not None
+    ]
+    typer.echo()
+    print_table(("1 - cosine", "rows", *QUANTILES), rows)
+    for tower, distances in found.items():
+        if distances.worst:
+            typer.echo()
+            furthest = [
+                (_shown(row.id), f"{row.cosine_distance:.1e}", f"{row.centred_distance:.1e}") for row in distances.worst
+            ]
+            print_table((f"{tower}s furthest apart", "1 - cosine", "centred"), furthest)
 
 
-def _retrieval(comparison: Comparison) -> Table:
-    shares = ("R@1", "R@5", "R@10", "queries", "same 1st", "same 10")
-    table = _table(Column("retrieval", no_wrap=True), "", *map(_right, shares))
-    for direction, found in comparison.retrieval.items():
-        same = [f"{found.queries:,}", f"{found.same_first:.1%}", f"{found.overlap:.1%}"]
-        if found.recall_a is None or found.recall_b is None:
-            table.add_row(direction, "", "", "", "", *same)
+def _show_retrieval(found: Mapping[str, Retrieval]) -> None:
+    rows: list[tuple[str, ...]] = []
+    for direction, one in found.items():
+        same = (str(one.queries), f"{one.same_first:.1%}", f"{one.overlap:.1%}")
+        if one.recall_a is None or one.recall_b is None:
+            rows.append((direction, "", "", "", "", *same))
             continue
-        for letter, recall in (("A", found.recall_a), ("B", found.recall_b)):
-            first = letter == "A"
-            found_right = (f"{share:.1%}" for share in (recall.r1, recall.r5, recall.r10))
-            table.add_row(direction if first else "", letter, *found_right, *(same if first else ()))
-    return table
+        for letter, recall in (("A", one.recall_a), ("B", one.recall_b)):
+            shares = (f"{share:.1%}" for share in (recall.r1, recall.r5, recall.r10))
+            rows.append(
+                (direction, letter, *shares, *same) if letter == "A" else ("", letter, *shares, *("" for _ in same))
+            )
+    typer.echo()
+    print_table(("retrieval", "", "R@1", "R@5", "R@10", "queries", "same 1st", "same 10"), rows)
 
 
-def _table(*columns: str | Column) -> Table:
-    return Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
-
-
-def _right(header: str) -> Column:
-    return Column(header, justify="right", no_wrap=True)
-
-
-def _shown(name: object) -> Text:
-    """An id or a name as a terminal takes it: no markup, and bytes that are no UTF-8 written out."""
-    return Text(str(name).encode("utf-8", "backslashreplace").decode(), overflow="fold")
+def _shown(name: object) -> str:
+    """An id or a reason on one line, its bytes that are no UTF-8 and its control characters written out."""
+    text = str(name).encode("utf-8", "backslashreplace").decode()
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)

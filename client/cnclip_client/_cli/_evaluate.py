@@ -48,11 +48,13 @@ def evaluate(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Tell R@1, R@5, R@10 and mean recall in percent, counted as cn_clip's evaluation.py and evaluation_tr.py do.
+    r"""Tell R@1, R@5, R@10 and mean recall in percent, counted as cn_clip's evaluation.py and evaluation_tr.py do.
 
     Give the features of both sides, or predictions of one direction or of both.
 
-    Example: cnclip evaluate --annotations test_texts.jsonl --image-feats imgs.jsonl --text-feats texts.jsonl
+    Example:
+      cnclip evaluate --annotations test_texts.jsonl \
+        --image-feats imgs.jsonl --text-feats texts.jsonl
     """
     predictions: dict[Direction, Path | None] = {"text-to-image": text_to_image, "image-to-text": image_to_text}
     features = (image_feats, text_feats)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from cnclip_console import plain_app
 
 from cnclip_client import (
     AccessDenied,
@@ -19,9 +20,10 @@ from cnclip_client import (
     ModelNotReady,
     Retry,
     ServerError,
+    StoreError,
     TransportError,
 )
-from cnclip_client._cli._connection import Server, asks_server_for_files
+from cnclip_client._cli._connection import Server, asks_server_for_files, asks_server_for_image_files
 from cnclip_client._cli._progress import progress
 from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, reporting, usage
 from cnclip_client.extraction import Engine, ExtractOptions, RepeatedIds, Summary
@@ -31,14 +33,17 @@ from cnclip_client.sources import ImageFormat, Source, TextFormat, image_source,
 
 __all__ = ["extract"]
 
-_OF_SERVER = (TransportError, AccessDenied, ModelChanged, ModelNotFound, ModelNotReady, ServerError)
+_OF_SERVER = (TransportError, AccessDenied, ModelChanged, ModelNotFound, ModelNotReady, ServerError, StoreError)
 
-extract = typer.Typer(
+extract = plain_app(
     no_args_is_help=True,
-    help="Write features of any number of images or texts to a file. Killed at any moment, it goes on when run again.",
+    help="Write features of any number of images or texts to a file. Killed at any moment, it goes on when run again."
+    "\n\n"
+    "Example:\n"
+    "  cnclip extract images photos/ --output photos.parquet",
     epilog="Exit status: 0 all well; 1 some items failed, see OUTPUT.errors.jsonl; 2 usage, or another job's output; "
-    "3 server or model; 4 more failed than --max-errors; 130 interrupted. After 3, 4 (with a higher --max-errors) and "
-    "130 the same command goes on.",
+    "3 server, model or object store; 4 more failed than --max-errors; 130 interrupted. After 3, 4 (with a higher "
+    "--max-errors) and 130 the same command goes on.",
 )
 
 Output = Annotated[
@@ -47,8 +52,12 @@ Output = Annotated[
         "--output", "-o", metavar="FILE", help="FILE.jsonl (cn_clip's), .parquet, or .npy with FILE.ids.jsonl."
     ),
 ]
-IdColumn = Annotated[str | None, typer.Option(metavar="NAME", help="The column of ids, of parquet or JSONL.")]
-Column = Annotated[str | None, typer.Option(metavar="NAME", help="The column of images, paths or texts.")]
+IdColumn = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The column of ids: of parquet, JSONL or a tar's .json.")
+]
+Column = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The column of images, paths or texts; a tar's ending.")
+]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Of the numbers in a .parquet or .npy file.")]
 Normalize = Annotated[
     bool, typer.Option("--normalize/--no-normalize", help="Whether to divide each feature by its length.")
@@ -80,14 +89,15 @@ Actors = Annotated[
 
 
 @extract.command("images")
-@asks_server_for_files
+@asks_server_for_image_files
 def _extract_images(
     server: Server,
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="SOURCE",
-            help="A folder, a quoted glob, a MUGE .tsv, a cn_clip LMDB, a .parquet file or folder, or a list of paths.",
+            help="A folder, a quoted glob, WebDataset's .tar files ('{00000..00999}.tar' or their folder), a MUGE "
+            ".tsv, a cn_clip LMDB, a .parquet file or folder, or a list of paths; here, or s3://, gs://, https://, hf://.",
         ),
     ],
     output: Output,
@@ -109,10 +119,12 @@ def _extract_images(
 ) -> None:
     """Write the features of images to a file.
 
-    Ids are a folder's relative paths, a glob's or list's paths, the first column of a TSV, the keys of an LMDB, or
-    parquet's column image_id or id, or else its row's number. Every file of a folder that is not hidden counts.
+    Ids are a folder's relative paths, a glob's or list's paths, a tar's keys, the first column of a TSV, the keys of an
+    LMDB, or parquet's column image_id, id or key, or else its row's number. Every file of a folder that is not hidden
+    counts.
 
-    Example: cnclip extract images photos/ -o photos.parquet
+    Example:
+      cnclip extract images photos/ -o photos.parquet
     """
     with reporting(verbose):
         options = ExtractOptions(
@@ -133,7 +145,12 @@ def _extract_images(
 def _extract_texts(
     server: Server,
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="MUGE's .jsonl, a text a line, or a .parquet file or folder.")
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="MUGE's .jsonl, a text a line, WebDataset's .tar files, or a .parquet file or folder; here, or s3://, "
+            "gs://, https://, hf://.",
+        ),
     ],
     output: Output,
     format: Annotated[
@@ -160,11 +177,13 @@ def _extract_texts(
 ) -> None:
     """Write the features of texts to a file.
 
-    Ids are JSONL's text_id, the lines' numbers from 1, or parquet's column text_id or id, or else its row's number.
+    Ids are JSONL's text_id, the lines' numbers from 1, a tar's keys, or parquet's column text_id, id or key, or else
+    its row's number. Of a tar's samples the .txt is taken, or --column of the .json.
     Texts are made lower case and their quotation marks straight, as cn_clip's own extract_features.py does; its
     tokenize does not, which is --no-preprocess here and the default of `cnclip features texts`.
 
-    Example: cnclip extract texts test_texts.jsonl -o texts.jsonl
+    Example:
+      cnclip extract texts test_texts.jsonl -o texts.jsonl
     """
     with reporting(verbose):
         options = ExtractOptions(
@@ -198,6 +217,8 @@ def _extract(
         complain(f"{output} was finished before: {_words(summary)}; nothing to do")
     else:
         complain(_words(summary))
+    if client.prepares_itself is not None:
+        complain(f"images were prepared {'here' if client.prepares_itself else 'by the server'}, which was faster")
     if summary.repeated:
         became = (
             "each one's first feature was kept"

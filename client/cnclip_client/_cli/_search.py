@@ -45,7 +45,7 @@ def search(
     ] = None,
     html_queries: Annotated[int, typer.Option(min=1, help="The first so many queries are on the page.")] = 100,
     images: Annotated[
-        Path | None, typer.Option(metavar="SOURCE", help="The page's images: a folder, MUGE TSV, LMDB or .parquet.")
+        str | None, typer.Option(metavar="SOURCE", help="The page's images: whatever `extract images` takes.")
     ] = None,
     annotations: Annotated[
         Path | None, typer.Option(metavar="FILE.jsonl", help="The page's texts, and the image_ids right for them.")
@@ -54,12 +54,15 @@ def search(
     memory_mib: MemoryMib = 1024,
     verbose: Verbose = False,
 ) -> None:
-    """Find the best images for each text, or the best texts for each image, among extracted features.
+    r"""Find the best images for each text, or the best texts for each image, among extracted features.
 
     Exact; of equal scores the earlier in the file is the better. Prints JSON lines as cn_clip's
     make_topk_predictions.py and make_topk_predictions_tr.py do: {"text_id": ..., "image_ids": [...]}.
 
-    Example: cnclip search --image-feats imgs.jsonl --text-feats texts.jsonl -o predictions.jsonl
+    Examples:
+      cnclip search --image-feats imgs.jsonl --text-feats texts.jsonl -o found.jsonl
+      cnclip search --image-feats imgs.jsonl --text-feats texts.jsonl \
+        -o found.jsonl --html found.html --images photos/
     """
     if html is None and (images or annotations):
         raise typer.BadParameter("--images and --annotations are for the page; name it with --html")
