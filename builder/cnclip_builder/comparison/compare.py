@@ -56,6 +56,7 @@ class Comparison:
         left_out: by kind of item and id, why one was not.
         distances: by kind of item; empty where the two have features of different lengths.
         retrieval: by direction; empty without images and texts.
+        absent_images: how many of the images that pairs name are not among the images.
     """
 
     a: Facts
@@ -64,6 +65,7 @@ class Comparison:
     left_out: Mapping[Tower, Mapping[Id, str]]
     distances: Mapping[Tower, Distances]
     retrieval: Mapping[str, Retrieval]
+    absent_images: int = 0
 
     @property
     def notes(self) -> list[str]:
@@ -81,6 +83,8 @@ class Comparison:
             )
         if self.a.context_length != self.b.context_length:
             told.append(f"A reads {self.a.context_length} tokens of a text, B {self.b.context_length}.")
+        if self.absent_images:
+            told.append(f"{self.absent_images} of the images that pairs name are not among the images: both miss them.")
         return told
 
     def as_dict(self) -> dict[str, Any]:
@@ -118,6 +122,7 @@ def compare_features(a: Named, b: Named, inputs: Inputs, worst: int = 5) -> Comp
     with tempfile.TemporaryDirectory(prefix="cnclip-compare-") as folder:
         facts_a, by_a = _encode_all(a, inputs, Path(folder), "a")
         facts_b, by_b = _encode_all(b, inputs, Path(folder), "b")
+        absent = _absent_images(inputs, by_a["image"].ids) if "image" in by_a else 0
         common = {tower: _common(tower, by_a[tower], by_b[tower], Path(folder)) for tower in by_a}
         distances, retrieval = {}, {}
         if facts_a.embedding_size == facts_b.embedding_size:
@@ -141,6 +146,7 @@ def compare_features(a: Named, b: Named, inputs: Inputs, worst: int = 5) -> Comp
             {tower: both.left_out for tower, both in common.items()},
             distances,
             retrieval,
+            absent,
         )
 
 
@@ -164,15 +170,8 @@ def _common(tower: Tower, a: Encoded, b: Encoded, folder: Path) -> Compared:
     if a.ids != b.ids:
         raise SettingError(f"the {tower}s changed while they were read: compare again when nothing writes to them")
     places, in_a, in_b = np.intersect1d(a.places, b.places, assume_unique=True, return_indices=True)
-    reasons = {
-        place: " and ".join(
-            dict.fromkeys(
-                f"{by}: {side.failures[place]}" for by, side in (("A", a), ("B", b)) if place in side.failures
-            )
-        )
-        for place in sorted({*a.failures, *b.failures})
-    }
-    left_out = {a.ids[place]: reason for place, reason in reasons.items()}
+    reasons = {place: _reason(a.failures.get(place), b.failures.get(place)) for place in {*a.failures, *b.failures}}
+    left_out = {a.ids[place]: reason for place, reason in sorted(reasons.items())}
     if not len(places):
         example = next(iter(left_out.items()), None)
         why = f"; of {example[0]}, {example[1]}" if example else ": there are none"
@@ -180,6 +179,28 @@ def _common(tower: Tower, a: Encoded, b: Encoded, folder: Path) -> Compared:
     ids = [a.ids[place] for place in places.tolist()]
     ours = _taken(a, in_a, folder / f"a-{tower}-common")
     return Compared(ids, ours, _taken(b, in_b, folder / f"b-{tower}-common"), left_out)
+
+
+def _reason(by_a: str | None, by_b: str | None) -> str:
+    if by_a == by_b:
+        return f"A and B: {by_a}"
+    return " and ".join(f"{side}: {reason}" for side, reason in (("A", by_a), ("B", by_b)) if reason is not None)
+
+
+def _absent_images(inputs: Inputs, ids: list[Id]) -> int:
+    """How many of the images that pairs name are not among the images.
+
+    Raises:
+        SettingError: all of them.
+    """
+    named = set(inputs.right_texts or ())
+    absent = named.difference(ids)
+    if named and len(absent) == len(named):
+        raise SettingError(
+            f"--pairs names images such as {next(iter(inputs.right_texts or ()))!r}, and none of them is among the "
+            f"images, whose ids are such as {ids[0]!r}: give --images so that ids are the same, as its folder itself"
+        )
+    return len(absent)
 
 
 def _taken(side: Encoded, rows: npt.NDArray[np.intp], file: Path) -> npt.NDArray[np.float32]:

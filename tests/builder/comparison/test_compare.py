@@ -117,9 +117,25 @@ def test_features_of_other_lengths_are_not_compared_but_what_they_find_is(tmp_pa
     assert "can&#39;t be compared as vectors" in comparison_page(found)
 
 
+def test_pairs_whose_images_are_not_there(demo_artefacts: Path, tmp_path: Path) -> None:
+    onnx = named(f"{demo_artefacts}:fp32")
+    with pytest.raises(
+        SettingError, match=r"such as '\S+', and none of them is among the images, whose ids are such as"
+    ):
+        compare_features(onnx, onnx, open_inputs(str(DEMO / "images" / "*.png"), None, PAIRS))
+    images = Path(shutil.copytree(DEMO / "images", tmp_path / "images"))
+    (images / "one-yellow-star-middle-on-black.jpg").unlink()
+    found = compare_features(onnx, onnx, open_inputs(str(images), None, PAIRS))
+    assert found.notes == ["1 of the images that pairs name are not among the images: both miss them."]
+    recalled = found.retrieval["text-to-image"].recall_a
+    assert recalled is not None
+    assert recalled.r10 == pytest.approx(5 / 6)
+    assert max(worst(found).values()) == 0
+
+
 def test_nothing_at_all_could_be_encoded(tmp_path: Path, demo_artefacts: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no image")
-    with pytest.raises(BuildError, match=r"no image could be encoded by both; of a\.png, A: .* and B: "):
+    with pytest.raises(BuildError, match=r"no image could be encoded by both; of a\.png, A and B: "):
         compare_features(demo(), named(f"{demo_artefacts}:fp32"), open_inputs(str(tmp_path), None, None))
     (tmp_path / "empty").mkdir()
     with pytest.raises(BuildError, match="there are none"):
