@@ -42,7 +42,7 @@ CHECKPOINT_OPTIONS = --arch "$(ARCH)" $(call option,--checkpoint,CHECKPOINT) $(c
 READY = $(VENV)/runtime $(if $(TENSORRT),$(VENV)/tensorrt-$(TENSORRT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo repo serve verify publish test test-slow bench gpu-report soak wheel test-s3 test-rtx check \
+.PHONY: help demo repo serve verify publish test test-slow bench gpu-report soak wheel test-s3 test-rtx test-pillows check \
 	constraints newest clean
 
 help:  ## List the targets.
@@ -90,6 +90,16 @@ test-s3: $(VENV)/installed  ## Run the tests on a local S3 alone, which are amon
 test-rtx: $(VENV)/installed  ## Build plans with TensorRT-RTX, for machines without GPU (read docs/tensorrt.md on its licence).
 	$(BIN)/python -m pip install --quiet --group tensorrt-rtx
 	$(BIN)/python -m pytest tests/builder/plans/test_rtx.py -m 'slow or not slow' $(FLAGS)
+
+# The resize is equal to each Pillow by itself; these are those that it knows, the newest of each.
+PILLOWS ?= 11.0.0 11.1.0 11.2.1 11.3.0 12.0.0 12.1.1 12.2.0 12.3.0 13.0.0
+
+test-pillows: $(VENV)/installed  ## Run the resize's tests under every Pillow that it knows; fetches them to build/pillows first.
+	for pillow in $(PILLOWS); do \
+		$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/pillows/$$pillow pillow==$$pillow || exit 1; \
+		echo "Pillow $$pillow" && PYTHONPATH=build/pillows/$$pillow:$$PYTHONPATH $(BIN)/python -m pytest tests/resize/test_resize.py \
+			tests/resize/test_jpeg.py tests/templates/test_pixels.py $(FLAGS) || exit 1; \
+	done
 
 bench: $(VENV)/installed  ## Measure ViT-B-16 side by side: served, alternatives, stages, savings, INT8, memory, builds.
 	$(BIN)/cnclip-bench all $(FLAGS)

@@ -16,6 +16,7 @@ from cnclip_bench._cli._alternatives import compare
 from cnclip_bench._cli._costs import build, memory, startup
 from cnclip_bench._cli._encoders import latency, preprocess, served, stages, tokenize
 from cnclip_bench._cli._gpu_report import gpu_report
+from cnclip_bench._cli._host import host
 from cnclip_bench._cli._jobs import jobs
 from cnclip_bench._cli._load import throughput, tune
 from cnclip_bench._cli._options import (
@@ -37,7 +38,7 @@ app = plain_app(
 )
 _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "What is served, side by side": (served, compare, latency, throughput, stages),
-    "What is done for it": (preprocess, tokenize, savings, int8),
+    "What is done for it": (preprocess, host, tokenize, savings, int8),
     "What it costs": (build, startup, memory, jobs),
     "This machine": (gpu_report, tune),
 }
@@ -63,6 +64,7 @@ def everything(asked: Asked, output: OutputOption = OUTPUT) -> None:
     steps: tuple[Callable[[], None], ...] = (
         partial(tokenize, captions=asked.captions, output=output),
         partial(preprocess, arch=asked.arch, images=asked.images, output=output),
+        partial(host, arch=asked.arch, images=asked.images, output=output),
         partial(served, **whole, rounds=5),
         partial(compare, **whole, items=8, rounds=3),
         partial(latency, **whole, batch_size=1, rounds=15),
