@@ -9,7 +9,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, get_arch
+from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
+from cnclip_builder.checkpoint.choose import choose_arch
 from cnclip_builder.cli.options import (
     DEFAULT_ARTEFACTS,
     DEFAULT_DOWNLOAD_ROOT,
@@ -52,7 +53,7 @@ _EACH = "; image=N,text=N for one of each"
 
 
 def repository(
-    arch: ArchOption,
+    arch: ArchOption = None,
     checkpoint: CheckpointOption = None,
     vocabulary: VocabularyOption = None,
     repository: Annotated[
@@ -257,7 +258,7 @@ def repository(
     """
     from cnclip_builder.build import BuildRequest, build_repository
 
-    chosen_arch = get_arch(arch, vocabulary)
+    chosen_arch = choose_arch(arch, checkpoint, vocabulary, name)
     options = {
         "target": target,
         "precision": precision,
