@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cnclip_builder.checkpoint.files import read_checkpoint_file
 from cnclip_builder.checkpoint.lazy import LazyTensors, shapes_of
 from cnclip_builder.checkpoint.parts import Adapter, read_json
+from cnclip_builder.checkpoint.soundness import require_floats
 from cnclip_builder.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _HALF = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<half>[AB])(\.
 # Ways to begin a training that leave the base's weights as they are; the others take something off them.
 _INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
 
-_MERGE = "merge it with peft, model.merge_and_unload().save_pretrained(FOLDER), and give that folder"
+_MERGE = "merge it with peft (model.merge_and_unload()), save the model again, and give that"
 
 
 def merge_adapter(path: Path, adapter: Adapter, tensors: Mapping[str, torch.Tensor]) -> LazyTensors:
@@ -50,11 +51,12 @@ def merge_adapter(path: Path, adapter: Adapter, tensors: Mapping[str, torch.Tens
     makers: dict[str, Any] = {name: (shapes[name], partial(tensors.__getitem__, name)) for name in tensors}
     for module, parts in halves.items():
         name = _target(path, adapter, module, shapes)
-        if set(parts) not in ({"A", "B"}, {"embedding_A", "embedding_B"}):
-            raise CheckpointError(f"{adapter.weights} has half of the matrices for {module}: fetch it again")
-        added = (_factor(config, module, parts), *_matrices(parts), bool(config.get("fan_in_fan_out")))
-        _require_fit(path, adapter, name, shapes[name], added)
-        makers[name] = (shapes[name], partial(_merged, tensors, name, *added))
+        left, right = _matrices(adapter, module, parts)
+        product = (left.shape[0], right.shape[1])
+        if left.shape[1] != right.shape[0] or product != (shapes[name][0], math.prod(shapes[name][1:])):
+            raise _other_base(path, adapter, name, shapes[name], product)
+        factor = _factor(adapter, config, module, left.shape[1])
+        makers[name] = (shapes[name], partial(_merged, tensors, name, factor, left, right))
     for name, value in replaced.items():
         if name not in shapes or shapes[name] != tuple(value.shape):
             raise _other_base(path, adapter, name, shapes.get(name), tuple(value.shape))
@@ -73,10 +75,6 @@ def _read_config(adapter: Adapter) -> dict[str, Any]:
         odd.append(f"init_lora_weights {begun!r}")
     if odd:
         raise CheckpointError(f"{adapter.config} has {', '.join(odd)}, which is more than a sum of weights: {_MERGE}")
-    if not isinstance(config.get("lora_alpha"), int | float):
-        raise CheckpointError(f"{adapter.config} has no number as lora_alpha: fetch it again")
-    if not isinstance(config.get("alpha_pattern") or {}, dict):
-        raise CheckpointError(f"{adapter.config} has no JSON object as alpha_pattern: fetch it again")
     return config
 
 
@@ -86,10 +84,11 @@ def _sort(adapter: Adapter, loaded: Any) -> tuple[dict[str, dict[str, torch.Tens
 
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
         raise CheckpointError(f"{adapter.weights} holds no tensors by name: fetch it again")
+    require_floats(adapter.weights, loaded)
     halves: dict[str, dict[str, torch.Tensor]] = {}
     replaced: dict[str, torch.Tensor] = {}
     for full_name, value in loaded.items():
-        name = str(full_name).removeprefix(_ROOT).replace(".base_layer", "").replace(".modules_to_save.default", "")
+        name = str(full_name).removeprefix(_ROOT)
         half = _HALF.fullmatch(name)
         if half:
             halves.setdefault(half["module"], {})[f"{half['kind'] or ''}{half['half']}"] = value.float()
@@ -98,41 +97,46 @@ def _sort(adapter: Adapter, loaded: Any) -> tuple[dict[str, dict[str, torch.Tens
                 f"{adapter.weights} holds {full_name}, which is more than LoRA's two matrices: {_MERGE}"
             )
         else:
-            replaced[name] = value
+            replaced[name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")] = value
     return halves, replaced
 
 
 def _target(path: Path, adapter: Adapter, module: str, shapes: Mapping[str, Any]) -> str:
-    """The tensor that a module's matrices change; torch's attention keeps three in one."""
-    for name in (f"{module}.weight", f"{module}.in_proj_weight"):
-        if name in shapes:
-            return name
+    """The tensor that a module's matrices change."""
+    if f"{module}.in_proj_weight" in shapes or ".base_layer." in module:
+        # peft 0.21 adds the matrices of its out_proj twice, in training too.
+        raise CheckpointError(
+            f"{adapter.weights} changes torch's MultiheadAttention, {module}, peft's own way: {_MERGE}"
+        )
+    if f"{module}.weight" in shapes:
+        return f"{module}.weight"
     raise _other_base(path, adapter, f"{module}.weight", None, None)
 
 
-def _matrices(parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """`left` and `right`, whose product is what is added to the weight as it is stored."""
-    if "embedding_A" in parts:  # a row for each token
+def _matrices(adapter: Adapter, module: str, parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two matrices whose product, of the rank's width, is what is added to the weight."""
+    whole = set(parts) in ({"A", "B"}, {"embedding_A", "embedding_B"})
+    if not whole or not all(part.dim() > 1 and part.numel() for part in parts.values()):
+        raise CheckpointError(f"{adapter.weights} lacks half of the matrices for {module}: save or fetch it again")
+    if "embedding_A" in parts:  # it has a column for each token, and the embedding a row
         return parts["embedding_A"].t(), parts["embedding_B"].t()
-    return parts["B"].flatten(1), parts["A"].flatten(1)  # of a convolution: its patches as one axis
+    return parts["B"].flatten(1), parts["A"].flatten(1)  # of a convolution, with its patches as one axis
 
 
-def _factor(config: Mapping[str, Any], module: str, parts: Mapping[str, torch.Tensor]) -> float:
-    alpha = float(config["lora_alpha"])
-    for pattern, own in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
-            alpha = float(own)
-            break
-    rank = next(value for half, value in parts.items() if half.endswith("A")).shape[0]
+def _factor(adapter: Adapter, config: Mapping[str, Any], module: str, rank: int) -> float:
+    """What the product is multiplied by."""
+    try:
+        own = [
+            float(alpha)
+            for pattern, alpha in (config.get("alpha_pattern") or {}).items()
+            if re.fullmatch(rf"(.*\.)?({pattern})", module)
+        ]
+        alpha = [*own, float(config["lora_alpha"])][0]
+    except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
+        raise CheckpointError(
+            f"{adapter.config} has no numbers as lora_alpha and alpha_pattern ({error!r}): save or fetch it again"
+        ) from error
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _require_fit(path: Path, adapter: Adapter, name: str, shape: tuple[int, ...], added: tuple[Any, ...]) -> None:
-    _, left, right, transposed = added
-    product = (left.shape[0], right.shape[1])
-    flat = (shape[0], math.prod(shape[1:]))
-    if left.shape[1] != right.shape[0] or (product[::-1] if transposed else product) != flat:
-        raise _other_base(path, adapter, name, shape, product)
 
 
 def _other_base(
@@ -148,17 +152,10 @@ def _other_base(
 
 
 def _merged(
-    tensors: Mapping[str, torch.Tensor],
-    name: str,
-    factor: float,
-    left: torch.Tensor,
-    right: torch.Tensor,
-    transposed: bool,
+    tensors: Mapping[str, torch.Tensor], name: str, factor: float, left: torch.Tensor, right: torch.Tensor
 ) -> torch.Tensor:
     base = tensors[name]
-    product = left @ right
-    added = (product.t() if transposed else product).reshape(base.shape)
-    return (base.float() + factor * added).to(base.dtype)
+    return (base.float() + factor * (left @ right).reshape(base.shape)).to(base.dtype)
 
 
 def _itself(value: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from cnclip_builder.checkpoint.hugging_face import is_transformers_model, read_c
 from cnclip_builder.checkpoint.lazy import LazyTensors, shapes_of
 from cnclip_builder.checkpoint.names import NamedTensors, find_tensors, in_cn_clips_form, shared_prefix
 from cnclip_builder.checkpoint.parts import CheckpointParts, find_parts
+from cnclip_builder.checkpoint.soundness import require_floats
 from cnclip_builder.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -73,11 +74,9 @@ def read_contents(path: Path) -> Contents:
     if not is_transformers_model(tensors):
         _require_family(path, tensors)
         return Contents(parts, in_cn_clips_form(tensors), hint=_prefix_hint(named))
-    shapes = shapes_of(tensors)
-    makers = {
-        name: (recipe.shape(path, shapes), partial(recipe.make, tensors))
-        for name, recipe in recipes(path, tensors).items()
-    }
+    shapes, made = shapes_of(tensors), recipes(path, tensors)
+    require_floats(path, {name: named.tensors[name] for recipe in made.values() for name in recipe.sources})
+    makers = {name: (recipe.shape(path, shapes), partial(recipe.make, tensors)) for name, recipe in made.items()}
     told = told or (read_config(parts.config) if parts.config is not None else {})
     return Contents(parts, LazyTensors(makers), told, of_transformers=True, hint=_prefix_hint(named))
 

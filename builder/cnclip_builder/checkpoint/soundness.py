@@ -47,11 +47,11 @@ def read_logit_scale(path: Path, tensor: torch.Tensor) -> float:
     )
 
 
-def require_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Looks at every number; reads the whole file.
+def require_floats(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Looks at the types of tensors, of which two kinds may be put together in one where integers would not be seen.
 
     Raises:
-        CheckpointError: some are NaN or infinite, or no floats; the tensors are named.
+        CheckpointError: one is of a type that weights don't have.
     """
     for name, tensor in tensors.items():
         if str(tensor.dtype) not in _WEIGHT_TYPES and not name.endswith(_COUNTER):
@@ -59,6 +59,15 @@ def require_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
                 f"{path} holds {name} as {str(tensor.dtype).removeprefix('torch.')}, and weights are FP32, FP16 or "
                 "BF16: save the model again in one of them, or fetch it again"
             )
+
+
+def require_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Looks at every number; reads the whole file.
+
+    Raises:
+        CheckpointError: some are NaN or infinite, or no floats; the tensors are named.
+    """
+    require_floats(path, tensors)
     bad = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if bad:
         more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cnclip_builder.arch import Arch, cn_clip_vocabulary
-from cnclip_builder.checkpoint.parts import CONFIG, VOCABULARY
+from cnclip_builder.checkpoint.parts import ADAPTER_CONFIG, CONFIG, VOCABULARY
 from cnclip_builder.checkpoint.sources import CheckpointFile, Hub, fetch_checkpoint, fetch_own
 from cnclip_builder.tensors import Tower
 from cnclip_builder.vocabulary import read_tokens
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ def open_checkpoint(source: str | None, arch: Arch, download_root: Path, hub: Hu
     checkpoint = load_checkpoint(file.path, arch)
     for path in checkpoint.files:
         require_intact(path)
+        if path.name == ADAPTER_CONFIG:
+            logger.info("Merging the LoRA adapter of %s", path.parent)
     require_finite(file.path, checkpoint.state_dict)
     sizes: dict[Tower, int] = {"image": 0, "text": 0}
     for name, value in checkpoint.state_dict.items():
