@@ -90,7 +90,7 @@ def startup(
 
 
 def memory(
-    arch: ArchOption = "ViT-B-16",
+    arch: ArchOption = None,
     checkpoint: CheckpointOption = RANDOM,
     repository: RepositoryOption = REPOSITORY,
     name: NameOption = None,

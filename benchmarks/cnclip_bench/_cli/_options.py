@@ -16,8 +16,17 @@ from cnclip_bench.subject import OWN_REPOSITORY, Subject, make_subject
 Tower = Literal["image", "text"]
 TOWERS: tuple[Tower, ...] = ("image", "text")
 
-ArchOption = Annotated[str, typer.Option(help="The architecture, or a .json file, as for cnclip-build.")]
-CheckpointOption = Annotated[str, typer.Option(help="A .pt file, or random:SEED.")]
+ArchOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The architecture, or a .json file, as for cnclip-build. Default: the checkpoint's; of random weights "
+        "ViT-B-16.",
+        show_default=False,
+    ),
+]
+CheckpointOption = Annotated[
+    str, typer.Option(help="A .pt file, a folder of transformers, hf:OWNER/NAME, or random:SEED, as for cnclip-build.")
+]
 RepositoryOption = Annotated[
     Path, typer.Option(help="The model repository; one that has the model is only measured, any other is built.")
 ]
@@ -39,7 +48,7 @@ RANDOM, REPOSITORY, OUTPUT = "random:0", OWN_REPOSITORY, Path("build/benchmarks"
 class Asked:
     """What a command line says of what is measured; `of_a_subject` gives a command its options."""
 
-    arch: ArchOption = "ViT-B-16"
+    arch: ArchOption = None
     checkpoint: CheckpointOption = RANDOM
     repository: RepositoryOption = REPOSITORY
     name: NameOption = None

@@ -145,6 +145,39 @@ def test_make_passes_each_variable_on(variable: str, flag: str) -> None:
     assert flag in recipe(variable)
 
 
+@pytest.mark.parametrize("target", ["repo", "verify", "gpu-report"])
+def test_make_passes_no_arch_that_was_not_given(target: str) -> None:
+    def recipe(*variables: str) -> str:
+        command = ["make", "--dry-run", "--always-make", target, *variables]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert "--arch" not in recipe("CHECKPOINT=a.pt")
+    assert '--arch "ViT-L-14"' in recipe("CHECKPOINT=a.pt", "ARCH=ViT-L-14")
+
+
+def test_the_arch_is_read_off_the_checkpoint_by_every_command(tmp_path: Path, tiny_vit: Arch) -> None:
+    """What they ask for is the same, and a file that says it is taken by all; see test_detect for what is read."""
+    torch.save({"state_dict": CLIP(**tiny_vit.model_info).state_dict()}, tmp_path / "odd.pt")
+    (tmp_path / "heads.json").write_text('{"text_num_attention_heads": 2, "vision_head_width": 64}')
+    asked = run("checkpoint", "--checkpoint", "odd.pt", cwd=tmp_path)
+    assert asked.returncode == 1
+    assert asked.stderr.startswith("error: odd.pt does not tell its text_num_attention_heads and vision_head_width")
+    options = ["--arch", "heads.json", "--checkpoint", "odd.pt"]
+    told = run("checkpoint", *options, cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert "arch          odd\n" in told.stdout
+    assert "odd.pt is of an architecture of its own, named odd: ViT of 2 blocks" in told.stderr
+    for command, complaint in (
+        (["repository", "--context-length", "200"], "context length 200 is out of range for odd"),
+        (["tensorrt", "--context-length", "200"], "context length 200 is out of range for odd"),
+        (["onnx", "--name", "no/name"], "'no/name' can't name a model"),
+        (["verify", "--url", "localhost:1"], "localhost:1"),
+    ):
+        result = run(*command, *options, cwd=tmp_path)
+        assert result.returncode == 1
+        assert complaint in result.stderr.splitlines()[-1]
+
+
 def test_the_builder_is_light_until_it_builds() -> None:
     code = (
         "import sys, cnclip_builder.cli.app, cnclip_builder.build\n"
