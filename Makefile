@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 # --- Variables of `make repo`, `make serve` and `make verify`. An empty one takes the command's own default. ---
-ARCH           ?= ViT-B-16
+ARCH           ?=
 CHECKPOINT     ?=
 VOCABULARY     ?=
 PRECISION      ?=
@@ -35,7 +35,7 @@ TORCH_INDEX    ?=
 
 # $(call option,--flag,VARIABLE): the flag if the variable is set.
 option = $(if $($(2)),$(1) "$($(2))")
-CHECKPOINT_OPTIONS = --arch "$(ARCH)" $(call option,--checkpoint,CHECKPOINT) $(call option,--vocabulary,VOCABULARY) $(call option,--name,NAME) \
+CHECKPOINT_OPTIONS = $(call option,--arch,ARCH) $(call option,--checkpoint,CHECKPOINT) $(call option,--vocabulary,VOCABULARY) $(call option,--name,NAME) \
 	$(call option,--hub,HUB) $(call option,--download-root,DOWNLOAD_ROOT)
 
 # What a target needs: .venv, and with TENSORRT= that version of TensorRT in it, also where .venv is there already.
@@ -48,8 +48,8 @@ READY = $(VENV)/runtime $(if $(TENSORRT),$(VENV)/tensorrt-$(TENSORRT))
 help:  ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 12
 	@echo
-	@echo 'Variables of make repo (default): ARCH (ViT-B-16) CHECKPOINT (the official one) PRECISION (fp32 on a CPU, fp16'
-	@echo 'on a GPU) TARGET (gpu if nvidia-smi lists one, else cpu) PLATFORM (onnxruntime) CONTEXT_LENGTH (52)'
+	@echo 'Variables of make repo (default): ARCH (what CHECKPOINT is of, else ViT-B-16) CHECKPOINT (the'
+	@echo 'official one) PRECISION (fp32 on a CPU, fp16 on a GPU) TARGET (gpu if nvidia-smi lists one, else cpu) PLATFORM (onnxruntime) CONTEXT_LENGTH (52)'
 	@echo 'ACCELERATOR (cuda; none or tensorrt, for onnxruntime on a GPU) PLANS (folder of plans made elsewhere)'
 	@echo 'TENSORRT (the version of TensorRT that your tritonserver has, such as 10.13.3: installed first)'
 	@echo 'MAX_BATCH_SIZE (32 on a CPU, 64 on a GPU) NAME (the arch in lower case) MODEL_VERSION (1) VERIFY=1 (off)'
@@ -108,7 +108,7 @@ bench: $(VENV)/installed  ## Measure ViT-B-16 side by side: served, alternatives
 		--pairs build/bench/held-out/captions.tsv --output build/benchmarks/demo
 
 gpu-report: $(READY)  ## Measure what this machine's GPU does with ARCH, on one page; within ten minutes.
-	$(BIN)/cnclip-bench gpu-report $(if $(filter file,$(origin ARCH)),,--arch "$(ARCH)") $(call option,--checkpoint,CHECKPOINT) $(FLAGS)
+	$(BIN)/cnclip-bench gpu-report $(call option,--arch,ARCH) $(call option,--checkpoint,CHECKPOINT) $(FLAGS)
 
 soak: $(VENV)/installed  ## Load the demo model for an hour (MINUTES=60); see that memory stays and no row is another's.
 	test -d build/demo/repository || $(BIN)/python examples/demo/demo.py

@@ -27,6 +27,7 @@ from cnclip_bench._cli._options import (
     of_a_subject,
 )
 from cnclip_bench._cli._savings import int8, savings
+from cnclip_bench.subject import arch_option
 
 app = plain_app(
     name="cnclip-bench",
@@ -55,16 +56,17 @@ def everything(asked: Asked, output: OutputOption = OUTPUT) -> None:
     Example:
       cnclip-bench all --arch ViT-B-16 --checkpoint epoch_latest.pt
     """
+    arch = arch_option(asked.arch, asked.checkpoint, asked.name)
     built: dict[str, Any] = {"checkpoint": asked.checkpoint, "output": output}
     items: dict[str, Any] = {"images": asked.images, "captions": asked.captions}
-    model: dict[str, Any] = {"arch": asked.arch, "repository": asked.repository, "name": asked.name, **built}
+    model: dict[str, Any] = {"arch": arch, "repository": asked.repository, "name": asked.name, **built}
     whole = {**model, **items}
-    own = asked.repository == REPOSITORY and asked.arch in {one.name for one in official_archs()}
-    archs = list(dict.fromkeys(["RN50", asked.arch])) if own else [asked.arch]
+    own = asked.repository == REPOSITORY and arch in {one.name for one in official_archs()}
+    archs = list(dict.fromkeys(["RN50", arch])) if own else [arch]
     steps: tuple[Callable[[], None], ...] = (
         partial(tokenize, captions=asked.captions, output=output),
-        partial(preprocess, arch=asked.arch, images=asked.images, output=output),
-        partial(host, arch=asked.arch, images=asked.images, output=output),
+        partial(preprocess, arch=arch, images=asked.images, output=output),
+        partial(host, arch=arch, images=asked.images, output=output),
         partial(served, **whole, rounds=5),
         partial(compare, **whole, items=8, rounds=3),
         partial(latency, **whole, batch_size=1, rounds=15),
@@ -72,7 +74,7 @@ def everything(asked: Asked, output: OutputOption = OUTPUT) -> None:
         partial(throughput, **whole, seconds=1.0, rounds=1),
         partial(stages, **whole, items=16),
         partial(savings, **whole, rounds=3),
-        partial(int8, arch=asked.arch, **built, **items),
+        partial(int8, arch=arch, **built, **items),
         partial(memory, **model, max_batch_size=[1, 8, 32]),
         *([partial(startup, archs=archs, repository=asked.repository, **built)] if own else []),
         *([partial(build, archs=archs, **built)] if own else []),
