@@ -107,6 +107,11 @@ class Client:
         return self._limits
 
     @property
+    def retry(self) -> Retry:
+        """When it sends again, and how long it waits for a server that is away."""
+        return self._endpoints.retry
+
+    @property
     def info(self) -> ModelInfo:
         """What the server says of the model, asked once; where it has only one of the towers, of that one.
 
