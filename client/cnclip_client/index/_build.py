@@ -25,7 +25,7 @@ from cnclip_client.index._index import FEATURES, INDEX, open_searcher, require_f
 from cnclip_client.index._look import Sample, look, require_distinct, sample_of, size_of
 from cnclip_client.index._measure import Check, measure
 from cnclip_client.index._options import Built, IndexOptions, Report
-from cnclip_client.index._parts import Part, count_rows, feature_files, unknown_parts
+from cnclip_client.index._parts import FeatureFile, Part, feature_files, unknown_parts
 from cnclip_client.index._place import put_folder, require_replaceable, restore
 from cnclip_client.index._plan import Plan, available_memory, plan, plan_of_factory, require_room
 from cnclip_client.index._record import ANEW, RECORD, Record, is_index
@@ -116,17 +116,16 @@ class _Building:
     def run(self, work: Path) -> Built:
         require_replaceable(self._place, RECORD, _FILES)
         before = None if self._options.overwrite or not is_index(self._place) else self._before()
-        files = feature_files(self._paths)
         origin = self._origin(before)
-        normalize = before.normalize if before else self._options.normalize
-        new = list(unknown_parts(files, before.parts if before else (), self._kind, normalize, self._place))
-        rows = sum(map(count_rows, new))
+        files = feature_files(self._paths, self._kind, before.normalize if before else self._options.normalize)
+        new = list(unknown_parts(files, before.parts if before else (), self._place))
+        rows = sum(file.count() for file in new)
         if before is not None and not rows:
             return Built(record=before, added=0)
         base = self._begin(new, rows) if before is None else self._open(before, rows)
         work.mkdir()
         parts, check = self._look(work, base, new, rows)
-        self._fill(work, base, parts, check)
+        self._fill(work, base, new, parts, check)
         record = self._measure(work, base, parts, check, origin)
         (work / RECORD).write_text(record.as_json(), encoding="utf-8")
         put_folder(work, self._place)
@@ -157,8 +156,8 @@ class _Building:
             before.require_origin(self._place, *found)
         return before.origin
 
-    def _begin(self, files: list[Path], rows: int) -> _Base:
-        size = size_of(files, self._kind) if rows else 0
+    def _begin(self, files: list[FeatureFile], rows: int) -> _Base:
+        size = size_of(files) if rows else 0
         if not size:
             raise ValueError(f"there are no features in {', '.join(map(str, self._paths))}; extract some first")
         asked = self._options
@@ -189,14 +188,14 @@ class _Building:
             check=Check.read(self._place / _CHECK, ANEW),
         )
 
-    def _look(self, work: Path, base: _Base, files: list[Path], rows: int) -> tuple[tuple[Part, ...], Check]:
+    def _look(self, work: Path, base: _Base, files: list[FeatureFile], rows: int) -> tuple[tuple[Part, ...], Check]:
         """Reads everything once; returns what was read, and the queries. Trains the index if that is new."""
         sample = Sample.wanted(0 if base.index.is_trained else base.plan.train_rows, rows, base.size, seed=0)
         own = Sample.wanted(_QUERIES if base.check is None and self._queries is None else 0, rows, base.size, seed=1)
         held = open_ids(self._place, base.rows) if base.rows else None
         parts = list(base.parts)
         with IdsWriter(work, held) as ids:
-            for part in look(files, self._kind, base.normalize, base.size, ids, [sample, own]):
+            for part in look(files, base.size, ids, [sample, own]):
                 parts.append(part)
                 self._report("reading", ids.rows - base.rows, rows)
             ids.finish()
@@ -210,13 +209,13 @@ class _Building:
             return tuple(parts), Check.of(own.features, own.rows)
         return tuple(parts), Check.of(sample_of(self._queries, self._kind, base.normalize, _QUERIES, base.size))
 
-    def _fill(self, work: Path, base: _Base, parts: tuple[Part, ...], check: Check) -> None:
+    def _fill(self, work: Path, base: _Base, files: list[FeatureFile], parts: tuple[Part, ...], check: Check) -> None:
         new = parts[len(base.parts) :]
         rows = base.rows + sum(part.rows for part in new)
         before = self._place / FEATURES if base.rows else None
         keep = FeaturesFile(work / FEATURES, rows, base.size, before) if base.plan.rescore else nullcontext()
         with keep as kept:
-            fill(base.index, new, self._kind, base.normalize, base.rows, check, kept, self._report)
+            fill(base.index, files, new, base.rows, check, kept, self._report)
         write(base.index, work / INDEX)
         check.write(work / _CHECK)
 

@@ -11,13 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnclip_client._exceptions import JobRefused
-from cnclip_client._vocabulary import Kind
-from cnclip_client.features import read_features
 from cnclip_client.index._faiss import add, reserve
 from cnclip_client.index._look import require_unchanged_since
 from cnclip_client.index._measure import Check
 from cnclip_client.index._options import Report
-from cnclip_client.index._parts import Part, part_of
+from cnclip_client.index._parts import FeatureFile, Part
 
 __all__ = ["FeaturesFile", "fill"]
 
@@ -65,9 +63,8 @@ class FeaturesFile:
 
 def fill(
     index: Any,
+    files: Sequence[FeatureFile],
     parts: Sequence[Part],
-    kind: Kind,
-    normalize: bool,
     first: int,
     check: Check,
     kept: FeaturesFile | None,
@@ -77,9 +74,8 @@ def fill(
 
     Args:
         index: faiss's, trained; it holds `first` rows.
-        parts: The files, as they were seen before.
-        kind: What they are of.
-        normalize: Whether each feature is divided by its length.
+        files: The files.
+        parts: What was noted of them before.
         first: The number of their first row.
         check: Compares its queries with them.
         kept: Gets the features as well.
@@ -93,16 +89,15 @@ def fill(
     """
     row, total = first, first + sum(part.rows for part in parts)
     reserve(index, total)
-    for part in parts:
-        file = Path(part.path)
-        require_unchanged_since(part_of(file, part.rows, part.digest), part)
-        for block in read_features(file, kind, normalize=normalize):
+    for file, part in zip(files, parts, strict=True):
+        require_unchanged_since(file.part(part.rows, part.digest), part)
+        for block in file.blocks():
             add(index, block.features)
             check.add(block.features, row)
             if kept is not None:
                 kept.append(block.features)
             row += len(block)
             report("indexing", row - first, total - first)
-        require_unchanged_since(part_of(file, part.rows, part.digest), part)
+        require_unchanged_since(file.part(part.rows, part.digest), part)
     if row != total:
         raise JobRefused(f"{total} rows were counted and {row} read; run this again", output=parts[-1].path)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from cnclip_client._exceptions import BadFile, JobRefused
 from cnclip_client._vocabulary import Kind
-from cnclip_client.features import read_features
+from cnclip_client.features import Features
 from cnclip_client.index._ids import Ids, IdsWriter, repeated_rows
-from cnclip_client.index._parts import Digest, Part, count_rows, feature_files, part_of
+from cnclip_client.index._parts import Digest, FeatureFile, Part, feature_files
 
 __all__ = ["Sample", "look", "require_distinct", "require_unchanged_since", "sample_of", "size_of"]
 
@@ -43,49 +43,50 @@ class Sample:
         self.features[start:stop] = block[self.rows[start:stop] - first]
 
 
-def size_of(files: Sequence[Path], kind: Kind) -> int:
+def size_of(files: Sequence[FeatureFile]) -> int:
     """Returns the length of the first feature; 0 if there is none. Raises as `read_features`."""
-    return next((block.features.shape[1] for file in files for block in read_features(file, kind, block_bytes=1)), 0)
+    return next((block.features.shape[1] for file in files for block in file.blocks(block_bytes=1)), 0)
 
 
-def look(
-    files: Sequence[Path], kind: Kind, normalize: bool, size: int, ids: IdsWriter, samples: Sequence[Sample]
-) -> Iterator[Part]:
+def look(files: Sequence[FeatureFile], size: int, ids: IdsWriter, samples: Sequence[Sample]) -> Iterator[Part]:
     """Reads files to their ends, and yields what is noted of each.
 
     Args:
         files: Of features.
-        kind: What they are of.
-        normalize: Whether each feature is divided by its length.
         size: The length that they must have.
         ids: Gets their ids.
         samples: Get the features that they want.
 
     Raises:
         BadFile: A file is damaged, or of features of another length.
+        JobRefused: One changes meanwhile.
         MissingExtra: One is parquet, and pyarrow is not installed.
         OSError: One cannot be read.
     """
     first = 0
     for file in files:
-        before = part_of(file, 0, "")
+        before = file.part(0, "")
         digest = Digest()
-        for block in read_features(file, kind, normalize=normalize):
-            found = block.features.shape[1]
-            if found != size:
-                raise BadFile(
-                    f"features of {found} numbers, and others are of {size}: they are of two models, and an index is "
-                    "of one; leave it out",
-                    path=str(file),
-                )
+        for block in file.blocks():
+            _require_size(file, block, size, "features")
             digest.add(block)
             ids.append(block.ids.tolist())
             for sample in samples:
                 sample.take(block.features, first)
             first += len(block)
-        part = part_of(file, digest.rows, str(digest))
+        part = file.part(digest.rows, str(digest))
         require_unchanged_since(part, before)
         yield part
+
+
+def _require_size(file: FeatureFile, block: Features, size: int, what: str) -> None:
+    found = block.features.shape[1]
+    if found != size:
+        raise BadFile(
+            f"{what} of {found} numbers, and the index is of {size}: they are of two models, and an index is of one; "
+            "leave them out",
+            path=str(file.path),
+        )
 
 
 def require_unchanged_since(part: Part, before: Part) -> None:
@@ -101,20 +102,15 @@ def sample_of(queries: Path, indexed: Kind, normalize: bool, count: int, size: i
         ValueError: There are none.
         BadFile: They are of another length; and as `look` raises.
     """
-    kind: Kind = "text" if indexed == "image" else "image"
-    files = feature_files([queries])
-    rows = sum(map(count_rows, files))
+    files = feature_files([queries], "text" if indexed == "image" else "image", normalize)
+    rows = sum(file.count() for file in files)
     if not rows:
         raise ValueError(f"there are no features in {queries}; give others as --queries")
     sample = Sample.wanted(count, rows, size, seed=2)
     first = 0
     for file in files:
-        for block in read_features(file, kind, normalize=normalize):
-            found = block.features.shape[1]
-            if found != size:
-                raise BadFile(
-                    f"queries of {found} numbers for an index of {size}; they are of two models", path=str(file)
-                )
+        for block in file.blocks():
+            _require_size(file, block, size, "queries")
             sample.take(block.features, first)
             first += len(block)
     return sample.features
