@@ -19,6 +19,7 @@ from cnclip_client._cli._classify import classify
 from cnclip_client._cli._evaluate import evaluate
 from cnclip_client._cli._extract import extract
 from cnclip_client._cli._features import features
+from cnclip_client._cli._index import index
 from cnclip_client._cli._info import info
 from cnclip_client._cli._search import search
 from cnclip_client._cli._similarity import similarity
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.add_typer(features, name="features")
 app.add_typer(extract, name="extract")
+app.add_typer(index, name="index")
 app.command("similarity")(similarity)
 app.command("info")(info)
 app.command("search")(search)

@@ -31,6 +31,7 @@ class Measured:
     Attributes:
         recall_at_10: Share of the exact search's best 10 that it finds, of queries that it was not tuned on.
         queries: How many those were.
+        asked: What they are: rows of the index, or features that were given.
         milliseconds: A query, many asked at once.
         exact_milliseconds: A query in exact search, likewise.
         parameters: What it was tuned to.
@@ -39,6 +40,7 @@ class Measured:
 
     recall_at_10: float
     queries: int
+    asked: str
     milliseconds: float
     exact_milliseconds: float
     parameters: str
@@ -140,6 +142,7 @@ def measure(searcher: Searcher, check: Check, target: float) -> Measured:
     return Measured(
         recall_at_10=float(check.recall(found, measured).mean()),
         queries=len(asked),
+        asked="given queries" if (check.own < 0).all() else "rows of its own",
         milliseconds=1000 * sorted(seconds)[_ROUNDS // 2] / len(asked),
         exact_milliseconds=1000 * check.exact_seconds / len(queries),
         parameters=searcher.parameters,
