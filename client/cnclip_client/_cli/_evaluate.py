@@ -23,6 +23,7 @@ from cnclip_client._cli._retrieval import (
 )
 from cnclip_client._cli._shared import AsJson, Verbose, complain, reporting, usage, write
 from cnclip_client.evaluation import Recall, annotated, read_annotations, read_predictions, recall
+from cnclip_client.features import require_one_checkpoint
 from cnclip_client.retrieval import Direction, search
 
 __all__ = ["evaluate"]
@@ -60,6 +61,8 @@ def evaluate(
         raise typer.BadParameter("give --image-feats and --text-feats, or --text-to-image and/or --image-to-text")
     with reporting(verbose), usage():
         right = read_annotations(annotations)
+        if image_feats and text_feats:
+            require_one_checkpoint(image_feats, text_feats)
         missing: Literal["error", "miss"] = "miss" if missing_as_misses else "error"
         found: dict[Direction, Recall] = {}
         for direction, path in predictions.items():

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cnclip_client._cli._pictures import pictures_in
+from cnclip_client._cli._pictures import pictures_in, words_in
 from cnclip_client._cli._retrieval import (
     ImageFeatures,
     MemoryMib,
@@ -21,7 +21,8 @@ from cnclip_client._cli._shared import Verbose, reporting, usage, writing
 from cnclip_client._extras import require
 from cnclip_client._float32 import rounded
 from cnclip_client.evaluation import read_annotations
-from cnclip_client.report import html_report, image_ids, thumbnails
+from cnclip_client.features import require_one_checkpoint
+from cnclip_client.report import html_report, image_ids, text_ids, thumbnails
 from cnclip_client.retrieval import Direction, Hits
 from cnclip_client.retrieval import search as search_features
 
@@ -47,6 +48,10 @@ def search(
     images: Annotated[
         Path | None, typer.Option(metavar="SOURCE", help="The page's images: a folder, MUGE TSV, LMDB or .parquet.")
     ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(metavar="SOURCE", help="The page's texts: MUGE's .jsonl, a text a line, or .parquet."),
+    ] = None,
     annotations: Annotated[
         Path | None, typer.Option(metavar="FILE.jsonl", help="The page's texts, and the image_ids right for them.")
     ] = None,
@@ -61,8 +66,8 @@ def search(
 
     Example: cnclip search --image-feats imgs.jsonl --text-feats texts.jsonl -o predictions.jsonl
     """
-    if html is None and (images or annotations):
-        raise typer.BadParameter("--images and --annotations are for the page; name it with --html")
+    if html is None and (images or texts or annotations):
+        raise typer.BadParameter("--images, --texts and --annotations are for the page; name it with --html")
     direction: Direction = "image-to-text" if image_to_text else "text-to-image"
     sides = direction, image_feats, text_feats, normalize
     with reporting(verbose), usage():
@@ -70,6 +75,7 @@ def search(
             for module in ("jinja2", "PIL.Image"):
                 require(module, extra="report")  # before minutes of searching
         known = read_annotations(annotations) if annotations else None
+        require_one_checkpoint(image_feats, text_feats)
         shown: list[Hits] = []
         count = 0
         with gallery(*sides, memory_mib) as searched, writing(output) as file:
@@ -82,9 +88,16 @@ def search(
         if html is not None:
             wanted = image_ids(shown, direction, known)
             pictures = thumbnails(pictures_in(images, wanted), wanted) if images else {}
+            words = dict(words_in(texts, text_ids(shown, direction, known))) if texts else {}
             with writing(str(html)) as file:
                 page = html_report(
-                    shown, direction, annotations=known, pictures=pictures, queries=count, searched=found
+                    shown,
+                    direction,
+                    annotations=known,
+                    texts=words,
+                    pictures=pictures,
+                    queries=count,
+                    searched=found,
                 )
                 file.write(page)
 

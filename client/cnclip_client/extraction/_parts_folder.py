@@ -33,7 +33,7 @@ from cnclip_client.extraction._work_folder import locked
 from cnclip_client.features import Sink
 from cnclip_client.features._parts import FOLDER_RECORD, part_name, part_records, record_name
 
-__all__ = ["PartRecord", "PartsFolder"]
+__all__ = ["PartRecord", "PartsFolder", "work_folder"]
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +66,11 @@ class PartRecord:
     state: str
 
 
+def work_folder(output: str, work: Path | None) -> Path:
+    """Returns where unfinished parts of an output in an object store are kept."""
+    return work or Path(f"{output.rstrip('/').rpartition('/')[2]}.partial")
+
+
 class PartsFolder:
     """One job's folder.
 
@@ -87,7 +92,7 @@ class PartsFolder:
         remote = "://" in output
         self.store: LocalStore | RemoteStore = RemoteStore(output) if remote else LocalStore()
         self._is_remote = remote
-        self.folder = Path(output) if not remote else work or Path(f"{output.rstrip('/').rpartition('/')[2]}.partial")
+        self.folder = work_folder(output, work) if remote else Path(output)
 
     @contextmanager
     def entered(self) -> Iterator[None]:

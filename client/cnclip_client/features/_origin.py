@@ -81,16 +81,20 @@ def require_one_checkpoint(*paths: str | PathLike[str]) -> None:
         OSError: One cannot be read.
     """
     known: tuple[Path, Origin] | None = None
+    unknown = []
     for path in map(Path, paths):
         found = origin_of(path)
         if found is None:
-            _LOG.warning(
-                "%s does not say which checkpoint its features are of; see that all that is compared is of one", path
-            )
+            unknown.append(str(path))
         elif known is None:
             known = path, found
         else:
             _refuse(*known, path, found)
+    if unknown:
+        _LOG.warning(
+            "no telling which checkpoint the features of %s are of; see that all that is compared is of one",
+            " and ".join(unknown),
+        )
 
 
 def _refuse(first: Path, one: Origin | None, second: Path, other: Origin | None) -> None:
