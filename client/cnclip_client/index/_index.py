@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Iterator
 from os import PathLike
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from cnclip_client._exceptions import BadFile
 from cnclip_client._extras import require
-from cnclip_client.features import Features
+from cnclip_client.features import Features, origin_of
 from cnclip_client.features._features import rebatch
 from cnclip_client.index._checksums import require_unchanged
 from cnclip_client.index._faiss import EXTRA, Searcher, read
@@ -22,6 +23,8 @@ from cnclip_client.index._record import ANEW, Record
 from cnclip_client.retrieval import Hits
 
 __all__ = ["FEATURES", "INDEX", "Index", "open_searcher", "require_files"]
+
+_LOG = logging.getLogger(__name__)
 
 INDEX, FEATURES = "index.faiss", "features.npy"
 _QUERIES = 1024
@@ -103,6 +106,27 @@ class Index:
     def parameters(self, parameters: str) -> None:
         with self._lock:
             self._searcher.turn(parameters)
+
+    def require_checkpoint_of(self, queries: str | PathLike[str]) -> None:
+        """Sees that features are of the index's checkpoint; where that is not known a warning is logged.
+
+        Args:
+            queries: A file or folder that `read_features` takes.
+
+        Raises:
+            BadFile: They are of another.
+            MissingExtra: They are parquet, and pyarrow is not installed.
+            OSError: They cannot be read.
+        """
+        origin = origin_of(queries)
+        unknown = [str(one) for one, of in ((self._path, self.record.origin), (queries, origin)) if of is None]
+        if unknown:
+            _LOG.warning(
+                "no telling which checkpoint the features of %s are of; see that all that is compared is of one",
+                " and ".join(unknown),
+            )
+        elif origin is not None:
+            self.record.require_origin(self._path, Path(queries), origin)
 
     def search(self, queries: Features | Iterable[Features], *, k: int = 10) -> Iterator[Hits]:
         """Yields the hits of each query, in the queries' order; memory is bounded for any number of them.
