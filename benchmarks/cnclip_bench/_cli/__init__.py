@@ -15,6 +15,7 @@ from cnclip_bench._cli._alternatives import compare
 from cnclip_bench._cli._costs import build, memory, startup
 from cnclip_bench._cli._encoders import latency, preprocess, served, stages, tokenize
 from cnclip_bench._cli._gpu_report import gpu_report
+from cnclip_bench._cli._index import index
 from cnclip_bench._cli._load import throughput, tune
 from cnclip_bench._cli._options import (
     OUTPUT,
@@ -35,7 +36,7 @@ app = typer.Typer(
 )
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(served, compare, latency, throughput, stages, preprocess, tokenize),
-    *(savings, int8, build, startup, memory, tune, gpu_report),
+    *(savings, int8, build, startup, memory, index, tune, gpu_report),
 )
 for command in _COMMANDS:
     app.command()(command)
@@ -44,7 +45,7 @@ for command in _COMMANDS:
 @app.command("all")
 @of_a_subject
 def everything(asked: Asked, output: OutputOption = OUTPUT) -> None:
-    """Run all of them save tune, which changes configs, and gpu-report: some 15 minutes for ViT-B-16 on two cores."""
+    """Run all but index, gpu-report and tune, which changes configs: some 15 minutes for ViT-B-16 on two cores."""
     built: dict[str, Any] = {"checkpoint": asked.checkpoint, "output": output}
     items: dict[str, Any] = {"images": asked.images, "captions": asked.captions}
     model: dict[str, Any] = {"arch": asked.arch, "repository": asked.repository, "name": asked.name, **built}

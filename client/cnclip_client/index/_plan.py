@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ _ID_BYTES = 16
 _LINK_BYTES = 66 * 4 + 12
 # faiss's lists of clusters grow by doubling; so much more than what is in them was held at the end.
 _GROWTH = 1.5
+# The sample of features, and what faiss makes of it.
+_TRAINING = 1.25
 _CLUSTER_ROWS, _FEWEST_CLUSTER_ROWS = 64, 39  # faiss itself warns below 39
 _MOST_CLUSTERS = 65_536
 # Past it even the clusters are looked up by HNSW.
@@ -102,24 +105,25 @@ def _kinds(rows: int, size: int, rescore: bool) -> list[Plan]:
     found.append(_kind("HNSW32,SQ8", rows, size, row_bytes=size + _LINK_BYTES, train_rows=_SQ_ROWS, rescore=rescore))
     if rows <= _EXACT_ROWS:
         return found
-    clusters = min(_power_of_two(4 * rows**0.5), _MOST_CLUSTERS)
-    while clusters * _FEWEST_CLUSTER_ROWS > rows:
-        clusters //= 2
-    lists = f"IVF{clusters}_HNSW32" if clusters > _CLUSTERS_IN_TURN else f"IVF{clusters}"
+    most = min(2 ** round(math.log2(4 * rows**0.5)), _MOST_CLUSTERS)
     for numbers in (size // 2, size // 4, size // 8):
-        if numbers and size % numbers == 0:
+        if not numbers or size % numbers:
+            continue
+        # Fewer clusters find less in the same time, but are found in fewer features.
+        for clusters in (most, most // 2, most // 4):
+            lists = f"IVF{clusters}_HNSW32" if clusters > _CLUSTERS_IN_TURN else f"IVF{clusters}"
             found += [
                 _kind(
                     f"{lists},PQ{numbers}x4fs",
                     rows,
                     size,
                     row_bytes=numbers / 2 + 8,
-                    train_rows=per_cluster * clusters,
+                    train_rows=a_cluster * clusters,
                     rescore=rescore,
                     growth=_GROWTH,
                     fixed=clusters * (4 * size + _LINK_BYTES),
                 )
-                for per_cluster in (_CLUSTER_ROWS, _FEWEST_CLUSTER_ROWS)
+                for a_cluster in (_CLUSTER_ROWS, _FEWEST_CLUSTER_ROWS)
             ]
     return found
 
@@ -136,8 +140,7 @@ def _kind(
     fixed: int = 0,
 ) -> Plan:
     train_rows = min(rows, train_rows)
-    # The sample, and what faiss makes of it: centroids' distances, residuals, and a part of them for each product.
-    training = 2 * 4 * size * train_rows
+    training = round(_TRAINING * 4 * size * train_rows)
     filled = round(growth * row_bytes * rows) + fixed
     return Plan(
         factory=factory,
@@ -146,11 +149,6 @@ def _kind(
         row_bytes=row_bytes + fixed / rows,
         build_bytes=_BASE_BYTES + _ID_BYTES * rows + max(training, filled),
     )
-
-
-def _power_of_two(number: float) -> int:
-    """The largest power of two that is not above a number."""
-    return 1 << (int(number).bit_length() - 1)
 
 
 def available_memory() -> int:
