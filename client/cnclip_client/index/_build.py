@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
@@ -192,14 +192,15 @@ class _Building:
         """Reads everything once; returns what was read, and the queries. Trains the index if that is new."""
         sample = Sample.wanted(0 if base.index.is_trained else base.plan.train_rows, rows, base.size, seed=0)
         own = Sample.wanted(_QUERIES if base.check is None and self._queries is None else 0, rows, base.size, seed=1)
-        held = open_ids(self._place, base.rows) if base.rows else None
         parts = list(base.parts)
-        with IdsWriter(work, held) as ids:
+        before = closing(open_ids(self._place, base.rows)) if base.rows else nullcontext()
+        with before as held, IdsWriter(work, held) as ids:
             for part in look(files, base.size, ids, [sample, own]):
                 parts.append(part)
                 self._report("reading", ids.rows - base.rows, rows)
             ids.finish()
-        require_distinct(open_ids(work, ids.rows), parts, self._place)
+        with closing(open_ids(work, ids.rows)) as written:
+            require_distinct(written, parts, self._place)
         if not base.index.is_trained:
             self._report("training", 0, 0)
             train(base.index, sample.features, base.plan.factory)

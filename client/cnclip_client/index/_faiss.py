@@ -152,10 +152,11 @@ class Searcher:
         self._rescore = 0
         self.parameters = ""
 
-    @property
-    def rescores(self) -> bool:
-        """Whether features are kept beside the index."""
-        return self._features is not None
+    def rescoring(self, for_ten: int) -> str:
+        """Returns the parameter by which so many proposals are scored anew for the best 10; empty if there is none."""
+        if self._features is not None:
+            return f"rescore={for_ten}"
+        return f"k_factor_rf={for_ten / 10:g}" if isinstance(self._index, self._faiss.IndexRefine) else ""
 
     @property
     def turned(self) -> str:
@@ -188,7 +189,7 @@ class Searcher:
                 rescore = int(value)
             else:
                 theirs.append(one)
-        if rescore and not self.rescores:
+        if rescore and self._features is None:
             raise ValueError("rescore needs the features beside the index, which were not kept; leave it out")
         try:
             if theirs:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ __all__ = ["Check", "Measured", "measure"]
 _AT = 10
 _ROUNDS = 3
 _EF = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-_RESCORE = (20, 50, 100, 200, 400)
+_RESCORED = (20, 50, 100, 200, 400)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,10 +125,13 @@ def measure(searcher: Searcher, check: Check, target: float) -> Measured:
     """
     queries = check.best.queries
     tuned, measured = (slice(0, None, 2), slice(1, None, 2)) if len(queries) > 1 else (slice(0, 1), slice(0, 1))
+    given = bool((check.own < 0).all())
+    # A row of the index finds itself, and then 10 others.
+    k = _AT if given else _AT + 1
 
     def good(parameters: str) -> bool:
         searcher.turn(parameters)
-        shares = check.recall(searcher.search(queries[tuned], _AT + 1)[1], tuned)
+        shares = check.recall(searcher.search(queries[tuned], k)[1], tuned)
         return float(shares.mean() - 2 * shares.std() / len(shares) ** 0.5) >= target
 
     searcher.turn(_tuned(searcher, good))
@@ -137,12 +139,12 @@ def measure(searcher: Searcher, check: Check, target: float) -> Measured:
     seconds = []
     for _ in range(_ROUNDS):
         began = time.perf_counter()
-        found = searcher.search(asked, _AT + 1)[1]
+        found = searcher.search(asked, k)[1]
         seconds.append(time.perf_counter() - began)
     return Measured(
         recall_at_10=float(check.recall(found, measured).mean()),
         queries=len(asked),
-        asked="given queries" if (check.own < 0).all() else "rows of its own",
+        asked="given queries" if given else "rows of its own",
         milliseconds=1000 * sorted(seconds)[_ROUNDS // 2] / len(asked),
         exact_milliseconds=1000 * check.exact_seconds / len(queries),
         parameters=searcher.parameters,
@@ -150,16 +152,20 @@ def measure(searcher: Searcher, check: Check, target: float) -> Measured:
     )
 
 
-def _tuned(searcher: Searcher, good: Any) -> str:
+def _tuned(searcher: Searcher, good: Callable[[str], bool]) -> str:
     """Returns the least effort that is good enough, or the most there is."""
     efforts = _efforts(searcher)
-    most = f",rescore={_RESCORE[-1]}" if searcher.rescores else ""
-    effort = next((one for one in efforts if good(one + most)), efforts[-1])
+    most = searcher.rescoring(_RESCORED[-1])
+    effort = next((one for one in efforts if good(_joined(one, most))), efforts[-1])
     if not most:
         return effort
-    # Whatever the index proposes too late can't be scored anew: with enough effort, fewer proposals may do.
-    rescores = [f"{effort},rescore={one}".lstrip(",") for one in _RESCORE]
-    return next((one for one in rescores[:-1] if good(one)), rescores[-1])
+    # Proposals that do not come are not scored anew: with enough effort, fewer of them may do.
+    every = [_joined(effort, searcher.rescoring(one)) for one in _RESCORED]
+    return next((one for one in every[:-1] if good(one)), every[-1])
+
+
+def _joined(*parameters: str) -> str:
+    return ",".join(filter(None, parameters))
 
 
 def _efforts(searcher: Searcher) -> list[str]:
