@@ -9,6 +9,7 @@ from elsewhere than what is indexed, which approximate search finds harder than 
 from __future__ import annotations
 
 import importlib
+import resource
 import subprocess
 import sys
 import tempfile
@@ -89,6 +90,7 @@ class Measurement:
         memory: What --memory was.
         factory, parameters: What it chose, and tuned.
         minutes: From start to end of the command.
+        cpu_minutes: That all its threads took of the processor, which others' load sways less.
         peak_mib: Of its process, pages of files that it had mapped included.
         own_recall: recall@10 as the command measured it, on the queries that it was given.
         recall: recall@10 of other queries, against exact search.
@@ -101,6 +103,7 @@ class Measurement:
     factory: str
     parameters: str
     minutes: float
+    cpu_minutes: float
     peak_mib: float
     own_recall: float
     recall: float
@@ -130,20 +133,20 @@ def measure_index(made: MadeUp, queries: int, memories: list[str], rounds: int, 
             read_features(Path(work) / "features", "image"), memory_bytes=8 * made.rows * made.size
         ) as gallery:
             exact = _ids(search([asked], gallery, k=_K))
-            for memory, (minutes, peak_mib) in zip(memories, built, strict=True):
+            for memory, cost in zip(memories, built, strict=True):
                 with Index.open(_place(Path(work), memory)) as index:
-                    yield _measure(index, gallery, asked, exact, rounds, memory, minutes, peak_mib)
+                    yield _measure(index, gallery, asked, exact, rounds, memory, cost)
 
 
 def _place(folder: Path, memory: str) -> Path:
     return folder / f"{memory}.index"
 
 
-def _build(folder: Path, tuning: Path, memory: str) -> tuple[float, float]:
-    """Runs the command; returns minutes and MiB."""
+def _build(folder: Path, tuning: Path, memory: str) -> tuple[float, float, float]:
+    """Runs the command; returns minutes, those of the processor, and MiB."""
     command = [str(Path(sys.executable).with_name("cnclip")), "index", "images", str(folder / "features")]
     command += ["--output", str(_place(folder, memory)), "--memory", memory, "--queries", str(tuning), "--json"]
-    began = time.perf_counter()
+    began, before = time.perf_counter(), _children_s()
     with (
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process,
         watching(process.pid) as peak,
@@ -151,7 +154,12 @@ def _build(folder: Path, tuning: Path, memory: str) -> tuple[float, float]:
         _, told = process.communicate()
     if process.returncode:
         raise ValueError(f"{' '.join(command)}: {told.strip()}")
-    return (time.perf_counter() - began) / 60, peak.mib
+    return (time.perf_counter() - began) / 60, (_children_s() - before) / 60, peak.mib
+
+
+def _children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _measure(
@@ -161,8 +169,7 @@ def _measure(
     exact: list[tuple[Id, ...]],
     rounds: int,
     memory: str,
-    minutes: float,
-    peak_mib: float,
+    cost: tuple[float, float, float],
 ) -> Measurement:
     found = _ids(index.search(asked, k=_K))
     shares = [len(set(one) & set(right)) / len(right) for one, right in zip(found, exact, strict=True)]
@@ -184,8 +191,9 @@ def _measure(
         memory=memory,
         factory=record.factory,
         parameters=record.measured.parameters,
-        minutes=minutes,
-        peak_mib=peak_mib,
+        minutes=cost[0],
+        cpu_minutes=cost[1],
+        peak_mib=cost[2],
         own_recall=record.measured.recall_at_10,
         recall=float(np.mean(shares)),
         ms=ms["index"],

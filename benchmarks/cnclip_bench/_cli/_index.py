@@ -43,6 +43,7 @@ def _shown(one: Measurement) -> dict[str, str]:
         "kind": one.factory,
         "tuned to": one.parameters,
         "minutes to make": f"{one.minutes:.1f}",
+        "minutes of the processor": f"{one.cpu_minutes:.1f}",
         "MiB, mapped files included": f"{one.peak_mib:,.0f}",
         "recall@10, of the queries tuned with": f"{one.own_recall:.3f}",
         "recall@10, of others": f"{one.recall:.3f}",

@@ -47,8 +47,10 @@ def make(factory: str, size: int) -> Any:
     ivf = _ivf(index)
     if ivf is not None:
         ivf.cp.niter = _TRAINING_ROUNDS
-        # What is too few is said by the plan, not by a line of C++.
+        # What is too few is said by an error and by the recall, not by lines of C++.
         ivf.cp.min_points_per_centroid = 1
+        if hasattr(ivf, "pq"):
+            ivf.pq.cp.min_points_per_centroid = 1
     return index
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from cnclip_client._exceptions import BadFile
 from cnclip_client._vocabulary import Kind
@@ -15,6 +15,8 @@ from cnclip_client.index._measure import Measured
 from cnclip_client.index._parts import Part
 
 __all__ = ["ANEW", "RECORD", "Record", "is_index"]
+
+_T = TypeVar("_T")
 
 RECORD = "index.json"
 _FORMAT = 1
@@ -87,16 +89,15 @@ class Record:
     def _of(cls, found: dict[str, Any]) -> Record:
         values = {one.name: found[one.name] for one in fields(cls)}
         origin = found["origin"]
-        values["origin"] = None if origin is None else Origin(**origin)
-        values["parts"] = tuple(Part(**one) for one in found["parts"])
-        values["measured"] = Measured(**found["measured"])
+        values["origin"] = None if origin is None else _typed(Origin, origin)
+        values["parts"] = tuple(_typed(Part, one) for one in found["parts"])
+        values["measured"] = _typed(Measured, found["measured"])
         values["files"] = {name: (int(size), tuple(map(int, sums))) for name, (size, sums) in found["files"].items()}
-        record = cls(**values)
-        numbers = (record.rows, record.size, record.trained_rows)
-        if record.kind not in get_args(Kind) or not all(type(one) is int and one > 0 for one in numbers):
+        record = _typed(cls, values)
+        if record.kind not in get_args(Kind) or min(record.rows, record.size, record.trained_rows) < 1:
             raise ValueError("its kind, rows or size are none")
-        if not isinstance(record.factory, str) or not isinstance(record.measured.parameters, str):
-            raise TypeError("its factory or parameters are no text")
+        if sum(part.rows for part in record.parts) != record.rows:
+            raise ValueError("its parts have not as many rows")
         return record
 
     def require_origin(self, place: Path, path: Path, origin: Origin) -> None:
@@ -115,6 +116,16 @@ class Record:
     def as_json(self) -> str:
         """Returns what is written."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+def _typed(cls: type[_T], values: Any) -> _T:
+    """Makes a dataclass whose plain fields are of the types that they should be. Raises TypeError."""
+    made = cls(**values)
+    for name, wanted in get_type_hints(cls).items():
+        value = getattr(made, name)
+        if wanted in (int, float, str, bool) and type(value) not in ((int, float) if wanted is float else (wanted,)):
+            raise TypeError(f"its {name} is {value!r}")
+    return made
 
 
 def is_index(folder: Path) -> bool:
