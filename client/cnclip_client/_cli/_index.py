@@ -149,10 +149,11 @@ def _tell(built: Built, output: Path, target: float, as_json: bool) -> None:
         write((json.dumps({**shown, "added": built.added, "parts": len(record.parts)}) + "\n").encode())
     else:
         _print(record, built.added)
-    if built.added and measured.recall_at_10 < target:
+    if built.added and not measured.reached:
+        more = f", or search with --index-parameters above {measured.parameters}" if measured.parameters else ""
         complain(
-            f"recall@10 is {measured.recall_at_10:.3f}, below the {target:g} that was asked for; give more --memory, "
-            "allow --rescore, or search with --index-parameters of more than " + (measured.parameters or "these")
+            f"recall@10 is {measured.recall_at_10:.3f}, and {target:g} could not be reached; give more --memory, allow "
+            f"--rescore{more}"
         )
 
 

@@ -216,7 +216,8 @@ class Searcher:
 
 def _ivf(index: Any) -> Any:
     faiss = require("faiss", extra=EXTRA)
-    return faiss.try_extract_index_ivf(index)
+    found = faiss.try_extract_index_ivf(index)
+    return None if found is None else faiss.downcast_index(found)
 
 
 def _reason(error: BaseException) -> str:

@@ -34,6 +34,7 @@ class Measured:
         milliseconds: A query, many asked at once.
         exact_milliseconds: A query in exact search, likewise.
         parameters: What it was tuned to.
+        reached: Whether the recall that was asked for was reached by that, on the queries that it was tuned on.
         threads: How many faiss had.
     """
 
@@ -43,6 +44,7 @@ class Measured:
     milliseconds: float
     exact_milliseconds: float
     parameters: str
+    reached: bool
     threads: int
 
 
@@ -134,7 +136,8 @@ def measure(searcher: Searcher, check: Check, target: float) -> Measured:
         shares = check.recall(searcher.search(queries[tuned], k)[1], tuned)
         return float(shares.mean() - 2 * shares.std() / len(shares) ** 0.5) >= target
 
-    searcher.turn(_tuned(searcher, good))
+    tuned_to = _tuned(searcher, good)
+    reached = good(tuned_to)
     asked = queries[measured]
     seconds = []
     for _ in range(_ROUNDS):
@@ -147,7 +150,8 @@ def measure(searcher: Searcher, check: Check, target: float) -> Measured:
         asked="given queries" if given else "rows of its own",
         milliseconds=1000 * sorted(seconds)[_ROUNDS // 2] / len(asked),
         exact_milliseconds=1000 * check.exact_seconds / len(queries),
-        parameters=searcher.parameters,
+        parameters=tuned_to,
+        reached=reached,
         threads=_threads(),
     )
 
