@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from cnclip_client._cli._classify import classify
+from cnclip_client._cli._dedup import dedup
 from cnclip_client._cli._evaluate import evaluate
 from cnclip_client._cli._extract import extract
 from cnclip_client._cli._features import features
@@ -41,6 +42,7 @@ app.command("similarity")(similarity)
 app.command("info")(info)
 app.command("search")(search)
 app.command("evaluate")(evaluate)
+app.command("dedup")(dedup)
 app.command("classify")(classify)
 
 

@@ -20,7 +20,7 @@ from cnclip_client._vocabulary import Kind
 from cnclip_client.index import Built, IndexOptions, Record, Report, build_index
 from cnclip_client.index._plan import parse_bytes
 
-__all__ = ["index"]
+__all__ = ["index", "stages"]
 
 index = typer.Typer(
     no_args_is_help=True,
@@ -126,7 +126,7 @@ def _index(
     verbose: bool,
 ) -> None:
     memory, factory, recall, normalize, rescore, overwrite = asked
-    with reporting(verbose), usage(), _progress() as report:
+    with reporting(verbose), usage(), stages() as report:
         options = IndexOptions(
             memory_bytes=None if memory is None else parse_bytes(memory),
             factory=factory,
@@ -179,7 +179,7 @@ def _print(record: Record, added: int) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Report]:
+def stages() -> Iterator[Report]:
     """Shows what is being done, on stderr where that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda stage, done, total: None

@@ -23,9 +23,20 @@ Needs the extra `index` (faiss).
 """
 
 from cnclip_client.index._build import build_index
+from cnclip_client.index._duplicates import DuplicateGroup, near_duplicates
 from cnclip_client.index._index import Index
 from cnclip_client.index._measure import Measured
 from cnclip_client.index._options import Built, IndexOptions, Report
 from cnclip_client.index._record import Record
 
-__all__ = ["Built", "Index", "IndexOptions", "Measured", "Record", "Report", "build_index"]
+__all__ = [
+    "Built",
+    "DuplicateGroup",
+    "Index",
+    "IndexOptions",
+    "Measured",
+    "Record",
+    "Report",
+    "build_index",
+    "near_duplicates",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cnclip_client._exceptions import BadFile
 from cnclip_client._extras import require
+from cnclip_client._vocabulary import Id
 from cnclip_client.features import Features, origin_of
 from cnclip_client.features._features import rebatch
 from cnclip_client.index._checksums import require_unchanged
@@ -143,6 +144,24 @@ class Index:
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         return self._search([queries] if isinstance(queries, Features) else queries, min(k, len(self)))
+
+    def neighbours(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Returns the best k rows of each of some queries, where `search` tells their ids.
+
+        Args:
+            queries: float32 [n, D], few enough to hold what is found.
+            k: How many to find for each.
+
+        Returns:
+            Scores, float32 [n, k], the best first, and rows, int64 [n, k], -1 where there are fewer.
+        """
+        with self._lock:
+            return self._searcher.search(queries, k)
+
+    def ids_of(self, rows: Sequence[int]) -> list[Id]:
+        """Returns the ids of some rows."""
+        with self._lock:
+            return self._ids.take(rows)
 
     def _search(self, queries: Iterable[Features], k: int) -> Iterator[Hits]:
         for block in rebatch(queries, _QUERIES):
