@@ -18,6 +18,7 @@ from cnclip_client import (
     ModelNotReady,
     Retry,
     ServerError,
+    StoreError,
     TransportError,
 )
 from cnclip_client._cli._connection import Server, asks_server_for_files
@@ -31,7 +32,7 @@ from cnclip_client.sources import ImageFormat, Source, TextFormat, image_source,
 
 __all__ = ["extract"]
 
-_OF_SERVER = (TransportError, AccessDenied, ModelChanged, ModelNotFound, ModelNotReady, ServerError)
+_OF_SERVER = (TransportError, AccessDenied, ModelChanged, ModelNotFound, ModelNotReady, ServerError, StoreError)
 
 extract = typer.Typer(
     no_args_is_help=True,
@@ -218,7 +219,8 @@ def _extract(
                 client, source, output, options, sharding=sharding, work=place.work, report=report, engine=on
             )
     if summary.already_finished:
-        complain(f"{output} was finished before: {_words(summary)}; nothing to do")
+        anew = f"; to do it anew remove {output} first" if sharding is not None and options.overwrite else ""
+        complain(f"{output} was finished before: {_words(summary)}; nothing to do{anew}")
     else:
         complain(_words(summary))
     if summary.repeated:

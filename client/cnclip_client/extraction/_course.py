@@ -194,10 +194,10 @@ class Reader:
             self._items = iter(self._source.items(target + ids_only))
         elif after:
             self.position, self.after = start, after
-            self._items = self._source.items(target - start + ids_only, start=start, after=after)  # type: ignore[call-arg]
+            self._items = self._source.items(target - start + ids_only, start=start, after=after)
         else:
             self.position, self.after = target, ()
-            self._items = self._source.items(ids_only, start=target)  # type: ignore[call-arg]
+            self._items = self._source.items(ids_only, start=target)
 
     def _look(self) -> None:
         if self._waiting is None and self._failure is None and self._items is not None:

@@ -35,7 +35,8 @@ def fingerprint_of(
         "embedding_size": info.embedding_size,
         "normalize": normalize,
         "dtype": dtype,
-        "source": dict(source.fingerprint),
+        # Their times tell whether the items are to be compared, not that they are others.
+        "source": {name: value for name, value in source.fingerprint.items() if name != "files"},
     }
     if source.kind == "text":
         known["context_length"] = info.context_length

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cnclip_client._client import Client
 from cnclip_client._exceptions import BadFile, JobRefused, TooManyFailures
+from cnclip_client._remote import is_remote
 from cnclip_client.extraction._encoding import Encoded, Engine, encode_items
 from cnclip_client.extraction._fingerprint import fingerprint_of, origin_in
 from cnclip_client.extraction._options import ExtractOptions, Summary
@@ -115,7 +116,7 @@ class _Job:
             return None
         if found["failures"] and not self._output.places["errors"].exists():
             _log.warning("%s is gone, of %d failures", self._output.places["errors"], found["failures"])
-        if "size_bytes" not in self._source.fingerprint:
+        if not {"files", "size_bytes"} & set(self._source.fingerprint):
             self._skip(self._source.items(found["items"]), found["items"], found["digest"], ends=True)
         remove_work(self._output.work)
         counts = {name: found[name] for name in ("items", "failures", "seconds")}
@@ -182,16 +183,25 @@ class _Job:
         return digest
 
 
-def require_few(failures: int, encoded: Encoded, options: ExtractOptions) -> None:
-    """Raises TooManyFailures if more items have failed than may."""
+def require_few(
+    failures: int, encoded: Encoded, options: ExtractOptions, *, anew: str = "start anew with --overwrite"
+) -> None:
+    """Raises TooManyFailures, which says how to start anew, if more items have failed than may."""
     allowed = options.max_errors
     if allowed is not None and failures > allowed and encoded.failures:
         last = encoded.failures[-1]
-        raise TooManyFailures(failures=failures, max_errors=allowed, last=f"{last.id}: {last.reason}")
+        raise TooManyFailures(failures=failures, max_errors=allowed, last=f"{last.id}: {last.reason}", anew=anew)
 
 
-def require_apart(source: Source, output: Path) -> None:
+def require_apart(source: Source, output: str | os.PathLike[str]) -> None:
     """Raises ValueError if the output, and the work on it, would be among what is read."""
     read = source.fingerprint.get("path") if source.fingerprint.get("format") == "folder" else None
-    if isinstance(read, str) and output.resolve().is_relative_to(Path(read).resolve()):
+    if not isinstance(read, str):
+        return
+    output = os.fspath(output)
+    if is_remote(read) or is_remote(output):
+        inside = f"{output.rstrip('/')}/".startswith(f"{read.rstrip('/')}/")
+    else:
+        inside = Path(output).resolve().is_relative_to(Path(read).resolve())
+    if inside:
         raise ValueError(f"{output} is inside {read}, all of which is read; put it elsewhere")

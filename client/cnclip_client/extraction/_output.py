@@ -100,9 +100,9 @@ class Output:
         for place in (self.record, *self.places.values()):
             file_for(place, path)
 
-    def locked(self) -> AbstractContextManager[None]:
-        """Keeps the work to this process. Raises JobRefused, OSError."""
-        return locked(self.work, self.path)
+    def locked(self, *, quiet: bool = False) -> AbstractContextManager[None]:
+        """Keeps the work to this process, as `_work_folder.locked` does. Raises JobRefused, OSError."""
+        return locked(self.work, self.path, quiet=quiet)
 
     def begun(self) -> Progress | None:
         """Returns how far the work on this job is, or None if there is none to go on with."""

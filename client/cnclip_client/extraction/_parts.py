@@ -14,14 +14,15 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 from cnclip_client._client import Client
 from cnclip_client._exceptions import BadFile, CnclipError, JobRefused, ModelChanged
-from cnclip_client.extraction._course import Chain, Course, Place, Reader, require_same_items, state_of
+from cnclip_client.extraction._course import Chain, Course, Reader, require_same_items, state_of
+from cnclip_client.extraction._cutting import Piece, cut
 from cnclip_client.extraction._encoding import Encoded, Engine, encode_items
 from cnclip_client.extraction._fingerprint import fingerprint_of, origin_in
 from cnclip_client.extraction._job import require_apart, require_few
@@ -29,7 +30,7 @@ from cnclip_client.extraction._options import ExtractOptions, Summary
 from cnclip_client.extraction._output import Output
 from cnclip_client.extraction._parts_folder import PartRecord, PartsFolder
 from cnclip_client.extraction._sharding import Sharding
-from cnclip_client.extraction._work_folder import Progress
+from cnclip_client.extraction._work_folder import Progress, remove_work
 from cnclip_client.extraction._writing import Writing
 from cnclip_client.features import open_sink
 from cnclip_client.sources import Source
@@ -100,23 +101,6 @@ def extract_parts(
     return job.run()
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """What came out of some items of one part.
-
-    Attributes:
-        part: Its number.
-        encoded: The outcome; None of a part without any item that is still to be done.
-        after: Where the source goes on after them, where that is known.
-        ends: Whether they are the part's last.
-    """
-
-    part: int
-    encoded: Encoded | None
-    after: Place
-    ends: bool
-
-
 class _PartsJob:
     def __init__(
         self,
@@ -139,10 +123,8 @@ class _PartsJob:
         job = fingerprint_of(
             source, info, normalize=options.normalize, dtype=options.dtype, preprocess=options.preprocess
         )
-        # Each part has its own, and where they differ ids are compared.
-        job["source"].pop("files", None)
         self._folder = PartsFolder(output, work, job, sharding, overwrite=options.overwrite)
-        require_apart(source, self._folder.folder)
+        require_apart(source, output)
         self._sink_of = partial(
             open_sink, kind=source.kind, size=info.embedding_size, dtype=options.dtype, origin=origin_in(job)
         )
@@ -179,9 +161,11 @@ class _PartsJob:
         """Puts in its place what came to its end before this process, and no further."""
         for number in filter(self._sharding.own, self._folder.begun()):
             output = self._output(number)
-            with output.locked():
+            with output.locked(quiet=True):
                 progress = output.begun()
-                if progress is not None and progress.complete:
+                if progress is None:
+                    remove_work(output.work)  # what is left of a part that is whole, or was begun in name alone
+                elif progress.complete:
                     _finish(output, progress)
 
     def _same(self, whole: dict[int, PartRecord], state: str) -> dict[int, PartRecord]:
@@ -219,7 +203,7 @@ class _PartsJob:
         begun = {}
         for number in filter(self._sharding.own, self._folder.begun()):
             output = self._output(number)
-            with output.locked():
+            with output.locked(quiet=True):
                 progress = output.begun()
                 if progress is None:
                     continue
@@ -243,9 +227,12 @@ class _PartsJob:
     def _encode(self, course: Course, begun: dict[int, Progress], state: str) -> dict[int, PartRecord]:
         """Does this job's parts, and returns the records of those that it did."""
         done = {}
-        for number, pieces in groupby(self._pieces(course, begun), lambda piece: piece.part):
+        since = time.monotonic()
+        begun_items = {number: progress.items for number, progress in begun.items()}
+        pieces_of_all = cut(self._stream(course), course, begun_items, self._sharding.items)
+        for number, pieces in groupby(pieces_of_all, lambda piece: piece.part):
             output = self._output(number)
-            with output.locked():
+            with output.locked(quiet=True):
                 progress = begun.get(number) or output.begin(ours=True)
                 with Writing(
                     output,
@@ -254,15 +241,17 @@ class _PartsJob:
                     self._source.kind,
                     self._options,
                     self._client.require_unchanged,
+                    since,
                 ) as writing:
                     self._write(writing, pieces, state)
                     end = course.ends[number]
                     self._require_unchanged()
                     progress = writing.complete(last=end.last, after=end.after, state=state)
+                since = time.monotonic()
                 done[number] = _finish(output, progress)
         return done
 
-    def _write(self, writing: Writing, pieces: Iterator[_Piece], state: str) -> None:
+    def _write(self, writing: Writing, pieces: Iterator[Piece], state: str) -> None:
         """Writes what comes out of one part."""
         for piece in pieces:
             if piece.encoded is not None:
@@ -270,22 +259,15 @@ class _PartsJob:
                 self._items += len(piece.encoded.items)
                 self._failures += len(piece.encoded.failures)
                 self._report(self._items, self._failures)
-                require_few(self._failures, piece.encoded, self._options)
+                require_few(self._failures, piece.encoded, self._options, anew="remove the folder and start anew")
             if piece.ends:
                 return  # without a wait for what comes of the next one
 
-    def _pieces(self, course: Course, begun: dict[int, Progress]) -> Iterator[_Piece]:
-        """Encodes the items of all parts in one stream, so that a server is kept busy, and cuts it where parts end."""
+    def _stream(self, course: Course) -> Iterator[Encoded]:
+        """Encodes the items of all parts in one stream, so that a server is kept busy."""
         if course.is_done():
-            return
-        parts, ends, done = course.parts, course.ends, 0
-
-        def without_items() -> Iterator[_Piece]:
-            """Yields parts that are to be finished and have no item that is still to be done."""
-            while parts and done == 0 and parts[0] in ends and ends[parts[0]].items == _items(begun, parts[0]):
-                yield _Piece(parts.popleft(), None, (), True)
-
-        for encoded in self._encode_items(
+            return iter(())
+        return self._encode_items(
             self._source.kind,
             course.items(),
             normalize=self._options.normalize,
@@ -293,21 +275,7 @@ class _PartsJob:
             batch_size=self._options.batch_size,
             refusal=self._refusal,
             preprocess=self._options.preprocess,
-        ):
-            rest = encoded
-            while rest.items:
-                yield from without_items()
-                number = parts[0]
-                end = ends[number].items if number in ends else self._sharding.items
-                piece, rest = rest.split(min(end - _items(begun, number) - done, len(rest.items)))
-                after = [course.after.popleft() for _ in piece.items][-1]
-                done += len(piece.items)
-                ended = _items(begun, number) + done == end
-                if ended:
-                    parts.popleft()
-                    done = 0
-                yield _Piece(number, piece, after, ended)
-        yield from without_items()
+        )
 
     def _require_unchanged(self) -> None:
         """Asks whether the model is still the same, and waits for a server that is away just now.
@@ -330,10 +298,6 @@ class _PartsJob:
                 time.sleep(retry.delay_s(failures))
             else:
                 return
-
-
-def _items(begun: dict[int, Progress], number: int) -> int:
-    return begun[number].items if number in begun else 0
 
 
 def _finish(output: Output, progress: Progress) -> PartRecord:

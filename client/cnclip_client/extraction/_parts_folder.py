@@ -118,7 +118,7 @@ class PartsFolder:
             raise OSError(errno.EACCES, words, str(self.folder))
         taken = f"a job with --shard {sharding.index}/{sharding.jobs} is at work in it; wait for it to end"
         with ExitStack() as stack:
-            with locked(self.folder / ".entering", Path(self.output), wait=True):
+            with locked(self.folder / ".entering", Path(self.output), wait=True, quiet=True):
                 self._enter()
                 index = self.folder / f".job-{sharding.index}-of-{sharding.jobs}"
                 stack.enter_context(locked(index, Path(self.output), taken=taken))
@@ -211,6 +211,12 @@ class PartsFolder:
                 f"{self._sharding.index}/{self._sharding.jobs}; wait for them to end, or give --shard as they have it",
                 output=self.output,
             )
+        if different and self._is_remote and self._sharding.jobs > 1:
+            raise JobRefused(
+                f"its parts are another job's ({'; '.join(different)}), and in a store nobody keeps several jobs from "
+                "removing each other's; remove what is there first, or give another --output",
+                output=self.output,
+            )
         if different:
             _log.warning("removing the parts of another job from %s (%s)", self.output, "; ".join(different))
             self._remove_parts()
@@ -222,7 +228,7 @@ class PartsFolder:
         """Returns the index and count of a job that is at work here, as --shard has them, or nothing."""
         for lock in self.folder.glob(".job-*-of-*"):
             try:
-                with locked(lock, Path(self.output)):
+                with locked(lock, Path(self.output), quiet=True):
                     pass
             except JobRefused:
                 index, jobs = lock.name.removeprefix(".job-").split("-of-")

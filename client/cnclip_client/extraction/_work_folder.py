@@ -157,7 +157,9 @@ class GrowingFiles:
 
 
 @contextmanager
-def locked(folder: Path, output: Path, *, wait: bool = False, taken: str = _TAKEN) -> Iterator[None]:
+def locked(
+    folder: Path, output: Path, *, wait: bool = False, taken: str = _TAKEN, quiet: bool = False
+) -> Iterator[None]:
     """Makes a folder, and keeps it to this process; it is removed if nothing but the lock is in it at the end.
 
     Args:
@@ -165,6 +167,7 @@ def locked(folder: Path, output: Path, *, wait: bool = False, taken: str = _TAKE
         output: What to name in the error.
         wait: Whether to wait for whoever has it.
         taken: What to say if another process has it.
+        quiet: Whether to say nothing of a disk without locks, as where it was said before.
 
     Raises:
         JobRefused: Another process has it, or something else is there.
@@ -190,7 +193,8 @@ def locked(folder: Path, output: Path, *, wait: bool = False, taken: str = _TAKE
             raise JobRefused(taken, output=str(output)) from error
         except OSError as error:
             # Network disks without a lock daemon, and some of FUSE's.
-            _log.warning("%s cannot be locked (%s): see that this job runs only once", folder, error.strerror)
+            level = logging.DEBUG if quiet else logging.WARNING
+            _log.log(level, "%s cannot be locked (%s): see that this job runs only once", folder, error.strerror)
         if _is(folder / _LOCK, handle):
             break
         os.close(handle)

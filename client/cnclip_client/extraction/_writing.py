@@ -48,6 +48,7 @@ class Writing:
         kind: Whether they are images or texts.
         options: How the job is done.
         require_unchanged: Asks whether the model is still the same.
+        since: When the work on it began, by the monotonic clock; by default now.
 
     Attributes:
         progress: How far it is now.
@@ -65,13 +66,14 @@ class Writing:
         kind: Kind,
         options: ExtractOptions,
         require_unchanged: Callable[[], None],
+        since: float | None = None,
     ) -> None:
         self.progress = progress
         self._output = output
         self._digest = digest
         self._kind = kind
         self._options = options
-        self._started = time.monotonic() - progress.seconds
+        self._started = (time.monotonic() if since is None else since) - progress.seconds
         self._files: GrowingFiles = output.open_files(progress)
         with ExitStack() as stack:
             path = output.work / "progress.json"

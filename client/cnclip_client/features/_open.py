@@ -38,7 +38,9 @@ def open_sink(
     if output.suffix == ".npy":
         return NpySink(output, size, dtype)
     if output.suffix != ".jsonl":
-        raise ValueError(f"{output.name} ends in none of .jsonl, .parquet and .npy; choose one")
+        raise ValueError(
+            f"{output.name} ends in none of .jsonl, .parquet and .npy; choose one, or end it in / for a folder of parts"
+        )
     if dtype != "float32":
         raise ValueError(f"JSON has no {dtype}; leave out dtype, or write .npy or .parquet")
     return JsonlSink(output, kind, size)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
 
 from cnclip_client._exceptions import BadFile
-from cnclip_client._parquet import parquet_files
+from cnclip_client._parquet import parquet_places
+from cnclip_client._remote import Location, RemotePath, is_remote, located
 from cnclip_client._settings import Limits
 from cnclip_client.sources._files import FolderSource, GlobSource, ListSource
 from cnclip_client.sources._item import Source
@@ -50,13 +51,15 @@ def image_source(
         BadFile: There is no telling what it is, or it is not what it was said to be.
         OSError: It cannot be read.
     """
-    place = Path(path)
-    format = format or _image_format(os.fspath(path))
+    place = located(path)
+    format = format or _image_format(place, os.fspath(path))
     _refuse_columns(place, format, {"parquet"}, id_column, column)
     most_bytes = item_bytes or Limits().item_bytes
     if format == "glob":
         return GlobSource(os.fspath(path))
     if format == "lmdb":
+        if isinstance(place, RemotePath):
+            raise BadFile("an LMDB is read here and there in its file, and must be on a disk: copy it", path=str(place))
         folder = imgs_folder(place)
         if folder is None:
             raise BadFile("no data.mdb in it or in its imgs; give cn_clip's LMDB folder", path=str(path))
@@ -88,7 +91,7 @@ def text_source(
         BadFile: There is no telling what it is, or it is not what it was said to be.
         OSError: It cannot be read.
     """
-    place = Path(path)
+    place = located(path)
     require_file(place)
     format = format or _text_format(place)
     _refuse_columns(place, format, {"parquet", "jsonl"}, id_column, column)
@@ -99,12 +102,11 @@ def text_source(
     return LinesSource(place)
 
 
-def _image_format(path: str) -> ImageFormat:
-    place = Path(path)
-    if not os.path.lexists(place) and glob.has_magic(path):
+def _image_format(place: Location, path: str) -> ImageFormat:
+    if glob.has_magic(path) and (is_remote(path) or not os.path.lexists(path)):
         return "glob"
     if place.is_dir():
-        if imgs_folder(place):
+        if isinstance(place, Path) and imgs_folder(place):
             return "lmdb"
         return "parquet" if _holds_parquet(place) else "folder"
     require_file(place)
@@ -126,9 +128,9 @@ def _image_format(path: str) -> ImageFormat:
     return "list"
 
 
-def _text_format(place: Path) -> TextFormat:
+def _text_format(place: Location) -> TextFormat:
     if place.is_dir():
-        if parquet_files(place):
+        if parquet_places(place):
             return "parquet"
         raise BadFile("no .parquet file in this folder; give a file of texts", path=str(place))
     named = _SUFFIXES.get(place.suffix.lower())
@@ -145,7 +147,7 @@ def _text_format(place: Path) -> TextFormat:
     return "lines"
 
 
-def _require_objects(place: Path) -> None:
+def _require_objects(place: Location) -> None:
     """Refuses an array, or an object over many lines, in a file that is named .jsonl: no line of it would be taken."""
     start = first_bytes(place)
     first = start.lstrip().partition(b"\n")[0].strip()
@@ -159,8 +161,10 @@ def _is_object(line: bytes) -> bool:
     return line.startswith(b"{") and (line.rstrip().endswith(b"}") or len(line) > 32 * 1024)
 
 
-def _holds_parquet(folder: Path) -> bool:
+def _holds_parquet(folder: Location) -> bool:
     """Whether a folder is one of parquet files: itself, or where the first file in it and its folders is one."""
+    if isinstance(folder, RemotePath):
+        return any(name.endswith(".parquet") for name, _ in folder.names())
     if any(folder.glob("*.parquet")):
         return True
     for _, folders, files in os.walk(folder):
@@ -170,6 +174,6 @@ def _holds_parquet(folder: Path) -> bool:
     return False
 
 
-def _refuse_columns(place: Path, format: str, formats: set[str], id_column: str | None, column: str | None) -> None:
+def _refuse_columns(place: Location, format: str, formats: set[str], id_column: str | None, column: str | None) -> None:
     if format not in formats and (id_column or column):
         raise BadFile(f"{format} has no columns; leave out --id-column and --column", path=str(place))
