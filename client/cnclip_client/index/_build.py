@@ -247,7 +247,12 @@ class _Building:
         )
 
     def _memory(self) -> int:
-        return available_memory() // 2 if self._options.memory_bytes is None else self._options.memory_bytes
+        if self._options.memory_bytes is not None:
+            return self._options.memory_bytes
+        half = available_memory() // 2
+        if not half:
+            raise ValueError("the system does not tell how much memory is free; give --memory")
+        return half
 
 
 def _version() -> str:

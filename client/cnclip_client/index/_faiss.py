@@ -20,8 +20,6 @@ __all__ = ["EXTRA", "Searcher", "add", "make", "read", "reserve", "train", "writ
 EXTRA = "index"
 # More sharpen nothing: faiss's own tests end here.
 _TRAINING_ROUNDS = 10
-# A row's in HNSW32, those of the few rows that are in higher layers included.
-_LINKS = 66
 
 
 def make(factory: str, size: int) -> Any:
@@ -82,7 +80,8 @@ def reserve(index: Any, rows: int) -> None:
     storage = faiss.downcast_index(whole.storage) if hasattr(whole, "storage") else whole
     room = [(storage.codes, rows * storage.code_size)] if hasattr(storage, "codes") else []
     if hasattr(whole, "hnsw"):
-        room.append((whole.hnsw.neighbors, rows * _LINKS))
+        # Those of the lowest layer, and of the few rows that are in higher ones.
+        room.append((whole.hnsw.neighbors, rows * (whole.hnsw.nb_neighbors(0) * 33 // 32)))
     for numbers, wanted in room:
         held = numbers.size()
         if wanted > held:

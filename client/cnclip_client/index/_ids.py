@@ -20,7 +20,7 @@ from cnclip_client._exceptions import BadFile
 from cnclip_client._vocabulary import Id
 from cnclip_client.features._ids import id_line
 
-__all__ = ["ID_FILES", "Ids", "IdsWriter", "open_ids", "repeated_rows"]
+__all__ = ["ID_FILES", "Ids", "IdsWriter", "mapped_array", "open_ids", "repeated_rows"]
 
 _INTEGERS, _LINES, _OFFSETS = "ids.npy", "ids.jsonl", "ids.offsets.npy"
 ID_FILES = (_INTEGERS, _LINES, _OFFSETS)
@@ -69,7 +69,7 @@ def repeated_rows(ids: Ids) -> tuple[int, int, int] | None:
 
 class _Integers:
     def __init__(self, path: Path, rows: int) -> None:
-        self._table = _mapped(path, rows)
+        self._table = mapped_array(path, np.dtype("<i8"), (rows,), "ids")
 
     def __len__(self) -> int:
         return len(self._table)
@@ -87,7 +87,7 @@ class _Integers:
 
 class _Lines:
     def __init__(self, folder: Path, rows: int) -> None:
-        self._offsets = _mapped(folder / _OFFSETS, rows + 1)
+        self._offsets = mapped_array(folder / _OFFSETS, np.dtype("<i8"), (rows + 1,), "ids")
         self._file = (folder / _LINES).open("rb")
 
     def __len__(self) -> int:
@@ -111,16 +111,17 @@ class _Lines:
         return keys
 
 
-def _mapped(path: Path, rows: int) -> NDArray[np.int64]:
+def mapped_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], what: str) -> NDArray[Any]:
+    """Maps a .npy file of an index's. Raises BadFile if it holds anything else, OSError."""
     try:
         table = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError:
         raise
     # Of a damaged header numpy raises ValueError, EOFError, SyntaxError, TokenError, ...
     except Exception as error:
-        raise BadFile("no .npy file of ids; make the index anew with --overwrite", path=str(path)) from error
-    if not isinstance(table, np.ndarray) or table.dtype != np.int64 or table.shape != (rows,):
-        raise BadFile(f"not int64 [{rows}]; make the index anew with --overwrite", path=str(path))
+        raise BadFile(f"no .npy file of {what}; make the index anew with --overwrite", path=str(path)) from error
+    if not isinstance(table, np.ndarray) or table.dtype != dtype or table.shape != shape:
+        raise BadFile(f"not {dtype} {list(shape)}; make the index anew with --overwrite", path=str(path))
     return table
 
 

@@ -19,7 +19,7 @@ from cnclip_client.features import Features, origin_of
 from cnclip_client.features._features import rebatch
 from cnclip_client.index._checksums import require_unchanged
 from cnclip_client.index._faiss import EXTRA, Searcher, read
-from cnclip_client.index._ids import Ids, open_ids
+from cnclip_client.index._ids import Ids, mapped_array, open_ids
 from cnclip_client.index._record import ANEW, Record
 from cnclip_client.retrieval import Hits
 
@@ -204,4 +204,7 @@ def open_searcher(path: Path, rows: int, size: int) -> Searcher:
             path=str(path / INDEX),
         )
     kept = path / FEATURES
-    return Searcher(index, np.load(kept, mmap_mode="r", allow_pickle=False) if kept.exists() else None)
+    if not kept.exists():
+        return Searcher(index)
+    features = mapped_array(kept, np.dtype("<f2"), (rows, size), "features")
+    return Searcher(index, features)

@@ -167,10 +167,20 @@ def test_another_faiss_index_in_its_place_is_told_without_a_thorough_look(tmp_pa
     other = parquet(tmp_path / "other.parquet", list(range(299)), clustered(299))
     build_index(other, tmp_path / "other", "image", IndexOptions(factory="IVF4,PQ8x4fs"))
     data = (tmp_path / "other" / "index.faiss").read_bytes()
-    size = (made / "index.faiss").stat().st_size
+    sound = (made / "index.faiss").read_bytes()
+    size = len(sound)
     (made / "index.faiss").write_bytes(data[:size].ljust(size, b"\0"))
     with pytest.raises(BadFile, match="299 rows of 16 numbers, and its record says 300 of 16"):
         Index.open(made, thorough=False)
+    features = np.load(made / "features.npy")
+    for other in (features[:, ::2], features.astype(np.float32), features.ravel()):
+        np.save(made / "features.npy", other)
+        record = json.loads((made / "index.json").read_text())
+        record["files"]["features.npy"][0] = (made / "features.npy").stat().st_size
+        (made / "index.json").write_text(json.dumps(record))
+        (made / "index.faiss").write_bytes(sound)
+        with pytest.raises(BadFile, match=r"features\.npy: not float16 \[300, 16\]; make the index anew"):
+            Index.open(made, thorough=False)
     (made / "index.faiss").write_bytes(b"\0" * size)
     with pytest.raises(BadFile, match=r"index\.faiss: no index that faiss \S+ reads \(.*make the index anew"):
         Index.open(made, thorough=False)
