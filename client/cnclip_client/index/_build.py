@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from cnclip_client._exceptions import JobRefused
 from cnclip_client._extras import require
 from cnclip_client._vocabulary import Kind
 from cnclip_client.extraction._work_folder import locked
@@ -37,8 +39,10 @@ _LOG = logging.getLogger(__name__)
 _CHECK = "queries.npz"
 _FILES = frozenset({RECORD, INDEX, FEATURES, _CHECK, *ID_FILES})
 _QUERIES = 1000
-# What was trained on a quarter of what there is now may have missed the rest.
+# Clusters that were found in a quarter of what there is now are too few and may have missed the rest; and what was
+# exact with few rows is slow with many.
 _OUTGROWN = 4
+_OUTGROWING = re.compile(r".*IVF|Flat")
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -74,7 +78,8 @@ def build_index(
         output: The index's folder.
         kind: What they are features of.
         options: How; the defaults are those of `IndexOptions`.
-        queries: Features of the other kind, which a new index is tuned and measured with; by default some of its own.
+        queries: Features of the other kind, which a new index is tuned and measured with, then and later; by default
+            some of its own.
         report: Called now and then.
 
     Raises:
@@ -141,8 +146,9 @@ class _Building:
             raise ValueError(f"{self._place} is {record.factory}, not {asked.factory}; --overwrite makes it anew")
         if asked.normalize and not record.normalize:
             raise ValueError(f"{self._place} has features as they were; leave out --normalize, or --overwrite it")
-        if self._queries is not None:
-            raise ValueError(f"{self._place} keeps its first queries; leave out --queries, or --overwrite it")
+        if asked.rescore is not None and asked.rescore != (FEATURES in record.files):
+            kept = "has" if FEATURES in record.files else "has no"
+            raise ValueError(f"{self._place} {kept} features beside it, which --overwrite alone changes")
         return record
 
     def _origin(self, before: Record | None) -> Origin | None:
@@ -172,7 +178,7 @@ class _Building:
     def _open(self, before: Record, rows: int) -> _Base:
         require_room(before.rows + rows, before.memory_bytes_a_row, self._memory(), before.factory)
         require_files(self._place, before, thorough=True)
-        if before.rows + rows > _OUTGROWN * before.trained_rows:
+        if before.rows + rows > _OUTGROWN * before.trained_rows and _OUTGROWING.match(before.factory):
             _LOG.warning(
                 "%s was made for %d features and will hold %d: --overwrite makes it anew, and likely better",
                 *(self._place, before.trained_rows, before.rows + rows),
@@ -199,6 +205,9 @@ class _Building:
                 parts.append(part)
                 self._report("reading", ids.rows - base.rows, rows)
             ids.finish()
+        if ids.rows - base.rows != rows:
+            message = f"{rows} features were counted in the files and {ids.rows - base.rows} read; run this again"
+            raise JobRefused(message, output=str(self._place))
         with closing(open_ids(work, ids.rows)) as written:
             require_distinct(written, parts, self._place)
         if not base.index.is_trained:

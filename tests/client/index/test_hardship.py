@@ -103,14 +103,15 @@ def test_what_does_not_fit_an_index_that_there_is(tmp_path: Path, images: Path, 
         (wide, "image", {}, BadFile, "features of 32 numbers, and the index is of 16"),
         (more, "image", {"factory": "Flat"}, ValueError, "is IVF4,PQ8x4fs, not Flat; --overwrite makes it anew"),
         (more, "image", {"normalize": True}, ValueError, "has features as they were; leave out --normalize"),
+        (more, "image", {"rescore": False}, ValueError, "has features beside it, which --overwrite alone changes"),
         (more, "image", {"memory_bytes": 10**6}, ValueError, "301 rows of IVF4,PQ8x4fs, takes about .*give --memory"),
     ]
     for features, kind, options, error, message in cases:
         with pytest.raises(error, match=message):
             build_index(features, made, kind, IndexOptions(**options))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="keeps its first queries; leave out --queries"):
-        build_index(more, made, "image", queries=texts)
     assert contents(made) == before
+    # The same command again is what adds: so queries may be given, and those that it was made with stay.
+    assert build_index(more, made, "image", queries=texts).record.measured.asked == "rows of its own"
 
 
 def test_much_more_than_it_was_made_for_is_warned_of(
