@@ -17,6 +17,7 @@ from cnclip_bench._cli._costs import build, memory, startup
 from cnclip_bench._cli._encoders import latency, preprocess, served, stages, tokenize
 from cnclip_bench._cli._gpu_report import gpu_report
 from cnclip_bench._cli._host import host
+from cnclip_bench._cli._index import index
 from cnclip_bench._cli._jobs import jobs
 from cnclip_bench._cli._load import throughput, tune
 from cnclip_bench._cli._options import (
@@ -40,7 +41,7 @@ app = plain_app(
 _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "What is served, side by side": (served, compare, latency, throughput, stages),
     "What is done for it": (preprocess, host, tokenize, savings, int8),
-    "What it costs": (build, startup, memory, jobs),
+    "What it costs": (build, startup, memory, jobs, index),
     "This machine": (gpu_report, tune),
 }
 for _heading, _commands in _COMMANDS.items():
@@ -51,7 +52,7 @@ for _heading, _commands in _COMMANDS.items():
 @app.command("all", rich_help_panel="This machine")
 @of_a_subject
 def everything(asked: Asked, output: OutputOption = OUTPUT) -> None:
-    """Run all save jobs, gpu-report and tune, which changes configs: some 15 minutes for ViT-B-16 on two cores.
+    """Run all save jobs, index, gpu-report and tune, which changes configs: some 15 minutes for ViT-B-16 on two cores.
 
     Example:
       cnclip-bench all --arch ViT-B-16 --checkpoint epoch_latest.pt
