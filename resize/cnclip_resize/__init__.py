@@ -159,7 +159,8 @@ def _equal_jpeg(mode: str, size: tuple[int, int], options: dict[str, int], scale
     Image.blend(spots, _noise(mode, size), 0.2).save(file, "JPEG", **options)
     results = []
     for one in (_jpeg, _pillows):
-        with Image.open(file, formats=("JPEG",)) as image:
+        file.seek(0)
+        with JpegImageFile(file) as image:  # not by Image.open, which may have been told to refuse so many pixels
             if scale > 1:
                 image.draft(None, (size[0] // scale, size[1] // scale))
             results.append(one(image, _TRIED_SIDE))
