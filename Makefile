@@ -94,7 +94,7 @@ test-rtx: $(VENV)/installed  ## Build plans with TensorRT-RTX, for machines with
 # The resize is equal to each Pillow by itself; these are those that it knows, the newest of each.
 PILLOWS ?= 11.0.0 11.1.0 11.2.1 11.3.0 12.0.0 12.1.1 12.2.0 12.3.0 13.0.0
 
-test-pillows: $(VENV)/installed  ## Run the resize's tests under every Pillow that it knows; fetches them to build/pillows first.
+test-pillows: $(VENV)/installed  ## Run the resize's tests under every Pillow that it knows, fetched to build/pillows.
 	for pillow in $(PILLOWS); do \
 		$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/pillows/$$pillow pillow==$$pillow || exit 1; \
 		echo "Pillow $$pillow" && PYTHONPATH=build/pillows/$$pillow:$$PYTHONPATH $(BIN)/python -m pytest tests/resize/test_resize.py \

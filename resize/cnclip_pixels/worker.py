@@ -30,11 +30,20 @@ def main() -> None:
     try:
         from PIL import __version__
 
-        from cnclip_pixels import BadImage, decode_pixels, image_formats, limit_pixels, resizer, usable_cores
+        from cnclip_pixels import (
+            BadImage,
+            decode_pixels,
+            decoding_memory,
+            image_formats,
+            limit_pixels,
+            resizer,
+            usable_cores,
+        )
 
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels are what counts
         formats = image_formats(settings["image_formats"])
         limit_pixels(settings["max_image_pixels"])
+        memory = decoding_memory(usable_cores())  # a process a core, unless it was asked for fewer
     except (ImportError, ValueError) as error:
         _write(answers, json.dumps({"error": str(error)}).encode())
         return
@@ -42,7 +51,8 @@ def main() -> None:
     resolution, reduced = settings["resolution"], settings["decoding"] == "reduced"
     while (encoded := _read(files)) is not None:
         try:
-            answer = b"+" + decode_pixels(encoded, resolution, reduced=reduced, formats=formats).tobytes()
+            pixels = decode_pixels(encoded, resolution, reduced=reduced, formats=formats, memory=memory)
+            answer = b"+" + pixels.tobytes()
         except BadImage as error:
             answer = b"-" + str(error).encode("utf-8", "replace")
         _write(answers, answer)
