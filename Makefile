@@ -85,7 +85,8 @@ test-slow: $(VENV)/installed  ## Run the tests that take minutes.
 	$(BIN)/python -m pytest -m slow $(FLAGS)
 
 test-s3: $(VENV)/installed  ## Run the tests on a local S3 alone, which are among the others too.
-	$(BIN)/python -m pytest tests/builder/repository/test_publishing.py tests/client/sources/test_s3.py -k s3 $(FLAGS)
+	$(BIN)/python -m pytest tests/builder/repository/test_publishing.py tests/client/sources/test_s3.py \
+		tests/client/extraction/test_parts_s3.py -k s3 $(FLAGS)
 
 test-rtx: $(VENV)/installed  ## Build plans with TensorRT-RTX, for machines without GPU (read docs/tensorrt.md on its licence).
 	$(BIN)/python -m pip install --quiet --group tensorrt-rtx

@@ -118,7 +118,7 @@ def _extract_images(
     progress_every: ProgressEvery = 60.0,
     verbose: Verbose = False,
 ) -> None:
-    """Write the features of images to a file.
+    """Write the features of images to a file, or to a folder of parts.
 
     Ids are a folder's relative paths, a glob's or list's paths, a tar's keys, the first column of a TSV, the keys of an
     LMDB, or parquet's column image_id, id or key, or else its row's number. Every file of a folder that is not hidden
@@ -184,7 +184,7 @@ def _extract_texts(
     progress_every: ProgressEvery = 60.0,
     verbose: Verbose = False,
 ) -> None:
-    """Write the features of texts to a file.
+    """Write the features of texts to a file, or to a folder of parts.
 
     Ids are JSONL's text_id, the lines' numbers from 1, a tar's keys, or parquet's column text_id, id or key, or else
     its row's number. Of a tar's samples the .txt is taken, or --column of the .json.
