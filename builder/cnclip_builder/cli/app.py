@@ -12,6 +12,7 @@ import typer
 from cnclip_builder.cli.charset import use_utf8
 from cnclip_builder.cli.publishing import prune, publish
 from cnclip_builder.cli.repository import repository
+from cnclip_builder.cli.show import show
 from cnclip_builder.cli.stages import archs, checkpoint, onnx, tensorrt
 from cnclip_builder.cli.verify import verify
 from cnclip_builder.errors import BuildError
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (archs, checkpoint, onnx, tensorrt, repository, verify, publish, prune):
+for command in (archs, checkpoint, onnx, tensorrt, repository, show, verify, publish, prune):
     app.command()(command)
 
 

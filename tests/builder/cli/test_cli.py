@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from tests.conftest import ROOT
 
-COMMANDS = ["archs", "checkpoint", "onnx", "tensorrt", "repository", "verify", "publish", "prune"]
+COMMANDS = ["archs", "checkpoint", "onnx", "tensorrt", "repository", "show", "verify", "publish", "prune"]
 
 
 def run(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
