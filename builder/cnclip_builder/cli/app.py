@@ -15,6 +15,7 @@ from cnclip_builder.cli.charset import use_utf8
 from cnclip_builder.cli.compare import compare_features
 from cnclip_builder.cli.publishing import prune, publish
 from cnclip_builder.cli.repository import repository
+from cnclip_builder.cli.show import show
 from cnclip_builder.cli.stages import archs, checkpoint, onnx, tensorrt
 from cnclip_builder.cli.verify import verify
 from cnclip_builder.errors import BuildError
@@ -30,7 +31,7 @@ app = plain_app(
     no_args_is_help=True,
 )
 _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
-    "From checkpoint to servers": (repository, verify, compare_features, publish, prune),
+    "From checkpoint to servers": (repository, show, verify, compare_features, publish, prune),
     "Stages of `repository`, each by itself": (archs, checkpoint, onnx, tensorrt),
 }
 for heading, commands in _COMMANDS.items():

@@ -56,6 +56,12 @@ def _check_same_shape(name: str, version: int, arch: Arch, serving: ServingConfi
                     f"{name} version {number} has {what} {theirs}, and versions of a model must share it: "
                     f"serve {what} {ours} under another name (NAME=, --name)"
                 )
+        # An arch of its own is named by a user; older builders wrote no sizes.
+        if not arch.computes_as(record.get("model_info", arch.model_info)):
+            raise RepositoryError(
+                f"{name} version {number} has an architecture of other sizes that is named {arch.name} too, and "
+                "versions of a model must share it: serve this one under another name (NAME=, --name)"
+            )
 
 
 def _vocabulary(record: Mapping[str, Any]) -> str:

@@ -201,6 +201,7 @@ def _manifest_entry(entry: RepositoryEntry, served_parity: Mapping[str, Any]) ->
     return {
         "built": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "arch": entry.arch.name,
+        "model_info": dict(entry.arch.model_info),
         "checkpoint": {
             "source": checkpoint.file.source,
             "file": checkpoint.file.path.name,

@@ -18,7 +18,10 @@ from typer.testing import CliRunner
 
 from tests.conftest import DEMO, ROOT
 
-COMMANDS = ["archs", "checkpoint", "onnx", "tensorrt", "repository", "verify", "compare-features", "publish", "prune"]
+COMMANDS = [
+    *("archs", "checkpoint", "onnx", "tensorrt", "repository"),
+    *("show", "verify", "compare-features", "publish", "prune"),
+]
 
 
 def run(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
