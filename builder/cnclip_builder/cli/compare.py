@@ -98,7 +98,7 @@ def compare_features(
     comparison = compare(sides[0], sides[1], inputs, worst)
     if html is not None:
         with replacing_file(html) as partial:
-            partial.write_text(comparison_page(comparison), encoding="utf-8", errors="surrogateescape")
+            partial.write_text(comparison_page(comparison), encoding="utf-8", errors="backslashreplace")
     if as_json:
         typer.echo(json.dumps(comparison.as_dict(), indent=2))
     else:
