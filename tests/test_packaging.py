@@ -231,6 +231,7 @@ def test_the_sdist_with_all_extras_builds_a_repository_and_serves_it(full: Path,
     )
     assert done.returncode == 0, done.stderr
     assert "serves demo-image and demo-text" in done.stdout
+    assert re.search(r"^of images +\d+ +\d\.\de-\d\d ", done.stdout, re.MULTILINE), done.stdout
     modules = "cnclip_client.ray, cnclip_client.spark, cnclip_client.report, cnclip_bench.output, fsspec, s3fs, faiss, modelscope"
     done = subprocess.run(
         [full / "python", "-I", "-c", f"import {modules}"], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 from cnclip_console import gives_options, option
 
-from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, get_arch
+from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
+from cnclip_builder.checkpoint.choose import choose_arch
 from cnclip_builder.cli.options import (
     BUILD,
     DEFAULT_ARTEFACTS,
@@ -31,9 +32,10 @@ from cnclip_builder.cli.options import (
     VocabularyOption,
 )
 from cnclip_builder.cli.serving import ServingOptions
+from cnclip_builder.cli.verify import show_live_parity
 from cnclip_builder.errors import SettingError
 from cnclip_builder.int8.report import LEAST_INT8_SPEED_UP
-from cnclip_builder.repository.manifest import kept_serving
+from cnclip_builder.repository.manifest import kept_serving, read_manifest
 from cnclip_builder.repository.serving import check_setting, choose_settings
 from cnclip_builder.tensors import TOWERS
 
@@ -42,7 +44,7 @@ from cnclip_builder.tensors import TOWERS
 @gives_options(ServingOptions, "serving_options")
 def repository(
     *,
-    arch: ArchOption,
+    arch: ArchOption = None,
     checkpoint: CheckpointOption = None,
     vocabulary: VocabularyOption = None,
     name: NameOption = None,
@@ -102,7 +104,7 @@ def repository(
     """
     from cnclip_builder.build import BuildRequest, build_repository
 
-    chosen_arch = get_arch(arch, vocabulary)
+    chosen_arch = choose_arch(arch, checkpoint, vocabulary, name)
     chosen = {**_read_settings(settings), **serving_options.given()}
     kept = kept_serving(repository, name or chosen_arch.slug, model_version, chosen_arch.name) if keep_settings else {}
     serving, told = choose_settings(chosen, kept, DEFAULT_CONTEXT_LENGTH)
@@ -137,6 +139,8 @@ def repository(
         f"{entry.precision} on {serving.target}, batches of up to {shown}, texts of up to "
         f"{serving.context_length} tokens"
     )
+    if verify:
+        show_live_parity(read_manifest(repository)[entry.name][str(entry.version)]["live_parity"])
 
 
 def _read_settings(path: Path | None) -> dict[str, Any]:

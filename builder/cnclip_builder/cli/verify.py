@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from cnclip_console import print_table
 
-from cnclip_builder.arch import get_arch
+from cnclip_builder.checkpoint.choose import choose_arch
 from cnclip_builder.cli.options import (
     DEFAULT_DOWNLOAD_ROOT,
     ArchOption,
@@ -20,10 +21,11 @@ from cnclip_builder.cli.options import (
     VocabularyOption,
 )
 from cnclip_builder.errors import SettingError
+from cnclip_builder.tensors import TOWERS
 
 
 def verify(
-    arch: ArchOption,
+    arch: ArchOption = None,
     checkpoint: CheckpointOption = None,
     vocabulary: VocabularyOption = None,
     url: Annotated[str, typer.Option(help="The server's gRPC address.")] = "localhost:8001",
@@ -48,7 +50,7 @@ def verify(
     from cnclip_builder.checkpoint.sources import fetch_checkpoint
     from cnclip_builder.verify import verify_server
 
-    chosen = get_arch(arch, vocabulary)
+    chosen = choose_arch(arch, checkpoint, vocabulary, name)
     verification = verify_server(
         url,
         name or chosen.slug,
@@ -77,6 +79,25 @@ def verify(
         )
     print_table(("features", "rows", "1 - cosine", "at most", "centred", "at most", "largest difference"), rows)
     verification.require()
+
+
+def show_live_parity(live: Mapping[str, Any]) -> None:
+    """Prints how far the features that a server gave are from PyTorch's, as a manifest holds it under `live_parity`."""
+    print_table(
+        ("served features", "rows", "1 - cosine", "centred", "largest difference"),
+        [
+            (
+                f"of {tower}s",
+                str(live[tower]["rows"]),
+                *(
+                    f"{live[tower][name]:.1e}"
+                    for name in ("cosine_distance", "centred_distance", "absolute_difference")
+                ),
+            )
+            for tower in TOWERS
+        ],
+        "Served and compared with PyTorch, the worst row of each:",
+    )
 
 
 def _read_captions(path: Path) -> list[str]:

@@ -205,6 +205,9 @@ def _manifest_entry(entry: RepositoryEntry, served_parity: Mapping[str, Any]) ->
             "source": checkpoint.file.source,
             "file": checkpoint.file.path.name,
             "sha256": checkpoint.sha256,
+            # Of a folder, what it was read from; of a hub, the commit.
+            **({"files": list(checkpoint.files)} if len(checkpoint.files) > 1 else {}),
+            **({"revision": checkpoint.file.revision} if checkpoint.file.revision else {}),
             "untrained": checkpoint.file.is_random,
             "logit_scale": checkpoint.logit_scale,
         },

@@ -13,6 +13,8 @@ import pytest
 import torch
 from cn_clip.clip.model import CLIP
 from cnclip_builder.arch import Arch
+from cnclip_builder.cli.app import app
+from typer.testing import CliRunner
 
 from tests.conftest import DEMO, ROOT
 
@@ -147,6 +149,41 @@ def test_make_passes_each_variable_on(variable: str, flag: str) -> None:
     assert '--arch "ViT-H-14"' in recipe()
     assert flag not in recipe()
     assert flag in recipe(variable)
+
+
+@pytest.mark.parametrize("target", ["repo", "verify", "gpu-report"])
+def test_make_passes_no_arch_that_was_not_given(target: str) -> None:
+    def recipe(*variables: str) -> str:
+        command = ["make", "--dry-run", "--always-make", target, *variables]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert "--arch" not in recipe("CHECKPOINT=a.pt")
+    assert '--arch "ViT-L-14"' in recipe("CHECKPOINT=a.pt", "ARCH=ViT-L-14")
+
+
+def test_the_arch_is_read_off_the_checkpoint_by_every_command(
+    tmp_path: Path, tiny_vit: Arch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they ask for is the same, and a file that says it is taken by all; see test_detect for what is read."""
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": CLIP(**tiny_vit.model_info).state_dict()}, tmp_path / "odd.pt")
+    (tmp_path / "heads.json").write_text('{"text_num_attention_heads": 2, "vision_head_width": 64}')
+    invoke = CliRunner().invoke
+    options = ["--checkpoint", "odd.pt"]
+    result = invoke(app, ["checkpoint", *options])
+    assert "odd.pt does not tell its text_num_attention_heads and vision_head_width" in str(result.exception)
+    for command, complaint in (
+        (["checkpoint"], None),
+        (["repository", "--context-length", "200"], "context length 200 is out of range for odd"),
+        (["tensorrt", "--context-length", "200"], "context length 200 is out of range for odd"),
+        (["onnx", "--name", "no/name"], "'no/name' can't name a model"),
+        (["verify", "--url", "localhost:1"], "localhost:1"),
+    ):
+        result = invoke(app, [*command, *options, "--arch", "heads.json"])
+        if complaint is None:
+            assert "arch          odd\n" in result.stdout
+        else:
+            assert complaint in str(result.exception)
 
 
 def test_the_builder_is_light_until_it_builds() -> None:
