@@ -30,6 +30,7 @@ PACKAGES = (
 
 # What is no Python module has to be named: a forgotten template is found by users only.
 DATA = {
+    "cnclip_builder/comparison/page.html.j2",
     "cnclip_builder/parity/data/LICENSES.md",
     "cnclip_builder/parity/data/captions.txt",
     "cnclip_bench/py.typed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from cnclip_builder.arch import Arch, official_archs
 from cnclip_builder.checkpoint.contents import Contents, read_contents
 from cnclip_builder.checkpoint.detect import detect_arch, require_agreement
 from cnclip_builder.checkpoint.lazy import shapes_of
+from cnclip_builder.checkpoint.parts import CheckpointParts
 from cnclip_builder.checkpoint.soundness import read_logit_scale
 from cnclip_builder.errors import CheckpointError, UnknownArchError
 
@@ -26,8 +28,7 @@ class Checkpoint:
 
     Attributes:
         path: the file, or the folder.
-        files: all files that its numbers rest on.
-        sha256: hex digest of the file; of several see `CheckpointParts.sha256`.
+        parts: all files that its numbers rest on.
         arch: the architecture that its tensors have.
         logit_scale: the factor on cosines, already exponentiated (100 for the official checkpoints).
         state_dict: its tensors under the names of `cn_clip.clip.model.CLIP`, mapped from the file where the
@@ -36,12 +37,21 @@ class Checkpoint:
     """
 
     path: Path
-    files: tuple[Path, ...]
-    sha256: str
+    parts: CheckpointParts
     arch: Arch
     logit_scale: float
     state_dict: StateDict
     of_transformers: bool = False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that its numbers rest on."""
+        return self.parts.files
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hex digest of the file; of several see `CheckpointParts.sha256`. Reads all of them, once it is asked for."""
+        return self.parts.sha256()
 
 
 def load_checkpoint(path: Path, arch: Arch) -> Checkpoint:
@@ -59,8 +69,7 @@ def load_checkpoint(path: Path, arch: Arch) -> Checkpoint:
     _check_arch(path, contents, arch)
     return Checkpoint(
         path=path,
-        files=contents.parts.files,
-        sha256=contents.parts.sha256(),
+        parts=contents.parts,
         arch=arch,
         logit_scale=read_logit_scale(path, contents.tensors["logit_scale"]),
         state_dict=contents.tensors,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 from cnclip_console import print_table
 
-from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, Arch, get_arch
+from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
 from cnclip_builder.cli.options import (
     DEFAULT_DOWNLOAD_ROOT,
     DownloadRootOption,
@@ -37,8 +37,9 @@ def compare_features(
     a: Annotated[
         str,
         typer.Argument(
-            help="What is there: a checkpoint (a file, random:SEED, official), ONNX files with their precision "
-            "(FOLDER:fp16), a model repository (FOLDER, FOLDER#MODEL), or a server (HOST:PORT, HOST:PORT/MODEL)."
+            help="What is there: a checkpoint (file, folder of transformers, hf:OWNER/NAME, random:SEED or official), "
+            "ONNX files with their precision (FOLDER:fp16), a model repository (FOLDER, FOLDER#MODEL), or a server "
+            "(HOST:PORT, HOST:PORT/MODEL)."
         ),
     ],
     b: Annotated[str, typer.Argument(help="What is to take its place; the same choice.")],
@@ -62,7 +63,10 @@ def compare_features(
     ] = None,
     arch: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Of checkpoints: RN50, ViT-B-16 and so on, or a .json file.", show_default=False),
+        typer.Option(
+            help="Of checkpoints: RN50, ViT-B-16 and so on, or a .json file. Default: what their tensors tell.",
+            show_default=False,
+        ),
     ] = None,
     arch_b: Annotated[
         Optional[str],  # noqa: UP045
@@ -90,23 +94,19 @@ def compare_features(
 
     logging.getLogger("cnclip_builder").setLevel(logging.INFO if sys.stderr.isatty() or verbose else logging.WARNING)
     inputs = open_inputs(images, texts, pairs)
-    chosen = [_chosen_arch(one, vocabulary) for one in (arch, arch_b or arch)]
+    archs = (arch, arch_b or arch)
     sides = [
         Named(name, one, context_length, download_root, hub, vocabulary)
-        for name, one in zip((a, b), chosen, strict=True)
+        for name, one in zip((a, b), archs, strict=True)
     ]
     comparison = compare(sides[0], sides[1], inputs, worst)
     if html is not None:
         with replacing_file(html) as partial:
-            partial.write_text(comparison_page(comparison), encoding="utf-8", errors="surrogateescape")
+            partial.write_text(comparison_page(comparison), encoding="utf-8", errors="backslashreplace")
     if as_json:
         typer.echo(json.dumps(comparison.as_dict(), indent=2))
     else:
         _show(comparison)
-
-
-def _chosen_arch(name: str | None, vocabulary: Path | None) -> Arch | None:
-    return None if name is None else get_arch(name, vocabulary)
 
 
 def _show(comparison: Comparison) -> None:

@@ -30,32 +30,31 @@ _BATCH: Mapping[Tower, int] = {"image": 8, "text": 32}
 
 
 class CheckpointSide:
-    """Features of cn_clip's own model, transform and tokeniser.
+    """Features of the reference in PyTorch, with cn_clip's own transform and tokeniser.
 
     Raises:
-        SettingError: its arch is not told.
+        SettingError: nothing tells its arch.
         CheckpointError: the checkpoint can't be had or used.
     """
 
     def __init__(self, named: Named) -> None:
+        from cnclip_builder.checkpoint.choose import choose_arch
         from cnclip_builder.checkpoint.load import load_checkpoint
         from cnclip_builder.checkpoint.sources import fetch_checkpoint
 
         source = None if named.name == "official" else named.name
-        if named.arch is None:
-            raise SettingError(f"nothing says what architecture {named.name} is of: give --arch")
-        named.arch.require_vocabulary()
-        self._arch = named.arch
-        file = fetch_checkpoint(source, named.arch, named.download_root, named.hub)
-        self._checkpoint = load_checkpoint(file.path, named.arch)
+        self._arch = choose_arch(named.arch, source, named.vocabulary)
+        self._arch.require_vocabulary()
+        file = fetch_checkpoint(source, self._arch, named.download_root, named.hub)
+        self._checkpoint = load_checkpoint(file.path, self._arch)
         self.facts = Facts(
             name=named.name,
             kind="checkpoint",
-            arch=named.arch.name,
+            arch=self._arch.name,
             checkpoint_sha256=self._checkpoint.sha256,
             precision="fp32",
-            embedding_size=named.arch.embedding_size,
-            context_length=named.arch.checked_context_length(named.context_length),
+            embedding_size=self._arch.embedding_size,
+            context_length=self._arch.checked_context_length(named.context_length),
         )
 
     def encode(self, tower: Tower, values: Iterable[Any]) -> Iterator[Block]:

@@ -16,15 +16,7 @@ from cnclip_builder.tensors import ALL_PRECISIONS, Tower
 if TYPE_CHECKING:
     from cnclip_client import Block
 
-    from cnclip_builder.arch import Arch
-
 _SERVER = re.compile(r"(?:grpc://)?(?P<address>(?:\[[^]/]+\]|[^:/\\]+):\d+)(?:/(?P<model>[^/]+))?")
-
-KINDS = (
-    "a checkpoint (a file, random:SEED, or official), a folder of ONNX files with a precision (FOLDER:fp16), a model "
-    "repository (FOLDER, or FOLDER#MODEL), or a server (HOST:PORT, or HOST:PORT/MODEL)"
-)
-"""What a side can be, in words."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +62,9 @@ class Named:
     """A side as it was named, and what helps to open it.
 
     Attributes:
-        name: see `KINDS`.
-        arch: of a checkpoint; None if nothing was said.
+        name: a checkpoint (a file, a folder of transformers, hf:OWNER/NAME, random:SEED, official), ONNX files with a
+            precision (FOLDER:fp16), a repository (FOLDER, FOLDER#MODEL), or a server (HOST:PORT, HOST:PORT/MODEL).
+        arch: of a checkpoint, as `choose_arch` takes it; None to read it off its tensors.
         context_length: tokens of a text that a checkpoint or an ONNX file is to read.
         download_root: folder of downloaded and random checkpoints.
         hub: where official checkpoints are fetched from.
@@ -79,7 +72,7 @@ class Named:
     """
 
     name: str
-    arch: Arch | None
+    arch: str | None
     context_length: int
     download_root: Path
     hub: Any
@@ -91,7 +84,7 @@ def open_side(named: Named) -> Iterator[Side]:
     """Opens a checkpoint, ONNX files, a repository or a server; closes it on exit.
 
     Raises:
-        SettingError: the name is none of those, or its arch is not told.
+        SettingError: the name is none of those, or not complete.
         BuildError: it can't be used.
     """
     folder, _, precision = named.name.rpartition(":")

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -72,6 +73,15 @@ def stage_process() -> Iterator[StageProcess]:
 
 def _prepare(level: int) -> None:
     configure_logging(level)
+    threading.Thread(target=_end_with_the_build, daemon=True).start()
+
+
+def _end_with_the_build() -> None:
+    """Ends this process with the one that it works for: one that was killed can't, and this would wait for ever."""
+    build = multiprocessing.parent_process()
+    if build is not None:
+        build.join()
+        os._exit(1)
 
 
 def configure_logging(level: int) -> None:

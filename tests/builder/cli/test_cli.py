@@ -76,7 +76,7 @@ def test_help(command: list[str]) -> None:
         ),
         (["checkpoint", "--arch", "RN50"], "could not fetch clip_cn_rn50.pt"),
         (["compare-features", "random:0", "random:1"], "there is nothing to compare on: give --images"),
-        (["compare-features", "random:0", "random:1", "--images", "/proc/self/fdinfo"], "of: give --arch"),
+        (["compare-features", "absent.pt", "random:1", "--images", "/proc/self/fdinfo"], "no checkpoint at absent.pt"),
         (["compare-features", "a:fp16", "b:fp16", "--images", "absent"], "absent"),
     ],
 )
@@ -200,14 +200,15 @@ def test_the_builder_is_light_until_it_builds() -> None:
 
 def test_compare_features_as_a_user_meets_it(tmp_path: Path) -> None:
     """The table keeps within 80 columns; JSON and a page on demand."""
-    sides = [str(DEMO / "clip_cn_demo.pt"), "random:0", "--arch", str(DEMO / "demo.json")]
-    data = ["--pairs", str(DEMO / "captions.tsv"), "--download-root", str(tmp_path)]
-    shown = run("compare-features", *sides, *data, "--html", str(tmp_path / "page.html"), cwd=tmp_path)
+    sides = ["clip_cn_demo.pt", "random:0", "--arch", "demo.json"]
+    data = ["--pairs", "captions.tsv", "--download-root", str(tmp_path)]
+    page = ["--html", str(tmp_path / "page.html"), "--worst", "6"]
+    shown = run("compare-features", *sides, *data, *page, cwd=DEMO)
     assert shown.returncode == 0, shown.stderr
     assert max(map(len, shown.stdout.splitlines())) <= 80
     for word in ("text-to-image", "R@10", "centred", "three-red-circles-top-left-on-white.png", "100.0%"):
         assert word in shown.stdout
     assert "<svg" in (tmp_path / "page.html").read_text(encoding="utf-8")
-    told = json.loads(run("compare-features", *sides, *data, "--json", "--worst", "1", cwd=tmp_path).stdout)
+    told = json.loads(run("compare-features", *sides, *data, "--json", "--worst", "1", cwd=DEMO).stdout)
     assert told["retrieval"]["text-to-image"]["recall"]["a"]["r1"] == 1
     assert len(told["images"]["distances"]["worst"]) == 1

@@ -27,7 +27,7 @@ PAIRS = DEMO / "captions.tsv"
 
 
 def named(name: str | Path, arch: Arch | None = None, folder: Path = Path("absent"), **changes: Any) -> Named:
-    return Named(str(name), arch, changes.pop("context_length", 52), folder, "huggingface", **changes)
+    return Named(str(name), arch and arch.option, changes.pop("context_length", 52), folder, "huggingface", **changes)
 
 
 def demo() -> Named:
@@ -159,7 +159,7 @@ def test_a_source_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("name", "error", "complaint"),
     [
-        ("absent.pt", SettingError, r"what architecture absent\.pt is of: give --arch"),
+        ("absent.pt", CheckpointError, r"no checkpoint at absent\.pt"),
         ("nowhere:fp16", SettingError, "nowhere holds no ONNX files in fp16"),
         ("{artefacts}", SettingError, "say which precision, .*:fp16 or :fp32"),
         ("{artefacts}:int8", SettingError, "holds no ONNX files in int8"),
