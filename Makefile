@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 # --- Variables of `make repo`, `make serve` and `make verify`. An empty one takes the command's own default. ---
-ARCH           ?= ViT-B-16
+ARCH           ?=
 CHECKPOINT     ?=
 VOCABULARY     ?=
 PRECISION      ?=
@@ -35,21 +35,21 @@ TORCH_INDEX    ?=
 
 # $(call option,--flag,VARIABLE): the flag if the variable is set.
 option = $(if $($(2)),$(1) "$($(2))")
-CHECKPOINT_OPTIONS = --arch "$(ARCH)" $(call option,--checkpoint,CHECKPOINT) $(call option,--vocabulary,VOCABULARY) $(call option,--name,NAME) \
+CHECKPOINT_OPTIONS = $(call option,--arch,ARCH) $(call option,--checkpoint,CHECKPOINT) $(call option,--vocabulary,VOCABULARY) $(call option,--name,NAME) \
 	$(call option,--hub,HUB) $(call option,--download-root,DOWNLOAD_ROOT)
 
 # What a target needs: .venv, and with TENSORRT= that version of TensorRT in it, also where .venv is there already.
 READY = $(VENV)/runtime $(if $(TENSORRT),$(VENV)/tensorrt-$(TENSORRT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo repo serve verify publish test test-slow bench gpu-report soak wheel test-s3 test-rtx check \
+.PHONY: help demo repo serve verify publish test test-slow bench gpu-report soak wheel test-s3 test-rtx test-pillows check \
 	constraints newest clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 12
 	@echo
-	@echo 'Variables of make repo (default): ARCH (ViT-B-16) CHECKPOINT (the official one) PRECISION (fp32 on a CPU, fp16'
-	@echo 'on a GPU) TARGET (gpu if nvidia-smi lists one, else cpu) PLATFORM (onnxruntime) CONTEXT_LENGTH (52)'
+	@echo 'Variables of make repo (default): ARCH (what CHECKPOINT is of, else ViT-B-16) CHECKPOINT (the'
+	@echo 'official one) PRECISION (fp32 on a CPU, fp16 on a GPU) TARGET (gpu if nvidia-smi lists one, else cpu) PLATFORM (onnxruntime) CONTEXT_LENGTH (52)'
 	@echo 'ACCELERATOR (cuda; none or tensorrt, for onnxruntime on a GPU) PLANS (folder of plans made elsewhere)'
 	@echo 'TENSORRT (the version of TensorRT that your tritonserver has, such as 10.13.3: installed first)'
 	@echo 'MAX_BATCH_SIZE (32 on a CPU, 64 on a GPU) NAME (the arch in lower case) MODEL_VERSION (1) VERIFY=1 (off)'
@@ -84,13 +84,22 @@ test: $(VENV)/installed  ## Run the tests, those on a real tritonserver included
 test-slow: $(VENV)/installed  ## Run the tests that take minutes.
 	$(BIN)/python -m pytest -m slow $(FLAGS)
 
-test-s3: $(VENV)/installed  ## Run the tests of publishing to S3, on a local one; installs s3fs and moto first.
-	$(INSTALL) --requirement tests/requirements-s3.txt
-	$(BIN)/python -m pytest tests/builder/repository/test_publishing.py -k s3 $(FLAGS)
+test-s3: $(VENV)/installed  ## Run the tests on a local S3 alone, which are among the others too.
+	$(BIN)/python -m pytest tests/builder/repository/test_publishing.py tests/client/sources/test_s3.py -k s3 $(FLAGS)
 
 test-rtx: $(VENV)/installed  ## Build plans with TensorRT-RTX, for machines without GPU (read docs/tensorrt.md on its licence).
 	$(BIN)/python -m pip install --quiet --group tensorrt-rtx
 	$(BIN)/python -m pytest tests/builder/plans/test_rtx.py -m 'slow or not slow' $(FLAGS)
+
+# The resize is equal to each Pillow by itself; these are those that it knows, the newest of each.
+PILLOWS ?= 11.0.0 11.1.0 11.2.1 11.3.0 12.0.0 12.1.1 12.2.0 12.3.0 13.0.0
+
+test-pillows: $(VENV)/installed  ## Run the resize's tests under every Pillow that it knows; fetches them to build/pillows first.
+	for pillow in $(PILLOWS); do \
+		$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/pillows/$$pillow pillow==$$pillow || exit 1; \
+		echo "Pillow $$pillow" && PYTHONPATH=build/pillows/$$pillow:$$PYTHONPATH $(BIN)/python -m pytest tests/resize/test_resize.py \
+			tests/resize/test_jpeg.py tests/templates/test_pixels.py $(FLAGS) || exit 1; \
+	done
 
 bench: $(VENV)/installed  ## Measure ViT-B-16 side by side: served, alternatives, stages, savings, INT8, memory, builds.
 	$(BIN)/cnclip-bench all $(FLAGS)
@@ -99,7 +108,7 @@ bench: $(VENV)/installed  ## Measure ViT-B-16 side by side: served, alternatives
 		--pairs build/bench/held-out/captions.tsv --output build/benchmarks/demo
 
 gpu-report: $(READY)  ## Measure what this machine's GPU does with ARCH, on one page; within ten minutes.
-	$(BIN)/cnclip-bench gpu-report $(if $(filter file,$(origin ARCH)),,--arch "$(ARCH)") $(call option,--checkpoint,CHECKPOINT) $(FLAGS)
+	$(BIN)/cnclip-bench gpu-report $(call option,--arch,ARCH) $(call option,--checkpoint,CHECKPOINT) $(FLAGS)
 
 soak: $(VENV)/installed  ## Load the demo model for an hour (MINUTES=60); see that memory stays and no row is another's.
 	test -d build/demo/repository || $(BIN)/python examples/demo/demo.py
@@ -155,7 +164,7 @@ constraints:  ## Renew constraints.txt (UPGRADE=: only add what pyproject.toml n
 	$(PYTHON) -m venv build/uv
 	build/uv/bin/python -m pip install --quiet uv
 	build/uv/bin/uv pip compile --universal --python-version 3.10 --all-extras --group dev --no-annotate $(UPGRADE) \
-		--custom-compile-command 'make constraints' --output-file constraints.txt pyproject.toml tests/requirements-s3.txt
+		--custom-compile-command 'make constraints' --output-file constraints.txt pyproject.toml
 
 newest:  ## Run the tests with the newest of everything, in an environment of their own.
 	$(MAKE) VENV=build/newest CONSTRAINTS= test

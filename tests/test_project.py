@@ -30,8 +30,7 @@ def requirements() -> list[Requirement]:
     project = PYPROJECT["project"]
     listed = [*project["dependencies"], *PYPROJECT["dependency-groups"]["dev"], *PYPROJECT["build-system"]["requires"]]
     listed += [one for extra in project["optional-dependencies"].values() for one in extra]
-    s3 = (ROOT / "tests/requirements-s3.txt").read_text(encoding="utf-8").splitlines()
-    return [Requirement(one) for one in [*listed, *(line for line in s3 if line and not line.startswith("#"))]]
+    return [Requirement(one) for one in listed]
 
 
 def constraints() -> list[Requirement]:

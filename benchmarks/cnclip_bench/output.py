@@ -40,7 +40,16 @@ class Panel:
 
 def conditions() -> dict[str, Any]:
     """What a figure is worth nothing without: machine, load, versions, day."""
-    libraries = ("torch", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "tokenizers", "tritonclient")
+    libraries = (
+        "torch",
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "faiss-cpu",
+        "numpy",
+        "pillow",
+        "tokenizers",
+        "tritonclient",
+    )
     return {
         "date": date.today().isoformat(),
         "cores": len(os.sched_getaffinity(0)),

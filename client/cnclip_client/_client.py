@@ -161,6 +161,11 @@ class Client:
         return self._is_faster_here if self._is_measured else None
 
     @property
+    def retry(self) -> Retry:
+        """When it sends again, and how long it waits for a server that is away."""
+        return self._endpoints.retry
+
+    @property
     def info(self) -> ModelInfo:
         """What the server says of the model, asked once; where it has only one of the towers, of that one.
 

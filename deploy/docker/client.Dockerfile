@@ -8,7 +8,7 @@
 # EXTRAS chooses what is installed beside the client itself: with `--build-arg EXTRAS=parquet,ray` it is an image for the
 # nodes of a Ray cluster.
 FROM python:3.12-slim-bookworm
-ARG EXTRAS=parquet,search,report
+ARG EXTRAS=parquet,search,report,remote,prepare
 
 COPY constraints.txt deploy/docker/wheels/*.whl /opt/cnclip/
 RUN python3 -m pip install --no-cache-dir --constraint /opt/cnclip/constraints.txt \

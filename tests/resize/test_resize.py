@@ -203,6 +203,8 @@ class TestWhoResizes:
         [("13.0.1", True), ("13.1.0", False), ("14.0", False), ("9.5.0.post2", False), ("", False)],
     )
     def test_an_unknown_pillow_does_it_itself(self, version: str, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        if known and not hasattr(Image.Image, "__arrow_c_array__"):
+            pytest.skip("this Pillow exports nothing")
         monkeypatch.setattr(PIL, "__version__", version)
         monkeypatch.setattr(cnclip_resize, "_equal", lambda mode, size: True)
         assert (resize(noise("RGB", (30, 20), 0), 8) is not None) == known

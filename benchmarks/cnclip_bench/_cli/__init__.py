@@ -16,6 +16,9 @@ from cnclip_bench._cli._alternatives import compare
 from cnclip_bench._cli._costs import build, memory, startup
 from cnclip_bench._cli._encoders import latency, preprocess, served, stages, tokenize
 from cnclip_bench._cli._gpu_report import gpu_report
+from cnclip_bench._cli._host import host
+from cnclip_bench._cli._index import index
+from cnclip_bench._cli._jobs import jobs
 from cnclip_bench._cli._load import throughput, tune
 from cnclip_bench._cli._options import (
     OUTPUT,
@@ -25,6 +28,7 @@ from cnclip_bench._cli._options import (
     of_a_subject,
 )
 from cnclip_bench._cli._savings import int8, savings
+from cnclip_bench.subject import arch_option
 
 app = plain_app(
     name="cnclip-bench",
@@ -36,8 +40,8 @@ app = plain_app(
 )
 _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "What is served, side by side": (served, compare, latency, throughput, stages),
-    "What is done for it": (preprocess, tokenize, savings, int8),
-    "What it costs": (build, startup, memory),
+    "What is done for it": (preprocess, host, tokenize, savings, int8),
+    "What it costs": (build, startup, memory, jobs, index),
     "This machine": (gpu_report, tune),
 }
 for _heading, _commands in _COMMANDS.items():
@@ -48,20 +52,22 @@ for _heading, _commands in _COMMANDS.items():
 @app.command("all", rich_help_panel="This machine")
 @of_a_subject
 def everything(asked: Asked, output: OutputOption = OUTPUT) -> None:
-    """Run all of them save tune, which changes configs, and gpu-report: some 15 minutes for ViT-B-16 on two cores.
+    """Run all save jobs, index, gpu-report and tune, which changes configs: some 15 minutes for ViT-B-16 on two cores.
 
     Example:
       cnclip-bench all --arch ViT-B-16 --checkpoint epoch_latest.pt
     """
+    arch = arch_option(asked.arch, asked.checkpoint, asked.name)
     built: dict[str, Any] = {"checkpoint": asked.checkpoint, "output": output}
     items: dict[str, Any] = {"images": asked.images, "captions": asked.captions}
-    model: dict[str, Any] = {"arch": asked.arch, "repository": asked.repository, "name": asked.name, **built}
+    model: dict[str, Any] = {"arch": arch, "repository": asked.repository, "name": asked.name, **built}
     whole = {**model, **items}
-    own = asked.repository == REPOSITORY and asked.arch in {one.name for one in official_archs()}
-    archs = list(dict.fromkeys(["RN50", asked.arch])) if own else [asked.arch]
+    own = asked.repository == REPOSITORY and arch in {one.name for one in official_archs()}
+    archs = list(dict.fromkeys(["RN50", arch])) if own else [arch]
     steps: tuple[Callable[[], None], ...] = (
         partial(tokenize, captions=asked.captions, output=output),
-        partial(preprocess, arch=asked.arch, images=asked.images, output=output),
+        partial(preprocess, arch=arch, images=asked.images, output=output),
+        partial(host, arch=arch, images=asked.images, output=output),
         partial(served, **whole, rounds=5),
         partial(compare, **whole, items=8, rounds=3),
         partial(latency, **whole, batch_size=1, rounds=15),
@@ -69,7 +75,7 @@ def everything(asked: Asked, output: OutputOption = OUTPUT) -> None:
         partial(throughput, **whole, seconds=1.0, rounds=1),
         partial(stages, **whole, items=16),
         partial(savings, **whole, rounds=3),
-        partial(int8, arch=asked.arch, **built, **items),
+        partial(int8, arch=arch, **built, **items),
         partial(memory, **model, max_batch_size=[1, 8, 32]),
         *([partial(startup, archs=archs, repository=asked.repository, **built)] if own else []),
         *([partial(build, archs=archs, **built)] if own else []),

@@ -100,7 +100,7 @@ def startup(
 
 
 def memory(
-    arch: ArchOption = "ViT-B-16",
+    arch: ArchOption = None,
     checkpoint: CheckpointOption = RANDOM,
     repository: RepositoryOption = REPOSITORY,
     name: NameOption = None,

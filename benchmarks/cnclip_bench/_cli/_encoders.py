@@ -118,7 +118,7 @@ def stages(
 
 
 def preprocess(
-    arch: ArchOption = "ViT-B-16",
+    arch: ArchOption = None,
     images: ImagesOption = None,
     rounds: RoundsOption = 5,
     output: OutputOption = OUTPUT,

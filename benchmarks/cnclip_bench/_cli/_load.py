@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,13 +105,15 @@ def tune(
     Example:
       cnclip-bench tune --repository build/repository --name vit-b-16 --dry-run
     """
+    from cnclip_pixels import usable_cores
+
     from cnclip_bench.output import write
     from cnclip_bench.serving_settings import read_settings, remember_settings, write_settings
     from cnclip_bench.tuning import Comparison, Goal, coordinates
     from cnclip_bench.tuning import tune as search
 
     subject, repository = asked.subject(), asked.repository
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     for one in [tower] if tower else TOWERS:
         start = read_settings(repository, subject.name, one)
         typer.echo(f"{subject.name} {one}: {start}")

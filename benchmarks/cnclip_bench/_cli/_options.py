@@ -18,10 +18,19 @@ TOWERS: tuple[Tower, ...] = ("image", "text")
 _MEASURED = "What is measured"
 
 ArchOption = Annotated[
-    str,
-    typer.Option(help="The architecture, or a .json file, as for cnclip-build.", rich_help_panel=_MEASURED),
+    str | None,
+    option(
+        "The architecture, or a .json file, as for cnclip-build. Default: the checkpoint's, or ViT-B-16.",
+        panel=_MEASURED,
+    ),
 ]
-CheckpointOption = Annotated[str, typer.Option(help="A .pt file, or random:SEED.", rich_help_panel=_MEASURED)]
+CheckpointOption = Annotated[
+    str,
+    typer.Option(
+        help="A .pt file, a folder of transformers, hf:OWNER/NAME, or random:SEED, as for cnclip-build.",
+        rich_help_panel=_MEASURED,
+    ),
+]
 RepositoryOption = Annotated[
     Path,
     typer.Option(
@@ -48,7 +57,7 @@ RANDOM, REPOSITORY, OUTPUT = "random:0", OWN_REPOSITORY, Path("build/benchmarks"
 class Asked:
     """What a command line says of what is measured; `of_a_subject` gives a command its options."""
 
-    arch: ArchOption = "ViT-B-16"
+    arch: ArchOption = None
     checkpoint: CheckpointOption = RANDOM
     repository: RepositoryOption = REPOSITORY
     name: NameOption = None

@@ -65,7 +65,7 @@ def savings(
 
 
 def int8(
-    arch: ArchOption = "ViT-B-16",
+    arch: ArchOption = None,
     checkpoint: CheckpointOption = RANDOM,
     images: ImagesOption = None,
     captions: CaptionsOption = None,

@@ -12,6 +12,7 @@ import typer
 from cnclip_console import plain_app
 
 from cnclip_builder.cli.charset import use_utf8
+from cnclip_builder.cli.compare import compare_features
 from cnclip_builder.cli.publishing import prune, publish
 from cnclip_builder.cli.repository import repository
 from cnclip_builder.cli.stages import archs, checkpoint, onnx, tensorrt
@@ -29,7 +30,7 @@ app = plain_app(
     no_args_is_help=True,
 )
 _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
-    "From checkpoint to servers": (repository, verify, publish, prune),
+    "From checkpoint to servers": (repository, verify, compare_features, publish, prune),
     "Stages of `repository`, each by itself": (archs, checkpoint, onnx, tensorrt),
 }
 for heading, commands in _COMMANDS.items():

@@ -40,11 +40,11 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 
 ArchOption = Annotated[
-    str,
+    Optional[str],  # noqa: UP045  # Typer reads it at run time, on Python 3.10 too
     typer.Option(
         "--arch",
         help="RN50, ViT-B-16, ViT-L-14, ViT-L-14-336 or ViT-H-14; or a .json file with the arguments of cn_clip's "
-        "CLIP class.",
+        "CLIP class. Default: what the tensors of --checkpoint tell; ViT-B-16 without one.",
         show_default=False,
         rich_help_panel=MODEL,
     ),
@@ -53,7 +53,8 @@ VocabularyOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(
         "--vocabulary",
-        help="The vocab.txt of a text encoder whose tokens are not cn_clip's: a token a line.",
+        help="The vocab.txt of a text encoder whose tokens are not cn_clip's: a token a line. Default: the one in the "
+        "checkpoint's folder, else cn_clip's.",
         exists=True,
         dir_okay=False,
         show_default=False,
@@ -61,11 +62,12 @@ VocabularyOption = Annotated[
     ),
 ]
 CheckpointOption = Annotated[
-    Optional[str],  # noqa: UP045  # Typer reads it at run time, on Python 3.10 too
+    Optional[str],  # noqa: UP045
     typer.Option(
         "--checkpoint",
-        help="A pretrained or fine-tuned .pt or .safetensors file, or random:SEED for untrained weights. Default: "
-        "the official checkpoint, downloaded.",
+        help="A pretrained or fine-tuned .pt or .safetensors file; a folder of Hugging Face's transformers; "
+        "hf:OWNER/NAME, with @REVISION or without; or random:SEED for untrained weights. Default: the official "
+        "checkpoint, downloaded.",
         show_default=False,
         rich_help_panel=MODEL,
     ),
@@ -73,7 +75,7 @@ CheckpointOption = Annotated[
 DownloadRootOption = Annotated[
     Path,
     typer.Option(
-        help="Where downloaded and random checkpoints are kept.",
+        help="Where official and random checkpoints are kept.",
         envvar="CNCLIP_DOWNLOAD_ROOT",
         file_okay=False,
         rich_help_panel=FILES,

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 from cnclip_console import gives_options, option
 
-from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, get_arch
+from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
+from cnclip_builder.checkpoint.choose import choose_arch
 from cnclip_builder.cli.options import (
     BUILD,
     DEFAULT_ARTEFACTS,
@@ -43,7 +44,7 @@ from cnclip_builder.tensors import TOWERS
 @gives_options(ServingOptions, "serving_options")
 def repository(
     *,
-    arch: ArchOption,
+    arch: ArchOption = None,
     checkpoint: CheckpointOption = None,
     vocabulary: VocabularyOption = None,
     name: NameOption = None,
@@ -103,7 +104,7 @@ def repository(
     """
     from cnclip_builder.build import BuildRequest, build_repository
 
-    chosen_arch = get_arch(arch, vocabulary)
+    chosen_arch = choose_arch(arch, checkpoint, vocabulary, name)
     chosen = {**_read_settings(settings), **serving_options.given()}
     kept = kept_serving(repository, name or chosen_arch.slug, model_version, chosen_arch.name) if keep_settings else {}
     serving, told = choose_settings(chosen, kept, DEFAULT_CONTEXT_LENGTH)

@@ -139,14 +139,15 @@ class ServingOptions:
     preprocess_instances: Annotated[
         int | None,
         option(
-            "Processes that decode images; they divide the cores. Default: 1 before a CPU, 4 before GPUs.",
+            "Processes that decode images; they divide the cores. Default: 1 before a CPU; before GPUs one for each 4 "
+            "cores of this machine, from 4 to 16.",
             panel=SPEED,
             metavar="N",
         ),
     ] = None
     preprocess_threads: Annotated[
         int | None,
-        option("Threads in each of them; 0: as many as cores. Default: 0.", panel=SPEED, metavar="N"),
+        option("Threads in each of them; 0: its share of the cores. Default: 0.", panel=SPEED, metavar="N"),
     ] = None
     tokenize_instances: Annotated[
         int | None, option("Processes that tokenise texts. Default: 1.", panel=SPEED, metavar="N")

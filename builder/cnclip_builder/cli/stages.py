@@ -8,7 +8,8 @@ from typing import Annotated, Literal, Optional
 import typer
 from cnclip_console import gives_options, print_table
 
-from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, get_arch, official_archs
+from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, official_archs
+from cnclip_builder.checkpoint.choose import choose_arch
 from cnclip_builder.cli.options import (
     DEFAULT_ARTEFACTS,
     DEFAULT_DOWNLOAD_ROOT,
@@ -57,29 +58,36 @@ def archs() -> None:
 
 
 def checkpoint(
-    arch: ArchOption,
+    arch: ArchOption = None,
     checkpoint: CheckpointOption = None,
     vocabulary: VocabularyOption = None,
+    name: NameOption = None,
     download_root: DownloadRootOption = DEFAULT_DOWNLOAD_ROOT,
     hub: HubOption = "huggingface",
     verbose: VerboseOption = False,
 ) -> None:
-    """Fetch a checkpoint and check that it is of the architecture.
+    """Fetch a checkpoint, tell its architecture, and check that it fits the one that is named.
 
     Example:
       cnclip-build checkpoint --arch ViT-B-16 --checkpoint epoch_latest.pt
     """
     from cnclip_builder.checkpoint.stage import open_checkpoint
 
-    facts = open_checkpoint(checkpoint, get_arch(arch, vocabulary), download_root, hub)
+    chosen = choose_arch(arch, checkpoint, vocabulary, name)
+    facts = open_checkpoint(checkpoint, chosen, download_root, hub)
+    typer.echo(f"arch          {chosen.name}")
     typer.echo(f"file          {facts.file.path}")
+    for file in facts.files if len(facts.files) > 1 else ():
+        typer.echo(f"  of it       {file}")
+    if facts.file.revision:
+        typer.echo(f"revision      {facts.file.revision}")
     typer.echo(f"sha256        {facts.sha256}")
     typer.echo(f"logit scale   {facts.logit_scale:.6g}")
     typer.echo(f"FP32 weights  {sum(facts.fp32_bytes.values()) / 1e6:.0f} MB")
 
 
 def onnx(
-    arch: ArchOption,
+    arch: ArchOption = None,
     checkpoint: CheckpointOption = None,
     vocabulary: VocabularyOption = None,
     tower: TowersOption = None,
@@ -102,7 +110,7 @@ def onnx(
     from cnclip_builder.artefacts.maker import build_artefacts
     from cnclip_builder.repository.sharing import check_model_name
 
-    chosen = get_arch(arch, vocabulary)
+    chosen = choose_arch(arch, checkpoint, vocabulary, name)
     made = build_artefacts(
         chosen,
         checkpoint,
@@ -124,7 +132,7 @@ def onnx(
 @gives_options(PlanOptions, "plan")
 def tensorrt(
     *,
-    arch: ArchOption,
+    arch: ArchOption = None,
     checkpoint: CheckpointOption = None,
     vocabulary: VocabularyOption = None,
     tower: TowersOption = None,
@@ -169,7 +177,7 @@ def tensorrt(
     from cnclip_builder.repository.serving import ServingConfig
     from cnclip_builder.repository.sharing import check_model_name
 
-    chosen = get_arch(arch, vocabulary)
+    chosen = choose_arch(arch, checkpoint, vocabulary, name)
     settings = plan.settings(
         max_batch_size,
         chosen.checked_context_length(context_length),

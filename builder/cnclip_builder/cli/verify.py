@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 from cnclip_console import print_table
 
-from cnclip_builder.arch import get_arch
+from cnclip_builder.checkpoint.choose import choose_arch
 from cnclip_builder.cli.options import (
     DEFAULT_DOWNLOAD_ROOT,
     ArchOption,
@@ -25,7 +25,7 @@ from cnclip_builder.tensors import TOWERS
 
 
 def verify(
-    arch: ArchOption,
+    arch: ArchOption = None,
     checkpoint: CheckpointOption = None,
     vocabulary: VocabularyOption = None,
     url: Annotated[str, typer.Option(help="The server's gRPC address.")] = "localhost:8001",
@@ -50,7 +50,7 @@ def verify(
     from cnclip_builder.checkpoint.sources import fetch_checkpoint
     from cnclip_builder.verify import verify_server
 
-    chosen = get_arch(arch, vocabulary)
+    chosen = choose_arch(arch, checkpoint, vocabulary, name)
     verification = verify_server(
         url,
         name or chosen.slug,

@@ -17,9 +17,11 @@ import typer
 from cnclip_console import plain_app
 
 from cnclip_client._cli._classify import classify
+from cnclip_client._cli._dedup import dedup
 from cnclip_client._cli._evaluate import evaluate
 from cnclip_client._cli._extract import extract
 from cnclip_client._cli._features import features
+from cnclip_client._cli._index import index
 from cnclip_client._cli._info import info
 from cnclip_client._cli._search import search
 from cnclip_client._cli._similarity import similarity
@@ -38,10 +40,12 @@ app = plain_app(
 )
 app.add_typer(features, name="features")
 app.add_typer(extract, name="extract")
+app.add_typer(index, name="index")
 app.command("similarity")(similarity)
 app.command("info")(info)
 app.command("search")(search)
 app.command("evaluate")(evaluate)
+app.command("dedup")(dedup)
 app.command("classify")(classify)
 
 

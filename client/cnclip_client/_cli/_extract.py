@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,9 +23,10 @@ from cnclip_client import (
     TransportError,
 )
 from cnclip_client._cli._connection import Server, asks_server_for_files, asks_server_for_image_files
-from cnclip_client._cli._progress import progress
+from cnclip_client._cli._place import Output, OutputFormat, Place, Shard, ShardItems, Work, place_of
+from cnclip_client._cli._progress import ProgressEvery, ProgressOption, job_progress
 from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, reporting, usage
-from cnclip_client.extraction import Engine, ExtractOptions, RepeatedIds, Summary
+from cnclip_client.extraction import Engine, ExtractOptions, RepeatedIds, Summary, extract_parts
 from cnclip_client.extraction import extract as extract_features
 from cnclip_client.sinks import Dtype
 from cnclip_client.sources import ImageFormat, Source, TextFormat, image_source, text_source
@@ -37,7 +37,8 @@ _OF_SERVER = (TransportError, AccessDenied, ModelChanged, ModelNotFound, ModelNo
 
 extract = plain_app(
     no_args_is_help=True,
-    help="Write features of any number of images or texts to a file. Killed at any moment, it goes on when run again."
+    help="Write features of any number of images or texts to a file, or to a folder of them. Killed at any moment, it "
+    "goes on when run again."
     "\n\n"
     "Example:\n"
     "  cnclip extract images photos/ --output photos.parquet",
@@ -46,12 +47,6 @@ extract = plain_app(
     "--max-errors) and 130 the same command goes on.",
 )
 
-Output = Annotated[
-    Path,
-    typer.Option(
-        "--output", "-o", metavar="FILE", help="FILE.jsonl (cn_clip's), .parquet, or .npy with FILE.ids.jsonl."
-    ),
-]
 IdColumn = Annotated[
     str | None, typer.Option(metavar="NAME", help="The column of ids: of parquet, JSONL or a tar's .json.")
 ]
@@ -115,6 +110,12 @@ def _extract_images(
     wait_for_server: WaitForServer = 600.0,
     engine: EngineOption = "local",
     actors: Actors = None,
+    shard_items: ShardItems = None,
+    shard: Shard = None,
+    output_format: OutputFormat = None,
+    work: Work = None,
+    progress: ProgressOption = "auto",
+    progress_every: ProgressEvery = 60.0,
     verbose: Verbose = False,
 ) -> None:
     """Write the features of images to a file.
@@ -136,8 +137,10 @@ def _extract_images(
             repeated_ids=repeated_ids,
         )
         with usage():
+            place = place_of(output, shard_items, shard, output_format, work)
             opened = image_source(source, format=format, id_column=id_column, column=column)
-        _extract(server, opened, output, options, wait_for_server, engine, actors)
+        shown = partial(job_progress, progress, progress_every)
+        _extract(server, opened, place, options, wait_for_server, engine, actors, shown)
 
 
 @extract.command("texts")
@@ -173,6 +176,12 @@ def _extract_texts(
     wait_for_server: WaitForServer = 600.0,
     engine: EngineOption = "local",
     actors: Actors = None,
+    shard_items: ShardItems = None,
+    shard: Shard = None,
+    output_format: OutputFormat = None,
+    work: Work = None,
+    progress: ProgressOption = "auto",
+    progress_every: ProgressEvery = 60.0,
     verbose: Verbose = False,
 ) -> None:
     """Write the features of texts to a file.
@@ -196,25 +205,40 @@ def _extract_texts(
             preprocess=preprocess,
         )
         with usage():
+            place = place_of(output, shard_items, shard, output_format, work)
             opened = text_source(source, format=format, id_column=id_column, column=column)
-        _extract(server, opened, output, options, wait_for_server, engine, actors)
+        shown = partial(job_progress, progress, progress_every)
+        _extract(server, opened, place, options, wait_for_server, engine, actors, shown)
 
 
 def _extract(
     server: Server,
     source: Source,
-    output: Path,
+    place: Place,
     options: ExtractOptions,
     wait_s: float,
     engine: str,
     actors: int | None,
+    shown: Callable[[Callable[[], int | None]], AbstractContextManager[Callable[[int, int], None]]],
 ) -> None:
     connect = partial(server.connect, retry=Retry.patient(wait_s))
     on = _engine(engine, connect, actors)
-    with usage(), _resumable(output), connect() as client, progress(sys.stderr.isatty(), source.total) as report:
-        summary = extract_features(client, source, output, options, report=report, engine=on)
+    output, sharding = place.output, place.sharding
+
+    def total() -> int | None:
+        there = source.total()
+        return there if there is None or sharding is None else sharding.items_of(there)
+
+    with usage(), _resumable(place.partial), connect() as client, shown(total) as report:
+        if sharding is None:
+            summary = extract_features(client, source, output, options, report=report, engine=on)
+        else:
+            summary = extract_parts(
+                client, source, output, options, sharding=sharding, work=place.work, report=report, engine=on
+            )
     if summary.already_finished:
-        complain(f"{output} was finished before: {_words(summary)}; nothing to do")
+        anew = f"; to do it anew remove {output} first" if sharding is not None and options.overwrite else ""
+        complain(f"{output} was finished before: {_words(summary)}; nothing to do{anew}")
     else:
         complain(_words(summary))
     if client.prepares_itself is not None:
@@ -224,6 +248,8 @@ def _extract(
             "each one's first feature was kept"
             if options.repeated_ids == "first"
             else "search wants each once, which --repeated-ids first gives"
+            if sharding is None
+            else "in the same part; search wants each once"
         )
         complain(f"{summary.repeated:,} ids came again; {became}")
     if summary.failures:
@@ -243,17 +269,20 @@ def _engine(name: str, connect: Callable[[], Client], actors: int | None) -> Eng
 
 def _words(summary: Summary) -> str:
     rate = summary.items / summary.seconds if summary.seconds else 0.0
-    return f"{summary.items:,} items, {summary.failures:,} failures, {summary.seconds:.1f} s, {rate:,.1f} items/s"
+    parts = f" in {summary.parts:,} parts" if summary.parts else ""
+    return (
+        f"{summary.items:,} items{parts}, {summary.failures:,} failures, {summary.seconds:.1f} s, {rate:,.1f} items/s"
+    )
 
 
 @contextmanager
-def _resumable(output: Path) -> Iterator[None]:
+def _resumable(partial: Path) -> Iterator[None]:
     """Says, where the job did not come to its end for no fault of its own, how it can."""
     try:
         yield
     except (*_OF_SERVER, KeyboardInterrupt) as error:
         kept = "; what was done is kept: run the same command again to go on"
-        if not Path(f"{output}.partial").exists():
+        if not partial.exists():
             kept = ""
         if isinstance(error, KeyboardInterrupt):
             complain(f"interrupted{kept}")

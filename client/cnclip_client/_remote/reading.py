@@ -20,20 +20,20 @@ __all__ = ["RangedFile", "patiently"]
 _T = TypeVar("_T")
 
 # Large enough for a connection to reach its speed, and small enough that eight of them are no matter of memory.
-_BLOCK_BYTES = 4 * 1024 * 1024
+_BLOCK_BYTES = 2 * 1024 * 1024
 _AHEAD = 8
-# Other pieces of the file that are kept, for formats that go back and forth between two columns.
-_KEPT = 4
+# Pieces that are kept in all: of two places at once, for formats that go back and forth between two columns.
+_KEPT = 2 * _AHEAD + 4
 # The libraries below try again by themselves where a connection breaks, but not all of them in the middle of an answer.
 _ATTEMPTS = 4
 _FIRST_DELAY_S = 0.5
 
 
 class RangedFile(io.RawIOBase):
-    """A remote file, read in pieces of 4 MiB.
+    """A remote file, read in pieces of 2 MiB.
 
     As long as it is read from one piece to the next, eight of them are fetched ahead at the same time. In memory are
-    these and a few that were read last.
+    these and some that were read last, 40 MiB at most.
     """
 
     def __init__(self, fetch: Callable[[int, int], bytes], size: int, name: str) -> None:
@@ -49,7 +49,8 @@ class RangedFile(io.RawIOBase):
         self._fetch = fetch
         self._size = size
         self._place = 0
-        self._blocks: OrderedDict[int, Future[bytes]] = OrderedDict()
+        self._blocks: dict[int, Future[bytes]] = {}
+        self._read: OrderedDict[int, None] = OrderedDict()  # those that were read, the last one last
         self._waiters = Waiters(_AHEAD, "fetch")
 
     def readable(self) -> bool:
@@ -82,6 +83,7 @@ class RangedFile(io.RawIOBase):
         if not self.closed:
             self._waiters.close()
             self._blocks.clear()
+            self._read.clear()
         super().close()
 
     def _block(self, number: int) -> memoryview:
@@ -91,14 +93,18 @@ class RangedFile(io.RawIOBase):
         for one in wanted:
             if one not in self._blocks:
                 self._blocks[one] = self._waiters.submit(lambda one=one: self._fetched(one))  # type: ignore[misc]
-        self._blocks.move_to_end(number)
-        while len(self._blocks) > _AHEAD + _KEPT:
-            # The oldest; those ahead were asked for after it.
-            self._blocks.popitem(last=False)[1].cancel()
+        self._read[number] = None
+        self._read.move_to_end(number)
+        while len(self._blocks) > _KEPT:
+            # What was read longest ago; else what was asked for first, ahead of where nobody reads any more.
+            gone = next(one for one in (*self._read, *self._blocks) if one not in wanted)
+            self._read.pop(gone, None)
+            self._blocks.pop(gone).cancel()
         try:
             return memoryview(self._blocks[number].result())
         except BaseException:
             self._blocks.pop(number, None)
+            self._read.pop(number, None)
             raise
 
     def _fetched(self, number: int) -> bytes:
