@@ -28,7 +28,11 @@ def host(
     rounds: RoundsOption = 7,
     output: OutputOption = OUTPUT,
 ) -> None:
-    """Time decoding and resizing on 1 to all cores, by threads, by processes and by both, as parts of linear."""
+    """Time decoding and resizing on 1 to all cores, by threads, by processes and by both, as parts of linear.
+
+    Example:
+      cnclip-bench host --images photos/
+    """
     from cnclip_pixels import resizer, usable_cores
 
     from cnclip_bench.host import fill_cores, worker_counts
