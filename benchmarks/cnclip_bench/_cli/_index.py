@@ -25,7 +25,11 @@ def index(
     rounds: RoundsOption = 3,
     output: OutputOption = OUTPUT,
 ) -> None:
-    """Make indexes of made-up features by `cnclip index`: minutes, memory, recall, and time beside exact search."""
+    """Make indexes of made-up features by `cnclip index`: minutes, memory, recall, and time beside exact search.
+
+    Example:
+      cnclip-bench index --rows 100000 --memory 1GiB
+    """
     from cnclip_bench.index import MadeUp, measure_index
     from cnclip_bench.output import show_rows, write
 

@@ -41,6 +41,9 @@ def jobs(
 
     S3 is moto's, on this machine, where it and s3fs are installed. Memory is that of a whole job whose server answers
     at once.
+
+    Example:
+      cnclip-bench jobs --items 1000
     """
     from cnclip_bench import inputs
     from cnclip_bench import jobs as measured

@@ -86,7 +86,11 @@ def compare_features(
     hub: HubOption = "huggingface",
     verbose: VerboseOption = False,
 ) -> None:
-    """Compare the features of two models on your own images and texts, before one takes the other's place."""
+    """Compare the features of two models on your own images and texts, before one takes the other's place.
+
+    Example:
+      cnclip-build compare-features old.pt new.pt --arch ViT-B-16 --images photos/
+    """
     from cnclip_builder.comparison.compare import compare_features as compare
     from cnclip_builder.comparison.inputs import open_inputs
     from cnclip_builder.comparison.page import comparison_page

@@ -32,7 +32,8 @@ def dedup(
     is dropped if it is that near to an earlier one that is kept. The features are read from the files that the index
     was made of.
 
-    Example: cnclip dedup photos.index --cosine 0.96 -o duplicates.jsonl
+    Example:
+      cnclip dedup photos.index --cosine 0.96 -o duplicates.jsonl
     """
     with reporting(verbose), usage(), stages() as report, Index.open(index) as opened:
         if index_parameters is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from cnclip_console import plain_app
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -22,9 +23,12 @@ from cnclip_client.index._plan import parse_bytes
 
 __all__ = ["index", "stages"]
 
-index = typer.Typer(
+index = plain_app(
     no_args_is_help=True,
-    help="Make an approximate index of features, which `cnclip search --index` searches; or add to it what is new.",
+    help="Make an approximate index of features, which `cnclip search --index` searches; or add to it what is new."
+    "\n\n"
+    "Example:\n"
+    "  cnclip index images features/ -o photos.index",
     epilog="Exit status: 0 all well; 2 usage, a damaged file, another index or another checkpoint at OUTPUT; 130 "
     "interrupted. OUTPUT is replaced when the new one is whole, and stays as it was otherwise.",
 )
@@ -85,7 +89,8 @@ def _index_images(
 ) -> None:
     """Make an index of images' features, or add to it the files that it does not have yet.
 
-    Example: cnclip index images features/ -o photos.index --queries texts.parquet
+    Example:
+      cnclip index images features/ -o photos.index --queries texts.parquet
     """
     options = memory, factory, recall, normalize, rescore, overwrite
     _index("image", features, output, queries, options, as_json, verbose)
@@ -108,9 +113,11 @@ def _index_texts(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make an index of texts' features, or add to it the files that it does not have yet.
+    r"""Make an index of texts' features, or add to it the files that it does not have yet.
 
-    Example: cnclip index texts captions.parquet -o captions.index --queries images.parquet
+    Example:
+      cnclip index texts captions.parquet -o captions.index \
+        --queries images.parquet
     """
     options = memory, factory, recall, normalize, rescore, overwrite
     _index("text", features, output, queries, options, as_json, verbose)
