@@ -23,7 +23,7 @@ from cnclip_builder.repository.entry import RepositoryEntry
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.write import publish
 from cnclip_builder.tensors import TOWERS
-from cnclip_builder.verify import _tokenize
+from cnclip_builder.verify import tokenize_as_cn_clip
 from cnclip_templates.cnclip_token_ids import TokenIds
 
 from tests.builder.damaged import complaint_of, cut, require_one_line_about, turned
@@ -118,11 +118,11 @@ def test_broken_files(tmp_path: Path) -> None:
 def test_ids_are_the_vocabularys_everywhere(own: Arch, tiny_vit: Arch, vocabulary: Path) -> None:
     texts = sample_texts()
     served = TokenIds(vocabulary, 52)
-    reference = _tokenize(own, texts, 52)
+    reference = tokenize_as_cn_clip(own, texts, 52)
     assert [
         [int(number) for number in row[: len(served.encode(text))]] for row, text in zip(reference, texts, strict=True)
     ] == [served.encode(text) for text in texts]
-    assert np.array_equal(_tokenize(tiny_vit, texts, 52), tokenize(texts).numpy())
+    assert np.array_equal(tokenize_as_cn_clip(tiny_vit, texts, 52), tokenize(texts).numpy())
     assert not np.array_equal(reference, tokenize(texts).numpy())
     assert [row[0].tolist() for row in calibration_inputs(own, "text")] == [served.encode(text) for text in texts]
     probes = make_probes(own).text
