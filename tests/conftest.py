@@ -5,11 +5,14 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import multiprocessing
 import os
 import pickle
 import shutil
 import signal
+import subprocess
+import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +23,6 @@ from cnclip_builder.arch import Arch, get_arch
 from cnclip_builder.artefacts.maker import Artefacts, build_artefacts
 from cnclip_builder.build import BuildRequest, build_repository
 from cnclip_builder.repository.serving import ServingConfig
-from cnclip_builder.system import isolation
 from cnclip_builder.tensors import PRECISIONS, TOWERS
 from cnclip_server import TritonServer
 
@@ -72,20 +74,6 @@ def pytest_xdist_auto_num_workers() -> int:
     """What `-n auto` means: one more than there are cores, since many tests wait, and no more than memory has room for."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(min(len(os.sched_getaffinity(0)) + 1, memory // WORKER_BYTES), 1)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_stages() -> Iterator[None]:
-    """Has the builder's stages forked from a process that has imported what they need: a build has six of them.
-
-    They are processes of their own all the same. The commands that tests run start theirs as users' do.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(isolation, "START_METHOD", "forkserver")
-        multiprocessing.get_context("forkserver").set_forkserver_preload(
-            ["cn_clip.clip.model", "onnxruntime", "onnxscript", "torch.onnx._internal.exporter._core"]
-        )
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -223,3 +211,42 @@ def _write_arch(folder: Path, name: str, info: dict[str, Any]) -> Arch:
     path = folder / f"{name}.json"
     path.write_text(json.dumps(info), encoding="utf-8")
     return get_arch(str(path))
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A local S3, as the environment of whoever uses it."""
+    for library in ("moto", "s3fs"):
+        pytest.importorskip(library, reason=f"{library} is not installed")
+    log = tmp_path_factory.mktemp("s3") / "log"
+    with log.open("w") as file:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"], stdout=file, stderr=subprocess.STDOUT
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while "Running on " not in log.read_text():
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        url = log.read_text().split("Running on ")[1].split()[0]
+        yield {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def bucket(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    import s3fs
+
+    name = f"bucket-{uuid.uuid4()}"
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(name)
+    return name

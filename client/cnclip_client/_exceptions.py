@@ -13,6 +13,7 @@
     ├── CheckpointMismatch      images and texts would be compared across two checkpoints
     ├── BadInput                some of the caller's items cannot be encoded
     ├── BadFile                 a file of the caller's does not hold what it should
+    ├── StoreError              a file of an object store or a web server cannot be had
     ├── MissingExtra            a library that only some uses need is not installed
     ├── JobRefused              a batch job would mix with another's output, or run twice at once
     ├── TooManyFailures         more items of a batch job failed than were allowed for
@@ -46,6 +47,7 @@ __all__ = [
     "ServerBusy",
     "ServerError",
     "ServerUnreachable",
+    "StoreError",
     "TlsFailed",
     "TransportError",
 ]
@@ -231,6 +233,23 @@ class BadFile(CnclipError):
         self.path = path
 
 
+class StoreError(CnclipError):
+    """A file of an object store or a web server cannot be had, though it may well be there.
+
+    Attributes:
+        path: Its address.
+        of_all: Whether others of the same place cannot be had either, as where a token has run out; a job then stops,
+            to go on another time, rather than have all that is left fail.
+        passing: Whether it may be had in a moment, as where a connection broke.
+    """
+
+    def __init__(self, message: str, *, path: str, of_all: bool = True, passing: bool = False) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+        self.of_all = of_all
+        self.passing = passing
+
+
 class MissingExtra(CnclipError):
     """A library that only some uses need is not installed.
 
@@ -266,10 +285,10 @@ class TooManyFailures(CnclipError):
         last: The last one's id and reason.
     """
 
-    def __init__(self, *, failures: int, max_errors: int, last: str) -> None:
+    def __init__(self, *, failures: int, max_errors: int, last: str, anew: str = "start anew with --overwrite") -> None:
         super().__init__(
             f"{failures} items failed, more than the {max_errors} allowed, the last one: {last}; what was done is "
-            "kept: mend the items and start anew with --overwrite, or go on with a higher --max-errors"
+            f"kept: mend the items and {anew}, or go on with a higher --max-errors"
         )
         self.failures = failures
         self.max_errors = max_errors

@@ -18,12 +18,15 @@ from cnclip_bench.alternatives import clip_as_service_executor, cn_clip_loop, tr
 from cnclip_bench.costs import _timed
 from cnclip_bench.inputs import captions, images, repeated
 from cnclip_bench.int8 import Pair, read_pairs
+from cnclip_bench.jobs import RATE_WAYS, write_sources
+from cnclip_bench.jobs_child import InMemory
 from cnclip_bench.stats import Latency, in_turns, median_ratio
 from cnclip_bench.subject import Subject
 from cnclip_builder.arch import get_arch
 from cnclip_builder.checkpoint.load import load_checkpoint
 from cnclip_builder.checkpoint.towers import load_tower
 from cnclip_builder.parity.samples import sample_images
+from cnclip_client.sources import image_source
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -80,6 +83,7 @@ def test_every_command(folder: Path) -> None:
         ["throughput", *demo, "--rounds", "1", "--seconds", "0.1", "--concurrency", "1", "--concurrency", "2"],
         ["stages", *demo, "--items", "8"],
         ["preprocess", "--arch", DEMO_ARCH, *few],
+        ["host", "--arch", DEMO_ARCH, *few, "--workers", "2", "--seconds", "0.01"],
         ["tokenize", *few],
         ["savings", *demo, *few],
         ["startup", *demo, "--rounds", "1"],
@@ -90,7 +94,7 @@ def test_every_command(folder: Path) -> None:
     assert not (folder / "build/bench/repository").exists()  # the one that was named is measured
     written = {path.name for path in (folder / "build/benchmarks").iterdir()}
     names = {"latency-image-2", "latency-text-2", "served-image", "served-text", "stages-image", "stages-text"}
-    names |= {"throughput-image", "throughput-text", "preprocess", "tokenize", "startup", "memory"}
+    names |= {"throughput-image", "throughput-text", "preprocess", "host", "tokenize", "startup", "memory"}
     names |= {"savings-last-block-image", "savings-last-block-text", "savings-batches", "savings-padding"}
     assert written == {f"{name}.{end}" for name in names for end in ("json", "png")}
     latency = json.loads((folder / "build/benchmarks/latency-image-2.json").read_text())
@@ -101,6 +105,10 @@ def test_every_command(folder: Path) -> None:
     preprocessing = json.loads((folder / "build/benchmarks/preprocess.json").read_text())["figures"]
     assert set(preprocessing["rates"]) >= {"cn_clip", "served", "reduced"}
     assert 0 < preprocessing["reduced_decoding"]["changed"] < preprocessing["reduced_decoding"]["images"]
+    host = json.loads((folder / "build/benchmarks/host.json").read_text())["figures"]["measured"]
+    assert [(one["workers"], one["way"]) for one in host] == [(1, "threads"), (2, "threads"), (2, "processes")]
+    assert host[0]["of_linear"] == 1
+    assert all(len(one["rounds_images_per_s"]) == 2 and one["of_linear"] > 0 for one in host)
     starts = json.loads((folder / "build/benchmarks/startup.json").read_text())["figures"]
     assert [(one["arch"], len(one["seconds"])) for one in starts] == [("demo", 1)]
     footprints = json.loads((folder / "build/benchmarks/memory.json").read_text())["figures"]["text"]
@@ -258,3 +266,28 @@ def test_what_is_measured_is_built_for_this_machine(
     monkeypatch.setattr("cnclip_builder.build.build_repository", build)
     with pytest.raises(Built):
         make_subject("RN50", "random:0", folder / "new", None, None, None)
+
+
+def test_jobs_from_each_source_beside_memory(folder: Path) -> None:
+    command = ["jobs", "--arch", DEMO_ARCH, "--checkpoint", DEMO_CHECKPOINT, "--items", "24", "--rounds", "1"]
+    command += ["--repository", str(folder / "build/repository"), "--memory-items", "8", "--memory-items", "24"]
+    ways = ("tar", "parquet", "lmdb")
+    command += [option for way in ways for option in ("--source", way)]
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    figures = json.loads((folder / "build/benchmarks/jobs.json").read_text())["figures"]
+    assert set(figures["items_a_second"]) == {"memory", *ways}
+    assert all(rate > 0 for rates in figures["items_a_second"].values() for rate in rates)
+    peaks = json.loads((folder / "build/benchmarks/jobs-memory.json").read_text())["figures"]
+    assert {way: set(by_count) for way, by_count in peaks.items()} == {way: {"8", "24"} for way in ways}
+    assert all(20 < mib < 2000 for by_count in peaks.values() for mib in by_count.values())
+
+
+def test_the_sources_of_jobs_hold_the_same_items(tmp_path: Path) -> None:
+    images = [b"one", b"two", b"three"]
+    sources = write_sources(tmp_path, images, 7, RATE_WAYS)
+    assert set(sources) == {way for way in RATE_WAYS if not way.startswith("s3 ")}
+    expected = [item.value for item in InMemory(images, 7).items()]
+    for source in sources.values():
+        values = [item.value for item in image_source(source).items()]
+        assert [Path(value).read_bytes() if isinstance(value, str) else value for value in values] == expected

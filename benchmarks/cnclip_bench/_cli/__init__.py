@@ -10,11 +10,15 @@ from typing import Any
 
 import typer
 from cnclip_builder.arch import official_archs
+from cnclip_console import plain_app
 
 from cnclip_bench._cli._alternatives import compare
 from cnclip_bench._cli._costs import build, memory, startup
 from cnclip_bench._cli._encoders import latency, preprocess, served, stages, tokenize
 from cnclip_bench._cli._gpu_report import gpu_report
+from cnclip_bench._cli._host import host
+from cnclip_bench._cli._index import index
+from cnclip_bench._cli._jobs import jobs
 from cnclip_bench._cli._load import throughput, tune
 from cnclip_bench._cli._options import (
     OUTPUT,
@@ -26,26 +30,33 @@ from cnclip_bench._cli._options import (
 from cnclip_bench._cli._savings import int8, savings
 from cnclip_bench.subject import arch_option
 
-app = typer.Typer(
+app = plain_app(
     name="cnclip-bench",
     help="Measures encoders, and what is served around them, side by side in one run.\n\n"
-    "A repository is built where there is none. Tables go to stdout, JSON and a plot of each to --output.",
+    "A repository is built where there is none. Tables go to stdout, JSON and a plot of each to --output.\n\n"
+    "Example:\n"
+    "  cnclip-bench all --arch ViT-B-16",
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
 )
-_COMMANDS: tuple[Callable[..., None], ...] = (
-    *(served, compare, latency, throughput, stages, preprocess, tokenize),
-    *(savings, int8, build, startup, memory, tune, gpu_report),
-)
-for command in _COMMANDS:
-    app.command()(command)
+_COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    "What is served, side by side": (served, compare, latency, throughput, stages),
+    "What is done for it": (preprocess, host, tokenize, savings, int8),
+    "What it costs": (build, startup, memory, jobs, index),
+    "This machine": (gpu_report, tune),
+}
+for _heading, _commands in _COMMANDS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_heading)(_command)
 
 
-@app.command("all")
+@app.command("all", rich_help_panel="This machine")
 @of_a_subject
 def everything(asked: Asked, output: OutputOption = OUTPUT) -> None:
-    """Run all of them save tune, which changes configs, and gpu-report: some 15 minutes for ViT-B-16 on two cores."""
+    """Run all save jobs, index, gpu-report and tune, which changes configs: some 15 minutes for ViT-B-16 on two cores.
+
+    Example:
+      cnclip-bench all --arch ViT-B-16 --checkpoint epoch_latest.pt
+    """
     arch = arch_option(asked.arch, asked.checkpoint, asked.name)
     built: dict[str, Any] = {"checkpoint": asked.checkpoint, "output": output}
     items: dict[str, Any] = {"images": asked.images, "captions": asked.captions}
@@ -56,6 +67,7 @@ def everything(asked: Asked, output: OutputOption = OUTPUT) -> None:
     steps: tuple[Callable[[], None], ...] = (
         partial(tokenize, captions=asked.captions, output=output),
         partial(preprocess, arch=arch, images=asked.images, output=output),
+        partial(host, arch=arch, images=asked.images, output=output),
         partial(served, **whole, rounds=5),
         partial(compare, **whole, items=8, rounds=3),
         partial(latency, **whole, batch_size=1, rounds=15),

@@ -32,6 +32,9 @@ def gpu_report(
 
     Each step runs in a process of its own and for a bounded time; one that fails is said and passed over. The page and
     a JSON file are written as soon as there is something new. Without a GPU the same steps run on the CPU.
+
+    Example:
+      cnclip-bench gpu-report --arch ViT-B-16 --minutes 10
     """
     from cnclip_builder.arch import get_arch
     from cnclip_builder.system.machine import has_gpu

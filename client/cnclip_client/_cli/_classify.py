@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cnclip_client._cli._connection import Server, asks_server
+from cnclip_client._cli._connection import Server, asks_server_for_files
 from cnclip_client._cli._progress import progress
 from cnclip_client._cli._shared import SOME_FAILED, Verbose, as_typed, complain, items_given, reporting, usage, writing
 from cnclip_client._float32 import rounded
@@ -22,7 +22,7 @@ from cnclip_client.sources import image_source
 __all__ = ["classify"]
 
 
-@asks_server
+@asks_server_for_files
 def classify(
     server: Server,
     paths: Annotated[
@@ -46,12 +46,14 @@ def classify(
     ] = "-",
     verbose: Verbose = False,
 ) -> None:
-    """Tell what each image shows, of labels that the model never learned.
+    r"""Tell what each image shows, of labels that the model never learned.
 
     A line for each image: {"image": PATH, "labels": [...], "probabilities": [...]}, the likeliest first; probabilities
     are among all labels. Of a folder it takes what `cnclip extract images` does: every file that is not hidden counts.
 
-    Example: cnclip classify photos/ --label 猫 --label 狗 --template '一张{}的照片' --template '{}的特写照片'
+    Example:
+      cnclip classify photos/ --label 猫 --label 狗 \
+        --template '一张{}的照片' --template '{}的特写照片'
     """
     with reporting(verbose), usage():
         if not paths and not file:

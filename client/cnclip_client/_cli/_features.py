@@ -11,11 +11,12 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from cnclip_console import plain_app
 from numpy.typing import NDArray
 
 from cnclip_client import Block
 from cnclip_client._cli import _render as render
-from cnclip_client._cli._connection import Server, asks_server
+from cnclip_client._cli._connection import Server, asks_server, asks_server_for_files
 from cnclip_client._cli._progress import progress
 from cnclip_client._cli._shared import (
     SOME_FAILED,
@@ -31,7 +32,10 @@ from cnclip_client._vocabulary import Kind
 
 __all__ = ["features"]
 
-features = typer.Typer(no_args_is_help=True, help="Print or save the features of images or texts.")
+features = plain_app(
+    no_args_is_help=True,
+    help="Print or save the features of images or texts.\n\nExample:\n  cnclip features texts 皮卡丘 杰尼龟",
+)
 
 Output = Annotated[
     str,
@@ -49,7 +53,7 @@ Listing = Annotated[str | None, typer.Option("--file", "-f", help="A file with o
 
 
 @features.command("images")
-@asks_server
+@asks_server_for_files
 def _features_images(
     server: Server,
     paths: Annotated[list[str] | None, typer.Argument(metavar="PATH", help="Image files.", show_default=False)] = None,
@@ -60,7 +64,8 @@ def _features_images(
 ) -> None:
     """Print the features of image files, one JSON object a line.
 
-    Example: cnclip features images *.jpg > features.jsonl
+    Example:
+      cnclip features images *.jpg > features.jsonl
     """
     with reporting(verbose):
         if not paths and not file:
@@ -83,7 +88,8 @@ def _features_texts(
 ) -> None:
     """Print the features of texts, one JSON object a line; without TEXT those of standard input's lines.
 
-    Example: cnclip features texts 皮卡丘 杰尼龟
+    Example:
+      cnclip features texts 皮卡丘 杰尼龟
     """
     with reporting(verbose):
         _features("text", items_given(as_typed(texts or ()), file), server, output, normalize, preprocess)
@@ -108,7 +114,7 @@ def _features(
     done = failures = 0
     with server.connect() as client, progress(shown, lambda: total) as report:
         report(0, 0)
-        source = _remember(items, pending)
+        source = _Remembered(items, pending) if isinstance(items, list) else _remember(items, pending)
         run = client.iter_images if kind == "image" else partial(client.iter_texts, preprocess=preprocess)
         for block in run(source, normalize=normalize):
             names = [pending.popleft() for _ in range(block.stop - block.start)]
@@ -135,6 +141,20 @@ def _features(
 def _lines(kind: str, names: list[str], block: Block) -> bytes:
     rows = zip(block.indices.tolist(), block.features, strict=True)
     return b"".join(render.feature_line(kind, names[row - block.start], feature) for row, feature in rows)
+
+
+class _Remembered:
+    """Items that are all there, so that the client may read well ahead, each remembered as it is taken."""
+
+    def __init__(self, items: list[str], pending: deque[str]) -> None:
+        self._items = items
+        self._pending = pending
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[str]:
+        return _remember(self._items, self._pending)
 
 
 def _remember(items: Iterable[str], pending: deque[str]) -> Iterator[str]:

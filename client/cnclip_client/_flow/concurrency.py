@@ -7,10 +7,12 @@ tried for a moment, and kept if the rate rises by a tenth; half as many are kept
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Hashable, Iterator
+from contextlib import contextmanager
 
-__all__ = ["Concurrency"]
+__all__ = ["Concurrency", "Found"]
 
 # Enough for decoding, encoding and both ways of travel to overlap. On two cores, server and client together, 1 gave
 # half the images a second that 4 gave, 2 three quarters, and 8 the same within noise.
@@ -28,10 +30,13 @@ _REST, _LONGEST_REST = 4, 64
 
 
 class Concurrency:
-    """The number of requests that one run keeps under way. For one thread.
+    """The number of requests that one run keeps under way. For one thread at a time.
+
+    It may serve one run after the other, and goes on then where it was: its clock stands still between them.
 
     Attributes:
         limit: How many may be under way now.
+        measured: How many rates it has measured.
     """
 
     def __init__(self, most: int, servers: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
@@ -45,6 +50,8 @@ class Concurrency:
         self._most = most
         self._clock = clock
         self._least = min(_LEAST * servers, most)
+        self._paused_at: float | None = None
+        self.measured = 0
         self._begin(self._least)
 
     def answered(self, rows: int, under_way: int) -> None:
@@ -54,6 +61,8 @@ class Concurrency:
             rows: Rows in it.
             under_way: Requests that were under way as it came, itself included.
         """
+        if self._paused_at is not None:
+            return  # the last answers of a run, to which no more is sent, come at a rate of their own
         if self._unsettled > 0:
             # Sent before the limit changed.
             self._unsettled -= 1
@@ -69,7 +78,21 @@ class Concurrency:
         if self._saturated < _SATURATED * self._answers:
             self._restart()
         else:
+            self.measured += 1
             self._move(self._trials.send(self._rows / elapsed_s))
+
+    def pause(self) -> None:
+        """Takes note that a run has nothing more to send."""
+        if self._paused_at is None:
+            self._paused_at = self._clock()
+
+    def resume(self) -> None:
+        """Takes note that a run begins: what was measured in the one before counts, the time between them does not."""
+        if self._paused_at is not None:
+            self._started += self._clock() - self._paused_at
+            self._paused_at = None
+        # What belonged to an old limit came back to the run before.
+        self._unsettled = 0
 
     def disturbed(self) -> None:
         """Takes note of a failed request: the rate of this moment says nothing."""
@@ -95,6 +118,41 @@ class Concurrency:
     def _restart(self) -> None:
         self._started = self._clock()
         self._rows = self._answers = self._saturated = 0
+
+
+class Found:
+    """What a client's runs have found, for those that come after. Threads may share it.
+
+    Of several runs at the same time each has a search of its own, and the longest one's is kept.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[Hashable, Concurrency] = {}
+
+    @contextmanager
+    def kept(self, key: Hashable, most: int, servers: int) -> Iterator[Concurrency]:
+        """Gives a run its number, and takes it back.
+
+        Args:
+            key: What runs must share for one's number to be right for another.
+            most: The highest number allowed.
+            servers: How many share the requests.
+        """
+        with self._lock:
+            mine = self._kept.pop(key, None)
+        if mine is None:
+            mine = Concurrency(most, servers)
+        mine.resume()
+        try:
+            yield mine
+        finally:
+            mine.pause()
+            with self._lock:
+                # The one that has searched for longer, where others ran meanwhile.
+                other = self._kept.get(key)
+                if other is None or other.measured < mine.measured:
+                    self._kept[key] = mine
 
 
 def _search(limit: int, least: int, most: int) -> Generator[int, float, None]:

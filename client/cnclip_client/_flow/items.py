@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import os
 import random
+import stat
 import struct
 import zlib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Protocol, TypeAlias
+
+from cnclip_client._exceptions import BadFile, StoreError
+from cnclip_client._remote import RemotePath, is_remote
 
 __all__ = [
     "ImageItem",
@@ -119,14 +122,57 @@ def _checked(data: bytes, item_bytes: int) -> bytes:
 
 
 def _read(path: str | os.PathLike[Any], item_bytes: int) -> bytes:
+    """Returns a file's bytes, or one more than `item_bytes` of a larger one."""
+    name = os.fsdecode(path)
+    if is_remote(name):
+        return _fetch(RemotePath(name), item_bytes)
     try:
-        with Path(os.fsdecode(path)).open("rb") as file:
-            # One byte past the limit tells a too large file without reading all of it; a device never ends.
-            return file.read(item_bytes + 1)
+        # Not to wait for the writer of a pipe that has none. Opened once, and not looked at before: on a network disk
+        # each look is a round trip.
+        handle = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(handle)
+            if stat.S_ISREG(status.st_mode):
+                return _all_of(handle, item_bytes + 1, status.st_size + 1)
+            return _all_of_a_stream(handle, item_bytes + 1)
+        finally:
+            os.close(handle)
     except OSError as error:
         raise Unsendable(error.strerror or str(error)) from error
     except ValueError as error:  # a NUL in the path
         raise Unsendable(f"is no path: {error}") from error
+
+
+def _all_of(handle: int, most: int, at_once: int = 1024 * 1024) -> bytes:
+    """Returns what is left of an open file, up to so many bytes."""
+    parts: list[bytes] = []
+    while most > 0 and (data := os.read(handle, min(most, at_once))):
+        parts.append(data)
+        most -= len(data)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _all_of_a_stream(handle: int, most: int) -> bytes:
+    try:
+        first = os.read(handle, min(most, 64 * 1024))
+    except BlockingIOError:
+        first = None  # somebody is writing it
+    if first == b"":
+        raise Unsendable("is no file, and nobody writes to it")
+    os.set_blocking(handle, True)
+    # One byte past the limit tells a too large one without reading all of it; a device never ends.
+    return (first or b"") + _all_of(handle, most - len(first or b""))
+
+
+def _fetch(place: RemotePath, item_bytes: int) -> bytes:
+    try:
+        return place.read(item_bytes + 1)
+    except BadFile as error:
+        raise Unsendable(str(error)) from error
+    except StoreError as error:
+        if error.of_all:
+            raise
+        raise Unsendable(str(error)) from error
 
 
 def _encode_pil(image: Any) -> bytes:

@@ -28,13 +28,13 @@ from cnclip_client._blocks import Block
 from cnclip_client._connection.endpoint import Endpoint
 from cnclip_client._connection.endpoints import PASSING, Endpoints
 from cnclip_client._connection.mapping import is_death, is_model_death, is_queue_full, is_transient, status_of
-from cnclip_client._connection.wire import bad_rows, features_output
+from cnclip_client._connection.wire import Tensors, bad_rows, features_output
 from cnclip_client._exceptions import (
     CnclipError,
     ServerError,
 )
 from cnclip_client._flow.batches import Batch
-from cnclip_client._flow.concurrency import Concurrency
+from cnclip_client._flow.concurrency import Concurrency, Found
 from cnclip_client._flow.quarantine import Quarantine
 from cnclip_client._settings import Limits, Retry
 
@@ -64,9 +64,10 @@ class Pipeline:
         *,
         model: str,
         version: str,
-        tensors: tuple[str, str],
+        tensors: Tensors,
         embedding_size: int,
         limits: Limits,
+        found: Found,
         harmless: Callable[[], bytes],
         verify: Callable[[float], None],
     ) -> None:
@@ -76,9 +77,10 @@ class Pipeline:
             endpoints: The servers.
             model: The model's full name.
             version: Its version.
-            tensors: The input's and the output's name.
+            tensors: The input and the output.
             embedding_size: D.
             limits: What may be under way at once.
+            found: What the client's runs before have found out of how many requests are worth it.
             harmless: Gives an item that does a server no harm, another one each time.
             verify: Asks whether the model is still the same, unless it was asked less than so many seconds ago, and
                 raises a `CnclipError` if it is not, or cannot be had.
@@ -89,6 +91,8 @@ class Pipeline:
         self._tensors = tensors
         self._embedding_size = embedding_size
         self._limits = limits
+        self._found = found
+        # Until the run has begun, and takes the one that is kept.
         self._concurrency = Concurrency(limits.in_flight, len(endpoints))
         self._verify = verify
         self._verified_at = time.monotonic()
@@ -109,6 +113,10 @@ class Pipeline:
             CnclipError: The first batch, in order, that could not be had; those before it have been yielded.
             Exception: What the source raises, once all that it gave before has been yielded.
         """
+        with self._found.kept(self._model, self._limits.in_flight, len(self._endpoints)) as self._concurrency:
+            yield from self._run(source)
+
+    def _run(self, source: Iterator[Batch]) -> Iterator[Block]:
         held: Batch | None = None
         ended = False
         # Whether a batch was read since the last one was given out.
@@ -130,6 +138,8 @@ class Pipeline:
                     except Exception as error:
                         failure = error
                     ended = held is None
+                    if ended:
+                        self._concurrency.pause()
                 if held is not None and not self._resend and self._has_room(held):
                     self._window.append(held)
                     self._send(held)
@@ -300,7 +310,7 @@ class Pipeline:
 
     def _answered(self, batch: Batch, result: Any) -> None:
         try:
-            batch.outcome = features_output(result, self._tensors[1], len(batch.payloads), self._embedding_size)
+            batch.outcome = features_output(result, self._tensors.output, len(batch.payloads), self._embedding_size)
         except ValueError as problem:
             outcome = ServerError(
                 f"{self._model}: its answer is not what its config promises: {problem}; build it anew",

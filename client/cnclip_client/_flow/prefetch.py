@@ -12,6 +12,9 @@ __all__ = ["Prefetch"]
 
 _T = TypeVar("_T")
 
+# Another thread is worth it once the caller waits for so long: the files of a warm disk are there sooner.
+_PATIENCE_S = 0.002
+
 
 class Prefetch(Generic[_T]):
     """Items with what it takes to load each done by a few threads, in their order and within bounds.
@@ -21,6 +24,7 @@ class Prefetch(Generic[_T]):
 
     A thread takes the next item, one at a time, and loads it, several at a time. So at most `max_items` are ahead of
     the caller, of `max_bytes` together and one for each thread. An error of `items` or `load` comes out in its place.
+    It begins with one thread, and one more starts each time that the caller has to wait for a while.
     """
 
     def __init__(
@@ -29,7 +33,7 @@ class Prefetch(Generic[_T]):
         load: Callable[[_T], _T],
         size_of: Callable[[_T], int],
         *,
-        threads: int = 8,
+        threads: int = 32,
         max_items: int = 64,
         max_bytes: int = 64 * 1024 * 1024,
     ) -> None:
@@ -39,7 +43,7 @@ class Prefetch(Generic[_T]):
             items: What to load; it is used by one thread at a time.
             load: Loads an item.
             size_of: Tells a loaded item's bytes.
-            threads: How many load.
+            threads: How many load at most.
             max_items: How many items may be ahead.
             max_bytes: How many of their bytes.
         """
@@ -56,13 +60,18 @@ class Prefetch(Generic[_T]):
         self._given = 0
         self._held_bytes = 0
         self._ended = False
-        # Daemons: one that hangs in a read of a dead network disk must not keep the process from ending.
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
+        self._most_threads = threads
+        self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Iterator[_T]:
-        for thread in self._threads:
-            thread.start()
+        self._start_one()
         return self._give()
+
+    def _start_one(self) -> None:
+        if len(self._threads) < self._most_threads:
+            # A daemon: one that hangs in a read of a dead network disk must not keep the process from ending.
+            self._threads.append(threading.Thread(target=self._run, daemon=True))
+            self._threads[-1].start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -77,7 +86,8 @@ class Prefetch(Generic[_T]):
     def _give(self) -> Iterator[_T]:
         while True:
             with self._changed:
-                self._changed.wait_for(self._known)
+                while not self._changed.wait_for(self._known, _PATIENCE_S):
+                    self._start_one()
                 place = self._given
                 if place in self._errors:
                     raise self._errors[place]

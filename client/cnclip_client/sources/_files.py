@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import bisect
 import glob
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from cnclip_client.sources._item import Item
+from cnclip_client._remote import Location, RemotePath, located
+from cnclip_client.sources._item import Item, Place, told_by
 from cnclip_client.sources._lines import about_lines, bounded_lines
 
 __all__ = ["FolderSource", "GlobSource", "ListSource"]
 
 _LONGEST_PATH = 64 * 1024
+_FOLDER = "a folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,44 +33,88 @@ class FolderSource:
         path: The folder. Ids are paths relative to it, with forward slashes.
     """
 
-    path: Path
+    path: Location
     kind: Literal["image"] = "image"
 
     @property
     def fingerprint(self) -> Mapping[str, str | int | None]:
         return {"format": "folder", "path": str(self.path.absolute())}
 
-    def items(self, ids_only: int = 0) -> Iterator[Item]:
-        os.scandir(self.path).close()  # that it cannot be read at all is no item's fault
-        yield from _walk(os.fspath(self.path), "", ())
+    def items(self, ids_only: int = 0, *, start: int = 0, after: Place = ()) -> Iterator[Item]:
+        past = str(after[0]).split("/") if after else []
+        if isinstance(self.path, RemotePath):
+            items = _walk_remote(self.path, "", past)
+        else:
+            os.scandir(self.path).close()  # that it cannot be read at all is no item's fault
+            items = _walk(os.fspath(self.path), "", past, ())
+        for item in islice(items, 0 if after else start, None):
+            yield Item(item.id, item.value, item.failure, (str(item.id),))
 
     def total(self) -> int | None:
         return sum(1 for _ in self.items())
 
 
-def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[Item]:
+def _walk(folder: str, prefix: str, past: list[str], above: tuple[tuple[int, int], ...]) -> Iterator[Item]:
+    """Yields what is in a folder.
+
+    Args:
+        folder: It.
+        prefix: Its path, with the slash that follows it, as ids begin.
+        past: The parts of the last path that was done; those up to it are left out.
+        above: Device and inode of the folders that it is in.
+    """
     try:
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in above:
             return
-        with os.scandir(folder) as scanned:
-            entries = sorted((one for one in scanned if not one.name.startswith(".")), key=lambda one: one.name)
+        names, others = _scanned(folder)
     except OSError as error:
         yield Item(prefix, None, f"cannot be listed: {error.strerror}")
         return
     above = (*above, (status.st_dev, status.st_ino))
-    for entry in entries:
-        name = prefix + named(entry.name)
-        try:
-            is_folder, is_file = entry.is_dir(), entry.is_file()
-        except OSError as error:  # a link to itself
-            yield Item(name, None, str(error.strerror))
+    done = past[0] if past else ""
+    for name in names[bisect.bisect_left(names, done) :]:
+        what = others.get(name, "")
+        shown = prefix + named(name)
+        further = past[1:] if name == done else []
+        if what == _FOLDER:
+            yield from _walk(f"{folder}/{name}", f"{shown}/", further, above)
+        elif not past or name != done:
+            # To open a pipe would wait for its writer.
+            yield Item(shown, None, what) if what else Item(shown, f"{folder}/{name}")
+
+
+def _scanned(folder: str) -> tuple[list[str], dict[str, str]]:
+    """Returns the names in a folder, sorted, and of those that are no files what they are. Raises OSError."""
+    names: list[str] = []
+    others: dict[str, str] = {}
+    with os.scandir(folder) as scanned:
+        for entry in scanned:
+            if entry.name.startswith("."):
+                continue
+            # Only names are kept, some 100 bytes each.
+            names.append(entry.name)
+            try:
+                if entry.is_dir():
+                    others[entry.name] = _FOLDER
+                elif not entry.is_file():
+                    others[entry.name] = "is no file, or a broken link"
+            except OSError as error:  # a link to itself
+                others[entry.name] = str(error.strerror)
+    names.sort()
+    return names, others
+
+
+def _walk_remote(folder: RemotePath, prefix: str, past: list[str]) -> Iterator[Item]:
+    done = past[0] if past else ""
+    for name, is_folder in folder.names():
+        further = past[1:] if name == done else []
+        if name < done:
             continue
         if is_folder:
-            yield from _walk(entry.path, f"{name}/", above)
-        else:
-            # To open a pipe would wait for its writer.
-            yield Item(name, entry.path) if is_file else Item(name, None, "is no file, or a broken link")
+            yield from _walk_remote(folder / name, f"{prefix}{name}/", further)
+        elif not past or name != done:
+            yield Item(prefix + name, str(folder / name))
 
 
 def named(path: str) -> str:
@@ -75,25 +122,13 @@ def named(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "surrogateescape")
 
 
-def _kind_of(path: str) -> str:
-    """Returns nothing for a file, and in words what else it is, or why that cannot be told."""
-    try:
-        mode = Path(path).stat().st_mode
-    except FileNotFoundError:
-        return "nothing"
-    except OSError as error:
-        return error.strerror or str(error)
-    except ValueError as error:  # a NUL in it
-        return f"is no path: {error}"
-    return "" if stat.S_ISREG(mode) else "a folder" if stat.S_ISDIR(mode) else "is no file"
-
-
 @dataclass(frozen=True, slots=True)
 class GlobSource:
     """The files that a pattern matches, `**` standing for any folders.
 
     Attributes:
-        pattern: As Python's `glob` takes it. Ids are the paths as it gives them, sorted.
+        pattern: As Python's `glob` takes it, or an address as fsspec's does. Ids are the paths as it gives them,
+            sorted.
     """
 
     pattern: str
@@ -101,18 +136,53 @@ class GlobSource:
 
     @property
     def fingerprint(self) -> Mapping[str, str | int | None]:
-        return {"format": "glob", "path": str(Path(self.pattern).absolute())}
+        return {"format": "glob", "path": str(located(self.pattern).absolute())}
 
-    def items(self, ids_only: int = 0) -> Iterator[Item]:
+    def items(self, ids_only: int = 0, *, start: int = 0, after: Place = ()) -> Iterator[Item]:
         # Sorting needs all the names at once: 100 bytes or so for each match.
-        for path in sorted(glob.iglob(self.pattern, recursive=True)):  # noqa: PTH207 - Path.glob takes no absolute one
-            kind = _kind_of(path)
-            if kind != "a folder":
-                failure = "is no file, or a broken link" if kind == "nothing" else kind
-                yield Item(named(path), None if failure else path, failure)
+        if isinstance(place := located(self.pattern), RemotePath):
+            for state in place.matching()[start:]:
+                yield Item(state.name, state.name)
+            return
+        is_folder = _Folders(glob.has_magic(self.pattern.rpartition("/")[2]))
+        matches = glob.iglob(self.pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute one
+        for path in sorted(path for path in matches if not is_folder(path))[start:]:
+            yield Item(named(path), path)
 
     def total(self) -> int | None:
         return sum(1 for _ in self.items())
+
+
+class _Folders:
+    """Tells which paths are folders, and of what a folder lists for the pattern does so without looking at each."""
+
+    def __init__(self, listed: bool) -> None:
+        self._listed = listed
+        self._known: dict[str, frozenset[str]] = {}
+
+    def __call__(self, path: str) -> bool:
+        folder, _, name = path.rpartition("/")
+        if not self._listed or not name:
+            return Path(path).is_dir()
+        if folder not in self._known:
+            # Matches come folder by folder; those that come back to one look again.
+            self._known = {folder: _folders_in(folder or ("/" if path.startswith("/") else "."))}
+        return name in self._known[folder]
+
+
+def _folders_in(folder: str) -> frozenset[str]:
+    try:
+        with os.scandir(folder) as scanned:
+            return frozenset(entry.name for entry in scanned if _is_folder(entry))
+    except OSError:
+        return frozenset()
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,23 +193,26 @@ class ListSource:
         path: The list. Ids are its lines.
     """
 
-    path: Path
+    path: Location
     kind: Literal["image"] = "image"
 
     @property
     def fingerprint(self) -> Mapping[str, str | int | None]:
-        return {"format": "list", "path": str(self.path.absolute()), "size_bytes": self.path.stat().st_size}
+        return told_by("list", self.path)
 
-    def items(self, ids_only: int = 0) -> Iterator[Item]:
-        for number, line, whole in bounded_lines(self.path, _LONGEST_PATH):
-            path = os.fsdecode(line)
-            if not whole:
-                yield Item(f"line {number}", None, f"is longer than {_LONGEST_PATH:,} bytes")
-            elif path:
-                # What is not there says so itself when it is read.
-                kind = _kind_of(path)
-                failure = "is no file" if kind == "a folder" else "" if kind == "nothing" else kind
-                yield Item(named(path), None if failure else path, failure)
+    def items(self, ids_only: int = 0, *, start: int = 0, after: Place = ()) -> Iterator[Item]:
+        seen = start if after else 0
+        for line in bounded_lines(self.path, _LONGEST_PATH, after):
+            if line.whole and not line.text:
+                continue
+            seen += 1
+            if seen <= start:
+                continue
+            if not line.whole:
+                yield Item(f"line {line.number}", None, f"is longer than {_LONGEST_PATH:,} bytes", line.after)
+            else:
+                path = os.fsdecode(line.text)
+                yield Item(named(path), path, after=line.after)
 
     def total(self) -> int | None:
         return about_lines(self.path)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
 
+from cnclip_client._remote import Location, state_digest, state_of
 from cnclip_client._vocabulary import Id, Kind
 
-__all__ = ["Item", "Source", "checked_id", "parse_id"]
+__all__ = ["Item", "Place", "Source", "checked_id", "parse_id", "told_by"]
+
+Place: TypeAlias = Sequence[int | str]
+"""Where a source goes on after an item, in its own terms and in JSON's values; empty if only its number tells."""
 
 # Longer ones are no number that anybody counts with, and slow to convert.
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,39}")
@@ -23,11 +27,13 @@ class Item:
         id: As the user's files have it; of an item without a usable one, where it stands, such as `line 7`.
         value: A text; or an encoded image's bytes or the path of its file. None if it failed, or was not wanted.
         failure: Why it cannot be had; empty if it can.
+        after: Where the source goes on after it, for `Source.items`; empty where its number alone is as good.
     """
 
     id: Id
     value: str | bytes | None
     failure: str = ""
+    after: Place = field(default=(), compare=False)
 
 
 class Source(Protocol):
@@ -39,13 +45,21 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> Mapping[str, str | int | None]:
-        """What tells this source from another, cheaply: JSON values; `size_bytes` if it shows every change."""
+        """What tells this source from another, cheaply: JSON values; `files` if it shows every change.
 
-    def items(self, ids_only: int = 0) -> Iterator[Item]:
+        `files` is a digest of the names, sizes and times (or what a store tells a version by) of all that is read.
+        """
+
+    def items(self, ids_only: int = 0, *, start: int = 0, after: Place = ()) -> Iterator[Item]:
         """Yields the items, in memory that does not grow with their number.
 
         Args:
-            ids_only: So many items come first whose values are not wanted, and not read if that saves time.
+            ids_only: Of so many of the items that come out first the values are not wanted, and not read if that saves
+                time.
+            start: The number of the first item wanted; those before it are passed over as cheaply as the format
+                allows, and ids are what they are without it.
+            after: What `Item.after` was of the item before `start`, as it came or from JSON, where it is known: then
+                nothing of what is before is read. It holds as long as the fingerprint does.
 
         Raises:
             BadFile: A file is not what it should be, and no single item can be blamed.
@@ -54,6 +68,13 @@ class Source(Protocol):
 
     def total(self) -> int | None:
         """Returns how many items there are, or about how many, for a progress bar; it may take a while."""
+
+
+def told_by(format: str, path: Location, **more: str | int | None) -> Mapping[str, str | int | None]:
+    """Returns the fingerprint of a source that is one file. Raises OSError."""
+    state = state_of(path)
+    known: dict[str, str | int | None] = {"format": format, "path": str(path.absolute())}
+    return {**known, "size_bytes": state.size_bytes, "files": state_digest([state]), **more}
 
 
 def parse_id(text: str) -> Id:

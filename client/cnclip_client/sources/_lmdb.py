@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cnclip_client.sources._item import Item, parse_id
+from cnclip_client.sources._item import Item, Place, parse_id, told_by
 from cnclip_client.sources._lmdb_file import LmdbFile
 from cnclip_client.sources._muge import decode_base64
 
@@ -36,29 +36,32 @@ class LmdbSource:
 
     @property
     def fingerprint(self) -> Mapping[str, str | int | None]:
-        size = (self.path / "data.mdb").stat().st_size
-        return {"format": "lmdb", "path": str(self.path.absolute()), "size_bytes": size}
+        return {**told_by("lmdb", self.path / "data.mdb"), "path": str(self.path.absolute())}
 
-    def items(self, ids_only: int = 0) -> Iterator[Item]:
-        seen = 0
+    def items(self, ids_only: int = 0, *, start: int = 0, after: Place = ()) -> Iterator[Item]:
+        seen = start if after else 0
+        last = str(after[0]).encode("utf-8", "surrogateescape") if after else b""
         with LmdbFile(self.path / "data.mdb") as file:
-            for key, value in file.items():
+            for key, value in file.items(last):
                 if key == _COUNT_KEY:
                     continue
-                one = parse_id(key.decode("utf-8", "surrogateescape"))
                 seen += 1
-                if seen <= ids_only:
-                    yield Item(one, None)
+                if seen <= start:
+                    continue
+                name = key.decode("utf-8", "surrogateescape")
+                one, place = parse_id(name), (name,)
+                if seen <= start + ids_only:
+                    yield Item(one, None, after=place)
                 elif value.size > self.item_bytes * 4 // 3 + 64:
-                    yield Item(one, None, f"is larger than {self.item_bytes:,} bytes")
+                    yield Item(one, None, f"is larger than {self.item_bytes:,} bytes", place)
                 else:
-                    yield self._item(one, file.read(value))
+                    yield self._item(one, file.read(value), place)
 
-    def _item(self, one: int | str, value: bytes) -> Item:
+    def _item(self, one: int | str, value: bytes, after: Place) -> Item:
         try:
-            return Item(one, decode_base64(value.strip(), self.item_bytes))
+            return Item(one, decode_base64(value.strip(), self.item_bytes), after=after)
         except ValueError as error:
-            return Item(one, None, str(error))
+            return Item(one, None, str(error), after)
 
     def total(self) -> int | None:
         with LmdbFile(self.path / "data.mdb") as file:

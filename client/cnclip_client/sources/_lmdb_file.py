@@ -80,16 +80,23 @@ class LmdbFile:
     ) -> None:
         self._file.close()
 
-    def items(self) -> Iterator[tuple[bytes, Value]]:
-        """Yields each key in their order, with where its value is. Raises BadFile, OSError."""
-        count, last = 0, b""
+    def items(self, after: bytes = b"") -> Iterator[tuple[bytes, Value]]:
+        """Yields each key in their order, with where its value is; with `after` those behind that key.
+
+        Raises:
+            BadFile: It is damaged.
+            OSError: It cannot be read.
+        """
+        count, last, passed = 0, b"", self._in_order or not after
         if self._root != _NO_PAGE:
-            for key, value in self._below(self._root, 0):
+            for key, value in self._below(self._root, 0, after if self._in_order else b""):
                 if self._in_order and key <= last:
                     raise self._bad(f"it is damaged: {key!r} comes after {last!r}")
                 count, last = count + 1, key
-                yield key, value
-        if count != self.entries:
+                if passed and not (self._in_order and key <= after):
+                    yield key, value
+                passed = passed or key == after
+        if not after and count != self.entries:
             raise self._bad(f"it is damaged: it has {count:,} of {self.entries:,} entries")
 
     def read(self, value: Value) -> bytes:
@@ -128,20 +135,24 @@ class LmdbFile:
             raise self._bad(f"it is damaged: pages of {page_bytes} bytes")
         return page_bytes, order, entries, root, last_page, transaction
 
-    def _below(self, number: int, depth: int) -> Iterator[tuple[bytes, Value]]:
+    def _below(self, number: int, depth: int, after: bytes) -> Iterator[tuple[bytes, Value]]:
+        """Yields what is below a page, without the pages that hold nothing behind a key, if it is not empty."""
         if depth > _DEEPEST:
             raise self._bad(f"page {number} is in a circle")
         page = self._bytes(number * self._page_bytes, self._page_bytes)
         own, _, flags, lower, _ = _PAGE.unpack_from(page)
         if own != number or not flags & (_BRANCH | _LEAF) or flags & _LEAF2 or not 16 <= lower <= len(page):
             raise self._bad(f"page {number} is damaged")
+        child = -1  # of a branch, the page whose keys end where the next one's begin
         for (place,) in struct.iter_unpack("<H", page[_HEADER_BYTES : lower - lower % 2]):
             if not lower <= place <= len(page) - _NODE.size:
                 raise self._bad(f"page {number} is damaged")
             low, high, kind, key_bytes = _NODE.unpack_from(page, place)
             key_end = place + _NODE.size + key_bytes
             if flags & _BRANCH:
-                yield from self._below(low | high << 16 | kind << 32, depth + 1)
+                if child >= 0 and not (after and page[place + _NODE.size : key_end] <= after):
+                    yield from self._below(child, depth + 1, after)
+                child = low | high << 16 | kind << 32
                 continue
             size = low | high << 16
             end = key_end + (_NUMBER.size if kind & _BIG else size)
@@ -158,6 +169,8 @@ class LmdbFile:
             if start + _HEADER_BYTES + size > self._size:
                 raise self._cut(start + _HEADER_BYTES + size)
             yield key, Value(b"", start, size)
+        if child >= 0:
+            yield from self._below(child, depth + 1, after)
 
     def _bytes(self, start: int, size: int) -> bytes:
         if start + size > self._size:

@@ -6,11 +6,11 @@ import binascii
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from cnclip_client.sources._item import Item, checked_id, parse_id
-from cnclip_client.sources._lines import about_lines, bounded_lines
+from cnclip_client._remote import Location
+from cnclip_client.sources._item import Item, Place, checked_id, parse_id, told_by
+from cnclip_client.sources._lines import Line, about_lines, bounded_lines
 
 __all__ = ["JsonlSource", "LinesSource", "TsvSource", "decode_base64"]
 
@@ -48,34 +48,35 @@ class TsvSource:
         item_bytes: The largest image taken, in bytes.
     """
 
-    path: Path
+    path: Location
     item_bytes: int
     kind: Literal["image"] = "image"
 
     @property
     def fingerprint(self) -> Mapping[str, str | int | None]:
-        return {"format": "tsv", "path": str(self.path.absolute()), "size_bytes": self.path.stat().st_size}
+        return told_by("tsv", self.path)
 
-    def items(self, ids_only: int = 0) -> Iterator[Item]:
-        seen = 0
-        for number, line, whole in bounded_lines(self.path, self.item_bytes * 4 // 3 + _LONGEST_ID):
-            if line.strip():
-                yield self._item(number, line, whole, seen < ids_only)
+    def items(self, ids_only: int = 0, *, start: int = 0, after: Place = ()) -> Iterator[Item]:
+        seen = start if after else 0
+        for line in bounded_lines(self.path, self.item_bytes * 4 // 3 + _LONGEST_ID, after):
+            if line.text.strip():
                 seen += 1
+                if seen > start:
+                    yield self._item(line, seen <= start + ids_only)
 
-    def _item(self, number: int, line: bytes, whole: bool, id_only: bool) -> Item:
-        name, tab, text = line.partition(b"\t")
+    def _item(self, line: Line, id_only: bool) -> Item:
+        name, tab, text = line.text.partition(b"\t")
         if not tab or not name or len(name) > _LONGEST_ID:
-            return Item(f"line {number}", None, "is not id<TAB>base64")
+            return Item(f"line {line.number}", None, "is not id<TAB>base64", line.after)
         one = parse_id(name.decode("utf-8", "surrogateescape"))
         if id_only:
-            return Item(one, None)
-        if not whole:
-            return Item(one, None, f"is larger than {self.item_bytes:,} bytes")
+            return Item(one, None, after=line.after)
+        if not line.whole:
+            return Item(one, None, f"is larger than {self.item_bytes:,} bytes", line.after)
         try:
-            return Item(one, decode_base64(text.strip(), self.item_bytes))
+            return Item(one, decode_base64(text.strip(), self.item_bytes), after=line.after)
         except ValueError as error:
-            return Item(one, None, str(error))
+            return Item(one, None, str(error), line.after)
 
     def total(self) -> int | None:
         return about_lines(self.path)
@@ -91,43 +92,41 @@ class JsonlSource:
         column: The key of the text; a number is taken for its digits, as cn_clip does.
     """
 
-    path: Path
+    path: Location
     id_column: str = "text_id"
     column: str = "text"
     kind: Literal["text"] = "text"
 
     @property
     def fingerprint(self) -> Mapping[str, str | int | None]:
-        return {
-            "format": "jsonl",
-            "path": str(self.path.absolute()),
-            "size_bytes": self.path.stat().st_size,
-            "id_column": self.id_column,
-            "column": self.column,
-        }
+        return told_by("jsonl", self.path, id_column=self.id_column, column=self.column)
 
-    def items(self, ids_only: int = 0) -> Iterator[Item]:
-        for number, line, whole in bounded_lines(self.path, _MOST_TEXT_BYTES):
-            if line.strip():
-                yield self._item(number, line, whole)
+    def items(self, ids_only: int = 0, *, start: int = 0, after: Place = ()) -> Iterator[Item]:
+        seen = start if after else 0
+        for line in bounded_lines(self.path, _MOST_TEXT_BYTES, after):
+            if line.text.strip():
+                seen += 1
+                if seen > start:
+                    yield self._item(line)
 
-    def _item(self, number: int, line: bytes, whole: bool) -> Item:
-        if not whole:
-            return Item(f"line {number}", None, f"is longer than {_MOST_TEXT_BYTES:,} bytes")
+    def _item(self, line: Line) -> Item:
+        name = f"line {line.number}"
+        if not line.whole:
+            return Item(name, None, f"is longer than {_MOST_TEXT_BYTES:,} bytes", line.after)
         try:
-            found = json.loads(line)
+            found = json.loads(line.text)
             one = checked_id(found[self.id_column])
         except (ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())
-            return Item(f"line {number}", None, f"is no JSON object with an id: {reason}")
+            return Item(name, None, f"is no JSON object with an id: {reason}", line.after)
         except (KeyError, TypeError):
-            return Item(f"line {number}", None, f"is no JSON object with {self.id_column!r}")
+            return Item(name, None, f"is no JSON object with {self.id_column!r}", line.after)
         text = found.get(self.column)
         if isinstance(text, str):
-            return Item(one, text)
+            return Item(one, text, after=line.after)
         if isinstance(text, int | float):
-            return Item(one, str(text))
-        return Item(one, None, f"its {self.column!r} is missing or no string")
+            return Item(one, str(text), after=line.after)
+        return Item(one, None, f"its {self.column!r} is missing or no string", line.after)
 
     def total(self) -> int | None:
         return about_lines(self.path)
@@ -141,20 +140,22 @@ class LinesSource:
         path: The file.
     """
 
-    path: Path
+    path: Location
     kind: Literal["text"] = "text"
 
     @property
     def fingerprint(self) -> Mapping[str, str | int | None]:
-        return {"format": "lines", "path": str(self.path.absolute()), "size_bytes": self.path.stat().st_size}
+        return told_by("lines", self.path)
 
-    def items(self, ids_only: int = 0) -> Iterator[Item]:
-        for number, line, whole in bounded_lines(self.path, _MOST_TEXT_BYTES):
-            if whole:
+    def items(self, ids_only: int = 0, *, start: int = 0, after: Place = ()) -> Iterator[Item]:
+        for line in bounded_lines(self.path, _MOST_TEXT_BYTES, after):
+            if line.number <= start:
+                continue
+            if line.whole:
                 # Bytes that are no UTF-8 make this one item fail.
-                yield Item(number, line.decode("utf-8", "surrogateescape"))
+                yield Item(line.number, line.text.decode("utf-8", "surrogateescape"), after=line.after)
             else:
-                yield Item(number, None, f"is longer than {_MOST_TEXT_BYTES:,} bytes")
+                yield Item(line.number, None, f"is longer than {_MOST_TEXT_BYTES:,} bytes", line.after)
 
     def total(self) -> int | None:
         return about_lines(self.path)

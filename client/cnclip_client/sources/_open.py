@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
 
 from cnclip_client._exceptions import BadFile
-from cnclip_client._parquet import parquet_files
+from cnclip_client._parquet import parquet_places
+from cnclip_client._remote import Location, RemotePath, is_remote, located
 from cnclip_client._settings import Limits
 from cnclip_client.sources._files import FolderSource, GlobSource, ListSource
 from cnclip_client.sources._item import Source
 from cnclip_client.sources._lmdb import LmdbSource, imgs_folder
 from cnclip_client.sources._muge import JsonlSource, LinesSource, TsvSource
 from cnclip_client.sources._parquet import ParquetSource
+from cnclip_client.sources._sample_folder import Glance, SampleFolderSource
+from cnclip_client.sources._samples import Wanted
 from cnclip_client.sources._sniff import first_bytes, require_file, require_lines, require_unpacked
+from cnclip_client.sources._webdataset import WebDatasetSource, is_tar
 
 __all__ = ["ImageFormat", "TextFormat", "image_source", "text_source"]
 
-ImageFormat: TypeAlias = Literal["folder", "glob", "tsv", "lmdb", "parquet", "list"]
-TextFormat: TypeAlias = Literal["jsonl", "lines", "parquet"]
+ImageFormat: TypeAlias = Literal["folder", "glob", "tsv", "lmdb", "parquet", "list", "webdataset", "samples"]
+TextFormat: TypeAlias = Literal["jsonl", "lines", "parquet", "webdataset", "samples"]
 
 _NO_LINES = {
     "text": "JSON lines (.jsonl) or .parquet, which have ids too",
@@ -37,26 +41,30 @@ def image_source(
     column: str | None = None,
     item_bytes: int | None = None,
 ) -> Source:
-    """Returns the images of a folder, glob, TSV, LMDB, parquet or list.
+    """Returns the images of a folder, glob, TSV, LMDB, parquet or list, or of WebDataset's tars.
 
     Args:
-        path: Where they are.
+        path: Where they are, here or elsewhere: `s3://bucket/photos`, and what else fsspec knows.
         format: What it is; without it, told by its name and content.
-        id_column: Parquet's column of ids.
-        column: Parquet's column of images or paths.
+        id_column: Parquet's column of ids; in tars and in img2dataset's folders, that key of each sample's .json.
+        column: Parquet's column of images or paths; in tars and in img2dataset's folders, the ending of the images.
         item_bytes: The largest image taken from a TSV or LMDB; by default that of `Limits`.
 
     Raises:
         BadFile: There is no telling what it is, or it is not what it was said to be.
         OSError: It cannot be read.
     """
-    place = Path(path)
-    format = format or _image_format(os.fspath(path))
-    _refuse_columns(place, format, {"parquet"}, id_column, column)
+    place = located(path)
+    format = format or _image_format(place, os.fspath(path))
+    _refuse_columns(place, format, {"parquet", "webdataset", "samples"}, id_column, column)
     most_bytes = item_bytes or Limits().item_bytes
+    if format == "webdataset":
+        return _checked(WebDatasetSource(os.fspath(path), Wanted("image", id_column, column, most_bytes)))
     if format == "glob":
         return GlobSource(os.fspath(path))
     if format == "lmdb":
+        if isinstance(place, RemotePath):
+            raise BadFile("an LMDB is read here and there in its file, and must be on a disk: copy it", path=str(place))
         folder = imgs_folder(place)
         if folder is None:
             raise BadFile("no data.mdb in it or in its imgs; give cn_clip's LMDB folder", path=str(path))
@@ -64,6 +72,8 @@ def image_source(
     require_file(place)
     if format == "parquet":
         return ParquetSource(place, "image", id_column, column)
+    if format == "samples":
+        return SampleFolderSource(place, Wanted("image", id_column, column, most_bytes))
     if format == "folder":
         return FolderSource(place)
     return TsvSource(place, most_bytes) if format == "tsv" else ListSource(place)
@@ -76,22 +86,29 @@ def text_source(
     id_column: str | None = None,
     column: str | None = None,
 ) -> Source:
-    """Returns the texts of a JSONL file, of lines or of parquet; as `image_source` otherwise.
+    """Returns the texts of a JSONL file, of lines, of parquet or of WebDataset's tars; as `image_source` otherwise.
 
     Args:
         path: Where they are.
         format: What it is; without it, told by its name and content.
-        id_column: The column, or JSONL's key, of ids.
-        column: That of texts.
+        id_column: The column of ids, or that key of JSONL or of each sample's .json.
+        column: That of texts; without it those of a tar's samples are their .txt.
 
     Raises:
         BadFile: There is no telling what it is, or it is not what it was said to be.
         OSError: It cannot be read.
     """
-    place = Path(path)
-    require_file(place)
+    place = located(path)
+    if format is None and _is_of_tars(place, os.fspath(path)):
+        format = "webdataset"
+    if format != "webdataset":
+        require_file(place)
     format = format or _text_format(place)
-    _refuse_columns(place, format, {"parquet", "jsonl"}, id_column, column)
+    if format == "webdataset":
+        return _checked(WebDatasetSource(os.fspath(path), Wanted("text", id_column, column, 0)))
+    _refuse_columns(place, format, {"parquet", "jsonl", "samples"}, id_column, column)
+    if format == "samples":
+        return SampleFolderSource(place, Wanted("text", id_column, column, 0))
     if format == "parquet":
         return ParquetSource(place, "text", id_column, column)
     if format == "jsonl":
@@ -99,14 +116,18 @@ def text_source(
     return LinesSource(place)
 
 
-def _image_format(path: str) -> ImageFormat:
-    place = Path(path)
-    if not os.path.lexists(place) and glob.has_magic(path):
+def _image_format(place: Location, path: str) -> ImageFormat:
+    if _is_of_tars(place, path):
+        return "webdataset"
+    if glob.has_magic(path) and (is_remote(path) or not os.path.lexists(path)):
         return "glob"
     if place.is_dir():
-        if imgs_folder(place):
+        if isinstance(place, Path) and imgs_folder(place):
             return "lmdb"
-        return "parquet" if _holds_parquet(place) else "folder"
+        glance = Glance(place)
+        if glance.tars or glance.samples:
+            return "webdataset" if glance.tars else "samples"
+        return "parquet" if glance.parquet or _begins_with_parquet(place) else "folder"
     require_file(place)
     named = _SUFFIXES.get(place.suffix.lower())
     if named == "tsv":
@@ -126,9 +147,23 @@ def _image_format(path: str) -> ImageFormat:
     return "list"
 
 
-def _text_format(place: Path) -> TextFormat:
+def _is_of_tars(place: Location, path: str) -> bool:
+    """Whether a path is that of a tar, or a pattern of several."""
+    return is_tar(path) and (isinstance(place, RemotePath) or not place.is_dir())
+
+
+def _checked(source: WebDatasetSource) -> WebDatasetSource:
+    """Says at once if there is no tar, or one of a pattern's is missing."""
+    _ = source.fingerprint
+    return source
+
+
+def _text_format(place: Location) -> TextFormat:
     if place.is_dir():
-        if parquet_files(place):
+        glance = Glance(place)
+        if glance.tars or glance.samples:
+            return "webdataset" if glance.tars else "samples"
+        if parquet_places(place):
             return "parquet"
         raise BadFile("no .parquet file in this folder; give a file of texts", path=str(place))
     named = _SUFFIXES.get(place.suffix.lower())
@@ -145,7 +180,7 @@ def _text_format(place: Path) -> TextFormat:
     return "lines"
 
 
-def _require_objects(place: Path) -> None:
+def _require_objects(place: Location) -> None:
     """Refuses an array, or an object over many lines, in a file that is named .jsonl: no line of it would be taken."""
     start = first_bytes(place)
     first = start.lstrip().partition(b"\n")[0].strip()
@@ -159,10 +194,10 @@ def _is_object(line: bytes) -> bool:
     return line.startswith(b"{") and (line.rstrip().endswith(b"}") or len(line) > 32 * 1024)
 
 
-def _holds_parquet(folder: Path) -> bool:
-    """Whether a folder is one of parquet files: itself, or where the first file in it and its folders is one."""
-    if any(folder.glob("*.parquet")):
-        return True
+def _begins_with_parquet(folder: Location) -> bool:
+    """Whether the first file in a folder and the folders in it is one of parquet."""
+    if isinstance(folder, RemotePath):
+        return False
     for _, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if shown := sorted(name for name in files if not name.startswith((".", "_"))):
@@ -170,6 +205,6 @@ def _holds_parquet(folder: Path) -> bool:
     return False
 
 
-def _refuse_columns(place: Path, format: str, formats: set[str], id_column: str | None, column: str | None) -> None:
+def _refuse_columns(place: Location, format: str, formats: set[str], id_column: str | None, column: str | None) -> None:
     if format not in formats and (id_column or column):
         raise BadFile(f"{format} has no columns; leave out --id-column and --column", path=str(place))

@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 from cnclip_client._exceptions import BadFile
 from cnclip_client._extras import require
-from cnclip_client._parquet import parquet_files, told_parquet
+from cnclip_client._parquet import opened_parquet, parquet_places, parquet_states, told_parquet
+from cnclip_client._remote import Location, state_digest
 from cnclip_client._vocabulary import Kind
-from cnclip_client.sources._item import Item, checked_id
+from cnclip_client.sources._item import Item, Place, checked_id
 
 __all__ = ["ParquetSource"]
 
 _COLUMNS: dict[Kind, tuple[str, ...]] = {
-    "image": ("image", "bytes", "image_bytes", "jpg", "png", "path", "image_path"),
+    "image": ("image", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "path", "image_path"),
     "text": ("text", "caption"),
 }
-_ID_COLUMNS: dict[Kind, tuple[str, ...]] = {"image": ("image_id", "id"), "text": ("text_id", "id")}
+# `key`: img2dataset's.
+_ID_COLUMNS: dict[Kind, tuple[str, ...]] = {"image": ("image_id", "id", "key"), "text": ("text_id", "id", "key")}
 # Rows decoded at once: images may be large, texts and ids are not.
 _ROWS: dict[Kind, int] = {"image": 32, "text": 4096}
 _BUFFER_BYTES = 1024 * 1024
@@ -33,50 +35,82 @@ class ParquetSource:
     Attributes:
         path: The file, or a folder of them.
         kind: Whether the items are images or texts.
-        id_column: Of integers or strings; without one, `image_id` or `text_id` or `id`, or the row's number from 0.
+        id_column: Of integers or strings; without one, `image_id` or `text_id`, `id` or img2dataset's `key`, or the
+            row's number from 0.
         column: Of strings, which for images are paths relative to the current folder, of encoded images, or of
             Hugging Face's `{bytes, path}`; without one, the first that there is of some usual names.
     """
 
-    path: Path
+    path: Location
     kind: Kind
     id_column: str | None = None
     column: str | None = None
 
     @property
     def fingerprint(self) -> Mapping[str, str | int | None]:
+        states = parquet_states(self.path)
         return {
             "format": "parquet",
             "path": str(self.path.absolute()),
-            "size_bytes": sum(file.stat().st_size for file in parquet_files(self.path)),
+            "size_bytes": sum(state.size_bytes for state in states),
+            "files": state_digest(states),
             "id_column": self.id_column,
             "column": self.column,
         }
 
-    def items(self, ids_only: int = 0) -> Iterator[Item]:
-        row = 0
-        for file in parquet_files(self.path):
-            with told_parquet(file), _opened(file) as opened:
-                id_column, column = self._columns(file, opened.schema_arrow)
-                value_of = _reader(file, self.kind, opened.schema_arrow.field(column))
-                for group in range(opened.num_row_groups):
-                    rows = opened.metadata.row_group(group).num_rows
-                    # Texts are told apart by their words as well, and are read in any case.
-                    if self.kind == "image" and row + rows <= ids_only:
-                        names = _column(opened, group, id_column) if id_column else range(row, row + rows)
-                        for one in names:
-                            yield _item(row, one)
-                            row += 1
-                        continue
-                    for batch in opened.iter_batches(
-                        _ROWS[self.kind], row_groups=[group], columns=[name for name in (id_column, column) if name]
-                    ):
-                        ids = batch.column(id_column).to_pylist() if id_column else range(row, row + batch.num_rows)
-                        for one, value in zip(ids, batch.column(column), strict=True):
-                            yield _item(row, one, partial(_value, value_of, value))
-                            row += 1
+    def items(self, ids_only: int = 0, *, start: int = 0, after: Place = ()) -> Iterator[Item]:
+        # Which file comes first, and how many of its rows are passed over, or of all where that is not known.
+        first, passed = (int(one) for one in after) if after else (0, start)
+        row = start
+        for number, file in enumerate(parquet_places(self.path)):
+            if number < first:
+                continue
+            with told_parquet(file), opened_parquet(file, buffer_size=_BUFFER_BYTES) as opened:
+                rows = opened.metadata.num_rows
+                skipped = min(passed, rows)
+                items = self._rows(file, opened, row, skipped, start + ids_only)
+                for place, item in enumerate(items, start=skipped + 1):
+                    yield Item(item.id, item.value, item.failure, (number, place))
+                row += rows - skipped
+                passed -= skipped
 
-    def _columns(self, file: Path, schema: Any) -> tuple[str | None, str]:
+    def _rows(self, file: Location, opened: Any, row: int, passed: int, wanted: int) -> Iterator[Item]:
+        """Yields a file's items without the first ones.
+
+        Args:
+            file: It.
+            opened: It, open.
+            row: The number, among all items of the source, of the first that comes out.
+            passed: How many rows are left out.
+            wanted: The number of the first item whose value is wanted.
+        """
+        id_column, column = self._columns(file, opened.schema_arrow)
+        value_of = _reader(file, self.kind, opened.schema_arrow.field(column))
+        for group in range(opened.num_row_groups):
+            rows = opened.metadata.row_group(group).num_rows
+            skipped = min(passed, rows)
+            passed -= skipped
+            if skipped == rows:
+                continue
+            # Texts are told apart by their words as well, and are read in any case.
+            if self.kind == "image" and row + rows - skipped <= wanted:
+                of_group = range(row - skipped, row - skipped + rows)
+                for one in islice(_column(opened, group, id_column) if id_column else of_group, skipped, None):
+                    yield _item(row, one)
+                    row += 1
+                continue
+            for batch in opened.iter_batches(
+                _ROWS[self.kind], row_groups=[group], columns=[name for name in (id_column, column) if name]
+            ):
+                ahead = min(skipped, batch.num_rows)
+                skipped -= ahead
+                rest = batch.slice(ahead)
+                ids = rest.column(id_column).to_pylist() if id_column else range(row, row + rest.num_rows)
+                for one, value in zip(ids, rest.column(column), strict=True):
+                    yield _item(row, one, partial(_value, value_of, value))
+                    row += 1
+
+    def _columns(self, file: Location, schema: Any) -> tuple[str | None, str]:
         id_column = self.id_column or next((name for name in _ID_COLUMNS[self.kind] if name in schema.names), None)
         column = self.column or next((name for name in _COLUMNS[self.kind] if name in schema.names), None)
         missing = [name for name in (self.id_column, self.column) if name and name not in schema.names]
@@ -93,8 +127,8 @@ class ParquetSource:
 
     def total(self) -> int | None:
         count = 0
-        for file in parquet_files(self.path):
-            with told_parquet(file), _opened(file) as opened:
+        for file in parquet_places(self.path):
+            with told_parquet(file), opened_parquet(file) as opened:
                 count += opened.metadata.num_rows
         return count
 
@@ -119,12 +153,6 @@ def _value(value_of: Callable[[Any], str | bytes], value: Any) -> str | bytes:
     return value_of(value.as_py())
 
 
-def _opened(file: Path) -> Any:
-    # A buffer, and no pre-buffering: otherwise a row group's column, which may be GBs of images, is read at once.
-    parquet = require("pyarrow.parquet", extra="parquet")
-    return parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-
-
 def _plain(of: Any) -> Any:
     """Returns the type of a dictionary's values, or else the type itself."""
     return of.value_type if require("pyarrow", extra="parquet").types.is_dictionary(of) else of
@@ -136,7 +164,7 @@ def is_string(of: Any) -> bool:
     return bool(types.is_string(of) or types.is_large_string(of) or types.is_string_view(of))
 
 
-def _reader(file: Path, kind: Kind, field: Any) -> Callable[[Any], str | bytes]:
+def _reader(file: Location, kind: Kind, field: Any) -> Callable[[Any], str | bytes]:
     """Returns what makes an item's value of a column's, by the column's type; it raises ValueError for a bad one."""
     types = require("pyarrow", extra="parquet").types
     of = _plain(field.type)

@@ -6,9 +6,9 @@ import json
 import os
 import re
 import stat
-from pathlib import Path
 
 from cnclip_client._exceptions import BadFile
+from cnclip_client._remote import Location, RemotePath
 
 __all__ = ["first_bytes", "require_file", "require_lines", "require_unpacked"]
 
@@ -30,13 +30,16 @@ _MAGICS = {
 }
 
 
-def require_file(path: Path) -> None:
+def require_file(path: Location) -> None:
     """Refuses what can be read only once: a job tells by the first bytes what it is, and may go on another time.
 
     Raises:
         BadFile: It is neither a file nor a folder.
         OSError: It is not there.
     """
+    if isinstance(path, RemotePath):
+        path.is_dir()  # or it says that it is not there
+        return
     if os.fspath(path) == "-" and not path.exists():
         raise BadFile("standard input cannot be read again to go on; write it to a file first", path=str(path))
     mode = path.stat().st_mode
@@ -44,20 +47,22 @@ def require_file(path: Path) -> None:
         raise BadFile("is no file, and cannot be read again to go on; write it to a file first", path=str(path))
 
 
-def first_bytes(path: Path) -> bytes:
+def first_bytes(path: Location) -> bytes:
     """Returns how a file begins, its byte order mark left out. Raises OSError."""
+    if isinstance(path, RemotePath):
+        return path.read(_SNIFFED_BYTES).removeprefix(_BOM)
     with path.open("rb") as file:
         return file.read(_SNIFFED_BYTES).removeprefix(_BOM)
 
 
-def require_unpacked(path: Path, start: bytes) -> None:
+def require_unpacked(path: Location, start: bytes) -> None:
     """Refuses archives, and text that is not UTF-8's kind. Raises BadFile."""
     for magic, told in _MAGICS.items():
         if start.startswith(magic):
             raise BadFile(f"is {told}", path=str(path))
 
 
-def require_lines(path: Path, start: bytes, what: str, instead: str, anyway: str) -> None:
+def require_lines(path: Location, start: bytes, what: str, instead: str, anyway: str) -> None:
     """Refuses what is no file of plain lines.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,9 +16,20 @@ from cnclip_builder.arch import Arch
 from cnclip_builder.cli.app import app
 from typer.testing import CliRunner
 
-from tests.conftest import ROOT
+from tests.conftest import DEMO, ROOT
 
-COMMANDS = ["archs", "checkpoint", "onnx", "tensorrt", "repository", "show", "verify", "publish", "prune"]
+COMMANDS = [
+    "archs",
+    "checkpoint",
+    "onnx",
+    "tensorrt",
+    "repository",
+    "show",
+    "verify",
+    "compare-features",
+    "publish",
+    "prune",
+]
 
 
 def run(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -71,6 +83,9 @@ def test_help(command: list[str]) -> None:
             "CUDA graphs are the tensorrt backend's",
         ),
         (["checkpoint", "--arch", "RN50"], "could not fetch clip_cn_rn50.pt"),
+        (["compare-features", "random:0", "random:1"], "there is nothing to compare on: give --images"),
+        (["compare-features", "random:0", "random:1", "--images", "/proc/self/fdinfo"], "of: give --arch"),
+        (["compare-features", "a:fp16", "b:fp16", "--images", "absent"], "absent"),
     ],
 )
 def test_errors_are_one_line(tmp_path: Path, arguments: list[str], complaint: str) -> None:
@@ -189,3 +204,18 @@ def test_the_builder_is_light_until_it_builds() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_compare_features_as_a_user_meets_it(tmp_path: Path) -> None:
+    """The table keeps within 80 columns; JSON and a page on demand."""
+    sides = [str(DEMO / "clip_cn_demo.pt"), "random:0", "--arch", str(DEMO / "demo.json")]
+    data = ["--pairs", str(DEMO / "captions.tsv"), "--download-root", str(tmp_path)]
+    shown = run("compare-features", *sides, *data, "--html", str(tmp_path / "page.html"), cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    for word in ("text-to-image", "R@10", "centred", "three-red-circles-top-left-on-white.png", "100.0%"):
+        assert word in shown.stdout
+    assert "<svg" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    told = json.loads(run("compare-features", *sides, *data, "--json", "--worst", "1", cwd=tmp_path).stdout)
+    assert told["retrieval"]["text-to-image"]["recall"]["a"]["r1"] == 1
+    assert len(told["images"]["distances"]["worst"]) == 1

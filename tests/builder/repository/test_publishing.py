@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -215,45 +215,6 @@ def test_unknown_names_and_addresses(tmp_path: Path, tiny_vit: Arch) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RepositoryError, match=r"check the address, the credentials"):
         publish(source, str(tmp_path / "file/x"))
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A local S3, as the environment of whoever uses it."""
-    for library in ("moto", "s3fs"):
-        pytest.importorskip(library, reason=f"{library} is not installed: make test-s3 installs it")
-    log = tmp_path_factory.mktemp("s3") / "log"
-    with log.open("w") as file:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"], stdout=file, stderr=subprocess.STDOUT
-        )
-    try:
-        deadline = time.monotonic() + 60
-        while "Running on " not in log.read_text():
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        url = log.read_text().split("Running on ")[1].split()[0]
-        yield {
-            "AWS_ENDPOINT_URL": url,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-    finally:
-        server.kill()
-        server.wait()
-
-
-@pytest.fixture
-def bucket(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
-    import s3fs
-
-    name = f"bucket-{uuid.uuid4()}"
-    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(name)
-    return name
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

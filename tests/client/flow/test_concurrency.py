@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from cnclip_client import Client, Limits
-from cnclip_client._flow.concurrency import Concurrency
+from cnclip_client._flow.concurrency import Concurrency, Found
 
 ROWS = 8
 
@@ -52,6 +52,25 @@ class Simulation:
                 self.seen.append((self.now_s, self.concurrency.limit))
             else:
                 self.now_s = ready
+
+    def call(self, requests: int, again_after_s: float = 1.0) -> float:
+        """A call of so many requests, as one of a program that makes many; returns the seconds that it took."""
+        self.concurrency.resume()
+        under_way: list[float] = []
+        begin, sent = self.now_s, 0
+        while sent < requests or under_way:
+            while sent < requests and len(under_way) < self.concurrency.limit:
+                n = len(under_way) + 1
+                took = n / self.rate(n) * self._random.uniform(1 - self._noise, 1 + self._noise)
+                heapq.heappush(under_way, self.now_s + took)
+                sent += 1
+            if sent == requests:
+                self.concurrency.pause()
+            self.now_s = max(self.now_s, heapq.heappop(under_way))
+            self.concurrency.answered(ROWS, len(under_way) + 1)
+            self.seen.append((self.now_s, self.concurrency.limit))
+        took, self.now_s = self.now_s - begin, self.now_s + again_after_s
+        return took
 
     def usual(self, since_s: float) -> float:
         """The limit most of the time."""
@@ -133,5 +152,40 @@ def test_a_run_grows_where_it_pays(triton: Any) -> None:
         assert triton.most_at_once > 4
         triton.forget()
         triton.before_infer = lambda attempt, items: time.sleep(0.05)
+        client.encode_texts(["a"] * 24, batch_size=1)
+        assert triton.most_at_once > 4  # what was found is kept for the next call
+    triton.forget()
+    triton.before_infer = lambda attempt, items: time.sleep(0.05)
+    with Client(triton.url, model="vit-b-16", limits=Limits(in_flight=12)) as client:
         client.encode_texts(["a"] * 8, batch_size=1)
         assert triton.most_at_once <= 4
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_short_calls_come_to_what_one_long_run_finds(seed: int) -> None:
+    """Calls of 64 requests, which a server with use for 16 at once could answer in 0.2 s each."""
+    run = Simulation(lambda n: 20.0 * min(n, 16), noise=0.2, seed=seed)
+    first = run.call(64)
+    for _ in range(100):
+        run.call(64)
+    last = [run.call(64) for _ in range(20)]
+    assert sorted(last)[10] < 0.6 * first
+    assert 16 <= run.usual(since_s=run.now_s - 20) <= 32
+
+
+def test_a_short_call_measures_nothing_of_its_end_or_of_the_time_between() -> None:
+    run = Simulation(lambda n: 400.0 / n, noise=0.1)
+    for pause_s in (0.0, 100.0) * 40:
+        run.call(64, again_after_s=pause_s)
+    assert {limit for _, limit in run.seen[-64 * 10 :]} <= {4, 8}
+    assert run.usual(since_s=0) == 4
+
+
+def test_runs_at_the_same_time_have_each_their_own() -> None:
+    found = Found()
+    with found.kept("a", 64, 1) as one, found.kept("a", 64, 1) as two, found.kept("b", 64, 1) as other:
+        assert len({id(one), id(two), id(other)}) == 3
+        one.limit, one.measured = 16, 5
+        two.limit, two.measured = 8, 2
+    with found.kept("a", 64, 1) as again:
+        assert again.limit == 16

@@ -26,19 +26,10 @@ from cnclip_client.sources._muge import decode_base64
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.client.sources.reading import as_read, values
+
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\t\n\r\0", exclude_categories=("Cs",)), min_size=1)
 CELLS = NAMES.filter(lambda name: name.strip() and len(name.encode()) < 400)
-
-
-def values(source: Any, ids_only: int = 0) -> list[tuple[Any, Any]]:
-    """Ids with values or reasons, after a check that passing over any number of items changes no id."""
-    items = list(source.items())
-    for count in (1, len(items) // 2, len(items) + 1):
-        skipped = list(source.items(count))
-        assert [item.id for item in skipped] == [item.id for item in items]
-        assert skipped[count:] == items[count:]
-    assert json.dumps(dict(source.fingerprint))
-    return [(item.id, item.value if not item.failure else f"!{item.failure}") for item in items]
 
 
 def test_a_path_that_cannot_be_looked_at_costs_no_other(tmp_path: Path) -> None:
@@ -49,15 +40,18 @@ def test_a_path_that_cannot_be_looked_at_costs_no_other(tmp_path: Path) -> None:
     (tmp_path / "list").write_text("".join(f"{line}\n" for line in lines) + "a\0b\n")
     found = values(image_source(tmp_path / "list", format="list"))
     assert [one for one, _ in found] == [*map(str, lines), "a\0b"]
-    assert [value for _, value in found[:6]] == [
-        str(tmp_path / "a.jpg"),
+    # A path is not looked at before it is read, and only then says what is wrong with it.
+    assert [value for _, value in found] == [*map(str, lines), "a\0b"]
+    read = [as_read(value) for _, value in found]
+    assert read[:6] == [
+        b"a",
         "!File name too long",
         "!Not a directory",
         "!Too many levels of symbolic links",
-        "!is no file",
-        "!is no file",
+        "!is no file, and nobody writes to it",
+        "!Is a directory",
     ]
-    assert found[6][1].startswith("!is no path: ")
+    assert str(read[6]).startswith("!is no path: ")
     assert len(values(image_source(f"{tmp_path}/*"))) == 4
 
 
@@ -143,15 +137,17 @@ def test_lines_come_back(lines: list[str], crlf: bool, ended: bool) -> None:
         bom = "\ufeff"
         expected = [lines[0].removeprefix(bom), *lines[1:]] if lines else []
         expected = expected if found and len(found) == len(expected) else expected[1:]  # a file of a mark alone
-        assert [line.decode() for _, line, _ in found] == expected
-        assert [number for number, _, _ in found] == list(range(1, len(expected) + 1))
-        assert all(whole for *_, whole in found)
+        assert [line.text.decode() for line in found] == expected
+        assert [line.number for line in found] == list(range(1, len(expected) + 1))
+        assert all(line.whole for line in found)
+        for place, line in enumerate(found):
+            assert list(bounded_lines(path, 200, line.after)) == found[place + 1 :]
 
 
 def test_a_long_line_is_cut_off_and_the_next_is_found(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"x" * 10 + b"\r\n" + b"y" * 3_000_000 + b"\nz\n" + b"w" * 13)
-    assert [(line[:3], whole) for _, line, whole in bounded_lines(path, 10)] == [
+    assert [(line.text[:3], line.whole) for line in bounded_lines(path, 10)] == [
         (b"xxx", True),
         (b"yyy", False),
         (b"z", True),
@@ -227,7 +223,7 @@ def test_a_list_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("a.jpg", "a.jpg"),
         ("none.jpg", "none.jpg"),
         ("d/b.jpg", "d/b.jpg"),
-        ("d", "!is no file"),
+        ("d", "d"),  # a folder, which reading it tells
         ("\udcff.jpg", "\udcff.jpg"),
         ("line 7", "!is longer than 65,536 bytes"),
     ]
@@ -428,9 +424,9 @@ def test_parquet_of_bytes_paths_and_hugging_faces_structs(tmp_path: Path) -> Non
         path = tmp_path / f"{name}.parquet"
         pq.write_table(pa.table({"image_id": pa.array([7, 8, 9], pa.uint8()), name: column}), path)
         assert values(image_source(path)) == list(zip([7, 8, 9], expected[name], strict=True))
-        pq.write_table(pa.table({name: column, "key": ["x", None, "z"]}), path)
+        pq.write_table(pa.table({name: column, "name": ["x", None, "z"]}), path)
         assert [one for one, _ in values(image_source(path))] == [0, 1, 2]
-        named = values(image_source(path, id_column="key"))
+        named = values(image_source(path, id_column="name"))
         assert named[0] == ("x", expected[name][0])
         assert named[1] == ("row 1", "!its id is NoneType, neither an integer nor a string")
 

@@ -1,0 +1,90 @@
+"""`cnclip-bench jobs`: what the sources of batch jobs cost, in time and in the client's memory."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnclip_bench._cli._options import OUTPUT, Asked, OutputOption, RoundsOption, of_a_subject
+from cnclip_bench.stats import median_ratio
+from cnclip_bench.subject import serving
+
+MemoryItems = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--memory-items",
+        min=1,
+        metavar="N",
+        help="Measure the client's peak memory at so many items; give it twice, such as 10000 and 1000000.",
+        show_default=False,
+    ),
+]
+Items = Annotated[int, typer.Option(min=1, help="Images in each source.")]
+Work = Annotated[Path | None, typer.Option(help="Where sources are written. Default: a temporary folder.")]
+Sources = Annotated[list[str] | None, typer.Option("--source", help="Only this kind; may be given many times.")]
+
+
+@of_a_subject
+def jobs(
+    asked: Asked,
+    items: Items = 4000,
+    rounds: RoundsOption = 5,
+    memory_items: MemoryItems = None,
+    source: Sources = None,
+    work: Work = None,
+    output: OutputOption = OUTPUT,
+) -> None:
+    """Tell how fast `cnclip extract` is from each kind of source, beside the same items from memory, in one run.
+
+    S3 is moto's, on this machine, where it and s3fs are installed. Memory is that of a whole job whose server answers
+    at once.
+    """
+    from cnclip_bench import inputs
+    from cnclip_bench import jobs as measured
+    from cnclip_bench.output import show_ratios, show_rows, write_json
+
+    unknown = set(source or ()) - set(measured.RATE_WAYS)
+    if unknown:
+        raise ValueError(f"there is no source {', '.join(sorted(unknown))}; they are {', '.join(measured.RATE_WAYS)}")
+    ways = [way for way in measured.RATE_WAYS if not source or way in source]
+    subject = asked.subject()
+    images = inputs.images(asked.images, subject.arch.resolution)
+    with tempfile.TemporaryDirectory(prefix="jobs-", dir=work) as folder:
+        there = measured.write_sources(Path(folder) / "sources", images, items, ways)
+        remote = {way: path for way, path in there.items() if f"s3 {way}" in ways}
+        with measured.local_s3(Path(folder), remote) as far, serving(subject) as (url, _):
+            sources = {**{way: path for way, path in there.items() if way in ways}, **far}
+            found = measured.rates(url, sources, images, items, rounds, Path(folder))
+    ratios = {way: median_ratio(rates, found["memory"]) for way, rates in found.items() if way != "memory"}
+    left_out = {way: "moto, s3fs or lmdb is not installed" for way in ways if way not in found}
+    show_ratios(
+        output,
+        "jobs",
+        f"{subject.arch.name}, cnclip extract, {items} images",
+        found,
+        ratios,
+        {"items_a_second": found, "of_memory": ratios, "items": items},
+        unit="items/s",
+        over="of memory",
+        decimals=(0, 2),
+        left_out=left_out,
+    )
+    if memory_items:
+        peaks: dict[str, dict[int, float]] = {}
+        small = sorted(images, key=len)[:1]
+        for count in sorted(memory_items):
+            with tempfile.TemporaryDirectory(prefix="jobs-", dir=work) as folder:
+                ways = [way for way in measured.MEMORY_WAYS if not source or way in source]
+                there = measured.write_sources(Path(folder) / "sources", small, count, ways)
+                for way, mib in measured.peaks(there, Path(folder)).items():
+                    peaks.setdefault(way, {})[count] = mib
+        counts = sorted(memory_items)
+        rows = [
+            (way, *(f"{by_count[count]:.0f}" for count in counts), f"{by_count[counts[-1]] - by_count[counts[0]]:+.1f}")
+            for way, by_count in peaks.items()
+        ]
+        show_rows("Peak memory of the client, MiB", ("", *(f"{count:,} items" for count in counts), "more"), rows)
+        write_json(output / "jobs-memory.json", "Peak memory of the client, MiB", peaks)

@@ -1,0 +1,96 @@
+"""Threads that wait for disks and networks, so that the others need not."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+__all__ = ["Waiters"]
+
+_T = TypeVar("_T")
+
+
+class Waiters:
+    """A pool of daemon threads, as many as what is asked of it at one time takes, and no more than are allowed.
+
+    Not a `ThreadPoolExecutor`: Python waits for its threads as it ends, and one that hangs in a read of a dead network
+    disk must not keep the process from ending.
+    """
+
+    def __init__(self, most: int, name: str = "reader", *, eager: bool = True) -> None:
+        """Makes one; its threads start as they are needed, and end once `close` is called.
+
+        Args:
+            most: How many threads there may be.
+            name: What they are called.
+            eager: Whether each task for which no thread is free starts one; otherwise the first alone does, and
+                `more` others.
+        """
+        self._most = most
+        self._eager = eager
+        self._name = name
+        self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._closed = False
+
+    def submit(self, call: Callable[[], _T]) -> Future[_T]:
+        """Has a thread call it, sooner or later.
+
+        Raises:
+            RuntimeError: It was closed.
+        """
+        future: Future[_T] = Future()
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the threads that read were told to end")
+            self._tasks.put((future, call))
+            if (self._eager and not self._idle.acquire(blocking=False)) or self._threads == 0:
+                self._start()
+        return future
+
+    def more(self) -> None:
+        """Starts one more thread, if one more is allowed."""
+        with self._lock:
+            if not self._closed:
+                self._start()
+
+    def _start(self) -> None:
+        if self._threads < self._most:
+            self._threads += 1
+            threading.Thread(target=self._run, name=f"{self._name}-{self._threads}", daemon=True).start()
+
+    def close(self) -> None:
+        """Cancels what was not begun, and has the threads end; it does not wait for them."""
+        with self._lock:
+            self._closed = True
+            while True:
+                try:
+                    task = self._tasks.get_nowait()
+                except queue.Empty:
+                    break
+                if task is not None:
+                    task[0].cancel()
+            for _ in range(self._threads):
+                self._tasks.put(None)
+
+    def _run(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            future, call = task
+            del task
+            if future.set_running_or_notify_cancel():
+                try:
+                    result = call()
+                except BaseException as error:
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
+                    del result
+            # What it held must not live until the next task comes.
+            del future, call
+            if self._eager:
+                self._idle.release()

@@ -1,0 +1,182 @@
+"""Samples: what belongs together by its name, as WebDataset has it in tars and img2dataset also in folders.
+
+`000/17.jpg`, `000/17.txt` and `000/17.json` follow each other and are one sample, whose key is `000/17`: the name up to
+the first dot of its last part.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from cnclip_client._vocabulary import Id, Kind
+from cnclip_client.sources._item import Item, Place, checked_id
+from cnclip_client.sources._tar_file import TornTar
+
+__all__ = ["IMAGE_ENDINGS", "Part", "Wanted", "items_of"]
+
+IMAGE_ENDINGS = frozenset(["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jp2", "avif"])
+_MOST_TEXT_BYTES = 4 * 1024 * 1024
+
+
+class Part(NamedTuple):
+    """A file of a sample.
+
+    Attributes:
+        name: Its name, with the folders it is in.
+        what: What it is, if it is no file; else empty.
+        size: Its bytes, or -1 where that is not known.
+        read: Gives them; or a path where they are better read later.
+        begin: Where it begins, as a source's place.
+        end: Where what follows it begins.
+    """
+
+    name: str
+    what: str
+    size: int
+    read: Callable[[], str | bytes]
+    begin: Place
+    end: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What becomes of a sample.
+
+    Attributes:
+        kind: Whether its image or its text is the item.
+        id_column: The key of its .json that holds the id; without one it is the sample's key.
+        column: For images the ending of the file, without one the first that is an image's; for texts a key of the
+            .json, without one the .txt is it.
+        item_bytes: The largest image taken.
+    """
+
+    kind: Kind
+    id_column: str | None
+    column: str | None
+    item_bytes: int
+
+    def takes(self, ending: str) -> bool:
+        """Whether a part with this ending is the item."""
+        if self.kind == "text":
+            return ending == ("json" if self.column else "txt")
+        if self.column:
+            return ending == self.column.lower().lstrip(".")
+        return ending.rpartition(".")[2] in IMAGE_ENDINGS
+
+    def missing(self, endings: list[str]) -> str:
+        """Says of a sample that it is not there."""
+        there = ", ".join(f".{ending}" for ending in endings)
+        if self.kind == "text":
+            hint = "" if self.column or "json" not in endings else "; --column names a key of the .json"
+            return f"has no {'.json' if self.column else '.txt'} among {there}{hint}"
+        return f"has no {'.' + self.column.lstrip('.') if self.column else 'image'} among {there}"
+
+
+class _Sample:
+    """What is known of a sample while its parts come."""
+
+    def __init__(self, key: str, wanted: Wanted, skipped: bool, id_only: bool) -> None:
+        self._key = key
+        self._wanted = wanted
+        self._skipped = skipped
+        self._id_only = id_only
+        self._endings: list[str] = []
+        self._value: str | bytes | None = None
+        self._json: bytes | None = None
+        self._found = False
+        self._failure = ""
+
+    def add(self, ending: str, part: Part) -> None:
+        """Takes a part in, and reads it if it is wanted."""
+        self._endings.append(ending)
+        wanted = self._wanted
+        of_json = ending == "json" and bool(wanted.id_column or (wanted.column and wanted.kind == "text"))
+        is_item = not self._found and wanted.takes(ending)
+        self._found = self._found or is_item
+        if self._skipped or not (is_item or of_json):
+            return
+        if part.what:
+            self._failure = f"{part.name} is {part.what}, and no file"
+        elif of_json:
+            if part.size > _MOST_TEXT_BYTES:
+                self._failure = f"{part.name} is larger than {_MOST_TEXT_BYTES:,} bytes"
+            else:
+                self._json = self._bytes(part)
+        elif not self._id_only or wanted.kind == "text":
+            most = wanted.item_bytes if wanted.kind == "image" else _MOST_TEXT_BYTES
+            if part.size > most:
+                self._failure = f"is larger than {most:,} bytes"
+            else:
+                self._value = self._read(part) if wanted.kind == "image" else self._bytes(part)
+
+    def _read(self, part: Part) -> str | bytes | None:
+        try:
+            return part.read()
+        except TornTar as error:
+            # It counts all the same, as it does where it is passed over and nothing of it is read.
+            self._failure = f"{part.name} {error}"
+            return None
+
+    def _bytes(self, part: Part) -> bytes | None:
+        data = self._read(part)
+        return data.encode() if isinstance(data, str) else data
+
+    def item(self, after: Place) -> Item:
+        """Returns it, once all its parts have come."""
+        wanted, value, failure = self._wanted, self._value, self._failure
+        name: Id = self._key
+        told: object = None
+        if self._json is not None:
+            try:
+                told = json.loads(self._json)
+            except (ValueError, RecursionError) as error:
+                failure = failure or f"its .json is none: {' '.join(str(error).split())}"
+        if wanted.id_column and not self._skipped:
+            try:
+                name = checked_id(told.get(wanted.id_column) if isinstance(told, dict) else None)
+            except ValueError:
+                failure = failure or f"its .json has no {wanted.id_column!r} that is an integer or a string"
+        if not failure and not self._found:
+            failure = wanted.missing(self._endings)
+        if not failure and wanted.kind == "text" and not self._skipped:
+            if wanted.column:
+                found = told.get(wanted.column) if isinstance(told, dict) else None
+                value = found if isinstance(found, str) else None
+                failure = "" if value is not None else f"its .json has no {wanted.column!r} that is a string"
+            else:
+                # Bytes that are no UTF-8 make this one item fail. A line's end is the file's, and not the text's.
+                value = value.decode("utf-8", "surrogateescape").rstrip("\r\n") if isinstance(value, bytes) else value
+        return Item(name, None if failure else value, failure, after)
+
+
+def items_of(parts: Iterable[Part], wanted: Wanted, number: int, start: int, with_values: int) -> Iterator[Item]:
+    """Yields an item for each sample from `start` on.
+
+    Args:
+        parts: The files, those of a sample after each other.
+        wanted: What of them.
+        number: The number of the first sample.
+        start: That of the first item that comes out; nothing is read of those before.
+        with_values: That of the first item whose value is wanted.
+    """
+    sample: _Sample | None = None
+    key = ""
+    end: Place = ()
+    for part in parts:
+        folder, slash, name = part.name.removeprefix("./").rpartition("/")
+        stem, dot, ending = name.partition(".")
+        if not stem or not dot or part.what == "a folder":
+            continue  # hidden, or none of a sample
+        if sample is None or key != f"{folder}{slash}{stem}":
+            if sample is not None and number > start:
+                yield sample.item(part.begin)
+            key = f"{folder}{slash}{stem}"
+            sample = _Sample(key, wanted, number < start, number < with_values)
+            number += 1
+        sample.add(ending.lower(), part)
+        end = part.end
+    if sample is not None and number > start:
+        yield sample.item(end)

@@ -1,0 +1,159 @@
+"""Reads tar archives, member after member, and tells where one is cut off or damaged.
+
+The standard library's `tarfile` takes a header that is cut off or damaged for the archive's end, unless it is the
+first, and keeps every member that it has seen. Its parts that read numbers and pax records are used here.
+
+The format is POSIX's ustar with the extensions of pax and GNU: headers of 512 bytes, each before its member's data,
+which is filled up to 512; and two blocks of zeros at the end, of which one is enough here.
+"""
+
+from __future__ import annotations
+
+import gzip
+import tarfile as _tarfile
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any, NamedTuple
+
+tarfile: Any = _tarfile  # what is used of it is public, and not in its stubs
+
+__all__ = ["Member", "TornTar", "members"]
+
+_BLOCK = 512
+_ZEROS = bytes(_BLOCK)
+_NAME, _CHECKSUM, _TYPE = slice(0, 100), slice(148, 156), slice(156, 157)
+_MAGIC, _PREFIX = slice(257, 263), slice(345, 500)
+_FILES = (b"0", b"\0", b"7")
+_KINDS = {b"1": "a link", b"2": "a link", b"3": "a device", b"4": "a device", b"5": "a folder", b"6": "a pipe"}
+_LONG_NAME, _LONG_LINK, _PAX, _PAX_OF_ALL = b"L", b"K", b"x", b"g"
+_MOST_HEADER_BYTES = 1024 * 1024
+# What gzip says of a stream that is cut off or damaged.
+_PACKED_BADLY = (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+class TornTar(Exception):
+    """The archive cannot be read on; its message says where and why. It never leaves this package."""
+
+
+class Member(NamedTuple):
+    """A member of an archive.
+
+    Attributes:
+        name: Its name.
+        what: What it is, if it is no file; else empty.
+        begin: Where its first header is.
+        data: Where its data begin.
+        size: Their bytes.
+        end: Where the next member begins.
+    """
+
+    name: str
+    what: str
+    begin: int
+    data: int
+    size: int
+    end: int
+
+
+def members(file: IO[bytes], begin: int = 0) -> Iterator[Member]:
+    """Yields the members; between two of them the caller may seek in the file.
+
+    Args:
+        file: An open one.
+        begin: Where the first member that is wanted begins.
+
+    Raises:
+        TornTar: It is cut off or damaged, or no archive.
+        OSError: It cannot be read.
+    """
+    place = begin
+    try:
+        while (member := _next(file, place)) is not None:
+            yield member
+            place = member.end
+    except _PACKED_BADLY as error:
+        raise TornTar(f"its gzip stream is cut off or damaged, behind byte {place:,} unpacked ({error})") from error
+
+
+def _next(file: IO[bytes], begin: int) -> Member | None:
+    place, name, size_given = begin, "", -1
+    while True:
+        file.seek(place)
+        header = file.read(_BLOCK)
+        if header == _ZEROS:
+            return None
+        if len(header) < _BLOCK:
+            raise TornTar(f"is cut off at byte {place + len(header):,}: it has no end")
+        if not _is_sound(header):
+            raise TornTar(f"is damaged at byte {place:,}, or no tar archive")
+        kind, size = header[_TYPE], _number(header[124:136])
+        data = place + _BLOCK
+        if kind not in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_OF_ALL):
+            break
+        place = data + _filled(size)
+        if size > _MOST_HEADER_BYTES:
+            raise TornTar(f"is damaged at byte {data:,}: a header of {size:,} bytes")
+        told = file.read(size)
+        if len(told) < size:
+            raise TornTar(f"is cut off at byte {data + len(told):,}, in a header")
+        if kind == _LONG_NAME:
+            name = _text(told)
+        elif kind == _PAX:
+            records = _pax_records(told)
+            name = records.get("path", name)
+            size_given = int(records["size"]) if records.get("size", "").isdecimal() else size_given
+    size = size_given if size_given >= 0 else size
+    if not name:
+        name = _text(header[_NAME])
+        if header[_MAGIC] == b"ustar\0" and header[345] != 0:
+            name = f"{_text(header[_PREFIX])}/{name}"
+    what = "" if kind in _FILES else _KINDS.get(kind, "no file of a kind that is known")
+    if kind in _FILES and name.endswith("/"):
+        what = "a folder"
+    # Links and folders may tell a size, and have no data.
+    holds = size if kind not in _KINDS else 0
+    return Member(name, what, begin, data, holds, data + _filled(holds))
+
+
+def _is_sound(header: bytes) -> bool:
+    try:
+        told = tarfile.nti(header[_CHECKSUM])
+    except tarfile.HeaderError:
+        return False
+    if sum(header) - sum(header[_CHECKSUM]) + 8 * 32 == told:
+        return True
+    return told in tarfile.calc_chksums(header)  # old ones counted signed bytes
+
+
+def _number(field: bytes) -> int:
+    try:
+        number = int(field.rstrip(b"\0 ") or b"0", 8)
+    except ValueError:
+        try:
+            number = tarfile.nti(field)  # GNU's, of 256s
+        except tarfile.HeaderError as error:
+            raise TornTar("is damaged: a size that is no number") from error
+    if number < 0:
+        raise TornTar(f"is damaged: a size of {number}")
+    return number
+
+
+def _filled(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _pax_records(data: bytes) -> dict[str, str]:
+    """Returns the records of a pax header, each `LENGTH KEY=VALUE` and a line's end."""
+    records: dict[str, str] = {}
+    while data.strip(b"\0"):
+        length, _, _ = data.partition(b" ")
+        if not length.isdigit() or not 0 < int(length) <= len(data):
+            raise TornTar("is damaged: a pax header that is none")
+        key, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
+        records[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        data = data[int(length) :]
+    return records

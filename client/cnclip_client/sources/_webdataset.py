@@ -1,0 +1,224 @@
+"""WebDataset: tars of samples, as img2dataset and others write them."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+from cnclip_client._exceptions import BadFile
+from cnclip_client._remote import FileState, Location, RemotePath, is_remote, state_digest, state_of
+from cnclip_client._vocabulary import Kind
+from cnclip_client.sources._item import Item, Place
+from cnclip_client.sources._samples import Part, Wanted, items_of
+from cnclip_client.sources._tar_file import Member, TornTar, members
+
+__all__ = ["TAR_ENDINGS", "WebDatasetSource", "braces", "is_tar"]
+
+TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
+# Small: what is passed over is not to be read.
+_BUFFER_BYTES = 64 * 1024
+_GZIP = b"\x1f\x8b"
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_MOST_TARS = 10_000_000
+# So much of the first tar tells how many samples there are in all, about.
+_SAMPLE_BYTES = 64 * 1024 * 1024
+
+
+def is_tar(name: str) -> bool:
+    """Whether a name ends as a tar's does."""
+    return name.lower().endswith(TAR_ENDINGS)
+
+
+def braces(pattern: str) -> Iterator[str]:
+    """Yields what a pattern stands for, as a shell has it: `{000..012}` in order, as wide as written, `{a,b}` each.
+
+    Raises:
+        BadFile: It stands for more than anybody has.
+    """
+    found = _BRACES.search(pattern)
+    if found is None:
+        yield pattern
+        return
+    numbers = _RANGE.fullmatch(found[1])
+    alternatives: Iterator[str]
+    if numbers:
+        first, last = int(numbers[1]), int(numbers[2])
+        if abs(last - first) >= _MOST_TARS:
+            raise BadFile(f"stands for more than {_MOST_TARS:,} tars; mend the braces", path=pattern)
+        padded = any(len(one) > 1 and one.startswith("0") for one in numbers.groups())
+        width = max(map(len, numbers.groups())) if padded else 0
+        step = 1 if last >= first else -1
+        alternatives = (f"{number:0{width}d}" for number in range(first, last + step, step))
+    else:
+        alternatives = iter(found[1].split(","))
+    for one in alternatives:
+        yield from braces(f"{pattern[: found.start()]}{one}{pattern[found.end() :]}")
+
+
+@dataclass(frozen=True, slots=True)
+class WebDatasetSource:
+    """The samples of one or more tars, in their order; one sample is in memory at a time.
+
+    A tar that is cut off or damaged gives what is before, and then an item with its name that fails; the next one
+    follows. Members that are no files, and samples without what is wanted, fail by name.
+
+    Attributes:
+        path: A tar, a folder of them, or a pattern with braces or `*`.
+        wanted: What of each sample.
+    """
+
+    path: str
+    wanted: Wanted
+
+    @property
+    def kind(self) -> Kind:
+        """Whether the items are images or texts."""
+        return self.wanted.kind
+
+    @property
+    def fingerprint(self) -> Mapping[str, str | int | None]:
+        states = [state for _, state in self._tars()]
+        return {
+            "format": "webdataset",
+            "path": self.path if is_remote(self.path) else str(Path(self.path).absolute()),
+            "size_bytes": sum(state.size_bytes for state in states),
+            "files": state_digest(states),
+            "id_column": self.wanted.id_column,
+            "column": self.wanted.column,
+        }
+
+    def items(self, ids_only: int = 0, *, start: int = 0, after: Place = ()) -> Iterator[Item]:
+        first, begin = (int(one) for one in after) if after else (0, 0)
+        number = start if after else 0
+        for tar, (place, state) in enumerate(self._tars()):
+            if tar < first:
+                continue
+            torn: list[str] = []
+            with _opened(place, state) as file:
+                parts = _Parts(file, tar, begin if tar == first else 0, torn)
+                yield from items_of(parts, self.wanted, number, start, start + ids_only)
+                number += parts.samples
+            if not parts.samples and not torn and not (after and tar == first and begin):
+                torn.append("holds no sample: files such as 17.jpg, 17.txt; leave it out")
+            if torn:
+                number += 1
+                if number > start:
+                    yield Item(self._named(place), None, torn[0], (tar + 1, 0))
+
+    def total(self) -> int | None:
+        tars = self._tars()
+        with _opened(*tars[0]) as file:
+            parts = _Parts(file, 0, 0, [])
+            # Where it is packed, what is read of it counts.
+            packed = file.fileobj if isinstance(file, gzip.GzipFile) else None
+            for part in parts:
+                read = packed.tell() if packed is not None else int(part.end[1])
+                if read > _SAMPLE_BYTES:
+                    return round(parts.samples * sum(state.size_bytes for _, state in tars) / read)
+        return round(parts.samples * sum(state.size_bytes for _, state in tars) / max(tars[0][1].size_bytes, 1))
+
+    def _tars(self) -> list[tuple[Location, FileState]]:
+        """Returns the tars and what they are told by. Raises BadFile, StoreError and OSError."""
+        path = Path(self.path)
+        if not is_remote(self.path) and path.exists():
+            return [(one, state_of(one)) for one in (_tars_in(path) if path.is_dir() else [path])]
+        found = [tar for one in braces(self.path) for tar in _matching(one)]
+        if not found:
+            raise BadFile("there is no tar that it stands for", path=self.path)
+        return found
+
+    def _named(self, place: Location) -> str:
+        """Returns a tar's name as an id: as it is told apart from the others."""
+        whole, folder = str(place), self.path.rstrip("/") + "/"
+        return whole.removeprefix(folder) if whole.startswith(folder) else whole
+
+
+class _Parts:
+    """The files in a tar, as parts of samples.
+
+    Attributes:
+        samples: How many samples they are of, so far.
+    """
+
+    def __init__(self, file: IO[bytes], tar: int, begin: int, torn: list[str]) -> None:
+        self._file = file
+        self._tar = tar
+        self._begin = begin
+        self._torn = torn
+        self.samples = 0
+
+    def __iter__(self) -> Iterator[Part]:
+        key = None
+        try:
+            for member in members(self._file, self._begin):
+                folder, _, name = member.name.removeprefix("./").rpartition("/")
+                stem, dot, _ = name.partition(".")
+                if stem and dot and member.what != "a folder" and key != (folder, stem):
+                    key = (folder, stem)
+                    self.samples += 1
+                yield Part(
+                    member.name,
+                    member.what,
+                    member.size,
+                    lambda member=member: _read(self._file, member),  # type: ignore[misc]
+                    (self._tar, member.begin),
+                    (self._tar, member.end),
+                )
+        except TornTar as error:
+            self._torn.append(f"{error}; fetch it again, or leave it out")
+
+
+def _read(file: IO[bytes], member: Member) -> bytes:
+    file.seek(member.data)
+    try:
+        data = file.read(member.size)
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise TornTar(f"is cut off or damaged ({error})") from error
+    if len(data) < member.size:
+        raise TornTar(f"is cut off: the tar has {len(data):,} of its {member.size:,} bytes")
+    return data
+
+
+@contextmanager
+def _opened(place: Location, state: FileState) -> Iterator[IO[bytes]]:
+    with place.open_of(state.size_bytes) if isinstance(place, RemotePath) else _local(place) as file:
+        packed = file.read(2) == _GZIP
+        file.seek(0)
+        if packed:
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield cast(IO[bytes], unpacked)
+        else:
+            yield file
+
+
+def _local(path: Path) -> IO[bytes]:
+    return path.open("rb", buffering=_BUFFER_BYTES)
+
+
+def _tars_in(folder: Path) -> list[Path]:
+    """Returns the tars in a folder and in those in it, by path, without hidden ones."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if is_tar(path.name) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def _matching(one: str) -> list[tuple[Location, FileState]]:
+    """Returns the files that one of a pattern's alternatives stands for."""
+    if not is_remote(one):
+        paths = sorted(glob.glob(one, recursive=True)) if glob.has_magic(one) else [one]  # noqa: PTH207
+        return [(Path(path), state_of(Path(path))) for path in paths]
+    place = RemotePath(one)
+    if glob.has_magic(one):
+        states = place.matching()
+    else:
+        states = place.find(*TAR_ENDINGS) if not is_tar(place.name) and place.is_dir() else [place.state()]
+    return [(RemotePath(state.name), state) for state in states]
