@@ -24,7 +24,11 @@ def show(
         ),
     ] = False,
 ) -> None:
-    """Tell what a repository serves: models, checkpoints, precisions, sizes, and how well each was measured to fit."""
+    """Tell what a repository serves: models, checkpoints, precisions, sizes, and how well each was measured to fit.
+
+    Example:
+      cnclip-build show build/repository --check
+    """
     from cnclip_builder.repository.contents import changed_files, describe_repository
 
     models = describe_repository(repository)
