@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 # --- Variables of `make repo`, `make serve` and `make verify`. An empty one takes the command's own default. ---
-ARCH           ?= ViT-B-16
+ARCH           ?=
 CHECKPOINT     ?=
 VOCABULARY     ?=
 PRECISION      ?=
@@ -27,28 +27,38 @@ URL            ?= localhost:8001
 FLAGS          ?=
 MINUTES        ?= 60
 
+# --- What is installed. ---
+# Versions that were tested together; CONSTRAINTS= takes the newest of everything.
+CONSTRAINTS    ?= constraints.txt
+# Where torch is taken from, if not from where pip takes everything.
+TORCH_INDEX    ?=
+
 # $(call option,--flag,VARIABLE): the flag if the variable is set.
 option = $(if $($(2)),$(1) "$($(2))")
-CHECKPOINT_OPTIONS = --arch "$(ARCH)" $(call option,--checkpoint,CHECKPOINT) $(call option,--vocabulary,VOCABULARY) $(call option,--name,NAME) \
+CHECKPOINT_OPTIONS = $(call option,--arch,ARCH) $(call option,--checkpoint,CHECKPOINT) $(call option,--vocabulary,VOCABULARY) $(call option,--name,NAME) \
 	$(call option,--hub,HUB) $(call option,--download-root,DOWNLOAD_ROOT)
 
 # What a target needs: .venv, and with TENSORRT= that version of TensorRT in it, also where .venv is there already.
-READY = $(VENV)/installed $(if $(TENSORRT),$(VENV)/tensorrt-$(TENSORRT))
+READY = $(VENV)/runtime $(if $(TENSORRT),$(VENV)/tensorrt-$(TENSORRT))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo repo serve verify publish test test-slow bench gpu-report soak wheel test-s3 test-rtx check clean
+.PHONY: help demo repo serve verify publish test test-slow bench gpu-report soak wheel test-s3 test-rtx test-pillows check \
+	constraints newest clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 12
 	@echo
-	@echo 'Variables of make repo (default): ARCH (ViT-B-16) CHECKPOINT (the official one) PRECISION (fp32 on a CPU, fp16'
-	@echo 'on a GPU) TARGET (gpu if nvidia-smi lists one, else cpu) PLATFORM (onnxruntime) CONTEXT_LENGTH (52)'
+	@echo 'Variables of make repo (default): ARCH (what CHECKPOINT is of, else ViT-B-16) CHECKPOINT (the'
+	@echo 'official one) PRECISION (fp32 on a CPU, fp16 on a GPU) TARGET (gpu if nvidia-smi lists one, else cpu) PLATFORM (onnxruntime) CONTEXT_LENGTH (52)'
 	@echo 'ACCELERATOR (cuda; none or tensorrt, for onnxruntime on a GPU) PLANS (folder of plans made elsewhere)'
 	@echo 'TENSORRT (the version of TensorRT that your tritonserver has, such as 10.13.3: installed first)'
 	@echo 'MAX_BATCH_SIZE (32 on a CPU, 64 on a GPU) NAME (the arch in lower case) MODEL_VERSION (1) VERIFY=1 (off)'
 	@echo 'REPOSITORY (build/repository) DOWNLOAD_ROOT (build/checkpoints) HUB (huggingface)'
+	@echo
+	@echo 'Variables of what is installed: PYTHON (python3) CONSTRAINTS (constraints.txt; empty: the newest of everything)'
+	@echo 'TORCH_INDEX (where pip takes everything from; https://download.pytorch.org/whl/cpu has torch without CUDA)'
 
-demo: $(VENV)/installed  ## Build the bundled demo checkpoint, serve it, and match its pictures with Chinese captions.
+demo: $(VENV)/runtime  ## Build the bundled demo checkpoint, serve it, and match its pictures with Chinese captions.
 	$(BIN)/python examples/demo/demo.py
 
 repo: $(READY)  ## Build a model repository: make repo ARCH=ViT-H-14
@@ -58,13 +68,13 @@ repo: $(READY)  ## Build a model repository: make repo ARCH=ViT-H-14
 		$(call option,--context-length,CONTEXT_LENGTH) $(call option,--max-batch-size,MAX_BATCH_SIZE) \
 		$(call option,--model-version,MODEL_VERSION) $(if $(VERIFY),--verify) $(FLAGS)
 
-serve: $(VENV)/installed  ## Serve the repository until Ctrl-C; FLAGS= go to cnclip-serve.
+serve: $(VENV)/runtime  ## Serve the repository until Ctrl-C; FLAGS= go to cnclip-serve.
 	$(BIN)/cnclip-serve "$(REPOSITORY)" $(FLAGS)
 
-verify: $(VENV)/installed  ## Compare a running server with PyTorch: make verify ARCH=... CHECKPOINT=... URL=...
+verify: $(VENV)/runtime  ## Compare a running server with PyTorch: make verify ARCH=... CHECKPOINT=... URL=...
 	$(BIN)/cnclip-build verify $(CHECKPOINT_OPTIONS) --url "$(URL)" $(FLAGS)
 
-publish: $(VENV)/installed  ## Upload the repository to where servers read it: make publish DESTINATION=s3://bucket/models
+publish: $(VENV)/runtime  ## Upload the repository to where servers read it: make publish DESTINATION=s3://bucket/models
 	$(BIN)/cnclip-build publish "$(DESTINATION)" --repository "$(REPOSITORY)" $(call option,--name,NAME) $(FLAGS)
 
 # Several files at a time, the tests of each in one process: many share a server. FLAGS="-n 0" for one at a time.
@@ -81,6 +91,16 @@ test-rtx: $(VENV)/installed  ## Build plans with TensorRT-RTX, for machines with
 	$(BIN)/python -m pip install --quiet --group tensorrt-rtx
 	$(BIN)/python -m pytest tests/builder/plans/test_rtx.py -m 'slow or not slow' $(FLAGS)
 
+# The resize is equal to each Pillow by itself; these are those that it knows, the newest of each.
+PILLOWS ?= 11.0.0 11.1.0 11.2.1 11.3.0 12.0.0 12.1.1 12.2.0 12.3.0 13.0.0
+
+test-pillows: $(VENV)/installed  ## Run the resize's tests under every Pillow that it knows; fetches them to build/pillows first.
+	for pillow in $(PILLOWS); do \
+		$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/pillows/$$pillow pillow==$$pillow || exit 1; \
+		echo "Pillow $$pillow" && PYTHONPATH=build/pillows/$$pillow:$$PYTHONPATH $(BIN)/python -m pytest tests/resize/test_resize.py \
+			tests/resize/test_jpeg.py tests/templates/test_pixels.py $(FLAGS) || exit 1; \
+	done
+
 bench: $(VENV)/installed  ## Measure ViT-B-16 side by side: served, alternatives, stages, savings, INT8, memory, builds.
 	$(BIN)/cnclip-bench all $(FLAGS)
 	$(BIN)/python examples/demo/pictures.py build/bench/held-out
@@ -88,7 +108,7 @@ bench: $(VENV)/installed  ## Measure ViT-B-16 side by side: served, alternatives
 		--pairs build/bench/held-out/captions.tsv --output build/benchmarks/demo
 
 gpu-report: $(READY)  ## Measure what this machine's GPU does with ARCH, on one page; within ten minutes.
-	$(BIN)/cnclip-bench gpu-report $(if $(filter file,$(origin ARCH)),,--arch "$(ARCH)") $(call option,--checkpoint,CHECKPOINT) $(FLAGS)
+	$(BIN)/cnclip-bench gpu-report $(call option,--arch,ARCH) $(call option,--checkpoint,CHECKPOINT) $(FLAGS)
 
 soak: $(VENV)/installed  ## Load the demo model for an hour (MINUTES=60); see that memory stays and no row is another's.
 	test -d build/demo/repository || $(BIN)/python examples/demo/demo.py
@@ -111,15 +131,43 @@ clean:  ## Delete what was built; the virtual environment stays.
 RUNTIME = $(if $(shell nvidia-smi -L 2>/dev/null | grep 'GPU 0'),gpu,cpu)
 OTHER_RUNTIME = $(if $(filter gpu,$(RUNTIME)),onnxruntime,onnxruntime-gpu)
 
-# cn_clip brings torch: several GB, minutes. nvidia-pytriton is wanted for its tritonserver binary alone; what that
-# needs of its Python dependencies is in the extra `server`.
-$(VENV)/installed: pyproject.toml hatch_build.py $(wildcard resize/src/*)
+# Modules are compiled when they are first imported, not all 40,000 here.
+INSTALL = $(BIN)/python -m pip install --no-compile $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+
+# Measured with Python 3.11 and the versions of constraints.txt; CONTRIBUTING.md says what was tried to have less.
+CPU_TORCH = https://download.pytorch.org/whl/cpu
+CUDA_TORCH = 'of it 2.5 GB CUDA for torch.'
+NO_GPU = 'This machine shows no GPU: make ... TORCH_INDEX=$(CPU_TORCH)' 'takes a torch without, and downloads 0.4 GB.'
+
+# What builds, serves and asks. cn_clip brings torch, and that CUDA, which is most of what is downloaded. nvidia-pytriton
+# is wanted for its tritonserver binary alone; what that needs of its Python dependencies is in the extra `server`.
+$(VENV)/runtime: pyproject.toml $(CONSTRAINTS) hatch_build.py $(wildcard resize/src/*)
+	@printf '%s\n' 'Into $(VENV): what builds, serves and asks.' \
+		$(if $(TORCH_INDEX),,'3.1 GB are downloaded,' $(CUDA_TORCH) $(if $(filter cpu,$(RUNTIME)),$(NO_GPU)))
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip uninstall --quiet --yes $(OTHER_RUNTIME)
-	$(BIN)/python -m pip install --progress-bar on --editable '.[$(RUNTIME),builder,tensorrt,server,parquet,search,report,bench,ray,spark]' --group dev
-	$(BIN)/python -m pip install --quiet --no-deps 'nvidia-pytriton==0.7.0'
+	$(if $(TORCH_INDEX),$(INSTALL) --index-url '$(TORCH_INDEX)' --no-deps torch torchvision)
+	$(INSTALL) --progress-bar on --editable '.[$(RUNTIME),builder,tensorrt,server]'
+	$(INSTALL) --quiet --no-deps 'nvidia-pytriton==0.7.0'
 	touch $@
+
+# And all that tests, benchmarks and checks need beside it.
+$(VENV)/installed: $(VENV)/runtime
+	@echo 'Into $(VENV): what tests and benchmarks need. 0.7 GB are downloaded, most of it Spark.'
+	$(INSTALL) --progress-bar on --editable '.[$(RUNTIME),builder,tensorrt,server,parquet,search,report,bench,ray,spark]' --group dev
+	touch $@
+
+# For pyproject.toml alone, and for all Pythons at once. uv keeps what the file has, unless told to upgrade.
+constraints: UPGRADE ?= --upgrade
+constraints:  ## Renew constraints.txt (UPGRADE=: only add what pyproject.toml newly asks for); then run the tests.
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/python -m pip install --quiet uv
+	build/uv/bin/uv pip compile --universal --python-version 3.10 --all-extras --group dev --no-annotate $(UPGRADE) \
+		--custom-compile-command 'make constraints' --output-file constraints.txt pyproject.toml
+
+newest:  ## Run the tests with the newest of everything, in an environment of their own.
+	$(MAKE) VENV=build/newest CONSTRAINTS= test
 
 # Packages for several CUDAs own the same folder, so whatever is there goes first. Of 10.13 the newest 10.13 is taken.
 TENSORRT_PACKAGES := tensorrt $(foreach cuda,cu11 cu12 cu13,$(addprefix tensorrt-$(cuda),-bindings -libs) tensorrt-$(cuda))

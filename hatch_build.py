@@ -19,7 +19,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import sys_tags
 
 _NAME = "cnclip_resize/_native.abi3.so"
-_SOURCES = ("module.c", "resize.c")
+_SOURCES = ("jpeg.c", "module.c", "resize.c")
 # No fused multiplications: Pillow's weights have none.
 _FLAGS = ("-O3", "-std=c11", "-Wall", "-Wextra", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden")
 # One module for Python 3.10 and all later ones.
@@ -87,7 +87,7 @@ def compile_module(sources: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     files = [str(sources / name) for name in _SOURCES]
     partial = target.with_suffix(".partial")  # Whoever has the old one loaded goes on with it.
-    command = [*compiler, *_FLAGS, *_STABLE, "-shared", f"-I{include}", *files, "-lm", "-o", str(partial)]
+    command = [*compiler, *_FLAGS, *_STABLE, "-shared", f"-I{include}", *files, "-lm", "-ldl", "-o", str(partial)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Cannot(f"{shlex.join(command)} failed:\n{done.stderr}")

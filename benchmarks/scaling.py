@@ -46,7 +46,7 @@ class Source:
 
     Attributes:
         name: of it.
-        seconds: of one core to decode and resize one; the middle of what was measured (docs/scaling.md).
+        seconds: of one core to decode and resize one, as was measured (docs/scaling.md).
         encoded_bytes: of one as JPEG; an assumption.
     """
 
@@ -61,7 +61,7 @@ GPUS = (
     Gpu("A10", 125e12, 1.0),
     Gpu("L4", 121e12, 0.8),
 )
-SOURCES = (Source("640x480", 5.25e-3, 100e3), Source("1920x1080", 24e-3, 500e3))
+SOURCES = (Source("640x480", 1.65e-3, 100e3), Source("1920x1080", 8e-3, 500e3))
 ARCHS = ("ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14")
 
 
@@ -147,7 +147,7 @@ def balance_table() -> str:
             for source in SOURCES:
                 limit, reached = first_limit(gpu, arch, source)
                 row += [
-                    f"{rate * source.seconds:,.0f}",
+                    f"{rate * source.seconds:,.1f}",
                     f"{rate * source.encoded_bytes * 8 / 1e9:.1f}",
                     f"{limit}, at {reached:,.0f}/s",
                 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -24,7 +23,6 @@ from cnclip_builder.arch import Arch, get_arch
 from cnclip_builder.artefacts.maker import Artefacts, build_artefacts
 from cnclip_builder.build import BuildRequest, build_repository
 from cnclip_builder.repository.serving import ServingConfig
-from cnclip_builder.system import isolation
 from cnclip_builder.tensors import PRECISIONS, TOWERS
 from cnclip_server import TritonServer
 
@@ -76,20 +74,6 @@ def pytest_xdist_auto_num_workers() -> int:
     """What `-n auto` means: one more than there are cores, since many tests wait, and no more than memory has room for."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(min(len(os.sched_getaffinity(0)) + 1, memory // WORKER_BYTES), 1)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_stages() -> Iterator[None]:
-    """Has the builder's stages forked from a process that has imported what they need: a build has six of them.
-
-    They are processes of their own all the same. The commands that tests run start theirs as users' do.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(isolation, "START_METHOD", "forkserver")
-        multiprocessing.get_context("forkserver").set_forkserver_preload(
-            ["cn_clip.clip.model", "onnxruntime", "onnxscript", "torch.onnx._internal.exporter._core"]
-        )
-        yield
 
 
 @pytest.fixture(scope="session")

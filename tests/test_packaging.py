@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import venv
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +23,9 @@ PACKAGES = (
     "server/cnclip_server",
     "client/cnclip_client",
     "benchmarks/cnclip_bench",
+    "resize/cnclip_pixels",
     "resize/cnclip_resize",
+    "console/cnclip_console",
 )
 
 # What is no Python module has to be named: a forgotten template is found by users only.
@@ -30,8 +35,10 @@ DATA = {
     "cnclip_bench/py.typed",
     "cnclip_builder/py.typed",
     "cnclip_client/py.typed",
+    "cnclip_console/py.typed",
     "cnclip_client/report/report.html.j2",
     "cnclip_resize/_native.pyi",
+    "cnclip_pixels/py.typed",
     "cnclip_resize/py.typed",
     "cnclip_server/py.typed",
     "cnclip_templates/_encoder.j2",
@@ -73,6 +80,23 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return next(folder.glob("*.tar.gz"))
+
+
+# All but [gpu], which brings the same folder as [cpu].
+EXTRAS = "cpu,builder,modelscope,tensorrt,publish,parquet,search,report,ray,spark,bench,server"
+
+
+@pytest.fixture(scope="module")
+def full(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The `bin` of an environment with the sdist, all extras, and the embedded server, as the README installs it."""
+    folder = tmp_path_factory.mktemp("full")
+    venv.create(folder, with_pip=True)
+    install = [folder / "bin/python", "-m", "pip", "install", "--quiet", "--no-compile"]
+    pinned = ["--constraint", ROOT / "constraints.txt"]
+    subprocess.run([*install, *pinned, f"cn-clip-triton[{EXTRAS}] @ {sdist.as_uri()}"], check=True)
+    subprocess.run([*install, "--no-deps", "nvidia-pytriton==0.7.0"], check=True)
+    yield folder / "bin"
+    shutil.rmtree(folder)  # gigabytes
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
@@ -176,3 +200,61 @@ def test_the_sdist_builds_without_a_compiler(sdist: Path, tmp_path: Path) -> Non
     environment = {"PATH": os.environ["PATH"], "CC": "/nowhere/cc"}
     subprocess.run(command, check=True, capture_output=True, env=environment)
     assert [path.name.split("-", 2)[2] for path in tmp_path.glob("*.whl")] == ["py3-none-any.whl"]
+
+
+def test_no_extra_is_forgotten() -> None:
+    named = re.findall(
+        r"^(\w+) = \[",
+        (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2].partition("[project.")[0],
+        re.MULTILINE,
+    )
+    assert sorted([*EXTRAS.split(","), "gpu"]) == sorted(named)
+
+
+@pytest.mark.slow
+@pytest.mark.triton
+@pytest.mark.timeout(1800)
+def test_the_sdist_with_all_extras_builds_a_repository_and_serves_it(full: Path, tmp_path: Path) -> None:
+    """Far from the source tree: checkpoint to repository, served, and compared with PyTorch while it is."""
+    demo = ROOT / "examples/demo"
+    command = [
+        full / "cnclip-build",
+        "repository",
+        "--arch",
+        demo / "demo.json",
+        "--checkpoint",
+        demo / "clip_cn_demo.pt",
+    ]
+    environment = {"PATH": f"{full}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [*command, "--verify"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "serves demo-image and demo-text" in done.stdout
+    assert re.search(r"^of images +\d+ +\d\.\de-\d\d ", done.stdout, re.MULTILINE), done.stdout
+    modules = "cnclip_client.ray, cnclip_client.spark, cnclip_client.report, cnclip_bench.output, fsspec, s3fs, faiss, modelscope"
+    done = subprocess.run(
+        [full / "python", "-I", "-c", f"import {modules}"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_clients_image_installs_what_its_dockerfile_says(wheel: Path, tmp_path: Path) -> None:
+    """Its own line of pip, with its paths here: no container engine is needed for that."""
+    text = (ROOT / "deploy/docker/client.Dockerfile").read_text().replace("\\\n", "")
+    (line,) = re.findall(r"^RUN (.*)$", text, re.MULTILINE)
+    (extras,) = re.findall(r"^ARG EXTRAS=(.*)$", text, re.MULTILINE)
+    venv.create(tmp_path / "venv", with_pip=True)
+    (tmp_path / "opt").mkdir()
+    for file in (wheel, ROOT / "constraints.txt"):
+        shutil.copy(file, tmp_path / "opt")
+    environment = {"PATH": f"{tmp_path}/venv/bin:{os.environ['PATH']}", "EXTRAS": extras, "HOME": str(tmp_path)}
+    script = line.replace("/opt/cnclip", f"{tmp_path}/opt")
+    done = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("cnclip ")
+    code = "import cnclip_client.report, faiss, pyarrow, importlib.util as found; print(found.find_spec('torch'))"
+    done = subprocess.run([tmp_path / "venv/bin/python", "-I", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "None\n"), done.stderr

@@ -22,7 +22,7 @@ def images(folder: Path | None, resolution: int) -> list[bytes]:
         ValueError: None decodes.
     """
     from cnclip_builder.parity.samples import sample_images
-    from cnclip_templates.cnclip_pixels import BadImage, decode_pixels
+    from cnclip_pixels import BadImage, decode_pixels
 
     if folder is None:
         return list(sample_images().values())

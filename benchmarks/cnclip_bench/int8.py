@@ -165,7 +165,7 @@ class _Encoder:
 
     def inputs(self, items: Sequence[Any]) -> npt.NDArray[Any]:
         from cnclip_builder.parity.probes import normalise
-        from cnclip_templates.cnclip_pixels import decode_pixels
+        from cnclip_pixels import decode_pixels
 
         if self._tower == "image":
             return normalise(np.stack([decode_pixels(image, self._resolution) for image in items]))

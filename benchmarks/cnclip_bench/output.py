@@ -13,8 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from cnclip_console import print_table
 
 from cnclip_bench.stats import Latency
 
@@ -41,7 +40,16 @@ class Panel:
 
 def conditions() -> dict[str, Any]:
     """What a figure is worth nothing without: machine, load, versions, day."""
-    libraries = ("torch", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "tokenizers", "tritonclient")
+    libraries = (
+        "torch",
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "faiss-cpu",
+        "numpy",
+        "pillow",
+        "tokenizers",
+        "tritonclient",
+    )
     return {
         "date": date.today().isoformat(),
         "cores": len(os.sched_getaffinity(0)),
@@ -62,27 +70,27 @@ def installed_version(distribution: str) -> str | None:
 
 def show_latencies(title: str, latencies: Sequence[Latency]) -> None:
     """Prints a line for each."""
-    table = Table("", "mean", "sd", "min", "max", "median", "p95", "p99", title=f"{title}, ms")
-    for one in latencies:
-        values = (one.mean_ms, one.sd_ms, one.min_ms, one.max_ms, one.median_ms, one.p95_ms, one.p99_ms)
-        table.add_row(one.name, *(f"{value:.1f}" for value in values))
-    Console().print(table)
+    rows = [
+        (
+            one.name,
+            *(
+                f"{value:.1f}"
+                for value in (one.mean_ms, one.sd_ms, one.min_ms, one.max_ms, one.median_ms, one.p95_ms, one.p99_ms)
+            ),
+        )
+        for one in latencies
+    ]
+    show_rows(f"{title}, ms", ("", "mean", "sd", "min", "max", "median", "p95", "p99"), rows)
 
 
 def show_values(title: str, values: Mapping[str, str]) -> None:
     """Prints names and values."""
-    table = Table("", "", title=title, show_header=False)
-    for name, value in values.items():
-        table.add_row(name, value)
-    Console().print(table)
+    show_rows(title, ("", ""), values.items())
 
 
 def show_rows(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints a table."""
-    table = Table(*columns, title=title)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    print_table(columns, rows, f"\n{title}")
 
 
 def show_ratios(

@@ -87,7 +87,7 @@ def batch_sizes(subject: Subject, tower: Tower, sizes: list[int], items: int, ro
     Raises:
         ValueError: A plan is served.
     """
-    from cnclip_templates.cnclip_pixels import decode_pixels
+    from cnclip_pixels import decode_pixels
 
     session = subject.served_session(tower)
     name = session.get_inputs()[0].name

@@ -18,12 +18,14 @@ __all__ = ["Settings", "copy_ensemble", "read_settings", "remember_settings", "s
 
 _PREPARATION = {"image": "image-preprocess", "text": "text-tokenize"}
 _THREADS = "intra_op_thread_count"
+_DECODING_THREADS = "threads"
 _PATTERNS = {
     "max_batch_size": r"\bmax_batch_size\s*:\s*(\d+)",
     "count": r"\binstance_group\b[^}]*?\bcount\s*:\s*(\d+)",
     "delay": r"\bmax_queue_delay_microseconds\s*:\s*(\d+)",
     "preferred": r"\bpreferred_batch_size\s*:\s*\[\s*(\d+)\s*\]",
     "asked": r'\bkey\s*:\s*"preferred_batch_size"\s*value\s*:?\s*\{\s*string_value\s*:\s*"(\d+)"',
+    "decoding": r'\bkey\s*:\s*"threads"\s*value\s*:?\s*\{\s*string_value\s*:\s*"(\d+)"',
     "threads": rf'\bkey\s*:\s*"{_THREADS}"\s*value\s*:?\s*\{{\s*string_value\s*:\s*"(\d+)"',
 }
 
@@ -40,6 +42,7 @@ class Settings:
         preferred_batch_size: Rows of the encoder's batches, and of the requests that clients send by default;
             None where the encoder's batches are as large as they come.
         preparation_instances: Processes that decode images, or tokenise texts.
+        preparation_threads: Threads of each that decodes images, 0 for its share of the cores; None for texts.
     """
 
     max_batch_size: int
@@ -48,6 +51,7 @@ class Settings:
     encoder_queue_delay_microseconds: int
     preferred_batch_size: int | None
     preparation_instances: int
+    preparation_threads: int | None = None
 
     def changes_from(self, other: Settings) -> dict[str, int]:
         """What differs, and the values here."""
@@ -69,6 +73,7 @@ def read_settings(repository: Path, name: str, tower: Tower) -> Settings:
                 f"{config.name} has {len(config.instance_group)} instance groups: leave one, and try again"
             )
     threads = encoder.parameters[_THREADS].string_value if _THREADS in encoder.parameters else None
+    decoding = preparation.parameters[_DECODING_THREADS].string_value if tower == "image" else ""
     return Settings(
         encoder.max_batch_size,
         encoder.instance_group[0].count,
@@ -76,6 +81,7 @@ def read_settings(repository: Path, name: str, tower: Tower) -> Settings:
         encoder.dynamic_batching.max_queue_delay_microseconds,
         next(iter(encoder.dynamic_batching.preferred_batch_size), None),
         preparation.instance_group[0].count,
+        int(decoding) if decoding else None,
     )
 
 
@@ -100,6 +106,7 @@ def write_settings(repository: Path, name: str, tower: Tower, settings: Settings
         (encoder, "preferred", "preferred_batch_size"),
         (ensemble, "asked", "preferred_batch_size"),
         (preparation, "count", "preparation_instances"),
+        (preparation, "decoding", "preparation_threads"),
     ):
         if setting in changes:
             edits[file][field] = changes[setting]
@@ -128,6 +135,9 @@ def remember_settings(repository: Path, name: str, tower: Tower, changes: Mappin
     for setting, value in changes.items():
         if setting == "preparation_instances":
             serving["preprocess_instances" if tower == "image" else "tokenize_instances"] = value
+            continue
+        if setting == "preparation_threads":
+            serving["preprocess_threads"] = value
             continue
         serving[setting] = {tower: value}
         if (
@@ -199,6 +209,8 @@ def _set(config: Any, field: str, value: int) -> None:
         config.dynamic_batching.preferred_batch_size[:] = [value]
     elif field == "asked":
         config.parameters["preferred_batch_size"].string_value = str(value)
+    elif field == "decoding":
+        config.parameters[_DECODING_THREADS].string_value = str(value)
     else:
         config.parameters[_THREADS].string_value = str(value)
 

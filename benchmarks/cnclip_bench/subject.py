@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,16 @@ if TYPE_CHECKING:
     from cnclip_client import Client
     from cnclip_templates.cnclip_token_ids import TokenIds
 
-__all__ = ["FOLDER", "OWN_REPOSITORY", "Subject", "make_subject", "onnx_session", "read_config", "serving"]
+__all__ = [
+    "FOLDER",
+    "OWN_REPOSITORY",
+    "Subject",
+    "arch_option",
+    "make_subject",
+    "onnx_session",
+    "read_config",
+    "serving",
+]
 
 FOLDER = Path("build/bench")
 """Where what is measured is built: artefacts, random checkpoints and a repository."""
@@ -76,15 +86,20 @@ class Subject:
 
 
 def make_subject(
-    arch: str, checkpoint: str, repository: Path | None, name: str | None, images: Path | None, captions: Path | None
+    arch: str | None,
+    checkpoint: str,
+    repository: Path | None,
+    name: str | None,
+    images: Path | None,
+    captions: Path | None,
 ) -> Subject:
     """Gathers what is measured.
 
     The benchmarks' own repository, and any that lacks the model, is built; a repository that has it is left as it is.
 
     Args:
-        arch: The architecture, or a .json file.
-        checkpoint: A .pt file, or random:SEED.
+        arch: The architecture, or a .json file; None to read it off the checkpoint.
+        checkpoint: As `cnclip-build` takes it.
         repository: Where it is to be served from; None if it is not served.
         name: Of the served models; None for the arch in lower case.
         images: A folder of images; None for the builder's samples.
@@ -97,7 +112,7 @@ def make_subject(
 
     from cnclip_bench import inputs
 
-    chosen = get_arch(arch)
+    chosen = get_arch(arch_option(arch, checkpoint, name))
     served_as, path = name or chosen.slug, Path()
     if repository is not None:
         if repository == OWN_REPOSITORY or not (repository / f"{served_as}-image").exists():
@@ -113,6 +128,28 @@ def make_subject(
         images=inputs.images(images, chosen.resolution),
         texts=inputs.captions(captions),
     )
+
+
+def arch_option(arch: str | None, checkpoint: str, name: str | None) -> str:
+    """Names the architecture that is measured, as `get_arch` takes it.
+
+    Args:
+        arch: As the command line has it; None for the checkpoint's.
+        checkpoint: As `cnclip-build` takes it.
+        name: Of the served models.
+
+    Returns:
+        A name, or a JSON file: one of its own sizes is written down, since several processes ask for it.
+    """
+    from cnclip_builder.checkpoint.choose import choose_arch
+
+    chosen = choose_arch(arch, checkpoint, name=name)
+    if not chosen.of_checkpoint:
+        return chosen.option
+    file = FOLDER / "archs" / f"{chosen.name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(chosen.model_info, indent=1) + "\n", encoding="utf-8")
+    return str(file)
 
 
 def _build(arch: Arch, checkpoint: str, repository: Path, name: str) -> Path:
@@ -135,12 +172,12 @@ def _build(arch: Arch, checkpoint: str, repository: Path, name: str) -> Path:
 
 def _served_checkpoint(arch: Arch, checkpoint: str, repository: Path, name: str) -> Path:
     """The file of a checkpoint, once it is known to be what the repository serves."""
+    from cnclip_builder.checkpoint.parts import find_parts
     from cnclip_builder.checkpoint.sources import fetch_checkpoint
-    from cnclip_builder.system.atomic import sha256_of_file
 
     path = fetch_checkpoint(checkpoint, arch, FOLDER / "checkpoints", "huggingface").path
     served = read_config(repository / f"{name}-image").parameters["checkpoint_sha256"].string_value
-    if sha256_of_file(path) != served:
+    if find_parts(path).sha256() != served:
         raise ValueError(
             f"{repository} serves another checkpoint as {name} than {checkpoint}, and only the same is worth "
             "comparing: give its own with --checkpoint, or another --repository"

@@ -22,6 +22,8 @@ __all__ = ["Comparison", "Goal", "Outcome", "Served", "coordinates", "tune"]
 
 _PASSES = 2
 _LEAST_ROUNDS = 3
+# That prepare images or texts.
+_MOST_PROCESSES = 16
 # Standard errors by which a mean must differ from another to count.
 _SURE = 2.0
 
@@ -110,7 +112,8 @@ class Outcome:
 def coordinates(start: Settings, cores: int) -> list[list[dict[str, int]]]:
     """What is tried, setting by setting: each alternative is the values that it changes.
 
-    Instances and threads go together: copies of an encoder that each take all cores are in each other's way.
+    Instances and threads go together: copies of an encoder that each take all cores are in each other's way, and
+    processes that decode images divide the cores among them. A single one may also leave cores to an encoder.
     """
     powers = [2**power for power in range(8)]
     if start.encoder_threads is None:
@@ -118,6 +121,11 @@ def coordinates(start: Settings, cores: int) -> list[list[dict[str, int]]]:
     else:
         counts = [count for count in powers if count <= cores]
         encoders = [{"encoder_instances": n, "encoder_threads": 0 if n == 1 else cores // n} for n in counts]
+    preparations = [{"preparation_instances": count} for count in powers if count <= min(cores, _MOST_PROCESSES)]
+    if start.preparation_threads is not None:
+        preparations = [{**one, "preparation_threads": 0} for one in preparations]
+        fewer = [count for count in powers if count < cores]
+        preparations += [{"preparation_instances": 1, "preparation_threads": threads} for threads in fewer]
     sizes = [size for size in powers if start.max_batch_size / 4 <= size <= start.max_batch_size * 4]
     preferred = start.preferred_batch_size and [size for size in powers if size <= start.max_batch_size]
     return [
@@ -125,7 +133,7 @@ def coordinates(start: Settings, cores: int) -> list[list[dict[str, int]]]:
         # One that is preferred decides what batches there are, and the most is a bound and no setting.
         [{"preferred_batch_size": size} for size in preferred or ()] or [{"max_batch_size": size} for size in sizes],
         [{"encoder_queue_delay_microseconds": delay} for delay in (0, 1000, 5000)],
-        [{"preparation_instances": count} for count in powers if count <= min(cores, 4)],
+        preparations,
     ]
 
 

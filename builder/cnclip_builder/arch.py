@@ -17,6 +17,12 @@ from cnclip_builder.vocabulary import require_rows
 DEFAULT_CONTEXT_LENGTH = 52
 """Tokens of a text that all official checkpoints were trained with (cn_clip.clip.tokenize)."""
 
+DEFAULT_ARCH = "ViT-B-16"
+"""What is built where neither an architecture nor a checkpoint is named."""
+
+DEFAULT_HEAD_WIDTH = 64
+"""Of an image encoder's heads, where `cn_clip.clip.model.CLIP` is not told another."""
+
 _SHARES = frozenset({"text_attention_probs_dropout_prob", "text_hidden_dropout_prob", "text_initializer_range"})
 _RESNET_STAGES = 4
 _LARGEST_SIZE = 10_000_000
@@ -48,6 +54,7 @@ class Arch:
         hub: its official checkpoint, if there is one.
         file: the JSON file that describes it, if it is no official one.
         vocabulary: the file of its tokens, if it is not cn_clip's.
+        of_checkpoint: it is known from a checkpoint alone, so that no word but `--checkpoint` names it.
     """
 
     name: str
@@ -55,6 +62,7 @@ class Arch:
     hub: HubFile | None = None
     file: Path | None = None
     vocabulary: Path | None = None
+    of_checkpoint: bool = False
 
     @property
     def option(self) -> str:
@@ -63,8 +71,9 @@ class Arch:
 
     @property
     def options(self) -> list[str]:
-        """The words that name it on a command line."""
-        return ["--arch", self.option, *(["--vocabulary", str(self.vocabulary)] if self.vocabulary else [])]
+        """The words that name it on a command line, beside the checkpoint's."""
+        arch = [] if self.of_checkpoint else ["--arch", self.option]
+        return [*arch, *(["--vocabulary", str(self.vocabulary)] if self.vocabulary else [])]
 
     @property
     def vocabulary_file(self) -> Path:
@@ -94,6 +103,17 @@ class Arch:
     def embedding_size(self) -> int:
         """Length of a feature."""
         return int(self.model_info["embed_dim"])
+
+    @property
+    def vision_head_width(self) -> int:
+        """Width of a head of the image encoder."""
+        return int(self.model_info.get("vision_head_width", DEFAULT_HEAD_WIDTH))
+
+    def computes_as(self, model_info: Mapping[str, Any]) -> bool:
+        """Whether a model of these arguments computes the same: what counts in training alone may differ."""
+        mine = {"vision_head_width": DEFAULT_HEAD_WIDTH, **self.model_info}
+        theirs = {"vision_head_width": DEFAULT_HEAD_WIDTH, **model_info}
+        return all(mine.get(key) == theirs.get(key) for key in (mine.keys() | theirs.keys()) - _SHARES)
 
     @property
     def max_context_length(self) -> int:
@@ -206,9 +226,47 @@ def _read_model_info(*files: Path) -> Mapping[str, Any]:
     info: dict[str, Any] = {}
     for file in files:
         info.update(json.loads(file.read_text(encoding="utf-8")))
-    if isinstance(info["vision_layers"], str):
+    if isinstance(info.get("vision_layers"), str):
         info["vision_layers"] = json.loads(info["vision_layers"])  # cn_clip writes RN50's as "[3,4,6,3]"
     return info
+
+
+def can_name_arch(name: str) -> bool:
+    """Whether a model of other sizes than the official ones may have this name."""
+    named = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None
+    return named and all(arch.slug != name.lower() for arch in official_archs())
+
+
+def read_sizes(file: Path) -> dict[str, Any]:
+    """Reads the arguments of `cn_clip.clip.model.CLIP` from a JSON file, which may leave some out.
+
+    Raises:
+        UnknownArchError: there is no such file, it holds something else, or an argument can't be.
+    """
+    try:
+        info = dict(_read_model_info(file))
+    except FileNotFoundError:
+        raise UnknownArchError(f"{file}: no such file; official architectures are {', '.join(ARCH_NAMES)}") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UnknownArchError(f"{file} does not describe an architecture: {error!r}") from error
+    unknown = set(info) - _arguments() - {"vision_head_width"}
+    if unknown:
+        raise UnknownArchError(
+            f"{file} does not describe an architecture: CLIP takes no {', '.join(sorted(unknown))}; take it out"
+        )
+    odd = sorted(f"{key} {value!r}" for key, value in info.items() if not _is_plausible(key, value))
+    if odd:
+        raise UnknownArchError(f"{file} does not describe an architecture: {', '.join(odd)} can't be; mend it")
+    return info
+
+
+def lacking_sizes(info: Mapping[str, Any]) -> list[str]:
+    """The arguments that `cn_clip.clip.model.CLIP` needs beside these."""
+    return sorted(_arguments() - set(info))
+
+
+def _arguments() -> set[str]:
+    return set(get_arch(DEFAULT_ARCH).model_info)
 
 
 def _load_custom_arch(file: Path) -> Arch:
@@ -216,29 +274,14 @@ def _load_custom_arch(file: Path) -> Arch:
         raise UnknownArchError(
             f"{file}: the file's name becomes the model's name, so use letters, digits, '.', '_' and '-' only"
         )
-    if any(arch.slug == file.stem.lower() for arch in official_archs()):
+    if not can_name_arch(file.stem):
         raise UnknownArchError(f"{file}: {file.stem} is an official architecture's name; rename the file")
-    try:
-        info = _read_model_info(file)
-    except FileNotFoundError:
-        raise UnknownArchError(f"{file}: no such file; official architectures are {', '.join(ARCH_NAMES)}") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UnknownArchError(f"{file} does not describe an architecture: {error!r}") from error
-    wanted = set(get_arch("ViT-B-16").model_info)
-    odd = [f"{key} {info[key]!r}" for key in wanted & set(info) if not _is_plausible(key, info[key])]
-    missing = wanted - set(info)
-    unknown = set(info) - wanted - {"vision_head_width"}
-    if missing or unknown:
+    info = read_sizes(file)
+    if missing := lacking_sizes(info):
         raise UnknownArchError(
-            f"{file} does not describe an architecture: "
-            + "; ".join(
-                f"{what} {', '.join(sorted(keys))}"
-                for what, keys in (("it lacks", missing), ("CLIP takes no", unknown))
-                if keys
-            )
+            f"{file} does not describe an architecture: it lacks {', '.join(missing)}; write them, or name a "
+            "CHECKPOINT whose tensors tell them"
         )
-    if odd:
-        raise UnknownArchError(f"{file} does not describe an architecture: {', '.join(sorted(odd))} can't be; mend it")
     return Arch(file.stem, info, file=file)
 
 

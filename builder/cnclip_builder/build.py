@@ -17,9 +17,10 @@ from cnclip_builder.int8.report import LEAST_INT8_SPEED_UP
 from cnclip_builder.plans.api import BuildOptions
 from cnclip_builder.plans.here import Plan, PlanSettings, build_plans, find_plans, require_tensorrt, write_jobs_of
 from cnclip_builder.plans.profiles import check_profiles, largest_batch
+from cnclip_builder.repository.entry import RepositoryEntry
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.sharing import check_place
-from cnclip_builder.repository.write import RepositoryEntry, publish
+from cnclip_builder.repository.write import publish
 from cnclip_builder.system.atomic import require_writable
 from cnclip_builder.system.isolation import stage_process
 from cnclip_builder.tensors import PRECISIONS, TOWERS, Tower

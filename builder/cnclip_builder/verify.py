@@ -144,7 +144,7 @@ def _encode_images(
     checkpoint: Checkpoint, images: Sequence[bytes], *, reduced: bool = False
 ) -> npt.NDArray[np.float32]:
     from cn_clip.clip import image_transform
-    from cnclip_templates.cnclip_pixels import reduce_scale
+    from cnclip_pixels import reduce_scale
     from PIL import Image
 
     from cnclip_builder.checkpoint.towers import encode, load_tower
@@ -165,10 +165,10 @@ def _encode_images(
 def _encode_texts(checkpoint: Checkpoint, texts: Sequence[str], context_length: int) -> npt.NDArray[np.float32]:
     from cnclip_builder.checkpoint.towers import encode, load_tower
 
-    return encode(load_tower(checkpoint, "text"), _tokenize(checkpoint.arch, texts, context_length))
+    return encode(load_tower(checkpoint, "text"), tokenize_as_cn_clip(checkpoint.arch, texts, context_length))
 
 
-def _tokenize(arch: Arch, texts: Sequence[str], context_length: int) -> npt.NDArray[np.int64]:
+def tokenize_as_cn_clip(arch: Arch, texts: Sequence[str], context_length: int) -> npt.NDArray[np.int64]:
     """cn_clip's `tokenize`; where the vocabulary is another, its steps with cn_clip's own tokeniser on that.
 
     Returns:

@@ -285,10 +285,10 @@ class TooManyFailures(CnclipError):
         last: The last one's id and reason.
     """
 
-    def __init__(self, *, failures: int, max_errors: int, last: str) -> None:
+    def __init__(self, *, failures: int, max_errors: int, last: str, anew: str = "start anew with --overwrite") -> None:
         super().__init__(
             f"{failures} items failed, more than the {max_errors} allowed, the last one: {last}; what was done is "
-            "kept: mend the items and start anew with --overwrite, or go on with a higher --max-errors"
+            f"kept: mend the items and {anew}, or go on with a higher --max-errors"
         )
         self.failures = failures
         self.max_errors = max_errors

@@ -25,6 +25,9 @@ class ModelInfo:
         decoding: Of images: `exact`, to cn_clip's pixels, or `reduced`, which is near to them and faster.
         preferred_batch_size: Rows of a request that suit the server; None if the config does not say. Of both towers
             together the smaller one.
+        resolution: Side of the square that the image encoder takes, in pixels; None if the config does not say.
+        max_image_pixels: Larger images are refused; None if the config does not say.
+        image_formats: Pillow's names of formats that are decoded beside those that are by default, with commas.
     """
 
     model: str
@@ -38,3 +41,6 @@ class ModelInfo:
     precision: str = ""
     decoding: str = "exact"
     preferred_batch_size: int | None = None
+    resolution: int | None = None
+    max_image_pixels: int | None = None
+    image_formats: str = ""

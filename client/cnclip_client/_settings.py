@@ -91,6 +91,8 @@ class Limits:
             alone.
         item_bytes: A larger item is refused before it is read or sent.
         readers: Most threads that read files of images ahead; there are as many as it takes not to wait for them.
+        preparers: Processes that decode images, where the client does that (`prepare`); by default one for each core
+            that this process may use.
     """
 
     in_flight: int = 64
@@ -98,6 +100,9 @@ class Limits:
     request_bytes: int = 16 * _MIB
     item_bytes: int = 64 * _MIB
     readers: int = 32
+    preparers: int | None = None
 
     def __post_init__(self) -> None:
         _check_positive(self, "in_flight", "in_flight_bytes", "request_bytes", "item_bytes", "readers")
+        if self.preparers is not None:
+            _check_positive(self, "preparers")

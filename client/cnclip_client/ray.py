@@ -28,6 +28,7 @@ import numpy as np
 
 from cnclip_client._exceptions import CnclipError, ServerError
 from cnclip_client._extras import require
+from cnclip_client._flow.preparation import PREPARERS_VARIABLE
 from cnclip_client._info import ModelInfo
 from cnclip_client._vocabulary import Id, Kind
 from cnclip_client.extraction._encoding import Encoded
@@ -164,8 +165,10 @@ class RayEngine:
         # Ray would start an actor again by itself, but without a word, and for ever.
         remote = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=1, scheduling_strategy="SPREAD")(_Actor)
         count = self._actors or sum(node["Alive"] for node in ray.nodes())
+        # Where clients prepare images, the actors divide the cores.
+        preparers = max(1, int(ray.cluster_resources().get("CPU", 1)) // count)
         try:
-            yield from self._run(lambda: remote.remote(encoder, dtype), count, _chunks(kind, items, refusal))
+            yield from self._run(lambda: remote.remote(encoder, dtype, preparers), count, _chunks(kind, items, refusal))
         finally:
             if started:
                 ray.shutdown()
@@ -300,7 +303,8 @@ def _failed(error: Exception) -> ServerError:
 
 
 class _Actor:
-    def __init__(self, encoder: RowEncoder, dtype: str) -> None:
+    def __init__(self, encoder: RowEncoder, dtype: str, preparers: int) -> None:
+        os.environ.setdefault(PREPARERS_VARIABLE, str(preparers))
         self._encoder = encoder
         self._dtype = dtype
 

@@ -13,6 +13,7 @@ encoded = table.withColumn("encoded", encode("text")).select("id", "encoded.feat
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnclip_client._extras import require
+from cnclip_client._flow.preparation import PREPARERS_VARIABLE
 from cnclip_client._info import ModelInfo
 from cnclip_client._vocabulary import Kind
 from cnclip_client.extraction._rows import Connect, RowEncoder
@@ -70,6 +72,8 @@ def make_predict_fn(
         A function of n values, [n], to `feature`, float32 [n, D], all NaN where it failed, and `error`, [n], why. It
         raises `CnclipError` where the server could not be had, or serves another model.
     """
+    # Spark has a process for each core that a task may use: where clients prepare images, each does so in one.
+    os.environ.setdefault(PREPARERS_VARIABLE, "1")
     rows = RowEncoder(connect, kind, normalize=normalize, batch_size=batch_size, expected=expected)
 
     def predict(values: NDArray[Any]) -> dict[str, NDArray[Any]]:

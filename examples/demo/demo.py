@@ -17,9 +17,9 @@ from cnclip_builder.errors import BuildError
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.system.isolation import configure_logging
 from cnclip_client import Client, CnclipError
+from cnclip_console import print_table
 from cnclip_server import ServerError, TritonServer
 from rich.console import Console
-from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
 BUILD = Path("build/demo")
@@ -46,16 +46,16 @@ def read_samples() -> tuple[list[Path], list[str]]:
 
 
 def show(pictures: list[Path], captions: list[str], probabilities: npt.NDArray[np.float32]) -> bool:
-    """Prints the table of probabilities; returns whether every picture's own caption won."""
-    table = Table("", "picture", *(f"caption {index + 1}" for index in range(len(captions))), "the caption that wins")
+    """Prints each picture's probabilities of the captions; returns whether every picture's own caption won."""
+    numbers = [str(row + 1) for row in range(len(pictures))]
+    rows = [
+        (number, picture.stem, *(f"{chance:.0%}" for chance in chances))
+        for number, picture, chances in zip(numbers, pictures, probabilities, strict=True)
+    ]
+    print_table(("", "picture", *numbers), rows, "\nHow well each caption fits each picture")
     winners = probabilities.argmax(axis=1)
-    for row, (picture, winner) in enumerate(zip(pictures, winners, strict=True)):
-        cells = [f"{value:.1%}" for value in probabilities[row]]
-        colour = "green" if winner == row else "red"
-        cells[winner] = f"[bold {colour}]{cells[winner]}[/]"
-        verdict = "✓" if winner == row else "✗ not its own"
-        table.add_row(str(row + 1), picture.stem, *cells, f"[{colour}]{captions[winner]} {verdict}[/]")
-    Console(width=None if sys.stdout.isatty() else 180).print(table)
+    verdicts = ["✓" if winner == row else f"✗ {captions[winner]}" for row, winner in enumerate(winners)]
+    print_table(("", "its caption", "won"), zip(numbers, captions, verdicts, strict=True), "\nThe captions")
     return bool((winners == np.arange(len(pictures))).all())
 
 

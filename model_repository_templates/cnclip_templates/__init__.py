@@ -1,7 +1,7 @@
 """What Triton serves: for every served model its `config.pbtxt.j2` and `model.py`, laid out as they are served.
 
 The modules named `cnclip_*` hold the work of the Python models. They are copied beside each `model.py`, so they
-import only what a server has: the standard library, numpy, Pillow and tokenizers, and `cnclip_resize` if it has that.
+import only what a server has: the standard library, numpy and tokenizers. So is the package `cnclip_pixels`.
 """
 
 from __future__ import annotations

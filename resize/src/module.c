@@ -1,9 +1,11 @@
 /* What Python sees of resize.c: cnclip_resize._native. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <dlfcn.h>
 #include <stdint.h>
 #include <string.h>
 
+#include "jpeg.h"
 #include "resize.h"
 
 /* Apache Arrow's C data interface, as its specification lays it out. */
@@ -87,17 +89,146 @@ resize(PyObject *module, PyObject *arguments) {
     return pixels;
 }
 
+/* Takes one strip of rows, (schema, array, count) in Python. Gives 1, 0 where it is not known to be Pillow's, -1 on errors. */
+static int
+take_strip(struct resizing *resizing, PyObject *strip, int channels, int wide) {
+    PyObject *schema, *array;
+    int count;
+    if (!PyTuple_Check(strip)) {
+        PyErr_SetString(PyExc_TypeError, "a strip is a tuple of schema, array and count");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(strip, "OOi:strips", &schema, &array, &count)) {
+        return -1;
+    }
+    if (count < 1 || count > RESIZE_LONGEST) {
+        return 0;
+    }
+    const uint8_t *in = exported(schema, array, channels, (int64_t)wide * count * channels);
+    if (!in) {
+        return PyErr_Occurred() ? -1 : 0;
+    }
+    enum resize_result result;
+    Py_BEGIN_ALLOW_THREADS
+    result = resize_rows(resizing, in, count);
+    Py_END_ALLOW_THREADS
+    return result == RESIZE_DONE;
+}
+
+static PyObject *
+strips(PyObject *module, PyObject *arguments) {
+    PyObject *iterator, *pixels = NULL;
+    int channels, wide, high, side, vertical_first, path;
+    (void)module;
+    if (!PyArg_ParseTuple(
+            arguments, "Oiiiipi:strips", &iterator, &channels, &wide, &high, &side, &vertical_first, &path
+        )) {
+        return NULL;
+    }
+    if (!PyIter_Check(iterator)) {
+        PyErr_SetString(PyExc_TypeError, "strips are given by an iterator");
+        return NULL;
+    }
+    struct resizing *resizing = resize_begin(channels, wide, high, side, vertical_first, (enum resize_path)path);
+    if (!resizing) {
+        Py_RETURN_NONE;
+    }
+    PyObject *strip;
+    int taken = 1;
+    while (taken == 1 && (strip = PyIter_Next(iterator))) {
+        taken = take_strip(resizing, strip, channels, wide);
+        Py_DECREF(strip);
+    }
+    if (!PyErr_Occurred() && taken == 1) {
+        pixels = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)side * side * 3);
+        if (pixels && resize_end(resizing, (uint8_t *)PyBytes_AsString(pixels)) != RESIZE_DONE) {
+            Py_DECREF(pixels);
+            pixels = NULL;
+        }
+    }
+    resize_free(resizing);
+    if (!pixels && !PyErr_Occurred()) {
+        Py_RETURN_NONE;
+    }
+    return pixels;
+}
+
+/* Pillow's libjpeg, once it is found; it stays loaded as long as Pillow does, which is for good. */
+static struct jpeg_library jpegs;
+static int has_jpegs;
+
+static PyObject *
+find_jpeg(PyObject *module, PyObject *arguments) {
+    const char *path;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "s:find_jpeg", &path)) {
+        return NULL;
+    }
+    /* Names are looked up where that library's own calls end: in it, and in those that it was linked with. */
+    void *handle = dlopen(path, RTLD_LAZY | RTLD_LOCAL | RTLD_NOLOAD);
+    if (!handle) {
+        return PyUnicode_FromString("it is not loaded");
+    }
+    const char *wrong = jpeg_library_find(&jpegs, handle);
+    if (wrong) {
+        return PyUnicode_FromString(wrong);
+    }
+    has_jpegs = 1;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+jpeg(PyObject *module, PyObject *arguments) {
+    const char *file;
+    Py_ssize_t bytes;
+    int channels, wide, high, scale, side, vertical_first, path;
+    (void)module;
+    if (!PyArg_ParseTuple(
+            arguments, "y#iiiiipi:jpeg", &file, &bytes, &channels, &wide, &high, &scale, &side, &vertical_first, &path
+        )) {
+        return NULL;
+    }
+    if (!has_jpegs || side < 1 || side > RESIZE_LARGEST_SQUARE) {
+        Py_RETURN_NONE;
+    }
+    PyObject *pixels = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)side * side * 3);
+    if (!pixels) {
+        return NULL;
+    }
+    uint8_t *out = (uint8_t *)PyBytes_AsString(pixels);
+    enum resize_result result;
+    Py_BEGIN_ALLOW_THREADS
+    result = resize_jpeg(
+        &jpegs, (const uint8_t *)file, (size_t)bytes, channels, wide, high, scale, side, vertical_first,
+        (enum resize_path)path, out
+    );
+    Py_END_ALLOW_THREADS
+    if (result != RESIZE_DONE) {
+        Py_DECREF(pixels);
+        Py_RETURN_NONE;
+    }
+    return pixels;
+}
+
 static PyMethodDef methods[] = {
+    {"find_jpeg", find_jpeg, METH_VARARGS,
+     "find_jpeg(path)\n--\n\nFinds the libjpeg of a loaded library. Gives None, or why `jpeg` can't use it."},
+    {"jpeg", jpeg, METH_VARARGS,
+     "jpeg(file, channels, wide, high, scale, side, vertical_first, path)\n--\n\n"
+     "The square's pixels of a JPEG as bytes, or None where they may not be Pillow's."},
     {"resize", resize, METH_VARARGS,
      "resize(schema, array, copied, channels, wide, high, side, vertical_first, path)\n--\n\n"
      "The square's pixels as bytes, or None where they may not be Pillow's."},
+    {"strips", strips, METH_VARARGS,
+     "strips(strips, channels, wide, high, side, vertical_first, path)\n--\n\n"
+     "As `resize`, of a picture that comes in strips: an iterator of (schema, array, count of rows)."},
     {NULL, NULL, 0, NULL},
 };
 
 static int
 fill(PyObject *module) {
     if (PyModule_AddIntConstant(module, "SCALAR", RESIZE_SCALAR) || PyModule_AddIntConstant(module, "AVX2", RESIZE_AVX2) ||
-        PyModule_AddIntConstant(module, "BEST", resize_best_path())) {
+        PyModule_AddIntConstant(module, "VNNI", RESIZE_VNNI) || PyModule_AddIntConstant(module, "BEST", resize_best_path())) {
         return -1;
     }
     return 0;

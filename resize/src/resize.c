@@ -7,14 +7,17 @@
 #if RESIZE_HAS_AVX2
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2")))
+#define VNNI __attribute__((target("avx2,avx512vl,avx512vnni")))
 #endif
 
 /* Pillow's fixed point for 8-bit channels (src/libImaging/Resample.c): sums of 32 bits, weights of 22. */
 #define WEIGHT_BITS 22
 #define HALF (1 << (WEIGHT_BITS - 1))
 
-/* The vector paths multiply 16 bits by 16: a weight is high * 256 + low, with low from 0 to 255. */
+/* AVX2 multiplies 16 bits by 16: a weight is high * 256 + low, with low from 0 to 255. */
 #define LOW_BITS 8
+/* VNNI multiplies 8 bits by 8: a weight is the sum of as many signed bytes, each times 256 to the power of its place. */
+#define DIGITS 3
 /* Of all weights of a sample, without their signs: each high part has 16 bits then, and no sum of 255s more than 32. */
 #define MOST_WEIGHT ((1 << 23) - 1)
 #define MOST_TAPS 16384
@@ -30,6 +33,7 @@ struct table {
     int32_t *weights; /* [samples][taps] */
     int16_t *high;    /* the same shape, and `low` too */
     int16_t *low;
+    int8_t *digits; /* [samples][DIGITS][taps], the lowest first */
 };
 
 static void
@@ -38,6 +42,7 @@ table_free(struct table *table) {
     free(table->weights);
     free(table->high);
     free(table->low);
+    free(table->digits);
 }
 
 /* Keys' bicubic with a = -0.5, in the order of operations that Pillow has: the last bit counts. */
@@ -106,7 +111,8 @@ table_make(struct table *table, int size, int side, int multiple) {
     table->weights = calloc(all, sizeof *table->weights);
     table->high = malloc(all * sizeof *table->high);
     table->low = malloc(all * sizeof *table->low);
-    if (!exact || !table->starts || !table->weights || !table->high || !table->low) {
+    table->digits = malloc(all * DIGITS);
+    if (!exact || !table->starts || !table->weights || !table->high || !table->low || !table->digits) {
         free(exact);
         return RESIZE_UNSURE;
     }
@@ -141,6 +147,14 @@ table_make(struct table *table, int size, int side, int multiple) {
     for (size_t k = 0; k < all; k++) {
         table->low[k] = (int16_t)(table->weights[k] & ((1 << LOW_BITS) - 1));
         table->high[k] = (int16_t)((table->weights[k] - table->low[k]) / (1 << LOW_BITS));
+        /* Weights are below 1.9 times 2^22, so that the last digit is one, too. */
+        int32_t rest = table->weights[k];
+        int8_t *digit = table->digits + k / (size_t)taps * DIGITS * (size_t)taps + k % (size_t)taps;
+        for (int i = 0; i < DIGITS; i++) {
+            const int32_t low = ((rest + 128) & 255) - 128;
+            digit[i * taps] = (int8_t)low;
+            rest = (rest - low) / 256;
+        }
     }
     return RESIZE_DONE;
 }
@@ -172,19 +186,16 @@ across_scalar(
     }
 }
 
-/* Shrinks columns: `side` rows of `bytes` bytes from those of `in`, which are as long. */
+/* One row of shrunk columns, `bytes` long, from the rows of `in` that it is made of, which are as long. */
 static void
-down_scalar(const uint8_t *in, size_t bytes, const struct table *table, int side, uint8_t *out) {
-    for (int y = 0; y < side; y++) {
-        const int32_t *weights = table->weights + (size_t)y * (size_t)table->taps;
-        const uint8_t *from = in + (size_t)table->starts[y] * bytes;
-        for (size_t x = 0; x < bytes; x++) {
-            int32_t sum = HALF;
-            for (int k = 0; k < table->taps; k++) {
-                sum += from[(size_t)k * bytes + x] * weights[k];
-            }
-            out[(size_t)y * bytes + x] = clip(sum);
+down_scalar(const uint8_t *in, size_t bytes, const struct table *table, int sample, uint8_t *out) {
+    const int32_t *weights = table->weights + (size_t)sample * (size_t)table->taps;
+    for (size_t x = 0; x < bytes; x++) {
+        int32_t sum = HALF;
+        for (int k = 0; k < table->taps; k++) {
+            sum += in[(size_t)k * bytes + x] * weights[k];
         }
+        out[x] = clip(sum);
     }
 }
 
@@ -209,6 +220,43 @@ shifted(__m256i sum) {
     return _mm256_srai_epi32(_mm256_add_epi32(sum, _mm256_set1_epi32(HALF)), WEIGHT_BITS);
 }
 
+/* Where the rows from `y` on lie. Too few are left: the last one is worked out several times. */
+static inline void
+rows_of_rgb(
+    const uint8_t *in, size_t pitch, int rows, int y, int side, uint8_t *out, const uint8_t **from, uint8_t **to
+) {
+    for (int r = 0; r < ROWS_RGB; r++) {
+        const size_t row = (size_t)(y + r < rows ? y + r : rows - 1);
+        from[r] = in + row * pitch;
+        to[r] = out + row * (size_t)side * 3;
+    }
+}
+
+/* 16 bytes of one row, and of another above them. */
+AVX2 static inline __m256i
+two_rows(const uint8_t *one, const uint8_t *other) {
+    const __m256i lower = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)one));
+    return _mm256_inserti128_si256(lower, _mm_loadu_si128((const __m128i *)other), 1);
+}
+
+/* Stores pixel x of all rows: even rows' sums stand in the lower halves, odd ones' in the upper. */
+AVX2 static inline void
+store_rgb(const __m256i *sums, uint8_t **to, int x, int side) {
+    uint8_t pixels[32];
+    _mm256_storeu_si256(
+        (__m256i *)pixels,
+        _mm256_packus_epi16(_mm256_packs_epi32(sums[0], sums[1]), _mm256_packs_epi32(sums[2], sums[3]))
+    );
+    for (int r = 0; r < ROWS_RGB; r++) {
+        const uint8_t *pixel = pixels + 4 * (r / 2) + 16 * (r % 2);
+        if (x + 1 < side) { /* The fourth byte falls on the next pixel's place, and is overwritten with it. */
+            memcpy(to[r] + 3 * (size_t)x, pixel, 4);
+        } else {
+            memcpy(to[r] + 3 * (size_t)x, pixel, 3);
+        }
+    }
+}
+
 /* Rows of 4 bytes a pixel to rows of 3. Taps are a multiple of 4. */
 AVX2 static void
 across_rgb_avx2(const uint8_t *in, size_t pitch, int rows, const struct table *table, int side, uint8_t *out) {
@@ -219,16 +267,10 @@ across_rgb_avx2(const uint8_t *in, size_t pitch, int rows, const struct table *t
     const __m256i latter = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(8, -1, 12, -1, 9, -1, 13, -1, 10, -1, 14, -1, 11, -1, 15, -1)
     );
-    const size_t out_pitch = (size_t)side * 3;
     for (int y = 0; y < rows; y += ROWS_RGB) {
         const uint8_t *from[ROWS_RGB];
         uint8_t *to[ROWS_RGB];
-        for (int r = 0; r < ROWS_RGB; r++) {
-            /* Too few rows are left: the last one is worked out several times. */
-            const size_t row = (size_t)(y + r < rows ? y + r : rows - 1);
-            from[r] = in + row * pitch;
-            to[r] = out + row * out_pitch;
-        }
+        rows_of_rgb(in, pitch, rows, y, side, out, from, to);
         for (int x = 0; x < side; x++) {
             const int16_t *high = table->high + (size_t)x * (size_t)table->taps;
             const int16_t *low = table->low + (size_t)x * (size_t)table->taps;
@@ -242,11 +284,7 @@ across_rgb_avx2(const uint8_t *in, size_t pitch, int rows, const struct table *t
                 const __m256i high0 = pair(high + k), high1 = pair(high + k + 2);
                 const __m256i low0 = pair(low + k), low1 = pair(low + k + 2);
                 for (int r = 0; r < ROWS_RGB / 2; r++) {
-                    const __m256i pixels = _mm256_inserti128_si256(
-                        _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(from[2 * r] + at))),
-                        _mm_loadu_si128((const __m128i *)(from[2 * r + 1] + at)),
-                        1
-                    );
+                    const __m256i pixels = two_rows(from[2 * r] + at, from[2 * r + 1] + at);
                     const __m256i one = _mm256_shuffle_epi8(pixels, former), two = _mm256_shuffle_epi8(pixels, latter);
                     highs[r] = _mm256_add_epi32(highs[r], _mm256_madd_epi16(one, high0));
                     lows[r] = _mm256_add_epi32(lows[r], _mm256_madd_epi16(one, low0));
@@ -257,22 +295,53 @@ across_rgb_avx2(const uint8_t *in, size_t pitch, int rows, const struct table *t
             for (int r = 0; r < ROWS_RGB / 2; r++) {
                 sums[r] = shifted(joined(highs[r], lows[r]));
             }
-            /* Even rows' pixels stand in the lower half, odd ones' in the upper. */
-            uint8_t pixels[32];
-            _mm256_storeu_si256(
-                (__m256i *)pixels,
-                _mm256_packus_epi16(_mm256_packs_epi32(sums[0], sums[1]), _mm256_packs_epi32(sums[2], sums[3]))
-            );
-            /* The fourth byte falls on the next pixel's place, and is overwritten with it. */
-            const size_t kept = x + 1 < side ? 4 : 3;
-            for (int r = 0; r < ROWS_RGB; r++) {
-                const uint8_t *pixel = pixels + 4 * (r / 2) + 16 * (r % 2);
-                if (kept == 4) {
-                    memcpy(to[r] + 3 * (size_t)x, pixel, 4);
-                } else {
-                    memcpy(to[r] + 3 * (size_t)x, pixel, 3);
+            store_rgb(sums, to, x, side);
+        }
+    }
+}
+
+/* Four neighbours' digits in every 32-bit lane. */
+AVX2 static inline __m256i
+four(const int8_t *digits) {
+    int32_t all;
+    memcpy(&all, digits, sizeof all);
+    return _mm256_set1_epi32(all);
+}
+
+/* As across_rgb_avx2. */
+VNNI static void
+across_rgb_vnni(const uint8_t *in, size_t pitch, int rows, const struct table *table, int side, uint8_t *out) {
+    /* Of 4 pixels, channel by channel. */
+    const __m256i by_channel = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)
+    );
+    const size_t taps = (size_t)table->taps;
+    for (int y = 0; y < rows; y += ROWS_RGB) {
+        const uint8_t *from[ROWS_RGB];
+        uint8_t *to[ROWS_RGB];
+        rows_of_rgb(in, pitch, rows, y, side, out, from, to);
+        for (int x = 0; x < side; x++) {
+            const int8_t *digits = table->digits + (size_t)x * DIGITS * taps;
+            const size_t start = (size_t)table->starts[x] * 4;
+            __m256i parts[ROWS_RGB / 2][DIGITS], sums[ROWS_RGB / 2];
+            for (int r = 0; r < ROWS_RGB / 2; r++) {
+                parts[r][0] = parts[r][1] = parts[r][2] = _mm256_setzero_si256();
+            }
+            for (size_t k = 0; k < taps; k += 4) {
+                const size_t at = start + k * 4;
+                const __m256i zero = four(digits + k), one = four(digits + taps + k), two = four(digits + 2 * taps + k);
+                for (int r = 0; r < ROWS_RGB / 2; r++) {
+                    const __m256i pixels = _mm256_shuffle_epi8(two_rows(from[2 * r] + at, from[2 * r + 1] + at), by_channel);
+                    parts[r][0] = _mm256_dpbusd_epi32(parts[r][0], pixels, zero);
+                    parts[r][1] = _mm256_dpbusd_epi32(parts[r][1], pixels, one);
+                    parts[r][2] = _mm256_dpbusd_epi32(parts[r][2], pixels, two);
                 }
             }
+            for (int r = 0; r < ROWS_RGB / 2; r++) {
+                const __m256i upper = _mm256_add_epi32(_mm256_slli_epi32(parts[r][2], 8), parts[r][1]);
+                sums[r] = shifted(_mm256_add_epi32(_mm256_slli_epi32(upper, 8), parts[r][0]));
+            }
+            store_rgb(sums, to, x, side);
         }
     }
 }
@@ -322,50 +391,47 @@ across_grey_avx2(const uint8_t *in, size_t pitch, int rows, const struct table *
 
 /* As down_scalar; rows have 32 bytes or more. */
 AVX2 static void
-down_avx2(const uint8_t *in, size_t bytes, const struct table *table, int side, uint8_t *out) {
+down_avx2(const uint8_t *in, size_t bytes, const struct table *table, int sample, uint8_t *out) {
     const __m256i zero = _mm256_setzero_si256();
-    for (int y = 0; y < side; y++) {
-        const int16_t *high = table->high + (size_t)y * (size_t)table->taps;
-        const int16_t *low = table->low + (size_t)y * (size_t)table->taps;
-        const uint8_t *from = in + (size_t)table->starts[y] * bytes;
-        for (size_t x = 0; x < bytes; x += 32) {
-            /* The last ones overlap those before them. */
-            const size_t at = x + 32 <= bytes ? x : bytes - 32;
-            __m256i highs[4], lows[4], sums[4];
-            for (int i = 0; i < 4; i++) {
-                highs[i] = lows[i] = _mm256_setzero_si256();
-            }
-            for (int k = 0; k < table->taps; k += 2) {
-                const uint8_t *row = from + (size_t)k * bytes + at;
-                __m256i one = _mm256_loadu_si256((const __m256i *)row), two = zero, weight_high, weight_low;
-                if (k + 1 < table->taps) {
-                    two = _mm256_loadu_si256((const __m256i *)(row + bytes));
-                    weight_high = pair(high + k);
-                    weight_low = pair(low + k);
-                } else {
-                    weight_high = _mm256_set1_epi32((uint16_t)high[k]);
-                    weight_low = _mm256_set1_epi32((uint16_t)low[k]);
-                }
-                const __m256i former = _mm256_unpacklo_epi8(one, two), latter = _mm256_unpackhi_epi8(one, two);
-                const __m256i samples[4] = {
-                    _mm256_unpacklo_epi8(former, zero),
-                    _mm256_unpackhi_epi8(former, zero),
-                    _mm256_unpacklo_epi8(latter, zero),
-                    _mm256_unpackhi_epi8(latter, zero),
-                };
-                for (int i = 0; i < 4; i++) {
-                    highs[i] = _mm256_add_epi32(highs[i], _mm256_madd_epi16(samples[i], weight_high));
-                    lows[i] = _mm256_add_epi32(lows[i], _mm256_madd_epi16(samples[i], weight_low));
-                }
-            }
-            for (int i = 0; i < 4; i++) {
-                sums[i] = shifted(joined(highs[i], lows[i]));
-            }
-            _mm256_storeu_si256(
-                (__m256i *)(out + (size_t)y * bytes + at),
-                _mm256_packus_epi16(_mm256_packs_epi32(sums[0], sums[1]), _mm256_packs_epi32(sums[2], sums[3]))
-            );
+    const int16_t *high = table->high + (size_t)sample * (size_t)table->taps;
+    const int16_t *low = table->low + (size_t)sample * (size_t)table->taps;
+    for (size_t x = 0; x < bytes; x += 32) {
+        /* The last ones overlap those before them. */
+        const size_t at = x + 32 <= bytes ? x : bytes - 32;
+        __m256i highs[4], lows[4], sums[4];
+        for (int i = 0; i < 4; i++) {
+            highs[i] = lows[i] = _mm256_setzero_si256();
         }
+        for (int k = 0; k < table->taps; k += 2) {
+            const uint8_t *row = in + (size_t)k * bytes + at;
+            __m256i one = _mm256_loadu_si256((const __m256i *)row), two = zero, weight_high, weight_low;
+            if (k + 1 < table->taps) {
+                two = _mm256_loadu_si256((const __m256i *)(row + bytes));
+                weight_high = pair(high + k);
+                weight_low = pair(low + k);
+            } else {
+                weight_high = _mm256_set1_epi32((uint16_t)high[k]);
+                weight_low = _mm256_set1_epi32((uint16_t)low[k]);
+            }
+            const __m256i former = _mm256_unpacklo_epi8(one, two), latter = _mm256_unpackhi_epi8(one, two);
+            const __m256i samples[4] = {
+                _mm256_unpacklo_epi8(former, zero),
+                _mm256_unpackhi_epi8(former, zero),
+                _mm256_unpacklo_epi8(latter, zero),
+                _mm256_unpackhi_epi8(latter, zero),
+            };
+            for (int i = 0; i < 4; i++) {
+                highs[i] = _mm256_add_epi32(highs[i], _mm256_madd_epi16(samples[i], weight_high));
+                lows[i] = _mm256_add_epi32(lows[i], _mm256_madd_epi16(samples[i], weight_low));
+            }
+        }
+        for (int i = 0; i < 4; i++) {
+            sums[i] = shifted(joined(highs[i], lows[i]));
+        }
+        _mm256_storeu_si256(
+            (__m256i *)(out + at),
+            _mm256_packus_epi16(_mm256_packs_epi32(sums[0], sums[1]), _mm256_packs_epi32(sums[2], sums[3]))
+        );
     }
 }
 
@@ -376,7 +442,8 @@ resize_best_path(void) {
 #if RESIZE_HAS_AVX2
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2")) {
-        return RESIZE_AVX2;
+        const int vnni = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl");
+        return vnni ? RESIZE_VNNI : RESIZE_AVX2;
     }
 #endif
     return RESIZE_SCALAR;
@@ -389,11 +456,15 @@ across(
 ) {
     const size_t pitch = (size_t)wide * (size_t)channels;
 #if RESIZE_HAS_AVX2
+    if (path == RESIZE_VNNI && channels == 4 && table->taps % 4 == 0) {
+        across_rgb_vnni(in, pitch, rows, table, side, out);
+        return;
+    }
     if (path == RESIZE_AVX2 && channels == 4 && table->taps % 4 == 0) {
         across_rgb_avx2(in, pitch, rows, table, side, out);
         return;
     }
-    if (path == RESIZE_AVX2 && channels == 1 && table->taps % 16 == 0) {
+    if (path >= RESIZE_AVX2 && channels == 1 && table->taps % 16 == 0) {
         across_grey_avx2(in, pitch, rows, table, side, out);
         return;
     }
@@ -403,60 +474,163 @@ across(
 }
 
 static void
-down(const uint8_t *in, size_t bytes, const struct table *table, int side, enum resize_path path, uint8_t *out) {
+down(const uint8_t *in, size_t bytes, const struct table *table, int sample, enum resize_path path, uint8_t *out) {
 #if RESIZE_HAS_AVX2
-    if (path == RESIZE_AVX2 && bytes >= 32) {
-        down_avx2(in, bytes, table, side, out);
+    if (path >= RESIZE_AVX2 && bytes >= 32) {
+        down_avx2(in, bytes, table, sample, out);
         return;
     }
 #endif
     (void)path;
-    down_scalar(in, bytes, table, side, out);
+    down_scalar(in, bytes, table, sample, out);
+}
+
+/* A picture of which rows come from the top down. */
+struct resizing {
+    int channels, wide, high, side, vertical_first;
+    enum resize_path path;
+    struct table horizontal, vertical;
+    int came;           /* rows */
+    uint8_t *half_done; /* rows first: all rows, shrunk; columns first: `side` rows as wide as the picture */
+    int samples;        /* of the vertical axis that are made; columns first alone */
+    uint8_t *window;    /* the last rows that came, of which further samples are made; columns first alone */
+    int window_first, window_rows, window_most;
+};
+
+struct resizing *
+resize_begin(int channels, int wide, int high, int side, int vertical_first, enum resize_path path) {
+    if ((channels != 4 && channels != 1) || wide < 1 || wide > RESIZE_LONGEST || high < 1 || high > RESIZE_LONGEST ||
+        side < 1 || side > RESIZE_LARGEST_SQUARE || path < RESIZE_SCALAR || path > resize_best_path()) {
+        return NULL;
+    }
+    /* Sides are below 2^20 and pixels have 4 bytes at most, so that no size of memory here overflows 64 bits. */
+#if SIZE_MAX < UINT64_MAX
+#error "sizes are counted in 64 bits"
+#endif
+    struct resizing *one = calloc(1, sizeof *one);
+    if (!one) {
+        return NULL;
+    }
+    one->channels = channels;
+    one->wide = wide;
+    one->high = high;
+    one->side = side;
+    one->vertical_first = vertical_first;
+    one->path = path;
+    const size_t kept = channels == 4 ? 3 : 1;
+    const size_t between = (vertical_first ? (size_t)wide * (size_t)channels : (size_t)high * kept) * (size_t)side;
+    one->half_done = malloc(between);
+    if (!one->half_done || table_make(&one->horizontal, wide, side, channels == 4 ? 4 : 16) != RESIZE_DONE ||
+        table_make(&one->vertical, high, side, 1) != RESIZE_DONE) {
+        resize_free(one);
+        return NULL;
+    }
+    return one;
+}
+
+void
+resize_free(struct resizing *one) {
+    table_free(&one->vertical);
+    table_free(&one->horizontal);
+    free(one->window);
+    free(one->half_done);
+    free(one);
+}
+
+/* Makes the samples of the vertical axis for which all rows are there: `rows` ones at `in`, the first being row `first`. */
+static void
+make_samples(struct resizing *one, const uint8_t *in, int first, int rows) {
+    const size_t bytes = (size_t)one->wide * (size_t)one->channels;
+    const struct table *table = &one->vertical;
+    for (; one->samples < one->side && table->starts[one->samples] + table->taps <= first + rows; one->samples++) {
+        const uint8_t *from = in + (size_t)(table->starts[one->samples] - first) * bytes;
+        down(from, bytes, table, one->samples, one->path, one->half_done + (size_t)one->samples * bytes);
+    }
+}
+
+enum resize_result
+resize_rows(struct resizing *one, const uint8_t *in, int count) {
+    if (count < 0 || count > one->high - one->came) {
+        return RESIZE_UNSURE;
+    }
+    const size_t bytes = (size_t)one->wide * (size_t)one->channels;
+    const int first = one->came;
+    one->came += count;
+    if (!one->vertical_first) {
+        const size_t kept = (size_t)one->side * (one->channels == 4 ? 3 : 1);
+        uint8_t *out = one->half_done + (size_t)first * kept;
+        across(in, one->channels, one->wide, count, &one->horizontal, one->side, one->path, out);
+        return RESIZE_DONE;
+    }
+    if (count == one->high) {
+        make_samples(one, in, 0, count);
+        return RESIZE_DONE;
+    }
+    if (!one->window) {
+        one->window_most = one->vertical.taps + one->vertical.taps / 2 + 16;
+        one->window = malloc((size_t)one->window_most * bytes);
+        if (!one->window) {
+            return RESIZE_UNSURE;
+        }
+    }
+    for (int y = 0; y < count; y++) {
+        if (one->window_rows == one->window_most) {
+            /* Not all of them are wanted: a sample is made of `taps` rows, and all that have theirs are made. */
+            const int unwanted = one->samples < one->side ? one->vertical.starts[one->samples] - one->window_first
+                                                          : one->window_rows;
+            const int dropped = unwanted < one->window_rows ? unwanted : one->window_rows;
+            one->window_first += dropped;
+            one->window_rows -= dropped;
+            memmove(one->window, one->window + (size_t)dropped * bytes, (size_t)one->window_rows * bytes);
+        }
+        memcpy(one->window + (size_t)one->window_rows * bytes, in + (size_t)y * bytes, bytes);
+        one->window_rows++;
+        make_samples(one, one->window, one->window_first, one->window_rows);
+    }
+    return RESIZE_DONE;
+}
+
+enum resize_result
+resize_end(const struct resizing *one, uint8_t *out) {
+    if (one->came != one->high) {
+        return RESIZE_UNSURE;
+    }
+    const size_t square = (size_t)one->side * (size_t)one->side;
+    uint8_t *grey = one->channels == 1 ? malloc(square) : NULL;
+    if (one->channels == 1 && !grey) {
+        return RESIZE_UNSURE;
+    }
+    uint8_t *last = grey ? grey : out;
+    if (one->vertical_first) {
+        across(one->half_done, one->channels, one->wide, one->side, &one->horizontal, one->side, one->path, last);
+    } else {
+        const size_t bytes = (size_t)one->side * (one->channels == 4 ? 3 : 1);
+        for (int y = 0; y < one->side; y++) {
+            const uint8_t *from = one->half_done + (size_t)one->vertical.starts[y] * bytes;
+            down(from, bytes, &one->vertical, y, one->path, last + (size_t)y * bytes);
+        }
+    }
+    if (grey) {
+        for (size_t i = 0; i < square; i++) {
+            out[3 * i] = out[3 * i + 1] = out[3 * i + 2] = grey[i];
+        }
+        free(grey);
+    }
+    return RESIZE_DONE;
 }
 
 enum resize_result
 resize_picture(
     const uint8_t *in, int channels, int wide, int high, int side, int vertical_first, enum resize_path path, uint8_t *out
 ) {
-    if ((channels != 4 && channels != 1) || wide < 1 || wide > RESIZE_LONGEST || high < 1 || high > RESIZE_LONGEST ||
-        side < 1 || side > RESIZE_LARGEST_SQUARE || (path != RESIZE_SCALAR && path != resize_best_path())) {
+    struct resizing *one = resize_begin(channels, wide, high, side, vertical_first, path);
+    if (!one) {
         return RESIZE_UNSURE;
     }
-    /* Sides are below 2^20 and pixels have 4 bytes at most, so that no size of memory here overflows 64 bits. */
-#if SIZE_MAX < UINT64_MAX
-#error "sizes are counted in 64 bits"
-#endif
-    const size_t kept = channels == 4 ? 3 : 1;
-    const size_t square = (size_t)side * (size_t)side;
-    const size_t between = (vertical_first ? (size_t)wide * (size_t)channels : (size_t)high * kept) * (size_t)side;
-    struct table horizontal, vertical;
-    enum resize_result result = table_make(&horizontal, wide, side, channels == 4 ? 4 : 16);
-    if (table_make(&vertical, high, side, 1) != RESIZE_DONE) {
-        result = RESIZE_UNSURE;
-    }
-    uint8_t *half_done = malloc(between);
-    uint8_t *grey = channels == 1 ? malloc(square) : NULL;
-    if (!half_done || (channels == 1 && !grey)) {
-        result = RESIZE_UNSURE;
-    }
+    enum resize_result result = resize_rows(one, in, high);
     if (result == RESIZE_DONE) {
-        uint8_t *last = channels == 1 ? grey : out;
-        if (vertical_first) {
-            down(in, (size_t)wide * (size_t)channels, &vertical, side, path, half_done);
-            across(half_done, channels, wide, side, &horizontal, side, path, last);
-        } else {
-            across(in, channels, wide, high, &horizontal, side, path, half_done);
-            down(half_done, (size_t)side * kept, &vertical, side, path, last);
-        }
-        if (channels == 1) {
-            for (size_t i = 0; i < square; i++) {
-                out[3 * i] = out[3 * i + 1] = out[3 * i + 2] = grey[i];
-            }
-        }
+        result = resize_end(one, out);
     }
-    free(grey);
-    free(half_done);
-    table_free(&vertical);
-    table_free(&horizontal);
+    resize_free(one);
     return result;
 }

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import IO, Annotated
 
 import typer
+from cnclip_console import plain_app
 
 from cnclip_server._command import Tls
 from cnclip_server._errors import RepositoryError, ServerError
@@ -23,8 +24,10 @@ from cnclip_server._folder import make_folder, told_by_name
 from cnclip_server._manifest import MANIFEST, changed_files
 from cnclip_server._server import TritonServer
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = plain_app()
 
+# The headings under which help shows options.
+_LISTENS, _SECURITY, _STARTS = "Where it listens", "Who may ask", "How it starts, and starts again"
 _FOLLOW_INTERVAL_S = 0.1
 _WATCH_INTERVAL_S = 1.0
 _MOST_SHOWN = 3
@@ -43,21 +46,39 @@ def serve(
     ] = None,
     host: Annotated[
         str,
-        typer.Option(help="The address to listen on. 0.0.0.0 lets other machines in: Triton asks for no password."),
+        typer.Option(
+            help="The address to listen on. 0.0.0.0 lets other machines in: Triton asks for no password.",
+            rich_help_panel=_LISTENS,
+        ),
     ] = "127.0.0.1",
     grpc_port: Annotated[
-        int, typer.Option(help="The port for gRPC, which `cnclip` talks to. 0 picks a free one.")
+        int,
+        typer.Option(help="The port for gRPC, which `cnclip` talks to. 0 picks a free one.", rich_help_panel=_LISTENS),
     ] = 8001,
-    http_port: Annotated[int, typer.Option(help="The port for HTTP. 0 picks a free one.")] = 8000,
-    metrics_port: Annotated[int, typer.Option(help="The port for Prometheus metrics. 0 picks a free one.")] = 8002,
+    http_port: Annotated[
+        int, typer.Option(help="The port for HTTP. 0 picks a free one.", rich_help_panel=_LISTENS)
+    ] = 8000,
+    metrics_port: Annotated[
+        int, typer.Option(help="The port for Prometheus metrics. 0 picks a free one.", rich_help_panel=_LISTENS)
+    ] = 8002,
     tls_cert: Annotated[
         Path | None,
-        typer.Option(metavar="PEM", help="Encrypt gRPC with this certificate chain; HTTP then stays on loopback."),
+        typer.Option(
+            metavar="PEM",
+            help="Encrypt gRPC with this certificate chain; HTTP then stays on loopback.",
+            rich_help_panel=_SECURITY,
+        ),
     ] = None,
-    tls_key: Annotated[Path | None, typer.Option(metavar="PEM", help="The private key to --tls-cert.")] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="The private key to --tls-cert.", rich_help_panel=_SECURITY)
+    ] = None,
     client_ca: Annotated[
         Path | None,
-        typer.Option(metavar="PEM", help="Let in only clients with a certificate that this CA has signed."),
+        typer.Option(
+            metavar="PEM",
+            help="Let in only clients with a certificate that this CA has signed.",
+            rich_help_panel=_SECURITY,
+        ),
     ] = None,
     admin_key: Annotated[
         str | None,
@@ -67,6 +88,7 @@ def serve(
             show_default=False,
             show_envvar=True,
             help="What opens Triton's shared-memory, trace and logging APIs. Default: nothing does.",
+            rich_help_panel=_SECURITY,
         ),
     ] = None,
     tritonserver: Annotated[
@@ -76,10 +98,12 @@ def serve(
             help="The tritonserver to run. Otherwise: $TRITONSERVER, the one on PATH, or the one inside the "
             "nvidia-pytriton package.",
             show_default=False,
+            rich_help_panel=_STARTS,
         ),
     ] = None,
     startup_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long the models may take to load.")
+        float,
+        typer.Option(metavar="SECONDS", help="How long the models may take to load.", rich_help_panel=_STARTS),
     ] = 300.0,
     max_restarts: Annotated[
         int,
@@ -87,15 +111,24 @@ def serve(
             metavar="N",
             min=0,
             help="How often within --restart-window the server is started again when a model's process dies or hangs.",
+            rich_help_panel=_STARTS,
         ),
     ] = 10,
     restart_window: Annotated[
-        float, typer.Option(metavar="SECONDS", min=1, help="The time within which restarts count; older ones do not.")
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            min=1,
+            help="The time within which restarts count; older ones do not.",
+            rich_help_panel=_STARTS,
+        ),
     ] = 3600.0,
     changed: Annotated[
         bool,
         typer.Option(
-            "--serve-changed", help="Serve files that differ from manifest.json, with a warning, rather than refuse."
+            "--serve-changed",
+            help="Serve files that differ from manifest.json, with a warning, rather than refuse.",
+            rich_help_panel=_STARTS,
         ),
     ] = False,
     verbose: Annotated[
@@ -108,6 +141,11 @@ def serve(
     When the models are loaded, the server's addresses and models are printed, one a line. Ctrl-C, or SIGTERM,
     stops the server in order and is a success (exit status 0); a server that does not start, or dies, is not
     (1).
+
+    Examples:
+      cnclip-serve build/repository
+      cnclip-serve build/repository --host 0.0.0.0 --grpc-port 9001
+      cnclip-serve build/repository -- --log-verbose=1
     """
     if extra and not extra[0].startswith("-"):
         raise typer.BadParameter(f"unexpected argument '{extra[0]}'; flags for tritonserver come after `--`")

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cnclip_bench.gpu_report import run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_steps() -> Iterator[None]:
+    """Has a GPU report's steps forked from the process that builds' stages are forked from, which has imported torch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "START_METHOD", "forkserver")
+        yield
 
 
 @pytest.fixture(scope="module")

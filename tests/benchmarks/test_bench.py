@@ -83,6 +83,7 @@ def test_every_command(folder: Path) -> None:
         ["throughput", *demo, "--rounds", "1", "--seconds", "0.1", "--concurrency", "1", "--concurrency", "2"],
         ["stages", *demo, "--items", "8"],
         ["preprocess", "--arch", DEMO_ARCH, *few],
+        ["host", "--arch", DEMO_ARCH, *few, "--workers", "2", "--seconds", "0.01"],
         ["tokenize", *few],
         ["savings", *demo, *few],
         ["startup", *demo, "--rounds", "1"],
@@ -93,7 +94,7 @@ def test_every_command(folder: Path) -> None:
     assert not (folder / "build/bench/repository").exists()  # the one that was named is measured
     written = {path.name for path in (folder / "build/benchmarks").iterdir()}
     names = {"latency-image-2", "latency-text-2", "served-image", "served-text", "stages-image", "stages-text"}
-    names |= {"throughput-image", "throughput-text", "preprocess", "tokenize", "startup", "memory"}
+    names |= {"throughput-image", "throughput-text", "preprocess", "host", "tokenize", "startup", "memory"}
     names |= {"savings-last-block-image", "savings-last-block-text", "savings-batches", "savings-padding"}
     assert written == {f"{name}.{end}" for name in names for end in ("json", "png")}
     latency = json.loads((folder / "build/benchmarks/latency-image-2.json").read_text())
@@ -104,6 +105,10 @@ def test_every_command(folder: Path) -> None:
     preprocessing = json.loads((folder / "build/benchmarks/preprocess.json").read_text())["figures"]
     assert set(preprocessing["rates"]) >= {"cn_clip", "served", "reduced"}
     assert 0 < preprocessing["reduced_decoding"]["changed"] < preprocessing["reduced_decoding"]["images"]
+    host = json.loads((folder / "build/benchmarks/host.json").read_text())["figures"]["measured"]
+    assert [(one["workers"], one["way"]) for one in host] == [(1, "threads"), (2, "threads"), (2, "processes")]
+    assert host[0]["of_linear"] == 1
+    assert all(len(one["rounds_images_per_s"]) == 2 and one["of_linear"] > 0 for one in host)
     starts = json.loads((folder / "build/benchmarks/startup.json").read_text())["figures"]
     assert [(one["arch"], len(one["seconds"])) for one in starts] == [("demo", 1)]
     footprints = json.loads((folder / "build/benchmarks/memory.json").read_text())["figures"]["text"]

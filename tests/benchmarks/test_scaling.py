@@ -38,7 +38,7 @@ def test_flops_agree_with_what_pytorch_counts(name: str) -> None:
 def test_what_runs_out_first() -> None:
     arch, small, large = get_arch("ViT-B-16"), *scaling.SOURCES
     h100 = scaling.GPUS[0]
-    assert scaling.first_limit(h100, arch, large) == ("cores", pytest.approx(16 / 24e-3))
+    assert scaling.first_limit(h100, arch, large) == ("cores", pytest.approx(16 / 8e-3))
     slow = scaling.Gpu("slow", 1e12, 1.0)
     assert scaling.first_limit(slow, arch, small) == ("GPU", scaling.gpu_rate(slow, arch))
     heavy = scaling.Source("heavy", 1e-6, 1e9)

@@ -131,6 +131,11 @@ def test_instances_share_the_cores() -> None:
         {"encoder_instances": 4, "encoder_threads": 1},
     ]
     assert coordinates(replace(START, encoder_threads=None), 4)[0][-1] == {"encoder_instances": 4}
+    assert coordinates(START, 4)[3] == [{"preparation_instances": count} for count in (1, 2, 4)]
+    assert coordinates(replace(START, preparation_threads=0), 4)[3] == [
+        *({"preparation_instances": count, "preparation_threads": 0} for count in (1, 2, 4)),
+        *({"preparation_instances": 1, "preparation_threads": count} for count in (1, 2)),
+    ]
     assert [values["max_batch_size"] for values in coordinates(START, 4)[1]] == [4, 8, 16, 32, 64]
 
 
@@ -205,16 +210,30 @@ def test_tune_on_a_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(figures["trials"][0]["ratios"]) == 3
 
 
+def test_processes_that_decode_have_threads(repository: Path) -> None:
+    for model, text in CONFIGS.items():
+        image = "m-image-preprocess" if model.endswith("tokenize") else model.replace("text", "image")
+        more = 'parameters { key: "threads" value { string_value: "0" } }  # shared\n' if "preprocess" in image else ""
+        (repository / image / "1").mkdir(parents=True)
+        (repository / image / "config.pbtxt").write_text(text.replace(model, image) + more)
+    start = read_settings(repository, "m", "image")
+    assert start == replace(START, preparation_threads=0)
+    write_settings(repository, "m", "image", replace(start, preparation_instances=2, preparation_threads=3))
+    assert read_settings(repository, "m", "image") == replace(start, preparation_instances=2, preparation_threads=3)
+    assert read_settings(repository, "m", "text") == START
+
+
 def test_what_is_found_is_remembered_for_the_next_build(repository: Path) -> None:
     from cnclip_builder.repository.manifest import read_manifest, write_manifest
 
     write_manifest(repository, {"m": {"1": {"serving": {"encoder_threads": 0, "tokenize_instances": 1}}}})
     changes = replace(START, encoder_threads=2, preparation_instances=3).changes_from(START)
     remember_settings(repository, "m", "text", changes)
-    remember_settings(repository, "m", "image", {"preferred_batch_size": 2})
+    remember_settings(repository, "m", "image", {"preferred_batch_size": 2, "preparation_threads": 4})
     assert read_manifest(repository)["m"]["1"]["serving"] == {
         "encoder_threads": {"image": 0, "text": 2},
         "tokenize_instances": 3,
         "preferred_batch_size": {"image": 2},
         "merged_batch_size": {"image": 2},
+        "preprocess_threads": 4,
     }

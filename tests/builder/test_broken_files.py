@@ -22,11 +22,12 @@ from cnclip_builder.plans.api import BuildOptions
 from cnclip_builder.plans.here import PlanSettings, write_jobs_of
 from cnclip_builder.plans.make import make_plan, require_usable
 from cnclip_builder.plans.record import PlanJob, read_jobs, read_record, sidecar_of, write_jobs
+from cnclip_builder.repository.entry import RepositoryEntry
 from cnclip_builder.repository.manifest import kept_serving, load_manifest, update_serving
 from cnclip_builder.repository.publishing import publish_repository
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.sharing import check_one_tensorrt, check_place
-from cnclip_builder.repository.write import RepositoryEntry, check_repository, publish
+from cnclip_builder.repository.write import check_repository, publish
 
 from tests.builder.damaged import complaint_of, cut, require_one_line_about, turned
 from tests.builder.plans.tensorrt_stand_in import A10, StandIn

@@ -19,8 +19,9 @@ from cnclip_builder.errors import BuildError, RepositoryError, SettingError
 from cnclip_builder.int8.calibration import calibration_inputs
 from cnclip_builder.parity.probes import make_probes
 from cnclip_builder.parity.samples import sample_texts
+from cnclip_builder.repository.entry import RepositoryEntry
 from cnclip_builder.repository.serving import ServingConfig
-from cnclip_builder.repository.write import RepositoryEntry, publish
+from cnclip_builder.repository.write import publish
 from cnclip_builder.tensors import TOWERS
 from cnclip_builder.verify import _tokenize
 from cnclip_templates.cnclip_token_ids import TokenIds

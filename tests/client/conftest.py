@@ -49,11 +49,16 @@ class Model:
 
     @property
     def input(self) -> str:
-        return "IMAGE" if self.name.endswith("-image") else "TEXT"
+        return {"image": "IMAGE", "text": "TEXT", "encoder": "pixels"}[self.name.rpartition("-")[2]]
 
     @property
     def output(self) -> str:
-        return "image_features" if self.input == "IMAGE" else "text_features"
+        return "text_features" if self.input == "TEXT" else "image_features"
+
+    @property
+    def dims(self) -> list[int]:
+        """A row's, of an image encoder."""
+        return [int(self.parameters["resolution"])] * 2 + [3]
 
 
 def tower(slug: str, kind: str, **changes: Any) -> Model:
@@ -65,6 +70,12 @@ def tower(slug: str, kind: str, **changes: Any) -> Model:
         "context_length": "52",
     } | changes.pop("parameters", {})
     return Model(f"{slug}-{kind}", parameters=parameters, **changes)
+
+
+def image_encoder(slug: str, resolution: int, **changes: Any) -> Model:
+    """What takes an image's pixels; `features_of` them is what it answers."""
+    told = {"resolution": str(resolution), "max_image_pixels": "10000000", "version": "1"}
+    return tower(slug, "image-encoder", parameters=told | changes.pop("parameters", {}), **changes)
 
 
 def both(slug: str, **changes: Any) -> list[Model]:
@@ -197,14 +208,21 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                 self.under_way -= 1
 
     def _infer(self, model: Model, request: Any) -> Any:
-        items = [bytes(item) for item in deserialize_bytes_tensor(request.raw_input_contents[0])]
+        raw, given = request.raw_input_contents[0], request.inputs[0]
+        if model.input == "pixels":
+            size = len(raw) // given.shape[0]
+            items = [raw[start : start + size] for start in range(0, len(raw), size)]
+            expected = (model.input, "UINT8", [len(items), *model.dims])
+        else:
+            items = [bytes(item) for item in deserialize_bytes_tensor(raw)]
+            expected = (model.input, "BYTES", [len(items), 1])
         with self._lock:
             self.requests.append(items)
             self.outputs.append([output.name for output in request.outputs])
             self.versions.append(request.model_version)
             attempt = len(self.requests)
         self.before_infer(attempt, items)
-        if [(i.name, i.datatype, list(i.shape)) for i in request.inputs] != [(model.input, "BYTES", [len(items), 1])]:
+        if [(i.name, i.datatype, list(i.shape)) for i in request.inputs] != [expected]:
             raise Fault(grpc.StatusCode.INVALID_ARGUMENT, f"unexpected inputs: {request.inputs}")
         if len(items) > model.max_batch_size:
             raise Fault(grpc.StatusCode.INVALID_ARGUMENT, "inference request batch-size must be <= max")
@@ -260,6 +278,7 @@ def fake() -> Any:
         features_of = staticmethod(features_of)
         tower = staticmethod(tower)
         both = staticmethod(both)
+        image_encoder = staticmethod(image_encoder)
         Fault = Fault
         dimension = DIMENSION
         sha = SHA

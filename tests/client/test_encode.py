@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import queue
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -223,21 +225,32 @@ def test_requests_overlap(triton: Any) -> None:
     assert 2 <= triton.most_at_once <= 4
 
 
-def test_an_answer_at_hand_is_not_kept_back_by_a_slow_source(triton: Any) -> None:
-    taken = threading.Event()
+def test_an_answer_at_hand_is_not_kept_back_by_a_slow_source(triton: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    came, taken = threading.Event(), threading.Event()
+
+    class Answers(queue.SimpleQueue[Any]):
+        def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+            super().put(item, block, timeout)
+            came.set()
+
+    def before(attempt: int, items: list[bytes]) -> None:
+        if items == [b"c"]:  # so that the server has work while the first answer is at hand
+            taken.wait(30)
 
     def source() -> Iterator[str]:
-        yield from ["a", "b"]
-        time.sleep(0.3)  # the first answer arrives meanwhile
+        yield "a"
+        assert came.wait(30)
         yield "c"
         assert taken.is_set(), "asked for more before what was at hand came out"
         yield "d"
 
+    triton.before_infer = before
+    monkeypatch.setattr("cnclip_client._flow.pipeline.queue", SimpleNamespace(SimpleQueue=Answers, Empty=queue.Empty))
     with Client(triton.url, model="vit-b-16") as client:
         stream = client.iter_texts(source(), batch_size=1)
         assert next(stream).stop == 1
         taken.set()
-        assert [block.stop for block in stream] == [2, 3, 4]
+        assert [block.stop for block in stream] == [2, 3]
 
 
 def test_an_error_of_the_source_comes_through(triton: Any) -> None:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cnclip_client import Client, ModelChanged, Retry, ServerError, TooManyFailures
-from cnclip_client.extraction import ExtractOptions, extract
+from cnclip_client.extraction import ExtractOptions, Sharding, extract, extract_parts
 from cnclip_client.sources import image_source, text_source
 
 ray = pytest.importorskip("ray", reason="Ray is not installed; pip install '.[ray]'")
@@ -257,3 +257,22 @@ def test_the_command_starts_a_cluster_of_its_own(tmp_path: Path, triton: Any) ->
     done = subprocess.run([*command, "-o", "x.jsonl", "--actors", "2"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert "give --engine ray" in done.stderr
+
+
+def test_parts_are_the_same_as_without_it(
+    tmp_path: Path, cluster: None, serve: Any, fake: Any, sources: list[Any]
+) -> None:
+    server = serve(*fake.both("vit-b-16"))
+    engine = RayEngine(connecting(server), actors=2)
+    with connecting(server)() as client:
+        for number, source in enumerate(sources):
+            for index in range(2):
+                sharding = Sharding(items=97, format="jsonl", index=index, jobs=2)
+                here, there = f"here{number}", f"there{number}"
+                local = extract_parts(client, source, tmp_path / here, sharding=sharding)
+                far = extract_parts(client, source, tmp_path / there, sharding=sharding, engine=engine)
+                assert (far.items, far.failures, far.parts) == (local.items, local.failures, local.parts)
+            names = sorted(path.name for path in (tmp_path / here).glob("part-*.jsonl"))
+            assert names == sorted(path.name for path in (tmp_path / there).glob("part-*.jsonl"))
+            for name in names:
+                assert (tmp_path / here / name).read_bytes() == (tmp_path / there / name).read_bytes()

@@ -235,6 +235,13 @@ def test_the_image_is_pinned() -> None:
     for source in re.findall(r"^COPY (?:--\S+ )*(.+) \S+$", dockerfile, re.MULTILINE):
         for name in source.split():
             assert (DEPLOY / "docker" / name).exists(), name
+    client = (DEPLOY / "docker/client.Dockerfile").read_text()
+    assert re.search(r"^FROM python:3\.\d+-slim-\w+$", client, re.MULTILINE)
+    assert re.search(r"^USER 1000:1000$", client, re.MULTILINE)
+    # What its COPY takes from the whole tree, the file beside it lets through, and nothing else.
+    (copied,) = re.findall(r"^COPY (.+) \S+$", client, re.MULTILINE)
+    ignored = (DEPLOY / "docker/client.Dockerfile.dockerignore").read_text().split()
+    assert ignored == ["*", *(f"!{name}" for name in copied.split())]
     requirements = (DEPLOY / "docker/requirements.txt").read_text().splitlines()
     pins = [line for line in requirements if not line.startswith("#")]
     assert all(re.fullmatch(r"[a-z]+==[\d.]+", pin) for pin in pins), pins

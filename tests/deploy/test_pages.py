@@ -7,7 +7,7 @@ import re
 import cnclip_client
 import cnclip_server
 import pytest
-from cnclip_templates.cnclip_pixels import _FORMATS
+from cnclip_pixels import _FORMATS
 
 from tests.conftest import ROOT
 

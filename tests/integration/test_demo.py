@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cnclip_console.table import columns_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,4 +25,5 @@ def test_the_demo_runs(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("✓") == 6
     assert "✗" not in result.stdout
+    assert max(map(columns_of, result.stdout.splitlines())) <= 80
     assert "Every picture found its own caption" in result.stderr

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import random
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -110,3 +114,45 @@ def test_a_real_server_that_restarts_in_mid_job(demo_repository: Path, tmp_path:
             expected = client.encode_texts(texts.read_text(encoding="utf-8").splitlines())
     assert (tmp_path / "out.ids.jsonl").read_text().split() == [str(number) for number in range(1, 3001)]
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-5)
+
+
+def test_three_jobs_that_are_killed_are_one_run(
+    tmp_path: Path, client: Client, demo_server: TritonServer, shared_images: list[Path]
+) -> None:
+    folder, out = tmp_path / "images", tmp_path / "features"
+    folder.mkdir()
+    for row in range(240):
+        (folder / f"{row:03}.jpg").write_bytes(
+            b"no image" if row % 50 == 7 else shared_images[row % len(shared_images)].read_bytes()
+        )
+    whole = extract(client, image_source(folder), tmp_path / "whole.parquet")
+    command = [sys.executable, "-c", "from cnclip_client._cli import main; main()", "extract", "images", str(folder)]
+    command += ["--url", demo_server.grpc_url, "--model", "demo", "-o", f"{out}/", "--shard-items", "30"]
+    command += ["--batch-size", "1", "--shard"]
+    todo, rng, killed = [0, 1, 2], random.Random(3), 0
+    for life in range(10):
+        running = {index: subprocess.Popen([*command, f"{index}/3"], stderr=subprocess.PIPE) for index in todo}
+        todo = []
+        for index, process in running.items():
+            if life < 2:
+                until = time.monotonic() + 60
+                wanted = rng.randrange(1 + life, 4)
+                while len(list(out.glob("part-*"))) < wanted and process.poll() is None and time.monotonic() < until:
+                    time.sleep(0.01)
+                process.kill()
+            _, said = process.communicate()
+            assert process.returncode in (0, 1, -signal.SIGKILL), said.decode()
+            if process.returncode < 0:
+                killed += 1
+                todo.append(index)
+        if not todo:
+            break
+    assert killed > 0
+    blocks, expected = (list(read_features(path, "image")) for path in (out, tmp_path / "whole.parquet"))
+    ids = [[one for block in some for one in block.ids.tolist()] for some in (blocks, expected)]
+    assert ids[0] == ids[1]
+    features = [np.concatenate([block.features for block in some]) for some in (blocks, expected)]
+    np.testing.assert_allclose(*features, rtol=0, atol=1e-6)
+    errors = b"".join(path.read_bytes() for path in sorted(out.glob("part-*.errors.jsonl")))
+    assert errors == (tmp_path / "whole.parquet.errors.jsonl").read_bytes()
+    assert errors.count(b"\n") == whole.failures

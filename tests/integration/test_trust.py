@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 from cnclip_client import Client, Limits, Retry
+from cnclip_pixels import resizer
 from cnclip_server import TritonServer
-from cnclip_templates.cnclip_pixels import resizer
 from PIL import Image
 
 from tests.templates.test_fuzz import FORMATS, damaged

@@ -1,7 +1,7 @@
 /*
- * Resizes pictures of random sizes, in memory that is not a byte longer than they are, on the plain and on the vector
- * path. Built with sanitizers, which end it at the first wrong read or overflow; it fails by itself where the two
- * paths differ. Arguments: a seed, and how many.
+ * Resizes pictures of random sizes, in memory that is not a byte longer than they are, on every path that this processor
+ * has, and once more from pieces of random lengths. Built with sanitizers, which end it at the first wrong read or overflow;
+ * it fails by itself where two ways differ. Arguments: a seed, and how many.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -47,6 +47,38 @@ refused(int channels, int wide, int high, int side, int path) {
     }
 }
 
+/* As resize_picture, from pieces that each lie in memory of their own. */
+static enum resize_result
+in_pieces(
+    const uint8_t *in, int channels, int wide, int high, int side, int vertical_first, enum resize_path path, uint8_t *out
+) {
+    struct resizing *one = resize_begin(channels, wide, high, side, vertical_first, path);
+    if (!one) {
+        return RESIZE_UNSURE;
+    }
+    const size_t pitch = (size_t)wide * (size_t)channels;
+    const int longest = between(1, 40);
+    enum resize_result result = RESIZE_DONE;
+    if (resize_end(one, out) != RESIZE_UNSURE || resize_rows(one, in, high + 1) != RESIZE_UNSURE ||
+        resize_rows(one, in, -1) != RESIZE_UNSURE) {
+        fprintf(stderr, "rows are not counted\n");
+        exit(1);
+    }
+    for (int y = 0; y < high && result == RESIZE_DONE;) {
+        const int rows = between(0, longest), count = rows < high - y ? rows : high - y;
+        uint8_t *piece = malloc((size_t)count * pitch);
+        memcpy(piece, in + (size_t)y * pitch, (size_t)count * pitch);
+        result = resize_rows(one, piece, count);
+        free(piece);
+        y += count;
+    }
+    if (result == RESIZE_DONE) {
+        result = resize_end(one, out);
+    }
+    resize_free(one);
+    return result;
+}
+
 int
 main(int count, char **arguments) {
     if (count != 3) {
@@ -84,14 +116,22 @@ main(int count, char **arguments) {
             in[i] = kind == 0 ? (uint8_t)noise : kind == 1 ? (noise & 1 ? 255 : 0) : 255;
         }
         memset(plain, 1, square);
-        memset(vector, 2, square);
         const enum resize_result one =
             resize_picture(in, channels, wide, high, side, vertical_first, RESIZE_SCALAR, plain);
-        const enum resize_result two =
-            resize_picture(in, channels, wide, high, side, vertical_first, resize_best_path(), vector);
-        if (one != two || (one == RESIZE_DONE && memcmp(plain, vector, square) != 0)) {
-            fprintf(stderr, "differs: %d channels, %d x %d to %d, order %d\n", channels, wide, high, side, vertical_first);
-            return 1;
+        for (int path = RESIZE_SCALAR; path <= (int)resize_best_path(); path++) {
+            for (int pieces = 0; pieces < 2; pieces++) {
+                memset(vector, 2, square);
+                const enum resize_result two = (pieces ? in_pieces : resize_picture)(
+                    in, channels, wide, high, side, vertical_first, (enum resize_path)path, vector
+                );
+                if (one != two || (one == RESIZE_DONE && memcmp(plain, vector, square) != 0)) {
+                    fprintf(
+                        stderr, "differs: %d channels, %d x %d to %d, order %d, path %d, pieces %d\n", channels, wide, high,
+                        side, vertical_first, path, pieces
+                    );
+                    return 1;
+                }
+            }
         }
         free(in);
         free(plain);

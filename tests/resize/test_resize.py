@@ -20,7 +20,7 @@ native = pytest.importorskip("cnclip_resize._native", reason="cnclip_resize was 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 SIDES = (224, 336)
-PATHS = {"scalar": native.SCALAR, "AVX2": native.AVX2}
+PATHS = {"scalar": native.SCALAR, "AVX2": native.AVX2, "VNNI": native.VNNI}
 
 # Both sides of every line that some Pillow draws between shapes, with 224 for the square's side.
 ON_THE_LINES = (
@@ -36,9 +36,11 @@ EDGES = ((1, 1), (1, 2), (2, 1), (65535, 1), (1, 65535), (65535, 20), (20, 65535
 @pytest.fixture(autouse=True)
 def undecided() -> Iterator[None]:
     """Who resizes is decided again by every test, and by those after it."""
-    cnclip_resize._why_pillow.cache_clear()
+    for decision in (cnclip_resize._why_pillow, cnclip_resize._why_whole):
+        decision.cache_clear()
     yield
-    cnclip_resize._why_pillow.cache_clear()
+    for decision in (cnclip_resize._why_pillow, cnclip_resize._why_whole):
+        decision.cache_clear()
 
 
 def noise(mode: str, size: tuple[int, int], seed: int) -> Image.Image:
@@ -65,7 +67,7 @@ def check(mode: str, size: tuple[int, int], side: int, seed: int) -> None:
     image = noise(mode, size, seed)
     expected = pillows(image, side)
     for name, path in PATHS.items():
-        if path == native.AVX2 != native.BEST:
+        if path > native.BEST:
             continue
         assert on_path(image, side, path) == expected, f"{name}: {mode} {size} to {side}, seed {seed}"
 
@@ -118,7 +120,7 @@ def test_real_images(shared_images: list[Path], side: int) -> None:
         assert results[0] is None or results[0] == results[1], path.name
         taken += isinstance(results[0], bytes)
         refused += isinstance(results[0], str)
-    if native.BEST == native.AVX2:
+    if native.BEST != native.SCALAR:
         assert taken > 20
         assert refused > 5
 
@@ -130,10 +132,12 @@ def encoded(image: Image.Image, name: str, **options: object) -> io.BytesIO:
     return buffer
 
 
-@pytest.mark.skipif(native.BEST != native.AVX2, reason="this processor has no AVX2")
+@pytest.mark.skipif(native.BEST == native.SCALAR, reason="this processor has no AVX2")
 class TestWhoResizes:
     def test_it_says_who(self) -> None:
-        assert resizer() == f"the compiled module (AVX2), as Pillow {PIL.__version__} does"
+        path = {native.AVX2: "AVX2", native.VNNI: "AVX-512 VNNI"}[native.BEST]
+        expected = f"the compiled module ({path}), as Pillow {PIL.__version__} does; JPEGs as its libjpeg decodes them"
+        assert resizer() == expected
 
     @pytest.mark.parametrize("name", ["AVIF", "BMP", "JPEG", "JPEG2000", "PNG", "PPM", "WEBP"])
     def test_everyday_formats_are_taken(self, name: str) -> None:
@@ -152,10 +156,26 @@ class TestWhoResizes:
             assert resize(image, 224) is None
             assert image._im is None
 
-    def test_several_blocks_of_memory_are_pillows(self) -> None:
-        image = Image.new("RGB", (4096, 1024))
-        assert resize(image, 224) is not None
-        assert resize(Image.new("RGB", (4096, 1025)), 224) is None
+    @pytest.mark.parametrize(
+        ("mode", "size"),
+        [("RGB", (4096, 1025)), ("RGB", (900, 6000)), ("RGB", (65535, 65)), ("RGB", (65, 65535)), ("L", (4097, 4099))],
+    )
+    def test_several_blocks_of_memory_are_taken_in_strips(self, mode: str, size: tuple[int, int]) -> None:
+        image = noise(mode, size, 4)
+        if cnclip_resize._pillow() not in ("11.0", "11.1", "11.2"):
+            with pytest.raises(ValueError):  # noqa: PT011
+                image.__arrow_c_array__()
+        assert resize(image, 224) == pillows(image, 224)
+
+    def test_strips_of_several_blocks_are_pillows(self) -> None:
+        if cnclip_resize._pillow() in ("11.0", "11.1", "11.2"):
+            pytest.skip("this Pillow's memory is copied")
+        before = Image.core.get_block_size()
+        Image.core.set_block_size(4096)
+        try:
+            assert resize(noise("RGB", (600, 400), 4), 224) is None
+        finally:
+            Image.core.set_block_size(before)
 
     def test_memory_of_others_is_pillows(self, tmp_path: Path) -> None:
         size = 300, 200
@@ -183,6 +203,8 @@ class TestWhoResizes:
         [("13.0.1", True), ("13.1.0", False), ("14.0", False), ("9.5.0.post2", False), ("", False)],
     )
     def test_an_unknown_pillow_does_it_itself(self, version: str, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        if known and not hasattr(Image.Image, "__arrow_c_array__"):
+            pytest.skip("this Pillow exports nothing")
         monkeypatch.setattr(PIL, "__version__", version)
         monkeypatch.setattr(cnclip_resize, "_equal", lambda mode, size: True)
         assert (resize(noise("RGB", (30, 20), 0), 8) is not None) == known
@@ -243,7 +265,7 @@ def test_the_module_checks_what_it_is_given() -> None:
     assert len(native.resize(None, None, rgb, 4, 30, 20, 8, False, native.SCALAR)) == 8 * 8 * 3
     for channels, wide, high, side, path in (
         (4, 30, 21, 8, 0), (1, 30, 20, 8, 0), (3, 40, 20, 8, 0), (4, 0, 20, 8, 0), (4, 30, -20, 8, 0), (4, 30, 20, 0, 0),
-        (4, 30, 20, 8, 2),
+        (4, 30, 20, 8, 3), (4, 30, 20, 8, -1),
     ):  # fmt: skip
         assert native.resize(None, None, rgb, channels, wide, high, side, False, path) is None
     with pytest.raises(ValueError, match="PyCapsule"):
@@ -256,3 +278,34 @@ def test_the_module_checks_what_it_is_given() -> None:
         assert native.resize(schema, array, None, 1, 30, 20, 8, False, native.SCALAR) is None
         with pytest.raises(ValueError, match="PyCapsule"):
             native.resize(array, schema, None, 4, 30, 20, 8, False, native.SCALAR)
+
+
+def test_strips_are_checked() -> None:
+    image = Image.new("RGB", (30, 20))
+    if not hasattr(image, "__arrow_c_array__"):
+        pytest.skip("this Pillow exports nothing")
+    schema, array = image.__arrow_c_array__()
+
+    def strips(*given: object, wide: int = 30, high: int = 20) -> bytes | None:
+        return native.strips(iter(given), 4, wide, high, 8, False, native.SCALAR)
+
+    assert strips((schema, array, 20)) == bytes(192)
+    assert strips((schema, array, 20), (schema, array, 20), high=40) == bytes(192)
+    for wrong in (19, 21, 0, -1, 1 << 30):
+        assert strips((schema, array, wrong)) is None
+    assert strips() is None
+    assert strips((schema, array, 20), high=21) is None
+    assert strips((schema, array, 20), (schema, array, 20)) is None
+    assert strips((schema, array, 20), wide=0) is None
+    for nonsense, error in ((7, TypeError), ((schema, array), TypeError), ((array, schema, 20), ValueError)):
+        with pytest.raises(error):
+            strips(nonsense)
+    with pytest.raises(TypeError, match="iterator"):
+        native.strips([], 4, 30, 20, 8, False, native.SCALAR)
+
+    def fails() -> Iterator[object]:
+        yield schema, array, 20
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        native.strips(fails(), 4, 30, 30, 8, False, native.SCALAR)

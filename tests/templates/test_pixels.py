@@ -5,19 +5,23 @@ from __future__ import annotations
 import io
 import re
 import subprocess
+import sys
+import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cnclip_pixels
 import numpy as np
 import pytest
 from cn_clip.clip import image_transform
 from cnclip_builder.parity.probes import normalise
 from cnclip_builder.parity.samples import sample_images
-from cnclip_templates import cnclip_pixels
-from cnclip_templates.cnclip_pixels import (
+from cnclip_pixels import (
     BadImage,
     decode_pixels,
+    decoding_memory,
     decoding_threads,
     image_formats,
     limit_pixels,
@@ -272,6 +276,71 @@ def test_threads_share_what_the_container_may_use(tmp_path: Path, monkeypatch: p
     assert usable_cores() == 64
     (tmp_path / "cpu.max").write_text("50000 100000\n")
     assert decoding_threads() == 1
+
+
+def test_memory_is_shared_by_all_that_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cnclip_pixels, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(cnclip_pixels, "_MEMINFO", tmp_path / "meminfo")
+    assert decoding_memory(4) == 0
+    (tmp_path / "meminfo").write_text("MemTotal:  8000000 kB\nMemFree: 1 kB\n")
+    assert decoding_memory(4) == 1_024_000_000
+    own = tmp_path / Path("/proc/self/cgroup").read_text().splitlines()[-1].split(":", 2)[2].lstrip("/")
+    own.mkdir(parents=True, exist_ok=True)
+    (own / "memory.max").write_text("max\n")
+    assert decoding_memory(4) == 1_024_000_000
+    (own / "memory.max").write_text("800000000\n")
+    assert [decoding_memory(workers) for workers in (1, 4, 64)] == [400_000_000, 100_000_000, 6_250_000]
+
+
+def test_large_pictures_are_decoded_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the threads of all processes: another one holds the lock here, until it is killed."""
+    monkeypatch.setattr(cnclip_pixels, "_SHARED_FOLDER", tmp_path)
+    buffer = io.BytesIO()
+    Image.new("RGB", (100, 50)).save(buffer, "PNG")  # 20,000 bytes in Pillow's memory
+    large = buffer.getvalue()
+    hold = (
+        "import fcntl, os, sys, time; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX); "
+        "print('held', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold, tmp_path], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with ThreadPoolExecutor(4) as pool:
+            waiting = [pool.submit(decode_pixels, large, 32, memory=19_999) for _ in range(3)]
+            for free in (20_000, 0):
+                assert pool.submit(decode_pixels, large, 32, memory=free).result(timeout=60).shape == (32, 32, 3)
+            assert not any(one.done() for one in waiting)
+            holder.kill()
+            assert all(one.result(timeout=60).shape == (32, 32, 3) for one in waiting)
+    # What fails gives the lock back, and the folder need not be there.
+    for _ in range(2):
+        with pytest.raises(BadImage):
+            decode_pixels(large[:-40], 32, memory=1)
+    monkeypatch.setattr(cnclip_pixels, "_SHARED_FOLDER", tmp_path / "missing")
+    assert decode_pixels(large, 32, memory=1).shape == (32, 32, 3)
+
+
+def test_one_large_picture_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cnclip_pixels, "_SHARED_FOLDER", tmp_path)
+    under_way, most = 0, 0
+
+    def resize(image: Image.Image, side: int, *, streamed: bool) -> bytes:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        image.load()
+        time.sleep(0.01)
+        under_way -= 1
+        return bytes(side * side * 3)
+
+    monkeypatch.setattr(cnclip_pixels, "resize", resize)
+    buffer = io.BytesIO()
+    Image.new("RGB", (100, 50)).save(buffer, "PNG")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: decode_pixels(buffer.getvalue(), 32, memory=1), range(12)))
+        assert most == 1
+        list(pool.map(lambda _: decode_pixels(buffer.getvalue(), 32), range(40)))
+    assert most > 1
 
 
 @pytest.mark.parametrize("encoded", [b"", b"\x00", b"no image", b"\xff\xd8\xff\xe0", b"GIF89a" + b"\xff" * 20])

@@ -38,6 +38,9 @@ def compare(
 
     From encoded images and texts to normalised features, side by side. transformers and infinity get random weights of
     the same sizes. What is not installed or has no such model is named and left out.
+
+    Example:
+      cnclip-bench compare --arch RN50 --batch-size 16
     """
     from cnclip_bench import alternatives
     from cnclip_bench.output import show_ratios

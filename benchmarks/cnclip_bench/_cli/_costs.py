@@ -20,7 +20,9 @@ from cnclip_bench._cli._options import (
 )
 from cnclip_bench.subject import make_subject
 
-ArchsOption = Annotated[list[str], typer.Option("--arch", help="The architecture; repeatable.")]
+ArchsOption = Annotated[
+    list[str], typer.Option("--arch", help="The architecture; repeatable.", rich_help_panel="What is measured")
+]
 
 SizesOption = Annotated[list[int], typer.Option(min=1, help="Most rows of a request; repeatable.")]
 
@@ -33,7 +35,11 @@ def build(
     checkpoint: CheckpointOption = RANDOM,
     output: OutputOption = OUTPUT,
 ) -> None:
-    """Build checkpoints by `make repo` and by cn_clip's pytorch_to_onnx.py: seconds, and memory of all processes."""
+    """Build checkpoints by `make repo` and by cn_clip's pytorch_to_onnx.py: seconds, and memory of all processes.
+
+    Example:
+      cnclip-bench build --arch RN50 --arch ViT-B-16
+    """
     from cnclip_builder.arch import get_arch
 
     from cnclip_bench.costs import build_costs
@@ -67,7 +73,11 @@ def startup(
     rounds: RoundsOption = 3,
     output: OutputOption = OUTPUT,
 ) -> None:
-    """Tell how long a server takes until it is ready, and what memory it holds then, by the architecture."""
+    """Tell how long a server takes until it is ready, and what memory it holds then, by the architecture.
+
+    Example:
+      cnclip-bench startup --arch RN50 --rounds 5
+    """
     from cnclip_bench.costs import start_up
     from cnclip_bench.output import Panel, show_rows, write_curves
 
@@ -90,14 +100,18 @@ def startup(
 
 
 def memory(
-    arch: ArchOption = "ViT-B-16",
+    arch: ArchOption = None,
     checkpoint: CheckpointOption = RANDOM,
     repository: RepositoryOption = REPOSITORY,
     name: NameOption = None,
     max_batch_size: SizesOption = _SIZES,
     output: OutputOption = OUTPUT,
 ) -> None:
-    """Tell a server's memory once it has answered the largest request that it takes, by the size of that."""
+    """Tell a server's memory once it has answered the largest request that it takes, by the size of that.
+
+    Example:
+      cnclip-bench memory --arch ViT-B-16 --max-batch-size 32
+    """
     from cnclip_bench.costs import footprints
     from cnclip_bench.output import Panel, show_rows, write_curves
 

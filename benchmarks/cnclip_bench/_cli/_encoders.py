@@ -33,7 +33,11 @@ def latency(
     rounds: RoundsOption = 20,
     output: OutputOption = OUTPUT,
 ) -> None:
-    """Time a batch in PyTorch, in ONNX Runtime and through the server, as speed_benchmark.py does."""
+    """Time a batch in PyTorch, in ONNX Runtime and through the server, as speed_benchmark.py does.
+
+    Example:
+      cnclip-bench latency --arch RN50 --batch-size 8
+    """
     from cnclip_bench import comparisons
     from cnclip_bench.output import show_latencies, write
 
@@ -59,6 +63,9 @@ def served(
     """Divide the rate of the served ensembles by that of the same sessions in one process.
 
     On a noisy machine many short rounds tell more than a few long ones.
+
+    Example:
+      cnclip-bench served --arch ViT-B-16 --rounds 30
     """
     from cnclip_bench import comparisons
     from cnclip_bench.output import show_ratios
@@ -92,7 +99,11 @@ def stages(
     items: ItemsOption = 48,
     output: OutputOption = OUTPUT,
 ) -> None:
-    """Tell what each step of the ensembles takes of an item, from Triton's own statistics."""
+    """Tell what each step of the ensembles takes of an item, from Triton's own statistics.
+
+    Example:
+      cnclip-bench stages --images photos/
+    """
     from cnclip_bench import comparisons
     from cnclip_bench.output import show_values, write
 
@@ -107,12 +118,16 @@ def stages(
 
 
 def preprocess(
-    arch: ArchOption = "ViT-B-16",
+    arch: ArchOption = None,
     images: ImagesOption = None,
     rounds: RoundsOption = 5,
     output: OutputOption = OUTPUT,
 ) -> None:
-    """Time decoding and resizing beside cn_clip's transform, and tell what reduced decoding changes."""
+    """Time decoding and resizing beside cn_clip's transform, and tell what reduced decoding changes.
+
+    Example:
+      cnclip-bench preprocess --images photos/
+    """
     from cnclip_bench import comparisons
     from cnclip_bench.output import show_values
 
@@ -130,7 +145,11 @@ def tokenize(
     rounds: RoundsOption = 10,
     output: OutputOption = OUTPUT,
 ) -> None:
-    """Time tokenising on one core, beside cn_clip's."""
+    """Time tokenising on one core, beside cn_clip's.
+
+    Example:
+      cnclip-bench tokenize --captions captions.txt
+    """
     from cnclip_bench import comparisons
 
     subject = make_subject("ViT-B-16", RANDOM, None, None, None, captions)

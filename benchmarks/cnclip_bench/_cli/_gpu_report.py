@@ -18,7 +18,8 @@ def gpu_report(
     arch: Annotated[
         str | None,
         typer.Option(
-            help="The architecture, or a .json file. Default: ViT-B-16 on a GPU, the demo model without one.",
+            help="The architecture, or a .json file. Default: the checkpoint's; of random weights ViT-B-16 on a GPU, "
+            "the demo model without one.",
             show_default=False,
         ),
     ] = None,
@@ -31,20 +32,25 @@ def gpu_report(
 
     Each step runs in a process of its own and for a bounded time; one that fails is said and passed over. The page and
     a JSON file are written as soon as there is something new. Without a GPU the same steps run on the CPU.
+
+    Example:
+      cnclip-bench gpu-report --arch ViT-B-16 --minutes 10
     """
     from cnclip_builder.arch import get_arch
     from cnclip_builder.system.machine import has_gpu
 
     from cnclip_bench.gpu_report.measure import measure
     from cnclip_bench.gpu_report.rows import Setup
+    from cnclip_bench.subject import arch_option
 
     gpu = has_gpu()
-    if arch is None and not gpu:
+    if arch is None and not gpu and checkpoint.startswith("random:"):
         arch, checkpoint = _demo(checkpoint)
-    chosen = get_arch(arch or "ViT-B-16")
-    if not checkpoint.startswith("random:") and not Path(checkpoint).is_file():
+    if not checkpoint.startswith(("random:", "hf:")) and not Path(checkpoint).exists():
         raise ValueError(f"there is no checkpoint {checkpoint}: name a .pt file, or random:0")
-    setup = Setup(chosen.option, checkpoint, gpu, FOLDER / "gpu-report", seconds)
+    option = arch_option(arch, checkpoint, None)
+    chosen = get_arch(option)
+    setup = Setup(option, checkpoint, gpu, FOLDER / "gpu-report", seconds)
     findings = measure(setup, chosen.name, 60 * minutes, output, partial(typer.echo, err=True))
     page, data = findings.write(output)
     typer.echo(f"{page} and {data}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +39,11 @@ def throughput(
     rounds: RoundsOption = 2,
     output: OutputOption = OUTPUT,
 ) -> None:
-    """Put the ensembles under load: items a second and latency percentiles by concurrency and batch size."""
+    """Put the ensembles under load: items a second and latency percentiles by concurrency and batch size.
+
+    Example:
+      cnclip-bench throughput --concurrency 1 --concurrency 8 --batch-size 8
+    """
     from cnclip_bench.load import measure_levels
     from cnclip_bench.output import Panel, show_rows, write_curves
     from cnclip_bench.requests import to_ensemble
@@ -98,14 +101,19 @@ def tune(
 
     Each is tried on a server of its own beside one with the best so far, so memory for both is needed. Only what is
     surely faster is written; comments in the configs stay. Restart or reload running servers afterwards.
+
+    Example:
+      cnclip-bench tune --repository build/repository --name vit-b-16 --dry-run
     """
+    from cnclip_pixels import usable_cores
+
     from cnclip_bench.output import write
     from cnclip_bench.serving_settings import read_settings, remember_settings, write_settings
     from cnclip_bench.tuning import Comparison, Goal, coordinates
     from cnclip_bench.tuning import tune as search
 
     subject, repository = asked.subject(), asked.repository
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     for one in [tower] if tower else TOWERS:
         start = read_settings(repository, subject.name, one)
         typer.echo(f"{subject.name} {one}: {start}")

@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Literal
 
 import typer
+from cnclip_console import gives_options, option
 
 from cnclip_bench.subject import OWN_REPOSITORY, Subject, make_subject
 
 Tower = Literal["image", "text"]
 TOWERS: tuple[Tower, ...] = ("image", "text")
 
-ArchOption = Annotated[str, typer.Option(help="The architecture, or a .json file, as for cnclip-build.")]
-CheckpointOption = Annotated[str, typer.Option(help="A .pt file, or random:SEED.")]
+# The heading under which help shows these.
+_MEASURED = "What is measured"
+
+ArchOption = Annotated[
+    str | None,
+    option(
+        "The architecture, or a .json file, as for cnclip-build. Default: the checkpoint's, or ViT-B-16.",
+        panel=_MEASURED,
+    ),
+]
+CheckpointOption = Annotated[
+    str,
+    typer.Option(
+        help="A .pt file, a folder of transformers, hf:OWNER/NAME, or random:SEED, as for cnclip-build.",
+        rich_help_panel=_MEASURED,
+    ),
+]
 RepositoryOption = Annotated[
-    Path, typer.Option(help="The model repository; one that has the model is only measured, any other is built.")
+    Path,
+    typer.Option(
+        help="The model repository; one that has the model is only measured, any other is built.",
+        rich_help_panel=_MEASURED,
+    ),
 ]
 NameOption = Annotated[
-    str | None, typer.Option(help="Name of the served models. Default: the arch in lower case.", show_default=False)
+    str | None,
+    option("Name of the served models. Default: the arch in lower case.", panel=_MEASURED),
 ]
-ImagesOption = Annotated[Path | None, typer.Option(help="A folder of images. Default: the builder's samples.")]
-CaptionsOption = Annotated[Path | None, typer.Option(help="A file of texts, one a line. Default: the builder's.")]
+ImagesOption = Annotated[Path | None, option("A folder of images. Default: the builder's samples.", panel=_MEASURED)]
+CaptionsOption = Annotated[Path | None, option("A file of texts, one a line. Default: the builder's.", panel=_MEASURED)]
 TowerOption = Annotated[Tower | None, typer.Option(help="Only this one. Default: both.", show_default=False)]
 RoundsOption = Annotated[int, typer.Option(min=1, help="How often each thing is measured.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Rows a batch.")]
@@ -39,7 +57,7 @@ RANDOM, REPOSITORY, OUTPUT = "random:0", OWN_REPOSITORY, Path("build/benchmarks"
 class Asked:
     """What a command line says of what is measured; `of_a_subject` gives a command its options."""
 
-    arch: ArchOption = "ViT-B-16"
+    arch: ArchOption = None
     checkpoint: CheckpointOption = RANDOM
     repository: RepositoryOption = REPOSITORY
     name: NameOption = None
@@ -51,29 +69,5 @@ class Asked:
         return make_subject(self.arch, self.checkpoint, self.repository, self.name, self.images, self.captions)
 
 
-def of_a_subject(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options of `Asked`, before its own, and hands them over as its parameter `asked`.
-
-    Typer reads a command's options off its signature; this one's has `asked` written out.
-    """
-    hints = get_type_hints(command, include_extras=True)
-    own = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
-        for name, parameter in inspect.signature(command).parameters.items()
-        if name != "asked"
-    ]
-    shared = {option.name: option.default for option in fields(Asked)}
-    types = get_type_hints(Asked, include_extras=True)
-    options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=types[name])
-        for name, default in shared.items()
-    ]
-
-    @wraps(command)
-    def wrapper(**given: Any) -> None:
-        asked = {name: given.pop(name, default) for name, default in shared.items()}
-        command(asked=Asked(**asked), **given)
-
-    wrapper.__signature__ = inspect.Signature([*options, *own])  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in [*options, *own]}
-    return wrapper
+of_a_subject = gives_options(Asked, "asked")
+"""Gives a command the options of `Asked`, and hands them over as its parameter `asked`."""

@@ -35,7 +35,11 @@ def savings(
     rounds: RoundsOption = 5,
     output: OutputOption = OUTPUT,
 ) -> None:
-    """Tell what is saved by leaving out padding and most of the last block, and by batches of the right size."""
+    """Tell what is saved by leaving out padding and most of the last block, and by batches of the right size.
+
+    Example:
+      cnclip-bench savings --arch ViT-B-16
+    """
     from cnclip_bench import savings as measured
     from cnclip_bench.output import Panel, show_rows, write_curves
 
@@ -61,7 +65,7 @@ def savings(
 
 
 def int8(
-    arch: ArchOption = "ViT-B-16",
+    arch: ArchOption = None,
     checkpoint: CheckpointOption = RANDOM,
     images: ImagesOption = None,
     captions: CaptionsOption = None,
@@ -75,6 +79,9 @@ def int8(
     """Build both encoders in INT8 beside FP32: speed, size, how far features go, and recall.
 
     Images and captions should be none that a build calibrates on, which are the default of the other commands.
+
+    Example:
+      cnclip-bench int8 --arch ViT-B-16 --checkpoint epoch_latest.pt
     """
     from dataclasses import asdict, replace
 

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cnclip_builder.system import isolation
-
 from cnclip_bench.gpu_report.rows import PassedOver, Report, Row, Setup
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-__all__ = ["Outcome", "Step", "run_step"]
+__all__ = ["START_METHOD", "Outcome", "Step", "run_step"]
+
+# A step on a GPU begins with nothing in memory.
+START_METHOD = "spawn"
 
 _LEAST_S = 1.0
 _LONGEST_REASON = 300
@@ -83,7 +84,7 @@ def run_step(step: Step, setup: Setup, remaining_s: float, log: Path, report: Re
     began = time.monotonic()
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)  # of a run before
-    context: Any = multiprocessing.get_context(isolation.START_METHOD)
+    context: Any = multiprocessing.get_context(START_METHOD)
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(step.function, setup, str(log), theirs), name=step.name)
     process.start()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,18 +17,15 @@ from cnclip_builder.checkpoint.sources import Hub
 from cnclip_builder.checkpoint.stage import CheckpointFacts, open_checkpoint
 from cnclip_builder.errors import SlowerError
 from cnclip_builder.export.artefact import Artefact
-from cnclip_builder.export.stage import export_to_onnx, finish_artefact, limit_threads
+from cnclip_builder.export.stage import export_to_onnx, finish_artefact
 from cnclip_builder.int8.report import LEAST_INT8_SPEED_UP
 from cnclip_builder.int8.stage import make_int8_artefact
 from cnclip_builder.system.atomic import require_writable
 from cnclip_builder.system.isolation import StageProcess, stage_process
-from cnclip_builder.system.machine import available_memory, usable_cores
-from cnclip_builder.tensors import Precision, Tower
+from cnclip_builder.system.side_by_side import run_jobs, threads_of_each
+from cnclip_builder.tensors import TOWERS, Precision, Tower
 
 logger = logging.getLogger(__name__)
-
-_PROCESS_BYTES = 10**9
-"""What torch takes in a process besides weights."""
 
 _FROM_FP32: tuple[Precision, ...] = ("fp16", "int8")
 
@@ -96,10 +93,10 @@ def build_artefacts(
         if missing:
             store.require_space(sum(checkpoint.fp32_bytes[t] // (1 if p == "fp32" else 2) for t, p in missing))
             with store.work_folder() as work:
-                exported = [store.place(tower, "fp32", work) for tower, precision in missing if precision == "fp32"]
-                fp32_bytes = sum(checkpoint.fp32_bytes[artefact.tower] for artefact in exported)
-                _export(exported, checkpoint.file.path, process, side_by_side=_may_share(len(exported), fp32_bytes))
-                slower = _finish(store, missing, work, least_int8_speed_up)
+                making = _Making(store, work, checkpoint, missing)
+                in_floats = _make(making, process)
+                in_int8, slower = _make_int8(making, least_int8_speed_up)
+                store.publish([*in_floats, *in_int8])
     return Artefacts(
         checkpoint,
         tuple(
@@ -117,86 +114,109 @@ def _is_kept(store: ArtefactStore, kind: _Kind, least_int8_speed_up: float) -> b
     return record is not None and (record.int8 is None or record.int8.speed_up >= least_int8_speed_up)
 
 
-def _may_share(exports: int, fp32_bytes: int) -> bool:
-    """Whether encoders may be exported side by side: there are cores and memory for all.
+@dataclass(frozen=True)
+class _Making:
+    """What the work on every encoder needs to know.
 
-    Args:
-        exports: how many.
-        fp32_bytes: size of their weights. A process takes up to twice that of its own, and 1 GB beside.
+    Attributes:
+        store: where artefacts that are there already are.
+        work: the folder to make the missing ones in.
+        checkpoint: what they are made from.
+        missing: what to make.
     """
-    return exports > 1 and usable_cores() >= exports and available_memory() >= 2 * fp32_bytes + exports * _PROCESS_BYTES
+
+    store: ArtefactStore
+    work: Path
+    checkpoint: CheckpointFacts
+    missing: Sequence[_Kind]
+
+    def precisions(self, tower: Tower) -> list[Precision]:
+        """What to make of an encoder; INT8 comes later."""
+        return [precision for of, precision in self.missing if of == tower and precision != "int8"]
+
+    def place(self, tower: Tower, precision: Precision) -> Artefact:
+        """Where an artefact is, or will be."""
+        return self.store.place(tower, precision, self.work if (tower, precision) in self.missing else None)
 
 
-def _export(wanted: Sequence[Artefact], checkpoint: Path, first: StageProcess, *, side_by_side: bool) -> None:
-    """Exports encoders in FP32, each in a process that ends with it.
+def _make(making: _Making, first: StageProcess) -> list[Artefact]:
+    """Makes and proves what is missing in FP32 and FP16, of both encoders side by side where the machine allows it.
 
     Args:
-        wanted: what to write.
-        checkpoint: the checkpoint's file.
+        making: what.
         first: a process that has imported torch already; it is ended.
-        side_by_side: whether to export all at once. The cores are divided among them: with threads for all cores
-            each, they would fight for them.
-    """
-    if side_by_side:
-        threads = usable_cores() // len(wanted)
-
-        def export(process: StageProcess, artefact: Artefact) -> None:
-            process.run(limit_threads, threads)
-            process.run(export_to_onnx, checkpoint, artefact)
-
-        with contextlib.ExitStack() as stack:
-            processes = [first, *(stack.enter_context(stage_process()) for _ in wanted[1:])]
-            pool = stack.enter_context(ThreadPoolExecutor(len(wanted)))
-            for exported in [pool.submit(export, *pair) for pair in zip(processes, wanted, strict=True)]:
-                exported.result()
-        first.close()
-        return
-    for artefact in wanted[:1]:
-        first.run(export_to_onnx, checkpoint, artefact)
-    first.close()
-    for artefact in wanted[1:]:
-        with stage_process() as process:
-            process.run(export_to_onnx, checkpoint, artefact)
-
-
-def _finish(store: ArtefactStore, missing: Sequence[_Kind], work: Path, least_int8_speed_up: float) -> dict[Tower, str]:
-    """Makes what is missing from the exports in the work folder, proves it, and moves it into the store.
 
     Returns:
-        The encoders of which INT8 is not faster, and why that is known.
+        What was made.
     """
+    towers = [tower for tower in TOWERS if making.precisions(tower)]
+    exporting = [tower for tower in towers if "fp32" in making.precisions(tower)]
+    if not exporting:
+        first.close()
+    threads = threads_of_each(len(towers), sum(making.checkpoint.fp32_bytes[tower] for tower in towers))
+    jobs = [
+        functools.partial(_make_tower, making, tower, threads, first if exporting[:1] == [tower] else None)
+        for tower in towers
+    ]
+    return [artefact for made in run_jobs(jobs, side_by_side=threads > 0) for artefact in made]
+
+
+def _make_tower(making: _Making, tower: Tower, threads: int, first: StageProcess | None) -> list[Artefact]:
+    """Makes and proves what is missing of an encoder in FP32 and FP16.
+
+    Args:
+        making: what.
+        tower: which encoder.
+        threads: to compute with; 0 for all cores.
+        first: a process to export in; it is ended. None to start one.
+    """
+    precisions, fp32 = making.precisions(tower), making.place(tower, "fp32")
+    if "fp32" in precisions:
+        # The exporter holds on to weights, and its process ends with it.
+        with contextlib.nullcontext(first) if first else stage_process() as process:
+            process.run(export_to_onnx, making.checkpoint.file.path, fp32, threads)
+            process.close()
+    made = [making.place(tower, precision) for precision in precisions]
+    with stage_process() as process:
+        for artefact in made:
+            started = time.monotonic()
+            parity = process.run(finish_artefact, artefact, fp32, threads)
+            _tell(artefact, f"1 - cosine <= {parity.cosine_distance:.0e}", started)
+            making.store.write_sidecar(artefact, parity)
+    return made
+
+
+def _make_int8(making: _Making, least_speed_up: float) -> tuple[list[Artefact], dict[Tower, str]]:
+    """Makes and proves what is missing in INT8, one encoder after the other, since its speed is measured.
+
+    Args:
+        making: what; FP32 is there.
+        least_speed_up: how many times FP32's speed it must reach.
+
+    Returns:
+        What was made; and the encoders of which INT8 is not faster, and why that is known.
+    """
+    made: list[Artefact] = []
     slower: dict[Tower, str] = {}
-    finished: list[Artefact] = []
-    for tower, precision in missing:
-        artefact = store.place(tower, precision, work)
-        fp32 = store.place(tower, "fp32", work if (tower, "fp32") in missing else None)
+    for tower in (tower for tower, precision in making.missing if precision == "int8"):
+        artefact, fp32 = making.place(tower, "int8"), making.place(tower, "fp32")
+        started = time.monotonic()
         try:
-            _prove(store, artefact, fp32, least_int8_speed_up)
-            finished.append(artefact)
+            with stage_process() as process:
+                parity, int8 = process.run(make_int8_artefact, artefact, fp32, least_speed_up)
         except SlowerError as error:
             slower[tower] = str(error)
-            for file in work.glob(artefact.name + "*"):
+            for file in making.work.glob(artefact.name + "*"):
                 file.unlink()
-    store.publish(finished)
-    return slower
-
-
-def _prove(store: ArtefactStore, artefact: Artefact, fp32: Artefact, least_int8_speed_up: float) -> None:
-    """Makes an artefact of its FP32 twin, unless it is that itself, proves it and writes its sidecar.
-
-    Raises:
-        SlowerError: in INT8 it is not as fast as it must be.
-    """
-    started = time.monotonic()
-    with stage_process() as process:
-        if artefact.precision == "int8":
-            parity, int8 = process.run(make_int8_artefact, artefact, fp32, least_int8_speed_up)
-        else:
-            parity, int8 = process.run(finish_artefact, artefact, fp32), None
-    measured = f"1 - cosine <= {parity.cosine_distance:.0e}"
-    if int8:
+            continue
         cosine = max(parity.cosine_distance, int8.parity.cosine_distance)
         centred = max(parity.centred_distance, int8.parity.centred_distance)
         measured = f"1 - cosine <= {cosine:.0e}, {centred:.1e} after centring, {int8.speed_up:.2f} times FP32's speed"
+        _tell(artefact, measured, started)
+        making.store.write_sidecar(artefact, parity, int8)
+        made.append(artefact)
+    return made, slower
+
+
+def _tell(artefact: Artefact, measured: str, started: float) -> None:
     logger.info("Proved %s: %s (%.0f s)", artefact.name, measured, time.monotonic() - started)
-    store.write_sidecar(artefact, parity, int8)

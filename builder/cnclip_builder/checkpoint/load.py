@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cnclip_builder.arch import Arch, official_archs
-from cnclip_builder.checkpoint.files import read_checkpoint_file
-from cnclip_builder.checkpoint.names import NamedTensors, find_tensors, shared_prefix
+from cnclip_builder.checkpoint.contents import Contents, read_contents
+from cnclip_builder.checkpoint.detect import detect_arch, require_agreement
+from cnclip_builder.checkpoint.lazy import shapes_of
 from cnclip_builder.checkpoint.soundness import read_logit_scale
 from cnclip_builder.errors import CheckpointError, UnknownArchError
-from cnclip_builder.system.atomic import sha256_of_file
 
 if TYPE_CHECKING:
     import torch
@@ -25,19 +25,23 @@ class Checkpoint:
     """A checkpoint that fits its architecture.
 
     Attributes:
-        path: the file.
-        sha256: hex digest of the file.
+        path: the file, or the folder.
+        files: all files that its numbers rest on.
+        sha256: hex digest of the file; of several see `CheckpointParts.sha256`.
         arch: the architecture that its tensors have.
         logit_scale: the factor on cosines, already exponentiated (100 for the official checkpoints).
         state_dict: its tensors under the names of `cn_clip.clip.model.CLIP`, mapped from the file where the
             file's format allows it, so that only what is used is read.
+        of_transformers: its reference is transformers' model, which does not round its weights as cn_clip's does.
     """
 
     path: Path
+    files: tuple[Path, ...]
     sha256: str
     arch: Arch
     logit_scale: float
     state_dict: StateDict
+    of_transformers: bool = False
 
 
 def load_checkpoint(path: Path, arch: Arch) -> Checkpoint:
@@ -45,33 +49,44 @@ def load_checkpoint(path: Path, arch: Arch) -> Checkpoint:
 
     Accepts what cn_clip writes: with or without `module.` prefixes, optimizer state and `bert.pooler` tensors, in
     FP16 or FP32, trained with or without FlashAttention; and the same tensors in the wrappings of other trainers, or
-    in a safetensors file.
+    in a safetensors file. Of transformers' `ChineseCLIPModel`, a file or a folder, in shards or whole. A LoRA adapter
+    beside either is merged.
 
     Raises:
-        CheckpointError: the file is missing, truncated, holds more than plain data, or is of another architecture.
+        CheckpointError: a file is missing, truncated, holds more than plain data, or is of another architecture.
     """
-    found = find_tensors(path, read_checkpoint_file(path))
-    _check_arch(path, found, arch)
+    contents = read_contents(path)
+    _check_arch(path, contents, arch)
     return Checkpoint(
         path=path,
-        sha256=sha256_of_file(path),
+        files=contents.parts.files,
+        sha256=contents.parts.sha256(),
         arch=arch,
-        logit_scale=read_logit_scale(path, found.tensors["logit_scale"]),
-        state_dict=found.tensors,
+        logit_scale=read_logit_scale(path, contents.tensors["logit_scale"]),
+        state_dict=contents.tensors,
+        of_transformers=contents.of_transformers,
     )
 
 
-def _check_arch(path: Path, found_tensors: NamedTensors, arch: Arch) -> None:
-    state_dict = found_tensors.tensors
-    foreign = _foreign_family(state_dict)
-    if foreign:
-        raise CheckpointError(
-            f"{path} is {foreign}, not a Chinese-CLIP checkpoint as cn_clip writes it: use "
-            "a clip_cn_*.pt file, or one fine-tuned from it with cn_clip"
-        )
+def find_arch(path: Path, insisted: Mapping[str, Any], names: Sequence[str]) -> Arch:
+    """Tells the architecture of a checkpoint from its tensors; see `detect_arch`.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`; or what tensors don't tell has to be said.
+        SettingError: it is of an architecture of its own, and nothing names it.
+    """
+    contents = read_contents(path)
+    arch = detect_arch(path, shapes_of(contents.tensors), contents.told, insisted, names)
+    _check_arch(path, contents, arch)
+    return arch
+
+
+def _check_arch(path: Path, contents: Contents, arch: Arch) -> None:
     expected = expected_shapes(arch)
-    found = {name: tuple(value.shape) for name, value in state_dict.items()}
+    found = shapes_of(contents.tensors)
     if found == expected:
+        model_info = {**arch.model_info, "vision_head_width": arch.vision_head_width}
+        require_agreement(path, model_info, contents.told, f"its config.json (ARCH is {arch.name})")
         return
     for other in official_archs():
         if other.slug != arch.slug and found == expected_shapes(other):
@@ -90,31 +105,8 @@ def _check_arch(path: Path, found_tensors: NamedTensors, arch: Arch) -> None:
     ]
     raise CheckpointError(
         f"{path} is no {arch.name} checkpoint, and of no other architecture known here: {'; '.join(details)}"
-        f"{_prefix_hint(found_tensors, missing)}; name its ARCH, or describe it in a .json file"
+        f"{contents.hint}; name its ARCH, or describe it in a .json file"
     )
-
-
-def _prefix_hint(found: NamedTensors, missing: list[str]) -> str:
-    """What the names begin with, where that may be why nothing fits."""
-    if found.prefix:
-        return f"; the prefix {found.prefix!r} was taken off its names"
-    roots = {name.partition(".")[0] for name in missing}
-    seen = shared_prefix(list(found.tensors))
-    if seen and seen.partition(".")[0] not in roots:
-        return f"; all its names begin with {seen!r}: save it again without that prefix"
-    return ""
-
-
-def _foreign_family(state_dict: StateDict) -> str | None:
-    if "token_embedding.weight" in state_dict and "visual.conv1.weight" in state_dict:
-        return "an OpenAI CLIP checkpoint (its text encoder is CLIP's own transformer, not BERT)"
-    if any(name.startswith(("vision_model.", "text_model.")) for name in state_dict):
-        return "a Hugging Face transformers checkpoint"
-    if any(name.startswith("bert.") for name in state_dict) and not any(
-        name.startswith("visual.") for name in state_dict
-    ):
-        return "a BERT checkpoint without an image encoder"
-    return None
 
 
 def expected_shapes(arch: Arch) -> dict[str, tuple[int, ...]]:

@@ -1,7 +1,8 @@
-"""Finds the tensors in what a trainer saved, and gives them the names that cn_clip's model has for them."""
+"""Finds the tensors in what a trainer saved, and gives them the names that their model has for them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,16 @@ if TYPE_CHECKING:
 _HOLDERS = ("state_dict", "model_state_dict", "model", "module")
 _DEEPEST = 3
 
+_POOLER = "bert.pooler."
+
 # Parts that wrappers put into names: DataParallel and DDP, torch.compile, FSDP, activation checkpoints, DeepSpeed.
 _WRAPPERS = frozenset(
     {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_ddp_module"}
 )
 
-_LANDMARK = "text_projection"
-"""A tensor that every Chinese-CLIP model has, at its root: what stands before it is a prefix."""
+_LANDMARKS = re.compile(r"(?P<prefix>(?:.+\.)?)(?:text_projection|text_projection\.weight)")
+"""A tensor that every Chinese-CLIP model has, at its root: what stands before it is a prefix. Transformers' name of it
+ends in `.weight`."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class NamedTensors:
     """A model's tensors.
 
     Attributes:
-        tensors: under cn_clip's names, if they are of such a model.
+        tensors: under the names that its class has for them.
         prefix: what was taken off their names, such as "model."; empty if nothing was.
         holder: the key that they were found under, such as "state_dict"; empty for a bare state dict.
     """
@@ -69,7 +73,7 @@ def find_tensors(path: Path, loaded: Any) -> NamedTensors:
             "the checkpoint's folder, and give the file that it writes"
         )
     named, prefix = _without_prefix(path, _without_wrappers(path, tensors))
-    return NamedTensors(_in_cn_clips_form(named), prefix, holder)
+    return NamedTensors(named, prefix, holder)
 
 
 def shared_prefix(names: list[str]) -> str:
@@ -96,7 +100,7 @@ def _holders(loaded: Mapping[Any, Any], where: str, depth: int) -> Iterator[tupl
 
 
 def _is_landmark(name: str) -> bool:
-    return name.split(".")[-1] == _LANDMARK
+    return _LANDMARKS.fullmatch(name) is not None
 
 
 def _without_wrappers(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -113,7 +117,7 @@ def _without_wrappers(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str,
 
 def _without_prefix(path: Path, tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str]:
     """Takes off what stands before a model's names, where one model is there; tensors without it stay as they are."""
-    prefixes = sorted({name.removesuffix(_LANDMARK) for name in tensors if _is_landmark(name)})
+    prefixes = sorted({found["prefix"] for name in tensors if (found := _LANDMARKS.fullmatch(name))})
     if "" in prefixes or not prefixes:
         return tensors, ""
     if len(prefixes) > 1:
@@ -125,11 +129,14 @@ def _without_prefix(path: Path, tensors: dict[str, torch.Tensor]) -> tuple[dict[
     return {name.removeprefix(prefix): value for name, value in tensors.items()}, prefix
 
 
-def _in_cn_clips_form(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def in_cn_clips_form(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Gives tensors of cn_clip's class the names that they have without FlashAttention, and leaves unused ones out."""
     if any(".Wqkv." in name for name in tensors):
         from cn_clip.clip.model import convert_state_dict
 
         # cn_clip's way back from FlashAttention's names is right only for names that start with "module.".
         tensors = convert_state_dict({f"module.{name}": value for name, value in tensors.items()})
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-    return {name: value for name, value in tensors.items() if not name.startswith("bert.pooler.")}
+    if any(name.startswith(_POOLER) for name in tensors):
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(_POOLER)}
+    return tensors

@@ -18,6 +18,10 @@ _LEAST_SCALE, _LARGEST_SCALE = 0.01, 1000.0
 
 _NAMED = 3
 
+_WEIGHT_TYPES = ("torch.float32", "torch.float16", "torch.bfloat16", "torch.float64")
+_COUNTER = ".num_batches_tracked"
+"""An integer that a BatchNorm keeps."""
+
 
 def read_logit_scale(path: Path, tensor: torch.Tensor) -> float:
     """Gives the factor on cosines, already exponentiated.
@@ -43,12 +47,27 @@ def read_logit_scale(path: Path, tensor: torch.Tensor) -> float:
     )
 
 
+def require_floats(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Looks at the types of tensors, of which two kinds may be put together in one where integers would not be seen.
+
+    Raises:
+        CheckpointError: one is of a type that weights don't have.
+    """
+    for name, tensor in tensors.items():
+        if str(tensor.dtype) not in _WEIGHT_TYPES and not name.endswith(_COUNTER):
+            raise CheckpointError(
+                f"{path} holds {name} as {str(tensor.dtype).removeprefix('torch.')}, and weights are FP32, FP16 or "
+                "BF16: save the model again in one of them, or fetch it again"
+            )
+
+
 def require_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Looks at every number; reads the whole file.
 
     Raises:
-        CheckpointError: some are NaN or infinite; the tensors are named.
+        CheckpointError: some are NaN or infinite, or no floats; the tensors are named.
     """
+    require_floats(path, tensors)
     bad = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if bad:
         more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""

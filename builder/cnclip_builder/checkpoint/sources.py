@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: a path, the official hub, or random weights."""
+"""Where a checkpoint comes from: a path, a hub, or random weights."""
 
 from __future__ import annotations
 
@@ -6,22 +6,19 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from cnclip_builder.arch import Arch
 from cnclip_builder.checkpoint.files import require_file
-from cnclip_builder.errors import CheckpointError, HubError, MissingRequirementError
-from cnclip_builder.system.atomic import replacing_file, sha256_of_file
+from cnclip_builder.checkpoint.hub import Hub, Repository, download_official, fetch_repository
+from cnclip_builder.checkpoint.parts import adapter_base, adapter_revision, base_of, find_parts, holds_weights
+from cnclip_builder.errors import CheckpointError
+from cnclip_builder.system.atomic import replacing_file
+
+__all__ = ["CheckpointFile", "Hub", "fetch_checkpoint", "fetch_own", "is_own"]
 
 logger = logging.getLogger(__name__)
 
-Hub = Literal["huggingface", "modelscope"]
-
-_ORGANISATIONS: dict[Hub, str] = {"huggingface": "OFA-Sys", "modelscope": "AI-ModelScope"}
-_WEB_PAGES: dict[Hub, str] = {
-    "huggingface": "https://huggingface.co/{repository}/resolve/main/{filename}",
-    "modelscope": "https://modelscope.cn/models/{repository}/resolve/master/{filename}",
-}
+_HUB, _RANDOM = "hf:", "random:"
 
 
 @dataclass(frozen=True)
@@ -29,24 +26,31 @@ class CheckpointFile:
     """A checkpoint on disk.
 
     Attributes:
-        path: the file.
-        source: what the user asked for: a path, "official" or "random:SEED".
+        path: the file, or the folder of its files.
+        source: what the user asked for: a path, "hf:OWNER/NAME", "official" or "random:SEED".
         is_random: its weights were never trained; for load tests only.
+        revision: the commit on the hub that it is of; None if that is not known, or it is of no hub.
     """
 
     path: Path
     source: str
     is_random: bool = False
+    revision: str | None = None
+
+
+def is_own(source: str | None) -> bool:
+    """Whether a checkpoint is one that tells its architecture: neither the official one of one, nor random weights."""
+    return source is not None and not source.startswith(_RANDOM)
 
 
 def fetch_checkpoint(source: str | None, arch: Arch, download_root: Path, hub: Hub) -> CheckpointFile:
     """Gets a checkpoint onto the disk.
 
     Args:
-        source: a path; "random:SEED"; or None for the official checkpoint.
+        source: a path; "hf:OWNER/NAME" with or without "@REVISION"; "random:SEED"; or None for the official checkpoint.
         arch: the architecture it is to be of.
-        download_root: folder of downloaded and random checkpoints. An official checkpoint that is already in it is
-            used as it is.
+        download_root: folder of official and random checkpoints. An official checkpoint that is already in it is
+            used as it is. What "hf:" names goes into Hugging Face's own cache.
         hub: where official checkpoints are fetched from.
 
     Raises:
@@ -54,73 +58,51 @@ def fetch_checkpoint(source: str | None, arch: Arch, download_root: Path, hub: H
         HubError: the hub could not be reached, or has no such file.
     """
     if source is None:
-        return CheckpointFile(_download(arch, download_root, hub), "official")
-    if source.startswith("random:"):
-        seed = source.removeprefix("random:")
+        return _official(arch, download_root, hub)
+    if source.startswith(_RANDOM):
+        seed = source.removeprefix(_RANDOM)
         if not re.fullmatch(r"\d{1,9}", seed):
             raise CheckpointError(f"{source!r}: after 'random:' comes a seed, a number of up to 9 digits: random:0")
         return CheckpointFile(_make_random(arch, int(seed), download_root), source, is_random=True)
-    path = Path(source).expanduser()
-    require_file(path)
-    return CheckpointFile(path, source)
+    return fetch_own(source)
 
 
-def _download(arch: Arch, download_root: Path, hub: Hub) -> Path:
+def fetch_own(source: str) -> CheckpointFile:
+    """Gets a checkpoint that tells its architecture itself onto the disk: see `is_own` and `fetch_checkpoint`."""
+    if source.startswith(_HUB):
+        folder = fetch_repository(Repository.parse(source.removeprefix(_HUB)))
+        file = CheckpointFile(folder, source, revision=folder.name)
+    else:
+        path = Path(source).expanduser()
+        if not path.is_dir():
+            require_file(path)
+        file = CheckpointFile(path, source)
+    if file.path.is_dir():
+        _fetch_base(file.path)
+        find_parts(file.path)
+    return file
+
+
+def _fetch_base(folder: Path) -> None:
+    """Fetches the model that an adapter in a folder of its own was trained on, unless it is here."""
+    base = adapter_base(folder)
+    if base is not None and Repository.is_name(base) and not holds_weights(folder) and base_of(folder) is None:
+        fetch_repository(Repository(base, adapter_revision(folder)))
+
+
+def _official(arch: Arch, download_root: Path, hub: Hub) -> CheckpointFile:
     if arch.hub is None:
         raise CheckpointError(f"{arch.name} has no official checkpoint: name one, or use random:0")
     target = download_root / arch.hub.filename
-    if target.is_file():
-        return target
-    repository = f"{_ORGANISATIONS[hub]}/{arch.hub.repository}"
-    logger.info("Fetching %s of %s from %s", arch.hub.filename, repository, hub)
-    download_root.mkdir(parents=True, exist_ok=True)
-    # A folder that stays: the hubs' libraries go on there with a download that broke off.
-    arriving = download_root / f".{hub}"
-    download = _download_from_modelscope if hub == "modelscope" else _download_from_hugging_face
-    try:
-        published = download(repository, arch.hub.filename, arriving)
-        arrived = arriving / arch.hub.filename
-        if published is not None and (got := sha256_of_file(arrived)) != published:
-            arrived.unlink()
-            raise HubError(
-                f"{arch.hub.filename} arrived from {hub} with SHA-256 {got[:12]}..., published is {published[:12]}...: "
-                "it was damaged or exchanged on the way and is deleted; fetch it again"
-            )
-        arrived.replace(target)
-    except (MissingRequirementError, HubError):
-        raise
-    # The hub libraries raise errors of whatever HTTP library they use in this version.
-    except Exception as error:
-        page = _WEB_PAGES[hub].format(repository=repository, filename=arch.hub.filename)
-        raise HubError(
-            f"could not fetch {arch.hub.filename} of {repository} from {hub} ({type(error).__name__}). "
-            f"Fetch {page} where there is a network, and put it at {target}; or name a checkpoint of your own, or "
-            "random:0 for untrained weights"
-        ) from error
-    return target
-
-
-def _download_from_hugging_face(repository: str, filename: str, folder: Path) -> str | None:
-    """Puts a file into a folder; returns the SHA-256 that the hub publishes of it."""
-    try:
-        from huggingface_hub import get_paths_info, hf_hub_download
-    except ImportError:
-        raise MissingRequirementError(
-            "huggingface_hub is not installed: pip install 'cn-clip-triton[builder]'"
-        ) from None
-    hf_hub_download(repository, filename, local_dir=folder)
-    (info,) = get_paths_info(repository, filename)
-    lfs = getattr(info, "lfs", None)
-    return str(lfs.sha256) if lfs else None
-
-
-def _download_from_modelscope(repository: str, filename: str, folder: Path) -> None:
-    """Puts a file into a folder; modelscope's library itself checks the SHA-256 that the hub publishes."""
-    try:
-        from modelscope.hub.file_download import model_file_download
-    except ImportError:
-        raise MissingRequirementError("modelscope is not installed: pip install 'cn-clip-triton[modelscope]'") from None
-    model_file_download(model_id=repository, file_path=filename, local_dir=str(folder))
+    # Beside it, the commit that it is of; a file that somebody put there himself has none.
+    note = target.with_name(target.name + ".revision")
+    if not target.is_file():
+        note.unlink(missing_ok=True)
+        commit = download_official(arch.hub, download_root, hub)
+        if commit is not None:
+            note.write_text(f"{commit}\n", encoding="utf-8")
+    revision = note.read_text(encoding="utf-8").strip() if note.is_file() else None
+    return CheckpointFile(target, "official", revision=revision or None)
 
 
 def _make_random(arch: Arch, seed: int, folder: Path) -> Path:

@@ -1,13 +1,20 @@
-"""The stage that opens a checkpoint, to be run in a process of its own: naming it costs no torch."""
+"""The stages that open a checkpoint, to be run in a process of their own: naming them costs no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from cnclip_builder.arch import Arch
-from cnclip_builder.checkpoint.sources import CheckpointFile, Hub
+from cnclip_builder.arch import Arch, cn_clip_vocabulary
+from cnclip_builder.checkpoint.parts import ADAPTER_CONFIG, CONFIG, VOCABULARY
+from cnclip_builder.checkpoint.sources import CheckpointFile, Hub, fetch_checkpoint, fetch_own
 from cnclip_builder.tensors import Tower
+from cnclip_builder.vocabulary import read_tokens
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -16,15 +23,17 @@ class CheckpointFacts:
 
     Attributes:
         file: where it is and where it came from.
-        sha256: hex digest of the file.
+        sha256: hex digest of the file; of several see `CheckpointParts.sha256`.
         logit_scale: the factor on cosines, already exponentiated.
         fp32_bytes: size of its weights in FP32, by encoder.
+        files: names of all files that its numbers rest on; a LoRA adapter's are among them.
     """
 
     file: CheckpointFile
     sha256: str
     logit_scale: float
     fp32_bytes: dict[Tower, int]
+    files: tuple[str, ...] = ()
 
 
 def open_checkpoint(source: str | None, arch: Arch, download_root: Path, hub: Hub) -> CheckpointFacts:
@@ -39,14 +48,55 @@ def open_checkpoint(source: str | None, arch: Arch, download_root: Path, hub: Hu
     from cnclip_builder.checkpoint.files import require_intact
     from cnclip_builder.checkpoint.load import load_checkpoint
     from cnclip_builder.checkpoint.soundness import require_finite
-    from cnclip_builder.checkpoint.sources import fetch_checkpoint
 
     arch.require_vocabulary()
     file = fetch_checkpoint(source, arch, download_root, hub)
     checkpoint = load_checkpoint(file.path, arch)
-    require_intact(file.path)
+    for path in checkpoint.files:
+        require_intact(path)
+        if path.name == ADAPTER_CONFIG:
+            logger.info("Merging the LoRA adapter of %s", path.parent)
     require_finite(file.path, checkpoint.state_dict)
     sizes: dict[Tower, int] = {"image": 0, "text": 0}
     for name, value in checkpoint.state_dict.items():
         sizes["image" if name.startswith("visual.") else "text"] += 4 * value.numel()
-    return CheckpointFacts(file, checkpoint.sha256, checkpoint.logit_scale, sizes)
+    files = tuple(path.name for path in checkpoint.files)
+    return CheckpointFacts(file, checkpoint.sha256, checkpoint.logit_scale, sizes, files)
+
+
+def find_arch_of(source: str, insisted: Mapping[str, Any], name: str | None) -> Arch:
+    """Fetches a checkpoint and tells its architecture; imports torch.
+
+    Args:
+        source: a path or "hf:OWNER/NAME"; see `is_own`.
+        insisted: arguments of `cn_clip.clip.model.CLIP` that the user says.
+        name: what an architecture of its own is named; None for the name of the file.
+
+    Raises:
+        CheckpointError: as `fetch_own` and `find_arch`.
+        SettingError: it is of an architecture of its own, and nothing names it.
+    """
+    from cnclip_builder.checkpoint.load import find_arch
+
+    path = fetch_own(source).path
+    return with_own_vocabulary(find_arch(path, insisted, [*([name] if name else []), _stem(source)]), path)
+
+
+def with_own_vocabulary(arch: Arch, path: Path) -> Arch:
+    """Gives an architecture the vocabulary that lies in a transformers' folder, if its tokens are not cn_clip's.
+
+    Raises:
+        SettingError: cn_clip's model and tokeniser can't use it.
+    """
+    beside = path / VOCABULARY
+    if not (path / CONFIG).is_file() or not beside.is_file():
+        return arch
+    return arch if read_tokens(beside) == read_tokens(cn_clip_vocabulary()) else replace(arch, vocabulary=beside)
+
+
+def _stem(source: str) -> str:
+    """What a checkpoint is called: its file's name without the ending, its folder's, or its name on the hub."""
+    if source.startswith("hf:"):
+        return source.removeprefix("hf:").partition("@")[0].rpartition("/")[2]
+    path = Path(source).expanduser().resolve()
+    return path.name if path.is_dir() else path.stem

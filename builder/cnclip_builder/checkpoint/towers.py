@@ -48,13 +48,15 @@ def load_tower(checkpoint: Checkpoint, tower: Tower) -> torch.nn.Module:
     """Makes one encoder in FP32, equal to what `cn_clip.clip.load_from_name` gives on a CPU.
 
     cn_clip keeps matrix weights in FP16 before it turns the model back into FP32, so that they are rounded; the
-    same is done here. The other encoder stays without storage: only this one's tensors are read from the file.
+    same is done here. transformers does not, so that a model of its kind is left as it is. The other encoder stays
+    without storage: only this one's tensors are read from the file.
 
     Returns:
         An `ImageTower` or a `TextTower` in eval mode.
     """
     clip = make_meta_model(checkpoint.arch)
-    convert_weights(clip)  # on the meta device this only says which tensors cn_clip rounds
+    if not checkpoint.of_transformers:
+        convert_weights(clip)  # on the meta device this only says which tensors cn_clip rounds
     tensors = {
         name: _as_cn_clip_rounds(checkpoint.state_dict[name], like.dtype)
         for name, like in clip.state_dict().items()

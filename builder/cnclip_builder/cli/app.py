@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from importlib.metadata import version as installed_version
 from typing import Annotated
 
 import typer
+from cnclip_console import plain_app
 
 from cnclip_builder.cli.charset import use_utf8
+from cnclip_builder.cli.compare import compare_features
 from cnclip_builder.cli.publishing import prune, publish
 from cnclip_builder.cli.repository import repository
 from cnclip_builder.cli.stages import archs, checkpoint, onnx, tensorrt
@@ -18,16 +21,21 @@ from cnclip_builder.errors import BuildError
 from cnclip_builder.system.isolation import configure_logging
 from cnclip_builder.system.secrets import without_secrets
 
-app = typer.Typer(
+app = plain_app(
     name="cnclip-build",
     help="Takes a Chinese-CLIP checkpoint to a Triton model repository.\n\n"
-    "Most users want `repository`, which does everything; the other commands are its stages.",
+    "Most users want `repository`, which does everything. `cnclip-build COMMAND --help` tells of each.\n\n"
+    "Example:\n"
+    "  cnclip-build repository --arch ViT-B-16 --verify",
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
 )
-for command in (archs, checkpoint, onnx, tensorrt, repository, verify, publish, prune):
-    app.command()(command)
+_COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    "From checkpoint to servers": (repository, verify, compare_features, publish, prune),
+    "Stages of `repository`, each by itself": (archs, checkpoint, onnx, tensorrt),
+}
+for heading, commands in _COMMANDS.items():
+    for command in commands:
+        app.command(rich_help_panel=heading)(command)
 
 
 def _version(show: bool) -> None:

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
+from cnclip_console import option
 
 from cnclip_builder.checkpoint.sources import Hub
 from cnclip_builder.tensors import ALL_PRECISIONS, TOWERS, Tower
 
 if TYPE_CHECKING:
     from cnclip_builder.plans.here import PlanSettings
+
+# The headings under which help shows options.
+MODEL, FILES, SERVED, LIMITS, SPEED, PLANS, BUILD = (
+    "Which model",
+    "Files and folders",
+    "What serves it",
+    "What requests may hold",
+    "Throughput and latency",
+    "TensorRT plans",
+    "How it is built",
+)
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:
@@ -27,48 +40,61 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 
 ArchOption = Annotated[
-    str,
+    Optional[str],  # noqa: UP045  # Typer reads it at run time, on Python 3.10 too
     typer.Option(
         "--arch",
         help="RN50, ViT-B-16, ViT-L-14, ViT-L-14-336 or ViT-H-14; or a .json file with the arguments of cn_clip's "
-        "CLIP class.",
+        "CLIP class. Default: what the tensors of --checkpoint tell; ViT-B-16 without one.",
         show_default=False,
+        rich_help_panel=MODEL,
     ),
 ]
 VocabularyOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(
         "--vocabulary",
-        help="The vocab.txt of a text encoder whose tokens are not cn_clip's: a token a line.",
+        help="The vocab.txt of a text encoder whose tokens are not cn_clip's: a token a line. Default: the one in the "
+        "checkpoint's folder, else cn_clip's.",
         exists=True,
         dir_okay=False,
         show_default=False,
+        rich_help_panel=MODEL,
     ),
 ]
 CheckpointOption = Annotated[
-    Optional[str],  # noqa: UP045  # Typer reads it at run time, on Python 3.10 too
+    Optional[str],  # noqa: UP045
     typer.Option(
         "--checkpoint",
-        help="A pretrained or fine-tuned .pt or .safetensors file, or random:SEED for untrained weights. Default: "
-        "the official checkpoint, downloaded.",
+        help="A pretrained or fine-tuned .pt or .safetensors file; a folder of Hugging Face's transformers; "
+        "hf:OWNER/NAME, with @REVISION or without; or random:SEED for untrained weights. Default: the official "
+        "checkpoint, downloaded.",
         show_default=False,
+        rich_help_panel=MODEL,
     ),
 ]
 DownloadRootOption = Annotated[
     Path,
     typer.Option(
-        help="Where downloaded and random checkpoints are kept.",
+        help="Where official and random checkpoints are kept.",
         envvar="CNCLIP_DOWNLOAD_ROOT",
         file_okay=False,
+        rich_help_panel=FILES,
     ),
 ]
-HubOption = Annotated[Hub, typer.Option(help="Where the official checkpoint is downloaded from.")]
+HubOption = Annotated[
+    Hub, typer.Option(help="Where the official checkpoint is downloaded from.", rich_help_panel=MODEL)
+]
 ArtefactsOption = Annotated[
-    Path, typer.Option(help="Folder of the ONNX files; each model has a folder in it.", file_okay=False)
+    Path,
+    typer.Option(
+        help="Folder of the ONNX files; each model has a folder in it.", file_okay=False, rich_help_panel=FILES
+    ),
 ]
 NameOption = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="Name of the served models. Default: the arch in lower case.", show_default=False),
+    typer.Option(
+        help="Name of the served models. Default: the arch in lower case.", show_default=False, rich_help_panel=MODEL
+    ),
 ]
 TowersOption = Annotated[
     Optional[list[str]],  # noqa: UP045
@@ -77,6 +103,7 @@ TowersOption = Annotated[
         parser=_one_of(*TOWERS),
         help="Only this encoder; may be given twice. Default: both.",
         show_default=False,
+        rich_help_panel=MODEL,
     ),
 ]
 PrecisionsOption = Annotated[
@@ -86,39 +113,7 @@ PrecisionsOption = Annotated[
         parser=_one_of(*ALL_PRECISIONS),
         help="Only this precision; may be repeated. Default: fp32 and fp16.",
         show_default=False,
-    ),
-]
-ImageProfileOption = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option(
-        "--image-profile",
-        help="What image plans are tuned for, batch=MIN:OPT:MAX; may be repeated. Default: one for a lone request, one "
-        "for full batches.",
-        show_default=False,
-    ),
-]
-TextProfileOption = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option(
-        "--text-profile",
-        help="Likewise of text plans, batch=MIN:OPT:MAX,length=MIN:OPT:MAX.",
-        show_default=False,
-    ),
-]
-WorkspaceOption = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(help="Most GPU memory for a kernel's scratch, in MiB. Default: all there is.", show_default=False),
-]
-OptimizationLevelOption = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(help="TensorRT's, 0 (fast to build) to 5 (fast to run). Default: its own, 3.", show_default=False),
-]
-FastOption = Annotated[
-    bool,
-    typer.Option(
-        "--fast",
-        help="Build plans for a first trial: tuned for full batches alone, at optimization level 1 where TensorRT has "
-        "levels, unless options say otherwise.",
+        rich_help_panel=MODEL,
     ),
 ]
 Tf32Option = Annotated[
@@ -128,6 +123,7 @@ Tf32Option = Annotated[
         help="Let a GPU's FP32 products round what they multiply to TF32's 10 bits: several times as fast, and not "
         "FP32. Default: no.",
         show_default=False,
+        rich_help_panel=SERVED,
     ),
 ]
 LeastInt8SpeedUpOption = Annotated[
@@ -136,6 +132,7 @@ LeastInt8SpeedUpOption = Annotated[
         help="How many times FP32's speed INT8 must reach on this machine; 0 to take it in any case, as when another "
         "machine is to serve it.",
         min=0,
+        rich_help_panel=BUILD,
     ),
 ]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks and library logs.")]
@@ -150,27 +147,54 @@ def chosen_towers(named: list[str] | None) -> list[Tower]:
     return [tower for tower in TOWERS if not named or tower in named]
 
 
-def plan_settings(
-    max_batch_size: int,
-    context_length: int,
-    image_profiles: list[str] | None,
-    text_profiles: list[str] | None,
-    workspace_mib: int | None,
-    optimization_level: int | None,
-    tf32: bool,
-    fast: bool,
-    tuned_length: int | None = None,
-) -> PlanSettings:
-    """Reads the settings of plans from options; `tuned_length` is theirs."""
-    from cnclip_builder.plans.api import BuildOptions
-    from cnclip_builder.plans.here import PlanSettings
-    from cnclip_builder.plans.profiles import Profile
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """How TensorRT plans are built; `gives_options` gives them to a command."""
 
-    return PlanSettings(
-        max_batch_size,
-        context_length,
-        tuple(map(Profile.parse, image_profiles)) if image_profiles else None,
-        tuple(map(Profile.parse, text_profiles)) if text_profiles else None,
-        BuildOptions(workspace_mib, optimization_level, tf32, fast),
-        tuned_length,
-    )
+    image_profile: Annotated[
+        list[str] | None,
+        option(
+            "What image plans are tuned for, batch=MIN:OPT:MAX; may be repeated. Default: one for a lone request, one "
+            "for full batches.",
+            panel=PLANS,
+            metavar="PROFILE",
+        ),
+    ] = None
+    text_profile: Annotated[
+        list[str] | None,
+        option("Likewise of text plans, batch=MIN:OPT:MAX,length=MIN:OPT:MAX.", panel=PLANS, metavar="PROFILE"),
+    ] = None
+    workspace_mib: Annotated[
+        int | None,
+        option("Most GPU memory for a kernel's scratch, in MiB. Default: all there is.", panel=PLANS, metavar="MIB"),
+    ] = None
+    optimization_level: Annotated[
+        int | None,
+        option("TensorRT's, 0 (fast to build) to 5 (fast to run). Default: its own, 3.", panel=PLANS, metavar="LEVEL"),
+    ] = None
+    fast: Annotated[
+        bool,
+        option(
+            "Build plans for a first trial: tuned for full batches alone, at optimization level 1 where TensorRT has "
+            "levels, unless options say otherwise.",
+            "--fast",
+            panel=PLANS,
+        ),
+    ] = False
+
+    def settings(
+        self, max_batch_size: int, context_length: int, tf32: bool, tuned_length: int | None = None
+    ) -> PlanSettings:
+        """Returns the settings of plans that they come to; the arguments are theirs."""
+        from cnclip_builder.plans.api import BuildOptions
+        from cnclip_builder.plans.here import PlanSettings
+        from cnclip_builder.plans.profiles import Profile
+
+        return PlanSettings(
+            max_batch_size,
+            context_length,
+            tuple(map(Profile.parse, self.image_profile)) if self.image_profile else None,
+            tuple(map(Profile.parse, self.text_profile)) if self.text_profile else None,
+            BuildOptions(self.workspace_mib, self.optimization_level, tf32, self.fast),
+            tuned_length,
+        )

@@ -42,6 +42,10 @@ def publish(
     """Upload a repository so that a polling Triton never sees half a version.
 
     If it is cut off, run it again: it goes on. Only one may run at a time.
+
+    Examples:
+      cnclip-build publish s3://bucket/models
+      cnclip-build publish /mnt/models --name vit-b-16
     """
     from cnclip_builder.repository.publishing import publish_repository
 
@@ -69,7 +73,11 @@ def prune(
     settle: SettleOption = DEFAULT_SETTLE_S,
     verbose: VerboseOption = False,
 ) -> None:
-    """Delete the versions of a repository that are not served. Don't run it during a publication."""
+    """Delete the versions of a repository that are not served. Don't run it during a publication.
+
+    Example:
+      cnclip-build prune s3://bucket/models --keep 2 --dry-run
+    """
     from cnclip_builder.repository.pruning import plan_pruning, prune_repository
 
     pruning = plan_pruning(repository, keep) if dry_run else prune_repository(repository, keep, settle_s=settle)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal, Optional
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from cnclip_console import gives_options, print_table
 
-from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, get_arch, official_archs
+from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, official_archs
+from cnclip_builder.checkpoint.choose import choose_arch
 from cnclip_builder.cli.options import (
     DEFAULT_ARTEFACTS,
     DEFAULT_DOWNLOAD_ROOT,
@@ -17,21 +17,16 @@ from cnclip_builder.cli.options import (
     ArtefactsOption,
     CheckpointOption,
     DownloadRootOption,
-    FastOption,
     HubOption,
-    ImageProfileOption,
     LeastInt8SpeedUpOption,
     NameOption,
-    OptimizationLevelOption,
+    PlanOptions,
     PrecisionsOption,
-    TextProfileOption,
     Tf32Option,
     TowersOption,
     VerboseOption,
     VocabularyOption,
-    WorkspaceOption,
     chosen_towers,
-    plan_settings,
 )
 from cnclip_builder.errors import SlowerError
 from cnclip_builder.int8.report import LEAST_INT8_SPEED_UP
@@ -42,39 +37,57 @@ PlanPrecision = Literal["fp32", "fp16"]
 
 
 def archs() -> None:
-    """List the architectures."""
-    table = Table("arch", "resolution", "embedding size", "most tokens", "official checkpoint")
-    for arch in official_archs():
-        table.add_row(
-            arch.name,
-            str(arch.resolution),
-            str(arch.embedding_size),
-            str(arch.max_context_length),
-            arch.hub.filename if arch.hub else "",
-        )
-    Console().print(table)
+    """List the architectures.
+
+    Example:
+      cnclip-build archs
+    """
+    print_table(
+        ("arch", "resolution", "embedding size", "most tokens", "official checkpoint"),
+        (
+            (
+                arch.name,
+                str(arch.resolution),
+                str(arch.embedding_size),
+                str(arch.max_context_length),
+                arch.hub.filename if arch.hub else "",
+            )
+            for arch in official_archs()
+        ),
+    )
 
 
 def checkpoint(
-    arch: ArchOption,
+    arch: ArchOption = None,
     checkpoint: CheckpointOption = None,
     vocabulary: VocabularyOption = None,
+    name: NameOption = None,
     download_root: DownloadRootOption = DEFAULT_DOWNLOAD_ROOT,
     hub: HubOption = "huggingface",
     verbose: VerboseOption = False,
 ) -> None:
-    """Fetch a checkpoint and check that it is of the architecture."""
+    """Fetch a checkpoint, tell its architecture, and check that it fits the one that is named.
+
+    Example:
+      cnclip-build checkpoint --arch ViT-B-16 --checkpoint epoch_latest.pt
+    """
     from cnclip_builder.checkpoint.stage import open_checkpoint
 
-    facts = open_checkpoint(checkpoint, get_arch(arch, vocabulary), download_root, hub)
+    chosen = choose_arch(arch, checkpoint, vocabulary, name)
+    facts = open_checkpoint(checkpoint, chosen, download_root, hub)
+    typer.echo(f"arch          {chosen.name}")
     typer.echo(f"file          {facts.file.path}")
+    for file in facts.files if len(facts.files) > 1 else ():
+        typer.echo(f"  of it       {file}")
+    if facts.file.revision:
+        typer.echo(f"revision      {facts.file.revision}")
     typer.echo(f"sha256        {facts.sha256}")
     typer.echo(f"logit scale   {facts.logit_scale:.6g}")
     typer.echo(f"FP32 weights  {sum(facts.fp32_bytes.values()) / 1e6:.0f} MB")
 
 
 def onnx(
-    arch: ArchOption,
+    arch: ArchOption = None,
     checkpoint: CheckpointOption = None,
     vocabulary: VocabularyOption = None,
     tower: TowersOption = None,
@@ -89,11 +102,15 @@ def onnx(
     """Export the encoders to ONNX and prove them against PyTorch.
 
     The files have the names and tensors that cn_clip's own scripts give them.
+
+    Examples:
+      cnclip-build onnx --arch ViT-B-16
+      cnclip-build onnx --arch RN50 --tower image --precision fp16
     """
     from cnclip_builder.artefacts.maker import build_artefacts
     from cnclip_builder.repository.sharing import check_model_name
 
-    chosen = get_arch(arch, vocabulary)
+    chosen = choose_arch(arch, checkpoint, vocabulary, name)
     made = build_artefacts(
         chosen,
         checkpoint,
@@ -112,8 +129,10 @@ def onnx(
         raise SlowerError("; ".join(made.slower.values()))
 
 
+@gives_options(PlanOptions, "plan")
 def tensorrt(
-    arch: ArchOption,
+    *,
+    arch: ArchOption = None,
     checkpoint: CheckpointOption = None,
     vocabulary: VocabularyOption = None,
     tower: TowersOption = None,
@@ -136,11 +155,7 @@ def tensorrt(
     ] = None,
     max_batch_size: Annotated[int, typer.Option(help="Most rows of a batch.")] = 64,
     context_length: Annotated[int, typer.Option(help="Most tokens of a text.")] = DEFAULT_CONTEXT_LENGTH,
-    image_profile: ImageProfileOption = None,
-    text_profile: TextProfileOption = None,
-    workspace_mib: WorkspaceOption = None,
-    optimization_level: OptimizationLevelOption = None,
-    fast: FastOption = False,
+    plan: PlanOptions,
     tf32: Tf32Option = None,
     artefacts: ArtefactsOption = DEFAULT_ARTEFACTS,
     name: NameOption = None,
@@ -151,6 +166,10 @@ def tensorrt(
     """Build TensorRT plans for this machine's GPU and prove them against PyTorch; or write what another one needs.
 
     A plan runs on the kind of GPU and the version of TensorRT that made it, which its sidecar (.trt.json) names.
+
+    Examples:
+      cnclip-build tensorrt --arch ViT-B-16
+      cnclip-build tensorrt --arch ViT-B-16 --bundle build/plans
     """
     from cnclip_builder.artefacts.maker import build_artefacts
     from cnclip_builder.plans.bundle import SCRIPT_NAME, finish_bundle, new_bundle
@@ -158,16 +177,11 @@ def tensorrt(
     from cnclip_builder.repository.serving import ServingConfig
     from cnclip_builder.repository.sharing import check_model_name
 
-    chosen = get_arch(arch, vocabulary)
-    settings = plan_settings(
+    chosen = choose_arch(arch, checkpoint, vocabulary, name)
+    settings = plan.settings(
         max_batch_size,
         chosen.checked_context_length(context_length),
-        image_profile,
-        text_profile,
-        workspace_mib,
-        optimization_level,
         bool(tf32),
-        fast,
         ServingConfig("gpu", precision, context_length, max_batch_size, "tensorrt").padded_lengths[0],
     )
     if bundle is None:
@@ -190,6 +204,6 @@ def tensorrt(
         typer.echo(f"{bundle / SCRIPT_NAME} makes {', '.join(job.plan for job in jobs.values())} where it is run")
         return
     jobs = write_jobs_of(made, towers, precision, chosen_edges, settings)
-    for plan in build_plans(jobs, made.items[0].folder, settings.options).values():
-        distance = plan.record.parity["pytorch"]["cosine_distance"]
-        typer.echo(f"{plan.path}  {plan.record.precision}  1 - cosine <= {distance:.0e}")
+    for built in build_plans(jobs, made.items[0].folder, settings.options).values():
+        distance = built.record.parity["pytorch"]["cosine_distance"]
+        typer.echo(f"{built.path}  {built.record.precision}  1 - cosine <= {distance:.0e}")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from cnclip_console import print_table
 
-from cnclip_builder.arch import get_arch
+from cnclip_builder.checkpoint.choose import choose_arch
 from cnclip_builder.cli.options import (
     DEFAULT_DOWNLOAD_ROOT,
     ArchOption,
@@ -21,10 +21,11 @@ from cnclip_builder.cli.options import (
     VocabularyOption,
 )
 from cnclip_builder.errors import SettingError
+from cnclip_builder.tensors import TOWERS
 
 
 def verify(
-    arch: ArchOption,
+    arch: ArchOption = None,
     checkpoint: CheckpointOption = None,
     vocabulary: VocabularyOption = None,
     url: Annotated[str, typer.Option(help="The server's gRPC address.")] = "localhost:8001",
@@ -41,11 +42,15 @@ def verify(
     hub: HubOption = "huggingface",
     verbose: VerboseOption = False,
 ) -> None:
-    """Compare the features of a running server with PyTorch's, row by row."""
+    """Compare the features of a running server with PyTorch's, row by row.
+
+    Example:
+      cnclip-build verify --arch ViT-B-16 --url localhost:8001
+    """
     from cnclip_builder.checkpoint.sources import fetch_checkpoint
     from cnclip_builder.verify import verify_server
 
-    chosen = get_arch(arch, vocabulary)
+    chosen = choose_arch(arch, checkpoint, vocabulary, name)
     verification = verify_server(
         url,
         name or chosen.slug,
@@ -54,9 +59,8 @@ def verify(
         images={str(path): path.read_bytes() for path in image} if image else None,
         texts=_read_captions(captions) if captions else None,
     )
-    table = Table("features", "rows", "1 - cosine", "at most", "centred", "at most", "largest difference")
-    for tower, parity in verification.parity.items():
-        table.add_row(
+    rows = [
+        (
             tower,
             str(parity.rows),
             f"{parity.cosine_distance:.1e}",
@@ -65,14 +69,35 @@ def verify(
             f"{verification.tolerances[tower].centred_distance:.0e}",
             f"{parity.absolute_difference:.1e}",
         )
+        for tower, parity in verification.parity.items()
+    ]
     if (reduced := verification.reduced_decoding) is not None:
         typer.echo(
             "Large JPEGs are decoded at reduced scale, here and in the PyTorch that they are compared with. From exact "
             f"decoding that takes features by 1 - cosine = {reduced.cosine_distance:.1e}, "
             f"{reduced.centred_distance:.1e} after centring."
         )
-    Console().print(table)
+    print_table(("features", "rows", "1 - cosine", "at most", "centred", "at most", "largest difference"), rows)
     verification.require()
+
+
+def show_live_parity(live: Mapping[str, Any]) -> None:
+    """Prints how far the features that a server gave are from PyTorch's, as a manifest holds it under `live_parity`."""
+    print_table(
+        ("served features", "rows", "1 - cosine", "centred", "largest difference"),
+        [
+            (
+                f"of {tower}s",
+                str(live[tower]["rows"]),
+                *(
+                    f"{live[tower][name]:.1e}"
+                    for name in ("cosine_distance", "centred_distance", "absolute_difference")
+                ),
+            )
+            for tower in TOWERS
+        ],
+        "Served and compared with PyTorch, the worst row of each:",
+    )
 
 
 def _read_captions(path: Path) -> list[str]:

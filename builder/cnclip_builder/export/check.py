@@ -21,12 +21,13 @@ _Signature = tuple[str, list[int | None]]
 """ONNX Runtime's name of a type, and the axes, None for a dynamic one."""
 
 
-def check_artefact(artefact: Artefact, reference: npt.NDArray[np.float32]) -> Parity:
+def check_artefact(artefact: Artefact, reference: npt.NDArray[np.float32], threads: int = 0) -> Parity:
     """Compares an exported encoder with PyTorch.
 
     Args:
         artefact: which; its precision's tolerance counts.
         reference: PyTorch's un-normalised features of the probes, `[N, D]`.
+        threads: to compute with; 0 for all cores.
 
     Returns:
         The distances at the whole batch and full text length.
@@ -38,7 +39,7 @@ def check_artefact(artefact: Artefact, reference: npt.NDArray[np.float32]) -> Pa
     path, arch, tower = artefact.path, artefact.arch, artefact.tower
     probes, names = make_probes(arch), TENSORS[tower]
     inputs = probes.inputs(tower)
-    session = open_session(path)
+    session = open_session(path, threads=threads)
     axes: dict[Tower, _Signature] = {
         "image": ("tensor(float)", [None, 3, arch.resolution, arch.resolution]),
         "text": ("tensor(int64)", [None, None]),
@@ -122,12 +123,13 @@ def _describe(kind: str, axes: list[int | None]) -> str:
     return f"{kind} [{', '.join('dynamic' if size is None else str(size) for size in axes)}]"
 
 
-def check_served_encoder(path: Path, artefact: Artefact) -> Parity:
+def check_served_encoder(path: Path, artefact: Artefact, threads: int = 0) -> Parity:
     """Compares a served encoder with PyTorch, from uint8 pixels or int32 ids to both kinds of features.
 
     Args:
         path: its `model.onnx`.
         artefact: what it was written from; its precision's tolerance and its reference count.
+        threads: to compute with; 0 for all cores.
 
     Returns:
         The distances of the un-normalised features.
@@ -139,7 +141,7 @@ def check_served_encoder(path: Path, artefact: Artefact) -> Parity:
     probes = make_probes(arch)
     inputs = probes.served_inputs(artefact.tower)
     reference = np.load(artefact.reference)
-    session = open_session(path)
+    session = open_session(path, threads=threads)
     axes: dict[Tower, _Signature] = {
         "image": ("tensor(uint8)", [None, arch.resolution, arch.resolution, 3]),
         "text": ("tensor(int32)", [None, None]),

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from cnclip_builder.arch import Arch
 from cnclip_builder.export.files import OPSET, external_data_of
+from cnclip_builder.export.weights_file import WeightsFile
 from cnclip_builder.tensors import BATCH, TENSORS, InputSpec, Precision, Tower
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ MICROSOFT = "com.microsoft"
 Weight = npt.NDArray[np.floating[Any]]
 
 _IR_VERSION = 9  # the oldest that has all that is written here
-_INLINE_BYTES = 1024  # smaller tensors stay in the graph, as the FP16 converter leaves them
-_PAGE = 4096  # where a weight must begin for ONNX Runtime to map it from the file
 
 
 def exact(tensor: torch.Tensor) -> npt.NDArray[np.float64]:
@@ -44,19 +43,19 @@ class GraphWriter:
 
     def __init__(self, path: Path, precision: Precision) -> None:
         self._path = path
-        self._data = external_data_of(path)
+        self._data = WeightsFile(external_data_of(path))
         self._dtype = np.dtype(np.float16 if precision == "fp16" else np.float32)
         self._nodes: list[onnx.NodeProto] = []
         self._weights: list[onnx.TensorProto] = []
 
     def __enter__(self) -> GraphWriter:
-        self._file = self._data.open("wb")
+        self._data.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._data.__exit__(kind, error, trace)
 
     def floats(self, value: Weight) -> str:
         """Adds a weight, rounded once to the graph's precision; gives its name."""
@@ -168,18 +167,5 @@ class GraphWriter:
 
     def _add(self, value: npt.NDArray[Any]) -> str:
         name = f"weight_{len(self._weights)}"
-        if value.nbytes < _INLINE_BYTES:
-            self._weights.append(numpy_helper.from_array(value, name))
-            return name
-        self._file.write(b"\0" * (-self._file.tell() % _PAGE))
-        tensor = TensorProto(
-            name=name,
-            dims=value.shape,
-            data_type=helper.np_dtype_to_tensor_dtype(value.dtype),
-            data_location=TensorProto.EXTERNAL,
-        )
-        for key, entry in (("location", self._data.name), ("offset", self._file.tell()), ("length", value.nbytes)):
-            tensor.external_data.add(key=key, value=str(entry))
-        self._file.write(value.data)
-        self._weights.append(tensor)
+        self._weights.append(self._data.add(name, value))
         return name

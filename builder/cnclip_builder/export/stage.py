@@ -8,26 +8,24 @@ from cnclip_builder.export.artefact import Artefact
 from cnclip_builder.parity.distance import Parity
 
 
-def export_to_onnx(checkpoint: Path, fp32: Artefact) -> None:
-    """Exports an encoder in FP32; imports torch. See `export_tower`."""
+def export_to_onnx(checkpoint: Path, fp32: Artefact, threads: int = 0) -> None:
+    """Exports an encoder in FP32, computing with so many threads (0: all cores); imports torch. See `export_tower`."""
+    import torch
+
     from cnclip_builder.export.export import export_tower
 
+    if threads:
+        torch.set_num_threads(threads)
     export_tower(checkpoint, fp32)
 
 
-def limit_threads(threads: int) -> None:
-    """Has torch compute with so many threads in this process from now on; imports it."""
-    import torch
-
-    torch.set_num_threads(threads)
-
-
-def finish_artefact(made: Artefact, fp32: Artefact) -> Parity:
+def finish_artefact(made: Artefact, fp32: Artefact, threads: int = 0) -> Parity:
     """Converts to FP16 if that is asked for, and proves the artefact; imports onnx and onnxruntime.
 
     Args:
         made: the artefact to prove, and in FP16 to write first.
         fp32: its FP32 twin, with PyTorch's features of the probes.
+        threads: to compute with; 0 for all cores.
 
     Raises:
         ParityError: it differs from PyTorch beyond its tolerance.
@@ -40,13 +38,19 @@ def finish_artefact(made: Artefact, fp32: Artefact) -> Parity:
         from cnclip_builder.export.fp16 import convert_to_fp16
 
         convert_to_fp16(fp32.path, made.path)
-    return check_artefact(made, np.load(fp32.reference))
+    return check_artefact(made, np.load(fp32.reference), threads)
 
 
-def write_served(artefact: Artefact, folder: Path, *, without_padding: bool) -> Parity:
+def write_served(artefact: Artefact, folder: Path, *, without_padding: bool, threads: int = 0) -> Parity:
     """Writes a served encoder into its version folder and proves it; imports onnx and onnxruntime.
 
     See `write_served_encoder`.
+
+    Args:
+        artefact: the encoder.
+        folder: where to.
+        without_padding: whether a text encoder leaves its texts' padding out.
+        threads: to compute with; 0 for all cores.
 
     Raises:
         ParityError: its features differ from PyTorch's beyond the tolerance.
@@ -54,7 +58,8 @@ def write_served(artefact: Artefact, folder: Path, *, without_padding: bool) -> 
     from cnclip_builder.export.check import check_served_encoder
     from cnclip_builder.export.served import write_served_encoder
 
-    return check_served_encoder(write_served_encoder(artefact, folder, without_padding=without_padding), artefact)
+    served = write_served_encoder(artefact, folder, without_padding=without_padding)
+    return check_served_encoder(served, artefact, threads)
 
 
 def write_fused(checkpoint: Path, artefact: Artefact, folder: Path) -> Path:
@@ -64,12 +69,14 @@ def write_fused(checkpoint: Path, artefact: Artefact, folder: Path) -> Path:
     return write_fused_encoder(checkpoint, artefact, folder)
 
 
-def prove_served(served: Path, artefact: Artefact) -> Parity:
-    """Proves a served encoder's file; imports onnxruntime. See `check_served_encoder`.
+def prove_served(served: Path, artefact: Artefact, threads: int = 0) -> Parity:
+    """Proves a served encoder's file, computing with so many threads (0: all cores); imports onnxruntime.
+
+    See `check_served_encoder`.
 
     Raises:
         ParityError: its features differ from PyTorch's beyond the tolerance.
     """
     from cnclip_builder.export.check import check_served_encoder
 
-    return check_served_encoder(served, artefact)
+    return check_served_encoder(served, artefact, threads)

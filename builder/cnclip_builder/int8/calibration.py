@@ -27,7 +27,7 @@ def calibration_inputs(arch: Arch, tower: Tower) -> list[npt.NDArray[Any]]:
         `image` float32 `[1, 3, R, R]` each, or `text` int64 `[1, L]`, each of its own length: padding is no text.
     """
     if tower == "image":
-        from cnclip_templates.cnclip_pixels import decode_pixels
+        from cnclip_pixels import decode_pixels
 
         return [normalise(decode_pixels(image, arch.resolution)[None]) for image in sample_images().values()]
     from cnclip_templates.cnclip_token_ids import TokenIds

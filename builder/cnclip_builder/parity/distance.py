@@ -77,8 +77,8 @@ def measure_parity(features: npt.NDArray[np.float32], reference: npt.NDArray[np.
         raise ParityError(f"features of shape {list(features.shape)} instead of {list(reference.shape)}")
     ours, theirs = features.astype(np.float64), reference.astype(np.float64)
     mean = theirs.mean(axis=0)
-    distances = _cosine_distances(ours, theirs)
-    centred = _cosine_distances(ours - mean, theirs - mean) if len(theirs) > 1 else np.zeros(1)
+    distances = cosine_distances(ours, theirs)
+    centred = cosine_distances(ours - mean, theirs - mean) if len(theirs) > 1 else np.zeros(1)
     return Parity(
         rows=len(theirs),
         cosine_distance=float(np.max(distances)),
@@ -112,7 +112,8 @@ def check_parity(
     return parity
 
 
-def _cosine_distances(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def cosine_distances(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Measures 1 - cosine of each row, `[N]`, of `[N, D]` both; NaN where a row is zero."""
     # From the difference of the unit vectors: 1 - a.b would lose all digits below 1e-16 and gain false ones.
     with np.errstate(invalid="ignore", divide="ignore"):
         difference = a / np.linalg.norm(a, axis=1, keepdims=True) - b / np.linalg.norm(b, axis=1, keepdims=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from cnclip_builder.arch import MIN_CONTEXT_LENGTH
 from cnclip_builder.errors import SettingError
-from cnclip_builder.system.machine import has_gpu
+from cnclip_builder.system.machine import has_gpu, usable_cores
 from cnclip_builder.tensors import TOWERS, Precision, Tower
 
 Target = Literal["cpu", "gpu"]
@@ -64,11 +64,15 @@ _DEPEND_ON_TARGET = frozenset(
         "text_lengths",
         "gpus",
         "preprocess_instances",
+        "preprocess_threads",
     }
 )
 
-_GPU_PREPROCESS_INSTANCES = 4
-"""A GPU encodes faster than one process hands images on; threads of one lose 10 to 18 % against processes."""
+_LEAST_GPU_PREPROCESS_INSTANCES = 4
+_MOST_GPU_PREPROCESS_INSTANCES = 16
+_CORES_OF_A_PROCESS = 4
+"""A GPU encodes faster than one process hands images on. Few threads of one seldom wait for Python's lock, which an
+image holds for 2 to 7 % of its time; and one process decodes all images of a request, so that it wants some."""
 
 _SHORTER_LENGTH = 40
 """Of the two lengths of texts on a GPU: nearly all captions fit into it (docs/gpu.md has the table)."""
@@ -151,7 +155,7 @@ class ServingConfig:
         merged_batch_size: rows up to which Triton makes one batch of several requests, 0 for up to `max_batch_size`;
             None for the preferred images on a CPU, and else 0.
         preprocess_instances: processes that decode images; None for 1 before a CPU, whose cores the encoder needs, and
-            4 before GPUs.
+            before GPUs one for each 4 cores of the building machine, from 4 to 16.
         preprocess_threads: threads in each of them; 0 for as many as the server has cores.
         max_image_pixels: width times height of the largest image that is decoded; a larger one is refused unread.
         image_formats: Pillow's names of formats that are decoded beside those it decodes by itself, with commas between
@@ -265,7 +269,10 @@ class ServingConfig:
         """Processes that decode images."""
         if self.preprocess_instances is not None:
             return self.preprocess_instances
-        return _GPU_PREPROCESS_INSTANCES if self.target == "gpu" else 1
+        if self.target == "cpu":
+            return 1
+        wanted = usable_cores() // _CORES_OF_A_PROCESS
+        return min(max(wanted, _LEAST_GPU_PREPROCESS_INSTANCES), _MOST_GPU_PREPROCESS_INSTANCES)
 
     @property
     def decoding(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cnclip_builder.arch import Arch
@@ -37,7 +38,7 @@ def template_values(
         serving: how it is served.
         versions: those that are there of the encoder and the Python model.
         version: the one that the ensemble serves.
-        facts: what the ensemble tells its clients, besides what follows from the settings.
+        facts: what an ensemble and its encoder tell their clients, besides what follows from the settings.
         plans: of the encoder, one for each kind of GPU; none for ONNX.
     """
     tower = TOWER_OF[kind]
@@ -46,7 +47,11 @@ def template_values(
     if kind.endswith("-encoder"):
         checkpoint = facts.get("checkpoint_sha256")
         engines = f"{name}-{checkpoint[:12]}" if checkpoint else ""
-        return {**common, "encoder": encoder_config(serving, arch, tower, plans, engines)}
+        config = encoder_config(serving, arch, tower, plans, engines)
+        # Clients that prepare by themselves ask the encoder. Its older versions share this config: so it says of which
+        # version it tells. Triton's backends pass over parameters that are not theirs.
+        told = {**_told(tower, arch, serving, facts), "version": version}
+        return {**common, "encoder": replace(config, parameters={**config.parameters, **told})}
     if kind == "image-preprocess":
         return {
             **common,
@@ -56,9 +61,7 @@ def template_values(
             "parameters": {
                 "resolution": arch.resolution,
                 "threads": serving.preprocess_threads,
-                "max_image_pixels": serving.max_image_pixels,
-                "decoding": serving.decoding,
-                **({"image_formats": serving.image_formats} if serving.image_formats else {}),
+                **_preparation(serving),
             },
         }
     if kind == "text-tokenize":
@@ -77,9 +80,17 @@ def template_values(
         **common,
         "version": version,
         "embedding_size": arch.embedding_size,
-        "facts": {
-            **facts,
-            "preferred_batch_size": encoder.preferred_batch_size,
-            **({"decoding": serving.decoding} if tower == "image" else {}),
-        },
+        "facts": _told(tower, arch, serving, facts),
     }
+
+
+def _told(tower: Tower, arch: Arch, serving: ServingConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What clients are told of a tower."""
+    told = {**facts, "preferred_batch_size": serving.encoder(tower).preferred_batch_size}
+    return told if tower == "text" else {**told, "resolution": arch.resolution, **_preparation(serving)}
+
+
+def _preparation(serving: ServingConfig) -> dict[str, Any]:
+    """How images are prepared, besides their resolution."""
+    formats = {"image_formats": serving.image_formats} if serving.image_formats else {}
+    return {"max_image_pixels": serving.max_image_pixels, "decoding": serving.decoding, **formats}

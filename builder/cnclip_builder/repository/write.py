@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import shutil
 import struct
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,27 +14,20 @@ from typing import Any
 import numpy as np
 from cnclip_templates import templates_folder
 
-from cnclip_builder.arch import Arch
-from cnclip_builder.artefacts.maker import Artefacts
-from cnclip_builder.artefacts.record import ProvedArtefact
 from cnclip_builder.errors import RepositoryError
 from cnclip_builder.export.files import served_input
-from cnclip_builder.export.stage import prove_served, write_fused, write_served
-from cnclip_builder.parity.distance import Parity
-from cnclip_builder.plans.here import Plan
-from cnclip_builder.plans.record import sidecar_of
 from cnclip_builder.repository.encoder_config import plan_filename, warmup_file
+from cnclip_builder.repository.encoders import SERVED_RECIPE, library_versions, write_encoders
+from cnclip_builder.repository.entry import RepositoryEntry
 from cnclip_builder.repository.graphs import served_graph
 from cnclip_builder.repository.manifest import MANIFEST_NAME, load_manifest, reading, write_manifest
 from cnclip_builder.repository.render import parse_config, render_config
-from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.sharing import check_one_tensorrt, check_place, check_same_plans
 from cnclip_builder.repository.sums import files_of_folder
 from cnclip_builder.repository.values import KINDS, TOWER_OF, template_values
 from cnclip_builder.repository.wiring import check_wiring
-from cnclip_builder.system.atomic import link_or_copy, link_tree, locked, replacing_folder, sha256_of_file
-from cnclip_builder.system.isolation import stage_process
-from cnclip_builder.tensors import TOWERS, Precision, Tower
+from cnclip_builder.system.atomic import link_tree, locked, replacing_folder, sha256_of_file
+from cnclip_builder.tensors import TOWERS
 
 logger = logging.getLogger(__name__)
 
@@ -44,44 +35,11 @@ _ENSEMBLES = ("image", "text")
 
 # Modules that each Python model takes along, and cn_clip's vocabulary for the tokeniser.
 _MODULES = {
-    "image-preprocess": ("cnclip_bad_rows.py", "cnclip_pixels.py", "cnclip_refusal_log.py"),
+    "image-preprocess": ("cnclip_bad_rows.py", "cnclip_refusal_log.py"),
     "text-tokenize": ("cnclip_bad_rows.py", "cnclip_refusal_log.py", "cnclip_token_ids.py"),
 }
 
 _WARMUP_TEXT = "一只游隼停在木桩上，望着远处的草地"
-
-
-@dataclass(frozen=True)
-class RepositoryEntry:
-    """What is to be served.
-
-    Attributes:
-        name: of the models: the architecture's slug unless several checkpoints of it are served side by side.
-        version: Triton's version number.
-        arch: the architecture.
-        artefacts: of both encoders, in the precision that is served.
-        serving: how they are served.
-        plans: of each encoder one for each kind of GPU, where TensorRT serves them.
-    """
-
-    name: str
-    version: int
-    arch: Arch
-    artefacts: Artefacts
-    serving: ServingConfig
-    plans: Mapping[Tower, Sequence[Plan]] = field(default_factory=dict)
-
-    def precision_of(self, tower: Tower) -> Precision:
-        """What an encoder is served in: FP32 where INT8 was asked for and is not faster."""
-        return "fp32" if tower in self.artefacts.slower else self.serving.precision
-
-    @property
-    def precision(self) -> str:
-        """Of both encoders, each named if they differ: "image fp32, text int8"."""
-        precisions = {tower: self.precision_of(tower) for tower in TOWERS}
-        if precisions["image"] == precisions["text"]:
-            return precisions["image"]
-        return ", ".join(f"{tower} {precision}" for tower, precision in precisions.items())
 
 
 def publish(
@@ -115,15 +73,15 @@ def publish(
             link_tree(repository, new)
         for kind in KINDS:
             _start_model(new, entry, kind)
-        parity = _write_encoders(new, entry)
-        models[entry.name] = {**versions, str(entry.version): _manifest_entry(entry, parity)}
+        written = write_encoders(new, entry, repository, before)
+        models[entry.name] = {**versions, str(entry.version): _manifest_entry(entry, written.parity)}
         _write_configs(new, entry, sorted(map(int, models[entry.name])))
         check_repository(new)
         if verify is not None:
             models[entry.name][str(entry.version)]["live_parity"] = verify(new)
         # What this build did not write keeps the hash that it was written with: a change since then stays told.
         kept = {path: digest for path, digest in (before.files or {}).items() if not _is_written(path, entry)}
-        write_manifest(new, models, files_of_folder(new, kept))
+        write_manifest(new, models, files_of_folder(new, {**kept, **written.hashes}))
 
 
 def _is_written(path: str, entry: RepositoryEntry) -> bool:
@@ -174,6 +132,10 @@ def _start_model(repository: Path, entry: RepositoryEntry, kind: str) -> None:
     shutil.rmtree(model if kind in _ENSEMBLES else version, ignore_errors=True)
     version.mkdir(parents=True)
     templates = templates_folder()
+    if kind == "image-preprocess":
+        import cnclip_pixels
+
+        shutil.copyfile(cnclip_pixels.__file__, version / "cnclip_pixels.py")
     if kind in _MODULES:
         shutil.copyfile(templates / kind / "1" / "model.py", version / "model.py")
         for module in _MODULES[kind]:
@@ -188,7 +150,7 @@ def _start_model(repository: Path, entry: RepositoryEntry, kind: str) -> None:
 
 def _write_warmup(folder: Path, entry: RepositoryEntry, kind: str) -> None:
     """Writes the input that Triton sends each new instance of a model before it counts as ready."""
-    from cnclip_templates.cnclip_pixels import decode_pixels
+    from cnclip_pixels import decode_pixels
     from cnclip_templates.cnclip_token_ids import TokenIds
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -212,45 +174,6 @@ def _write_warmup(folder: Path, entry: RepositoryEntry, kind: str) -> None:
 def _triton_string(value: bytes) -> bytes:
     """An element of a BYTES tensor as Triton lays it out: its length in four bytes, then itself."""
     return struct.pack("<I", len(value)) + value
-
-
-def _write_encoders(repository: Path, entry: RepositoryEntry) -> dict[str, Any]:
-    parity = {}
-    for tower in TOWERS:
-        artefact = entry.artefacts.get(tower, entry.precision_of(tower))
-        folder = repository / f"{entry.name}-{tower}-encoder" / str(entry.version)
-        if entry.serving.platform == "tensorrt":
-            parity[f"{tower}-encoder"] = _write_plans(folder, entry.plans[tower])
-            continue
-        measured = _write_encoder(folder, entry, artefact)
-        logger.info("Proved the served %s encoder: 1 - cosine <= %.0e", tower, measured.cosine_distance)
-        parity[f"{tower}-encoder"] = measured.as_dict()
-    return parity
-
-
-def _write_encoder(folder: Path, entry: RepositoryEntry, artefact: ProvedArtefact) -> Parity:
-    """Writes an ONNX encoder as the graph that suits what runs it, and proves it.
-
-    Raises:
-        ParityError: its features differ from PyTorch's beyond the tolerance.
-    """
-    graph = served_graph(entry.serving, entry.arch, artefact.tower)
-    with stage_process() as process:
-        if graph != "fused":
-            return process.run(write_served, artefact, folder, without_padding=graph == "unpadded")
-        served = process.run(write_fused, entry.artefacts.checkpoint.file.path, artefact, folder)
-    with stage_process() as process:  # torch and the weights that it read are gone with the first one
-        return process.run(prove_served, served, artefact)
-
-
-def _write_plans(folder: Path, plans: Sequence[Plan]) -> dict[str, Any]:
-    """Copies plans, which were proved when they were made, with their sidecars."""
-    for plan in plans:
-        target = folder / plan_filename(plan.record)
-        link_or_copy(plan.path, target)
-        link_or_copy(sidecar_of(plan.path), sidecar_of(target))
-    worst = max((plan.record.parity["pytorch"] for plan in plans), key=lambda parity: parity["cosine_distance"])
-    return dict(worst)
 
 
 def _write_configs(repository: Path, entry: RepositoryEntry, versions: list[int]) -> None:
@@ -282,6 +205,9 @@ def _manifest_entry(entry: RepositoryEntry, served_parity: Mapping[str, Any]) ->
             "source": checkpoint.file.source,
             "file": checkpoint.file.path.name,
             "sha256": checkpoint.sha256,
+            # Of a folder, what it was read from; of a hub, the commit.
+            **({"files": list(checkpoint.files)} if len(checkpoint.files) > 1 else {}),
+            **({"revision": checkpoint.file.revision} if checkpoint.file.revision else {}),
             "untrained": checkpoint.file.is_random,
             "logit_scale": checkpoint.logit_scale,
         },
@@ -291,21 +217,8 @@ def _manifest_entry(entry: RepositoryEntry, served_parity: Mapping[str, Any]) ->
         },
         "platform": entry.serving.platform,
         "serving": entry.serving.as_dict(),
-        "versions": {
-            "python": sys.version.split()[0],
-            **{
-                library: importlib.metadata.version(library)
-                for library in (
-                    "cn-clip-triton",
-                    "cn_clip",
-                    "torch",
-                    "onnx",
-                    "onnxruntime",
-                    "pillow",
-                    "tokenizers",
-                )
-            },
-        },
+        "versions": library_versions(),
+        "served_recipe": SERVED_RECIPE,
         "artefacts": {
             artefact.name: {
                 key: value

@@ -57,12 +57,10 @@ def _shows_one(listing: str, visible: str | None) -> bool:
 
 
 def usable_cores() -> int:
-    """The cores that this process may use, by its affinity and by `cpu.max` of its container."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")
-    if quota.isdecimal() and period.isdecimal():
-        cores = min(cores, int(quota) // int(period))
-    return max(1, cores)
+    """The cores that this process may use, by its affinity and by `cpu.max` of its control groups."""
+    from cnclip_pixels import usable_cores as counted  # with Pillow, which who asks for a GPU alone need not load
+
+    return counted()
 
 
 def available_memory() -> int:

@@ -46,12 +46,14 @@ def classify(
     ] = "-",
     verbose: Verbose = False,
 ) -> None:
-    """Tell what each image shows, of labels that the model never learned.
+    r"""Tell what each image shows, of labels that the model never learned.
 
     A line for each image: {"image": PATH, "labels": [...], "probabilities": [...]}, the likeliest first; probabilities
     are among all labels. Of a folder it takes what `cnclip extract images` does: every file that is not hidden counts.
 
-    Example: cnclip classify photos/ --label 猫 --label 狗 --template '一张{}的照片' --template '{}的特写照片'
+    Example:
+      cnclip classify photos/ --label 猫 --label 狗 \
+        --template '一张{}的照片' --template '{}的特写照片'
     """
     with reporting(verbose), usage():
         if not paths and not file:

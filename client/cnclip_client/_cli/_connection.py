@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
+from cnclip_console import gives_options
 
 from cnclip_client import BadFile, Client, Credentials, Limits, Retry, Timeout, Tls, served_models
 from cnclip_client._cli._shared import usage
+from cnclip_client._client import Prepare
+from cnclip_client._flow.preparation import PREPARERS_VARIABLE
 
-__all__ = ["Server", "asks_about_server", "asks_server", "asks_server_for_files"]
+__all__ = ["Server", "asks_about_server", "asks_server", "asks_server_for_files", "asks_server_for_image_files"]
 
 # Groups of options that not every command has.
-_ENCODES, _READS_AHEAD = "encodes", "reads ahead"
+_ENCODES, _READS_AHEAD, _PREPARES = "encodes", "reads ahead", "prepares"
 
 
 def _option(
@@ -158,6 +159,26 @@ class Server:
             least=1,
         ),
     ] = _only(_READS_AHEAD, Limits().readers)
+    prepare: Annotated[
+        Prepare,
+        _option(
+            "--prepare",
+            environment="CNCLIP_PREPARE",
+            help="Who decodes and resizes images: the server, this machine, or whoever is faster with the first ones.",
+            panel="Limits",
+        ),
+    ] = field(default="server", metadata={"group": _PREPARES})
+    preparers: Annotated[
+        int | None,
+        _option(
+            "--preparers",
+            environment=PREPARERS_VARIABLE,
+            help="Processes that do so here; one a core unless told.",
+            metavar="N",
+            panel="Limits",
+            least=1,
+        ),
+    ] = field(default=None, metadata={"group": _PREPARES})
 
     def credentials(self) -> Credentials:
         """Returns what the options and the environment say.
@@ -210,8 +231,14 @@ class Server:
                 model=model,
                 timeout=Timeout(request_s=self.request_timeout),
                 retry=retry,
-                limits=Limits(in_flight=self.in_flight, item_bytes=self.item_bytes, readers=self.readers),
+                limits=Limits(
+                    in_flight=self.in_flight,
+                    item_bytes=self.item_bytes,
+                    readers=self.readers,
+                    preparers=self.preparers,
+                ),
                 credentials=credentials,
+                prepare=self.prepare,
             )
 
 
@@ -225,43 +252,22 @@ def asks_server_for_files(command: Callable[..., None]) -> Callable[..., None]:
     return _with_options(command, {_ENCODES, _READS_AHEAD})
 
 
+def asks_server_for_image_files(command: Callable[..., None]) -> Callable[..., None]:
+    """Does so for a command that reads files of images ahead, and may prepare them."""
+    return _with_options(command, {_ENCODES, _READS_AHEAD, _PREPARES})
+
+
 def asks_about_server(command: Callable[..., None]) -> Callable[..., None]:
     """Does so for a command that encodes nothing."""
     return _with_options(command, set())
 
 
 def _with_options(command: Callable[..., None], groups: set[str]) -> Callable[..., None]:
-    """Gives a command the options of `Server` that all have, and those of some groups.
-
-    Typer reads a command's options off its signature; this one's is the command's own with `server` written out.
-    """
-    hints = get_type_hints(command, include_extras=True)
-    own = [
-        parameter.replace(annotation=hints[name])
-        for name, parameter in inspect.signature(command).parameters.items()
-        if name != "server"
-    ]
-    server_hints = get_type_hints(Server, include_extras=True)
-    shared = [
-        inspect.Parameter(
-            option.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=option.default if option.default_factory is MISSING else option.default_factory(),
-            annotation=server_hints[option.name],
-        )
-        for option in fields(Server)
-        if option.metadata.get("group", "") in {"", *groups}
-    ]
-
-    @functools.wraps(command)
-    def wrapper(**given: Any) -> None:
-        options = {parameter.name: given.pop(parameter.name) for parameter in shared}
-        command(**given, server=Server(**options))
-
-    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + shared
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return wrapper
+    """Gives a command the options of `Server` that all have, and those of some groups."""
+    decorate = gives_options(
+        Server, "server", last=True, wanted=lambda option: option.metadata.get("group", "") in {"", *groups}
+    )
+    return decorate(command)
 
 
 def _header(line: str) -> tuple[str, str]:

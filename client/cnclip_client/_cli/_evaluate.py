@@ -15,14 +15,18 @@ from rich.table import Table
 
 from cnclip_client._cli._retrieval import (
     ImageFeatures,
+    IndexOption,
+    IndexParameters,
     MemoryMib,
     Normalize,
     TextFeatures,
     gallery,
+    index_and_queries,
     queries,
 )
 from cnclip_client._cli._shared import AsJson, Verbose, complain, reporting, usage, write
 from cnclip_client.evaluation import Recall, annotated, read_annotations, read_predictions, recall
+from cnclip_client.features import require_one_checkpoint
 from cnclip_client.retrieval import Direction, search
 
 __all__ = ["evaluate"]
@@ -38,35 +42,53 @@ def evaluate(
     ],
     image_feats: Annotated[Path | None, ImageFeatures] = None,
     text_feats: Annotated[Path | None, TextFeatures] = None,
+    index: IndexOption = None,
     text_to_image: Predictions = None,
     image_to_text: Predictions = None,
     missing_as_misses: Annotated[
         bool, typer.Option("--missing-as-misses", help="Count annotated queries that were not searched as misses.")
     ] = False,
+    index_parameters: IndexParameters = None,
     normalize: Normalize = False,
     memory_mib: MemoryMib = 1024,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Tell R@1, R@5, R@10 and mean recall in percent, counted as cn_clip's evaluation.py and evaluation_tr.py do.
+    r"""Tell R@1, R@5, R@10 and mean recall in percent, counted as cn_clip's evaluation.py and evaluation_tr.py do.
 
-    Give the features of both sides, or predictions of one direction or of both.
+    Give the features of both sides, or predictions of one direction or of both, or an index and the features
+    that ask it.
 
-    Example: cnclip evaluate --annotations test_texts.jsonl --image-feats imgs.jsonl --text-feats texts.jsonl
+    Example:
+      cnclip evaluate --annotations test_texts.jsonl \
+        --image-feats imgs.jsonl --text-feats texts.jsonl
     """
     predictions: dict[Direction, Path | None] = {"text-to-image": text_to_image, "image-to-text": image_to_text}
     features = (image_feats, text_feats)
-    if any(features) == any(predictions.values()) or any(features) != all(features):
-        raise typer.BadParameter("give --image-feats and --text-feats, or --text-to-image and/or --image-to-text")
+    if any(features) == any(predictions.values()) or (not index and any(features) != all(features)):
+        raise typer.BadParameter(
+            "give --image-feats and --text-feats, or --text-to-image and/or --image-to-text, or --index and the "
+            "features that ask it"
+        )
     with reporting(verbose), usage():
         right = read_annotations(annotations)
         missing: Literal["error", "miss"] = "miss" if missing_as_misses else "error"
         found: dict[Direction, Recall] = {}
+        if index:
+            with index_and_queries(index, image_feats, text_feats, normalize, index_parameters) as (
+                searched,
+                asked,
+                given,
+            ):
+                answers = right.answers(asked)
+                found[asked] = recall(searched.search(annotated(given, answers)), answers, missing=missing)
+        elif image_feats and text_feats:
+            require_one_checkpoint(image_feats, text_feats)
         for direction, path in predictions.items():
             answers = right.answers(direction)
             if path:
                 found[direction] = recall(read_predictions(path, direction), answers, missing=missing)
-            elif image_feats and text_feats:
+            elif image_feats and text_feats and not index:
                 sides = direction, image_feats, text_feats, normalize
                 with gallery(*sides, memory_mib) as searched:
                     hits = search(annotated(queries(*sides), answers), searched)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from cnclip_console import plain_app
 
 from cnclip_client import (
     AccessDenied,
@@ -22,10 +22,11 @@ from cnclip_client import (
     StoreError,
     TransportError,
 )
-from cnclip_client._cli._connection import Server, asks_server_for_files
-from cnclip_client._cli._progress import progress
+from cnclip_client._cli._connection import Server, asks_server_for_files, asks_server_for_image_files
+from cnclip_client._cli._place import Output, OutputFormat, Place, Shard, ShardItems, Work, place_of
+from cnclip_client._cli._progress import ProgressEvery, ProgressOption, job_progress
 from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, reporting, usage
-from cnclip_client.extraction import Engine, ExtractOptions, RepeatedIds, Summary
+from cnclip_client.extraction import Engine, ExtractOptions, RepeatedIds, Summary, extract_parts
 from cnclip_client.extraction import extract as extract_features
 from cnclip_client.sinks import Dtype
 from cnclip_client.sources import ImageFormat, Source, TextFormat, image_source, text_source
@@ -34,20 +35,18 @@ __all__ = ["extract"]
 
 _OF_SERVER = (TransportError, AccessDenied, ModelChanged, ModelNotFound, ModelNotReady, ServerError, StoreError)
 
-extract = typer.Typer(
+extract = plain_app(
     no_args_is_help=True,
-    help="Write features of any number of images or texts to a file. Killed at any moment, it goes on when run again.",
+    help="Write features of any number of images or texts to a file, or to a folder of them. Killed at any moment, it "
+    "goes on when run again."
+    "\n\n"
+    "Example:\n"
+    "  cnclip extract images photos/ --output photos.parquet",
     epilog="Exit status: 0 all well; 1 some items failed, see OUTPUT.errors.jsonl; 2 usage, or another job's output; "
     "3 server, model or object store; 4 more failed than --max-errors; 130 interrupted. After 3, 4 (with a higher "
     "--max-errors) and 130 the same command goes on.",
 )
 
-Output = Annotated[
-    Path,
-    typer.Option(
-        "--output", "-o", metavar="FILE", help="FILE.jsonl (cn_clip's), .parquet, or .npy with FILE.ids.jsonl."
-    ),
-]
 IdColumn = Annotated[
     str | None, typer.Option(metavar="NAME", help="The column of ids: of parquet, JSONL or a tar's .json.")
 ]
@@ -85,7 +84,7 @@ Actors = Annotated[
 
 
 @extract.command("images")
-@asks_server_for_files
+@asks_server_for_image_files
 def _extract_images(
     server: Server,
     source: Annotated[
@@ -111,6 +110,12 @@ def _extract_images(
     wait_for_server: WaitForServer = 600.0,
     engine: EngineOption = "local",
     actors: Actors = None,
+    shard_items: ShardItems = None,
+    shard: Shard = None,
+    output_format: OutputFormat = None,
+    work: Work = None,
+    progress: ProgressOption = "auto",
+    progress_every: ProgressEvery = 60.0,
     verbose: Verbose = False,
 ) -> None:
     """Write the features of images to a file.
@@ -119,7 +124,8 @@ def _extract_images(
     LMDB, or parquet's column image_id, id or key, or else its row's number. Every file of a folder that is not hidden
     counts.
 
-    Example: cnclip extract images photos/ -o photos.parquet
+    Example:
+      cnclip extract images photos/ -o photos.parquet
     """
     with reporting(verbose):
         options = ExtractOptions(
@@ -131,8 +137,10 @@ def _extract_images(
             repeated_ids=repeated_ids,
         )
         with usage():
+            place = place_of(output, shard_items, shard, output_format, work)
             opened = image_source(source, format=format, id_column=id_column, column=column)
-        _extract(server, opened, output, options, wait_for_server, engine, actors)
+        shown = partial(job_progress, progress, progress_every)
+        _extract(server, opened, place, options, wait_for_server, engine, actors, shown)
 
 
 @extract.command("texts")
@@ -168,6 +176,12 @@ def _extract_texts(
     wait_for_server: WaitForServer = 600.0,
     engine: EngineOption = "local",
     actors: Actors = None,
+    shard_items: ShardItems = None,
+    shard: Shard = None,
+    output_format: OutputFormat = None,
+    work: Work = None,
+    progress: ProgressOption = "auto",
+    progress_every: ProgressEvery = 60.0,
     verbose: Verbose = False,
 ) -> None:
     """Write the features of texts to a file.
@@ -177,7 +191,8 @@ def _extract_texts(
     Texts are made lower case and their quotation marks straight, as cn_clip's own extract_features.py does; its
     tokenize does not, which is --no-preprocess here and the default of `cnclip features texts`.
 
-    Example: cnclip extract texts test_texts.jsonl -o texts.jsonl
+    Example:
+      cnclip extract texts test_texts.jsonl -o texts.jsonl
     """
     with reporting(verbose):
         options = ExtractOptions(
@@ -190,32 +205,51 @@ def _extract_texts(
             preprocess=preprocess,
         )
         with usage():
+            place = place_of(output, shard_items, shard, output_format, work)
             opened = text_source(source, format=format, id_column=id_column, column=column)
-        _extract(server, opened, output, options, wait_for_server, engine, actors)
+        shown = partial(job_progress, progress, progress_every)
+        _extract(server, opened, place, options, wait_for_server, engine, actors, shown)
 
 
 def _extract(
     server: Server,
     source: Source,
-    output: Path,
+    place: Place,
     options: ExtractOptions,
     wait_s: float,
     engine: str,
     actors: int | None,
+    shown: Callable[[Callable[[], int | None]], AbstractContextManager[Callable[[int, int], None]]],
 ) -> None:
     connect = partial(server.connect, retry=Retry.patient(wait_s))
     on = _engine(engine, connect, actors)
-    with usage(), _resumable(output), connect() as client, progress(sys.stderr.isatty(), source.total) as report:
-        summary = extract_features(client, source, output, options, report=report, engine=on)
+    output, sharding = place.output, place.sharding
+
+    def total() -> int | None:
+        there = source.total()
+        return there if there is None or sharding is None else sharding.items_of(there)
+
+    with usage(), _resumable(place.partial), connect() as client, shown(total) as report:
+        if sharding is None:
+            summary = extract_features(client, source, output, options, report=report, engine=on)
+        else:
+            summary = extract_parts(
+                client, source, output, options, sharding=sharding, work=place.work, report=report, engine=on
+            )
     if summary.already_finished:
-        complain(f"{output} was finished before: {_words(summary)}; nothing to do")
+        anew = f"; to do it anew remove {output} first" if sharding is not None and options.overwrite else ""
+        complain(f"{output} was finished before: {_words(summary)}; nothing to do{anew}")
     else:
         complain(_words(summary))
+    if client.prepares_itself is not None:
+        complain(f"images were prepared {'here' if client.prepares_itself else 'by the server'}, which was faster")
     if summary.repeated:
         became = (
             "each one's first feature was kept"
             if options.repeated_ids == "first"
             else "search wants each once, which --repeated-ids first gives"
+            if sharding is None
+            else "in the same part; search wants each once"
         )
         complain(f"{summary.repeated:,} ids came again; {became}")
     if summary.failures:
@@ -235,17 +269,20 @@ def _engine(name: str, connect: Callable[[], Client], actors: int | None) -> Eng
 
 def _words(summary: Summary) -> str:
     rate = summary.items / summary.seconds if summary.seconds else 0.0
-    return f"{summary.items:,} items, {summary.failures:,} failures, {summary.seconds:.1f} s, {rate:,.1f} items/s"
+    parts = f" in {summary.parts:,} parts" if summary.parts else ""
+    return (
+        f"{summary.items:,} items{parts}, {summary.failures:,} failures, {summary.seconds:.1f} s, {rate:,.1f} items/s"
+    )
 
 
 @contextmanager
-def _resumable(output: Path) -> Iterator[None]:
+def _resumable(partial: Path) -> Iterator[None]:
     """Says, where the job did not come to its end for no fault of its own, how it can."""
     try:
         yield
     except (*_OF_SERVER, KeyboardInterrupt) as error:
         kept = "; what was done is kept: run the same command again to go on"
-        if not Path(f"{output}.partial").exists():
+        if not partial.exists():
             kept = ""
         if isinstance(error, KeyboardInterrupt):
             complain(f"interrupted{kept}")

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from cnclip_console import plain_app
 from numpy.typing import NDArray
 
 from cnclip_client import Block
@@ -31,7 +32,10 @@ from cnclip_client._vocabulary import Kind
 
 __all__ = ["features"]
 
-features = typer.Typer(no_args_is_help=True, help="Print or save the features of images or texts.")
+features = plain_app(
+    no_args_is_help=True,
+    help="Print or save the features of images or texts.\n\nExample:\n  cnclip features texts 皮卡丘 杰尼龟",
+)
 
 Output = Annotated[
     str,
@@ -60,7 +64,8 @@ def _features_images(
 ) -> None:
     """Print the features of image files, one JSON object a line.
 
-    Example: cnclip features images *.jpg > features.jsonl
+    Example:
+      cnclip features images *.jpg > features.jsonl
     """
     with reporting(verbose):
         if not paths and not file:
@@ -83,7 +88,8 @@ def _features_texts(
 ) -> None:
     """Print the features of texts, one JSON object a line; without TEXT those of standard input's lines.
 
-    Example: cnclip features texts 皮卡丘 杰尼龟
+    Example:
+      cnclip features texts 皮卡丘 杰尼龟
     """
     with reporting(verbose):
         _features("text", items_given(as_typed(texts or ()), file), server, output, normalize, preprocess)

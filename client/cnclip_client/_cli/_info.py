@@ -15,7 +15,11 @@ __all__ = ["info"]
 
 @asks_about_server
 def info(server: Server, as_json: AsJson = False, verbose: Verbose = False) -> None:
-    """Tell what a served model is: architecture, checkpoint, logit scale, sizes."""
+    """Tell what a served model is: architecture, checkpoint, logit scale, sizes.
+
+    Example:
+      cnclip info --url localhost:8001
+    """
     with reporting(verbose), server.connect() as client:
         found = dataclasses.asdict(client.info)
         if as_json:

@@ -1,4 +1,4 @@
-"""The images of a report, by their ids."""
+"""The images and texts of a report, by their ids."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cnclip_client._exceptions import BadFile, StoreError
 from cnclip_client._remote import RemotePath, is_remote
 from cnclip_client.retrieval import Id
 
-__all__ = ["pictures_in"]
+__all__ = ["pictures_in", "words_in"]
 
 
 def pictures_in(source: str, wanted: Collection[Id]) -> Iterator[tuple[Id, bytes]]:
@@ -31,6 +31,22 @@ def pictures_in(source: str, wanted: Collection[Id]) -> Iterator[tuple[Id, bytes
                     yield one, data
         elif item.value is not None:
             yield item.id, item.value
+
+
+def words_in(source: str, wanted: Collection[Id]) -> Iterator[tuple[Id, str]]:
+    """Yields the wanted among the texts of a source, with the ids that it gives them; read until all are found.
+
+    An integer also goes by its digits, as it does in a parquet file whose other ids are strings.
+    """
+    from cnclip_client.sources import text_source
+
+    missing = set(wanted)
+    items = text_source(source).items()
+    while missing and (item := next(items, None)) is not None:
+        for one in (item.id, str(item.id)):
+            if one in missing and isinstance(item.value, str):
+                missing.discard(one)
+                yield one, item.value
 
 
 def _read(path: str) -> bytes:

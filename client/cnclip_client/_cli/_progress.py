@@ -1,19 +1,50 @@
-"""How far a command is, how fast, and when it will be through: a bar on stderr, where that is a terminal."""
+"""How far a command is, how fast, and when it will be through, on stderr: a bar on a terminal, else a line a minute."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-__all__ = ["progress"]
+from cnclip_client._cli._shared import complain
+
+__all__ = ["ProgressEvery", "ProgressOption", "job_progress", "progress"]
 
 _RATE_SECONDS = 30.0
+
+Style: TypeAlias = Literal["auto", "json", "none"]
+Report: TypeAlias = Callable[[int, int], None]
+ProgressOption = Annotated[
+    Style,
+    typer.Option("--progress", help="On stderr: a bar, or a line a minute where that is no terminal; or JSON lines."),
+]
+ProgressEvery = Annotated[float, typer.Option(min=0.01, metavar="SECONDS", help="How often such a line comes.")]
+
+
+def job_progress(
+    style: Style, every_s: float, total: Callable[[], int | None]
+) -> AbstractContextManager[Callable[[int, int], None]]:
+    """Tells how far a job is while the context lasts, whoever looks at it.
+
+    Args:
+        style: How.
+        every_s: Seconds between lines.
+        total: As for `progress`.
+    """
+    if style == "none" or (style == "auto" and sys.stderr.isatty()):
+        return progress(style == "auto", total)
+    return _lines(_as_json if style == "json" else _as_words, every_s, total, always=style == "json")
 
 
 @contextmanager
@@ -52,6 +83,123 @@ def progress(shown: bool, total: Callable[[], int | None]) -> Iterator[Callable[
 
         threading.Thread(target=count, daemon=True).start()
         yield report
+
+
+@dataclass(frozen=True, slots=True)
+class _Stand:
+    """How far a job is.
+
+    Attributes:
+        done: Items that are done, by earlier runs too.
+        failed: Those of them that failed.
+        total: How many there are, or about how many, if that is known.
+        rate: Items a second since the line before.
+        seconds: Since this run began.
+        finished: Whether the job has come to its end.
+    """
+
+    done: int
+    failed: int
+    total: int | None
+    rate: float
+    seconds: float
+    finished: bool
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long it will take yet; None if there is no telling."""
+        if self.total is None or not self.rate:
+            return None
+        return max(self.total - self.done, 0) / self.rate
+
+
+@contextmanager
+def _lines(
+    told: Callable[[_Stand], None], every_s: float, total: Callable[[], int | None], *, always: bool
+) -> Iterator[Report]:
+    """Tells now and then, also while nothing comes, as where a server is waited for.
+
+    Args:
+        told: Tells it.
+        every_s: Seconds between two times.
+        total: As for `progress`.
+        always: Whether to tell at the end too, however soon that is.
+    """
+    started = time.monotonic()
+    items = failures = earlier = 0
+    known: list[int | None] = [None]
+    over = threading.Event()
+
+    def report(done: int, failed: int) -> None:
+        nonlocal items, failures, earlier
+        if not items:
+            earlier = done  # what earlier runs did says nothing of this one's rate
+        items, failures = done, failed
+
+    def stand(since: float, before: int, finished: bool = False) -> _Stand:
+        now = time.monotonic()
+        rate = max(items - max(before, earlier), 0) / max(now - since, 1e-9)
+        return _Stand(items, failures, known[0], rate, now - started, finished)
+
+    def count() -> None:
+        # Later, as it may cost as much as reading the source does, and short jobs need no line.
+        if not over.wait(every_s / 2):
+            with contextlib.suppress(Exception):
+                known[0] = total()
+
+    def tell() -> None:
+        since, before = started, 0
+        while not over.wait(every_s):
+            told(stand(since, before))
+            since, before = time.monotonic(), items
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (count, tell)]
+    for thread in threads:
+        thread.start()
+    finished = False
+    try:
+        yield report
+        finished = True
+    finally:
+        over.set()
+        threads[1].join()
+        if always:
+            # Over the whole run, as the last piece of it may be short.
+            told(stand(started, 0, finished))
+
+
+def _as_words(one: _Stand) -> None:
+    of = "" if one.total is None else f" of {one.total:,}"
+    left = one.seconds_left
+    ending = "" if left is None else f", {_duration(left)} left"
+    complain(f"{one.done:,}{of} done, {one.failed:,} failed, {one.rate:,.1f} items/s{ending}")
+
+
+def _as_json(one: _Stand) -> None:
+    left = one.seconds_left
+    line = {
+        "done": one.done,
+        "failed": one.failed,
+        "total": one.total,
+        "items_per_second": round(one.rate, 1),
+        "seconds": round(one.seconds, 1),
+        "seconds_left": None if left is None or one.finished else round(left),
+        "finished": one.finished,
+    }
+    typer.echo(json.dumps(line), err=True)
+
+
+def _duration(seconds: float) -> str:
+    """Returns a duration in the two largest units that say something."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
 
 
 class _Rate(ProgressColumn):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -11,15 +12,28 @@ import typer
 from cnclip_client._exceptions import BadFile
 from cnclip_client._extras import require
 from cnclip_client._parquet import parquet_files, told_parquet
+from cnclip_client._vocabulary import Kind
+from cnclip_client.index import Index
 from cnclip_client.retrieval import Direction, Features, Gallery, read_features
 from cnclip_client.retrieval._gallery import RepeatedId
 
-__all__ = ["ImageFeatures", "MemoryMib", "Normalize", "TextFeatures", "gallery", "queries"]
+__all__ = [
+    *("ImageFeatures", "IndexOption", "IndexParameters", "MemoryMib", "Normalize", "TextFeatures"),
+    *("gallery", "index_and_queries", "queries"),
+]
 
 ImageFeatures = typer.Option(
     "--image-feats", metavar="FILE", help="Image features: .jsonl, .parquet (or a folder) or .npy."
 )
 TextFeatures = typer.Option("--text-feats", metavar="FILE", help="Text features, likewise.")
+IndexOption = Annotated[
+    Path | None,
+    typer.Option("--index", metavar="FOLDER", help="What `cnclip index` made, instead of the features it is of."),
+]
+IndexParameters = Annotated[
+    str | None,
+    typer.Option(metavar="STRING", help="What to turn of the index, such as efSearch=256 or nprobe=64,rescore=400."),
+]
 Normalize = Annotated[
     bool, typer.Option("--normalize", help="Divide each feature by its length; extracted ones are so already.")
 ]
@@ -48,6 +62,26 @@ def gallery(direction: Direction, images: Path, texts: Path, normalize: bool, me
         raise BadFile(str(RepeatedId(error.id, error.rows, error.count, places)), path=str(path)) from error
     except ValueError as error:
         raise BadFile(str(error), path=str(path)) from error
+
+
+@contextmanager
+def index_and_queries(
+    folder: Path, images: Path | None, texts: Path | None, normalize: bool, parameters: str | None
+) -> Iterator[tuple[Index, Direction, Iterator[Features]]]:
+    """Opens an index; gives it, the direction that it is asked in, and the features that ask it."""
+    with Index.open(folder) as index:
+        of_images = index.record.kind == "image"
+        asking, other = (texts, images) if of_images else (images, texts)
+        if asking is None or other is not None:
+            wanted = "--text-feats" if of_images else "--image-feats"
+            raise typer.BadParameter(
+                f"{folder} is an index of {index.record.kind}s; give {wanted} with it, and no others"
+            )
+        index.require_checkpoint_of(asking)
+        if parameters is not None:
+            index.parameters = parameters
+        kind: Kind = "text" if of_images else "image"
+        yield index, "text-to-image" if of_images else "image-to-text", read_features(asking, kind, normalize=normalize)
 
 
 def _places(folder: Path, rows: tuple[int, int]) -> str:

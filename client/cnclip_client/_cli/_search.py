@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cnclip_client._cli._pictures import pictures_in
+from cnclip_client._cli._pictures import pictures_in, words_in
 from cnclip_client._cli._retrieval import (
     ImageFeatures,
+    IndexOption,
+    IndexParameters,
     MemoryMib,
     Normalize,
     TextFeatures,
     gallery,
+    index_and_queries,
     queries,
 )
 from cnclip_client._cli._shared import Verbose, reporting, usage, writing
 from cnclip_client._extras import require
 from cnclip_client._float32 import rounded
 from cnclip_client.evaluation import read_annotations
-from cnclip_client.report import html_report, image_ids, thumbnails
-from cnclip_client.retrieval import Direction, Hits
+from cnclip_client.features import require_one_checkpoint
+from cnclip_client.index import Index
+from cnclip_client.report import html_report, image_ids, text_ids, thumbnails
+from cnclip_client.retrieval import Direction, Gallery, Hits
 from cnclip_client.retrieval import search as search_features
 
 __all__ = ["search"]
 
 
 def search(
-    image_feats: Annotated[Path, ImageFeatures],
-    text_feats: Annotated[Path, TextFeatures],
+    image_feats: Annotated[Path | None, ImageFeatures] = None,
+    text_feats: Annotated[Path | None, TextFeatures] = None,
+    index: IndexOption = None,
     image_to_text: Annotated[
         bool, typer.Option("--image-to-text/--text-to-image", help="Texts for images, or images for texts.")
     ] = False,
@@ -47,24 +54,31 @@ def search(
     images: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="The page's images: whatever `extract images` takes.")
     ] = None,
+    texts: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="The page's texts: whatever `extract texts` takes."),
+    ] = None,
     annotations: Annotated[
         Path | None, typer.Option(metavar="FILE.jsonl", help="The page's texts, and the image_ids right for them.")
     ] = None,
+    index_parameters: IndexParameters = None,
     normalize: Normalize = False,
     memory_mib: MemoryMib = 1024,
     verbose: Verbose = False,
 ) -> None:
-    """Find the best images for each text, or the best texts for each image, among extracted features.
+    r"""Find the best images for each text, or the best texts for each image, among extracted features.
 
-    Exact; of equal scores the earlier in the file is the better. Prints JSON lines as cn_clip's
+    Exact, unless an --index takes the place of the features that are searched; of equal scores the earlier in the file
+    is the better. Prints JSON lines as cn_clip's
     make_topk_predictions.py and make_topk_predictions_tr.py do: {"text_id": ..., "image_ids": [...]}.
 
-    Example: cnclip search --image-feats imgs.jsonl --text-feats texts.jsonl -o predictions.jsonl
+    Examples:
+      cnclip search --image-feats imgs.jsonl --text-feats texts.jsonl -o found.jsonl
+      cnclip search --image-feats imgs.jsonl --text-feats texts.jsonl \
+        -o found.jsonl --html found.html --images photos/
     """
-    if html is None and (images or annotations):
-        raise typer.BadParameter("--images and --annotations are for the page; name it with --html")
-    direction: Direction = "image-to-text" if image_to_text else "text-to-image"
-    sides = direction, image_feats, text_feats, normalize
+    if html is None and (images or texts or annotations):
+        raise typer.BadParameter("--images, --texts and --annotations are for the page; name it with --html")
     with reporting(verbose), usage():
         if html is not None:
             for module in ("jinja2", "PIL.Image"):
@@ -72,8 +86,25 @@ def search(
         known = read_annotations(annotations) if annotations else None
         shown: list[Hits] = []
         count = 0
-        with gallery(*sides, memory_mib) as searched, writing(output) as file:
-            for hits in search_features(queries(*sides), searched, k=top_k):
+        with ExitStack() as opened:
+            searched: Gallery | Index
+            if index:
+                searched, direction, asked = opened.enter_context(
+                    index_and_queries(index, image_feats, text_feats, normalize, index_parameters)
+                )
+                if image_to_text and direction != "image-to-text":
+                    raise typer.BadParameter(f"{index} is an index of images; leave out --image-to-text")
+                every_hits = searched.search(asked, k=top_k)
+            elif image_feats and text_feats:
+                direction = "image-to-text" if image_to_text else "text-to-image"
+                require_one_checkpoint(image_feats, text_feats)
+                sides = direction, image_feats, text_feats, normalize
+                searched = opened.enter_context(gallery(*sides, memory_mib))
+                every_hits = search_features(queries(*sides), searched, k=top_k)
+            else:
+                raise typer.BadParameter("give --image-feats and --text-feats, or --index and the features that ask it")
+            file = opened.enter_context(writing(output))
+            for hits in every_hits:
                 file.write(_line(hits, direction, scores))
                 if count < html_queries:
                     shown.append(hits)
@@ -82,9 +113,16 @@ def search(
         if html is not None:
             wanted = image_ids(shown, direction, known)
             pictures = thumbnails(pictures_in(images, wanted), wanted) if images else {}
+            words = dict(words_in(texts, text_ids(shown, direction, known))) if texts else {}
             with writing(str(html)) as file:
                 page = html_report(
-                    shown, direction, annotations=known, pictures=pictures, queries=count, searched=found
+                    shown,
+                    direction,
+                    annotations=known,
+                    texts=words,
+                    pictures=pictures,
+                    queries=count,
+                    searched=found,
                 )
                 file.write(page)
 

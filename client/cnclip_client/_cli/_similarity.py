@@ -28,7 +28,8 @@ def similarity(
 
     Prints a table on a terminal, tab-separated values elsewhere.
 
-    Example: cnclip similarity --image a.jpg --text 皮卡丘 --text 杰尼龟
+    Example:
+      cnclip similarity --image a.jpg --text 皮卡丘 --text 杰尼龟
     """
     with reporting(verbose), server.connect() as client:
         found, text = client.info, as_typed(text)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from cnclip_client._connection.catalogue import explain_not_found
 from cnclip_client._connection.endpoints import Endpoints
@@ -24,16 +24,30 @@ from cnclip_client._vocabulary import Kind
 
 __all__ = ["Towers", "combine", "parse_info"]
 
+# What two servers of the same model may say differently: none of it is seen in a feature.
+_MAY_DIFFER = ("max_batch_size", "preferred_batch_size", "max_image_pixels", "image_formats")
+
 
 class Towers:
-    """What the server says of a slug's image and text ensemble. Threads may share one.
+    """What the server says of a slug's image and text models. Threads may share one.
 
     Attributes:
         slug: The slug, such as `vit-b-16`.
     """
 
-    def __init__(self, endpoints: Endpoints, slug: str, version: int | None) -> None:
+    def __init__(
+        self, endpoints: Endpoints, slug: str, version: int | None, encoders: Collection[Kind] = frozenset()
+    ) -> None:
+        """Asks nothing yet.
+
+        Args:
+            endpoints: The servers.
+            slug: The slug.
+            version: The version to use; None for the highest.
+            encoders: The towers of which not the ensemble is meant, but the encoder alone.
+        """
         self.slug = slug
+        self._encoders = encoders
         self._endpoints = endpoints
         self._version = version
         self._infos: dict[Kind, ModelInfo] = {}
@@ -42,8 +56,8 @@ class Towers:
         endpoints.check = self._check_known
 
     def name(self, kind: Kind) -> str:
-        """Returns an ensemble's full name."""
-        return f"{self.slug}-{kind}"
+        """Returns a tower's full name: its ensemble's, or its encoder's."""
+        return f"{self.slug}-{kind}-encoder" if kind in self._encoders else f"{self.slug}-{kind}"
 
     def one(self, kind: Kind) -> ModelInfo:
         """Returns what the servers say of one ensemble: the first that answers, and the others are held to it.
@@ -122,7 +136,7 @@ class Towers:
                 now = self._parse(transport, kind, transport.latest_version(name))
             except ModelNotFound:
                 raise explain_not_found(transport, self.slug, error) from error
-        same_sizes = {name: getattr(known, name) for name in ("max_batch_size", "preferred_batch_size")}
+        same_sizes = {name: getattr(known, name) for name in _MAY_DIFFER}
         if dataclasses.replace(now, **same_sizes) != known:
             raise ModelChanged(model=name, before=known, after=now, url=transport.url, servers=len(self._endpoints))
         self._asked_at[kind, transport] = asked_at
@@ -145,11 +159,11 @@ class Towers:
 
 
 def parse_info(slug: str, name: str, version: str, parameters: Mapping[str, str], max_batch_size: int) -> ModelInfo:
-    """Reads the parameters of one ensemble's config.
+    """Reads the parameters of the config of an ensemble, or of an encoder, which is told the same.
 
     Args:
         slug: The slug, such as `vit-b-16`.
-        name: The ensemble's full name, for the message.
+        name: The model's full name, for the message.
         version: The version that the config is of.
         parameters: The config's parameters.
         max_batch_size: The config's `max_batch_size`.
@@ -166,6 +180,8 @@ def parse_info(slug: str, name: str, version: str, parameters: Mapping[str, str]
             detail=str(dict(parameters)),
         )
 
+    if parameters.get("version", version) != version:  # an encoder's older versions share its config
+        raise refuse(f"its config tells of version {parameters['version']}, not of {version}")
     try:
         info = ModelInfo(
             model=slug,
@@ -178,9 +194,10 @@ def parse_info(slug: str, name: str, version: str, parameters: Mapping[str, str]
             max_batch_size=max_batch_size,
             precision=parameters.get("precision", ""),
             decoding=parameters.get("decoding", "exact"),
-            preferred_batch_size=int(parameters["preferred_batch_size"])
-            if "preferred_batch_size" in parameters
-            else None,
+            preferred_batch_size=_number(parameters, "preferred_batch_size"),
+            resolution=_number(parameters, "resolution"),
+            max_image_pixels=_number(parameters, "max_image_pixels"),
+            image_formats=parameters.get("image_formats", ""),
         )
     except KeyError as error:
         raise refuse(f"its config has no parameter {error.args[0]}") from error
@@ -195,6 +212,10 @@ def parse_info(slug: str, name: str, version: str, parameters: Mapping[str, str]
     if not math.isfinite(info.logit_scale):
         raise refuse(f"its logit_scale is {info.logit_scale}")
     return info
+
+
+def _number(parameters: Mapping[str, str], name: str) -> int | None:
+    return int(parameters[name]) if name in parameters else None
 
 
 def combine(image: ModelInfo, text: ModelInfo) -> ModelInfo:
@@ -226,4 +247,7 @@ def combine(image: ModelInfo, text: ModelInfo) -> ModelInfo:
         preferred_batch_size=min(
             (one.preferred_batch_size for one in (image, text) if one.preferred_batch_size is not None), default=None
         ),
+        resolution=image.resolution,
+        max_image_pixels=image.max_image_pixels,
+        image_formats=image.image_formats,
     )

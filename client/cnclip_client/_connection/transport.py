@@ -11,7 +11,7 @@ from tritonclient.grpc import InferenceServerClient, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
 from cnclip_client._connection.mapping import is_transient, map_error, status_of, without_secrets
-from cnclip_client._connection.wire import bytes_input
+from cnclip_client._connection.wire import Tensors, rows_input
 from cnclip_client._credentials import Credentials, channel_credentials, headers_of, is_local
 from cnclip_client._exceptions import CnclipError
 from cnclip_client._settings import Retry, Timeout
@@ -158,7 +158,7 @@ class Transport:
         self,
         name: str,
         version: str,
-        tensors: tuple[str, str],
+        tensors: Tensors,
         payloads: Sequence[bytes],
         done: Callable[[Any, Any], None],
     ) -> Any:
@@ -167,7 +167,7 @@ class Transport:
         Args:
             name: The model's full name.
             version: The version asked for.
-            tensors: The input's and the output's name.
+            tensors: The input and the output.
             payloads: The input's rows.
             done: Called from a thread of gRPC's with (InferResult, None) or (None, InferenceServerException).
 
@@ -181,10 +181,10 @@ class Transport:
         try:
             return self._client.async_infer(
                 name,
-                [bytes_input(tensors[0], payloads)],
+                [rows_input(tensors, payloads)],
                 lambda result, error: done(result, None if error is None else without_secrets(error)),
                 model_version=version,
-                outputs=[InferRequestedOutput(tensors[1])],
+                outputs=[InferRequestedOutput(tensors.output)],
                 headers=self._headers(),
                 client_timeout=self.timeout.request_s,
             )

@@ -4,23 +4,42 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import InferInput
 
-__all__ = ["bad_rows", "bytes_input", "features_output"]
+__all__ = ["Tensors", "bad_rows", "features_output", "rows_input"]
 
 _BAD_ROWS = "bad rows: "
 _NO_REASON = "the server refused it without a reason"
 
 
-def bytes_input(name: str, payloads: Sequence[bytes]) -> Any:
-    """Returns the input tensor BYTES [N, 1] of N payloads."""
+class Tensors(NamedTuple):
+    """What a model is given and asked for.
+
+    Attributes:
+        input: The input's name.
+        output: The output's name.
+        dims: Of a row of uint8; none where a row is a string.
+    """
+
+    input: str
+    output: str
+    dims: tuple[int, ...] = ()
+
+
+def rows_input(tensors: Tensors, payloads: Sequence[bytes]) -> Any:
+    """Returns the input tensor of N payloads: BYTES [N, 1], or UINT8 [N, *dims]."""
+    if tensors.dims:
+        rows = np.frombuffer(b"".join(payloads), np.uint8).reshape(len(payloads), *tensors.dims)
+        tensor = InferInput(tensors.input, list(rows.shape), "UINT8")
+        tensor.set_data_from_numpy(rows)
+        return tensor
     column = np.empty((len(payloads), 1), dtype=np.object_)
     column[:, 0] = payloads
-    tensor = InferInput(name, [len(payloads), 1], "BYTES")
+    tensor = InferInput(tensors.input, [len(payloads), 1], "BYTES")
     # tritonclient takes 0.4 microseconds a row here, some 3 % of a text's way through this client: no reason
     # to go round its public interface.
     tensor.set_data_from_numpy(column)

@@ -28,7 +28,7 @@ from cnclip_client._blocks import Block
 from cnclip_client._connection.endpoint import Endpoint
 from cnclip_client._connection.endpoints import PASSING, Endpoints
 from cnclip_client._connection.mapping import is_death, is_model_death, is_queue_full, is_transient, status_of
-from cnclip_client._connection.wire import bad_rows, features_output
+from cnclip_client._connection.wire import Tensors, bad_rows, features_output
 from cnclip_client._exceptions import (
     CnclipError,
     ServerError,
@@ -64,7 +64,7 @@ class Pipeline:
         *,
         model: str,
         version: str,
-        tensors: tuple[str, str],
+        tensors: Tensors,
         embedding_size: int,
         limits: Limits,
         found: Found,
@@ -77,7 +77,7 @@ class Pipeline:
             endpoints: The servers.
             model: The model's full name.
             version: Its version.
-            tensors: The input's and the output's name.
+            tensors: The input and the output.
             embedding_size: D.
             limits: What may be under way at once.
             found: What the client's runs before have found out of how many requests are worth it.
@@ -310,7 +310,7 @@ class Pipeline:
 
     def _answered(self, batch: Batch, result: Any) -> None:
         try:
-            batch.outcome = features_output(result, self._tensors[1], len(batch.payloads), self._embedding_size)
+            batch.outcome = features_output(result, self._tensors.output, len(batch.payloads), self._embedding_size)
         except ValueError as problem:
             outcome = ServerError(
                 f"{self._model}: its answer is not what its config promises: {problem}; build it anew",

@@ -8,11 +8,26 @@
         summary = extract(client, image_source("photos/"), "photos.parquet")
         print(summary.items, summary.failures, summary.seconds)
 
+`extract_parts` writes a folder of files instead, which several jobs may share out.
 `encode_items` is the same without files: items of any origin in, features with their ids out.
 """
 
 from cnclip_client.extraction._encoding import Encoded, Engine, Failure, encode_items
 from cnclip_client.extraction._job import extract
 from cnclip_client.extraction._options import ExtractOptions, RepeatedIds, Summary
+from cnclip_client.extraction._parts import extract_parts
+from cnclip_client.extraction._sharding import PartFormat, Sharding
 
-__all__ = ["Encoded", "Engine", "ExtractOptions", "Failure", "RepeatedIds", "Summary", "encode_items", "extract"]
+__all__ = [
+    "Encoded",
+    "Engine",
+    "ExtractOptions",
+    "Failure",
+    "PartFormat",
+    "RepeatedIds",
+    "Sharding",
+    "Summary",
+    "encode_items",
+    "extract",
+    "extract_parts",
+]

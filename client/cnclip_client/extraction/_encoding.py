@@ -45,12 +45,35 @@ class Encoded:
         ids: Those that were encoded, k of them.
         features: float32 or float16 [k, D].
         failures: The others.
+        failed: The place of each failure among the items, rising.
     """
 
     items: tuple[Item, ...]
     ids: tuple[Id, ...]
     features: NDArray[np.floating[Any]]
     failures: tuple[Failure, ...]
+    failed: tuple[int, ...] = ()
+
+    def split(self, count: int) -> tuple[Encoded, Encoded]:
+        """Returns the outcome of the first `count` items, and that of the others."""
+        failures = sum(place < count for place in self.failed)
+        ids = count - failures
+        return (
+            Encoded(
+                self.items[:count],
+                self.ids[:ids],
+                self.features[:ids],
+                self.failures[:failures],
+                self.failed[:failures],
+            ),
+            Encoded(
+                self.items[count:],
+                self.ids[ids:],
+                self.features[ids:],
+                self.failures[failures:],
+                tuple(place - count for place in self.failed[failures:]),
+            ),
+        )
 
 
 class Engine(Protocol):
@@ -157,4 +180,5 @@ def _encoded(block: Block, items: tuple[Item, ...], dtype: str) -> Encoded:
             Failure(items[row - block.start].id, items[row - block.start].failure or reasons[row])
             for row in sorted(reasons)
         ),
+        failed=tuple(row - block.start for row in sorted(reasons)),
     )

@@ -8,7 +8,7 @@ from cnclip_client._info import ModelInfo
 from cnclip_client.features import Dtype
 from cnclip_client.sources import Source
 
-__all__ = ["REPEATED_IDS", "differences", "fingerprint_of"]
+__all__ = ["REPEATED_IDS", "differences", "fingerprint_of", "origin_in"]
 
 REPEATED_IDS = "repeated_ids"
 
@@ -47,6 +47,11 @@ def fingerprint_of(
     if first_only:
         known[REPEATED_IDS] = "first"
     return known
+
+
+def origin_in(known: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a file of features is to say of itself: all of it but what they were read from."""
+    return {name: value for name, value in known.items() if name != "source"}
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

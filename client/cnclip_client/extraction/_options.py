@@ -56,6 +56,7 @@ class Summary:
         seconds: How long it took, all its runs together.
         already_finished: Whether it was finished before, and nothing was done now.
         repeated: How many ids came again; their features were written or left out, as `repeated_ids` says.
+        parts: Of a folder of parts, how many there are of this job's; the figures are those of them.
     """
 
     items: int
@@ -63,3 +64,4 @@ class Summary:
     seconds: float
     already_finished: bool = False
     repeated: int = 0
+    parts: int = 0

@@ -20,7 +20,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -34,6 +34,7 @@ __all__ = ["GrowingFiles", "Progress", "locked", "read_json", "remove_work", "wr
 _log = logging.getLogger(__name__)
 
 _LOCK = "lock"
+_TAKEN = "another process is working on it; wait for it to end, or give another --output"
 _ANEW = "start anew with --overwrite"
 
 
@@ -49,6 +50,9 @@ class Progress:
         sizes: How many bytes of each growing file they account for.
         complete: Whether the source has no more.
         repeated: How many ids of items that have features came again.
+        last: Whether the source ends with a part that is complete.
+        after: Where the source goes on after those items, where that is known.
+        state: What the source was then, as `Course.state` has it.
     """
 
     items: int = 0
@@ -58,6 +62,9 @@ class Progress:
     sizes: Mapping[str, int] = field(default_factory=dict)
     complete: bool = False
     repeated: int = 0
+    last: bool = False
+    after: Sequence[int | str] = field(default_factory=list)
+    state: str = ""
 
     @classmethod
     def read(cls, path: Path) -> Progress | None:
@@ -74,6 +81,7 @@ class Progress:
             progress = cls(**found)
             sound = all(type(getattr(progress, name)) is kind for name, kind in wanted.items())
             sound = sound and all(type(size) is int and size >= 0 for size in progress.sizes.values())
+            sound = sound and isinstance(progress.after, list)
             sound = sound and min(progress.items, progress.failures, progress.repeated) >= 0
         except (TypeError, AttributeError):
             sound = False
@@ -149,12 +157,17 @@ class GrowingFiles:
 
 
 @contextmanager
-def locked(folder: Path, output: Path) -> Iterator[None]:
+def locked(
+    folder: Path, output: Path, *, wait: bool = False, taken: str = _TAKEN, quiet: bool = False
+) -> Iterator[None]:
     """Makes a folder, and keeps it to this process; it is removed if nothing but the lock is in it at the end.
 
     Args:
         folder: The folder.
         output: What to name in the error.
+        wait: Whether to wait for whoever has it.
+        taken: What to say if another process has it.
+        quiet: Whether to say nothing of a disk without locks, as where it was said before.
 
     Raises:
         JobRefused: Another process has it, or something else is there.
@@ -174,14 +187,14 @@ def locked(folder: Path, output: Path) -> Iterator[None]:
         except FileNotFoundError:
             continue  # another process has just finished and removed the folder
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             os.close(handle)
-            message = "another process is working on it; wait for it to end, or give another --output"
-            raise JobRefused(message, output=str(output)) from error
+            raise JobRefused(taken, output=str(output)) from error
         except OSError as error:
             # Network disks without a lock daemon, and some of FUSE's.
-            _log.warning("%s cannot be locked (%s): see that this job runs only once", folder, error.strerror)
+            level = logging.DEBUG if quiet else logging.WARNING
+            _log.log(level, "%s cannot be locked (%s): see that this job runs only once", folder, error.strerror)
         if _is(folder / _LOCK, handle):
             break
         os.close(handle)

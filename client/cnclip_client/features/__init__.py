@@ -12,7 +12,17 @@ knows to be there and go on; `assemble` makes the result of them. `read_features
 
 from cnclip_client.features._features import Features
 from cnclip_client.features._open import open_sink
+from cnclip_client.features._origin import Origin, origin_of, require_one_checkpoint
 from cnclip_client.features._read import read_features
 from cnclip_client.features._sink import Dtype, Sink
 
-__all__ = ["Dtype", "Features", "Sink", "open_sink", "read_features"]
+__all__ = [
+    "Dtype",
+    "Features",
+    "Origin",
+    "Sink",
+    "open_sink",
+    "origin_of",
+    "read_features",
+    "require_one_checkpoint",
+]

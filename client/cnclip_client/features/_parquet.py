@@ -19,9 +19,10 @@ from cnclip_client._replacing import replacing
 from cnclip_client._vocabulary import Id, Kind
 from cnclip_client.features._features import Rows, rows_in
 from cnclip_client.features._ids import id_line, require_id
+from cnclip_client.features._origin import PARQUET_KEY
 from cnclip_client.features._sink import Dtype, little_endian
 
-__all__ = ["ParquetSink", "read_parquet"]
+__all__ = ["ParquetSink", "has_integer_ids", "read_parquet"]
 
 _LOG = logging.getLogger(__name__)
 _ROW_GROUP = 16 * 1024
@@ -35,13 +36,16 @@ class ParquetSink:
     end, which takes the disk space twice for as long.
     """
 
-    def __init__(self, output: Path, kind: Kind, size: int, dtype: Dtype) -> None:
+    def __init__(
+        self, output: Path, kind: Kind, size: int, dtype: Dtype, origin: Mapping[str, Any] | None = None
+    ) -> None:
         require("pyarrow.parquet", extra="parquet")  # before hours of work
         self.begins: Mapping[str, bytes] = {"features": b"", "ids": b""}
         self.outputs: Mapping[str, Path] = {"parquet": output}
         self._kind = kind
         self._size = size
         self._dtype = dtype
+        self._metadata = {PARQUET_KEY: json.dumps(origin)} if origin else None
 
     def refusal(self, one: Id) -> str:
         if isinstance(one, str):
@@ -66,7 +70,8 @@ class ParquetSink:
             [
                 pa.field(f"{self._kind}_id", ids, nullable=False),
                 pa.field("feature", pa.list_(pa.field("element", types[self._dtype]), self._size), nullable=False),
-            ]
+            ],
+            metadata=self._metadata,
         )
         # Features neither repeat nor compress.
         options = {"compression": "none", "use_dictionary": False, "write_statistics": [f"{self._kind}_id"]}
@@ -114,6 +119,15 @@ def read_parquet(path: Path, kind: str, block_bytes: int) -> Iterator[Rows]:
             for batch in opened.iter_batches(rows_in(block_bytes, size), columns=[f"{kind}_id", "feature"]):
                 if batch.num_rows:
                     yield _batch(file, batch.column(f"{kind}_id"), batch.column("feature"))
+
+
+def has_integer_ids(file: Path, kind: str) -> bool:
+    """Whether a file's ids are integers, or it holds none. Raises BadFile, MissingExtra, OSError."""
+    pa, parquet = require("pyarrow", extra="parquet"), require("pyarrow.parquet", extra="parquet")
+    with told_parquet(file), parquet.ParquetFile(file, pre_buffer=False) as opened:
+        schema = opened.schema_arrow
+        column = schema.get_field_index(f"{kind}_id")
+        return not opened.metadata.num_rows or column < 0 or bool(pa.types.is_integer(schema.field(column).type))
 
 
 def _batch(path: Path, ids: Any, features: Any) -> Rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from cnclip_client.features._features import Features, Rows
 from cnclip_client.features._ids import id_array
 from cnclip_client.features._jsonl import read_jsonl
 from cnclip_client.features._npy import read_npy
-from cnclip_client.features._parquet import read_parquet
+from cnclip_client.features._parquet import has_integer_ids, read_parquet
+from cnclip_client.features._parts import is_parts_folder, part_files
 
 __all__ = ["read_features"]
 
@@ -24,7 +25,8 @@ _LOG = logging.getLogger(__name__)
 _BLOCK_BYTES = 32 * 1024 * 1024
 # float16 keeps a length of 1 to three digits.
 _UNIT_TOLERANCE = 1e-2
-_FORMATS = "a .jsonl, .parquet or .npy file, or a folder of .parquet files"
+_FORMATS = "a .jsonl, .parquet or .npy file, a folder of .parquet files, or one that cnclip extract has written"
+_READERS = {".jsonl": read_jsonl, ".npy": read_npy, ".parquet": read_parquet}
 
 
 def read_features(
@@ -40,7 +42,8 @@ def read_features(
     length is not 1, as scores are then no cosines.
 
     Args:
-        path: A .jsonl, .parquet or .npy file, or a folder with .parquet files in it and below, which are read by path.
+        path: A .jsonl, .parquet or .npy file; or a folder that a job has written parts to; or one with .parquet files
+            in it and below, which are read by path.
         kind: Whose features are wanted; it names the column of ids.
         normalize: Whether to divide each feature by its length.
         block_bytes: The most bytes of features in a block, a single feature aside.
@@ -53,7 +56,7 @@ def read_features(
     path = Path(path)
     warned = False
     size: int | None = None
-    for ids, rows in _reader(path)(path, kind, block_bytes):
+    for ids, rows in _rows(path, kind, block_bytes):
         try:
             block = Features(id_array(ids), rows)
         except ValueError as error:
@@ -77,12 +80,22 @@ def read_features(
         yield block
 
 
-def _reader(path: Path) -> Callable[[Path, Kind, int], Iterator[Rows]]:
-    if path.is_dir():
-        if not parquet_files(path):
-            raise BadFile(f"no .parquet file in it; give {_FORMATS}", path=str(path))
-        return read_parquet
-    try:
-        return {".jsonl": read_jsonl, ".npy": read_npy, ".parquet": read_parquet}[path.suffix]
-    except KeyError:
-        raise BadFile(f"no file of features; give {_FORMATS}", path=str(path)) from None
+def _rows(path: Path, kind: Kind, block_bytes: int) -> Iterator[Rows]:
+    if is_parts_folder(path):
+        yield from _rows_of_parts(part_files(path), kind, block_bytes)
+        return
+    if path.is_dir() and not parquet_files(path):
+        raise BadFile(f"no .parquet file in it; give {_FORMATS}", path=str(path))
+    reader = read_parquet if path.is_dir() else _READERS.get(path.suffix)
+    if reader is None:
+        raise BadFile(f"no file of features; give {_FORMATS}", path=str(path))
+    yield from reader(path, kind, block_bytes)
+
+
+def _rows_of_parts(files: list[Path], kind: Kind, block_bytes: int) -> Iterator[Rows]:
+    # Each part's column holds integers if all of its own ids are. Where another's holds strings, they come as they
+    # would from one file.
+    strings = files[0].suffix == ".parquet" and not all(has_integer_ids(file, kind) for file in files)
+    for file in files:
+        for ids, rows in _READERS[file.suffix](file, kind, block_bytes):
+            yield ([str(one) for one in ids] if strings else ids), rows

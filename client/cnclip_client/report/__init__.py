@@ -3,7 +3,7 @@
 One self-contained HTML file that asks nothing of the network. Needs the extra `report` (Pillow and Jinja).
 """
 
-from cnclip_client.report._page import html_report, image_ids
+from cnclip_client.report._page import html_report, image_ids, text_ids
 from cnclip_client.report._thumbnails import Thumbnail, thumbnails
 
-__all__ = ["Thumbnail", "html_report", "image_ids", "thumbnails"]
+__all__ = ["Thumbnail", "html_report", "image_ids", "text_ids", "thumbnails"]

@@ -12,7 +12,7 @@ from cnclip_client.evaluation import Annotations
 from cnclip_client.report._thumbnails import Thumbnail
 from cnclip_client.retrieval import Hits
 
-__all__ = ["html_report", "image_ids"]
+__all__ = ["html_report", "image_ids", "text_ids"]
 
 _MISSED_SHOWN = 5
 _NOT_FOUND = Thumbnail(reason="not among the images")
@@ -45,13 +45,24 @@ class _Query:
 
 def image_ids(hits: Iterable[Hits], direction: Direction, annotations: Annotations | None = None) -> set[Id]:
     """Returns the ids of all images that a report of these hits shows."""
-    if direction == "image-to-text":
-        return {one.query for one in hits}
+    return _queries(hits) if direction == "image-to-text" else _answers(hits, direction, annotations)
+
+
+def text_ids(hits: Iterable[Hits], direction: Direction, annotations: Annotations | None = None) -> set[Id]:
+    """Returns the ids of all texts that a report of these hits shows."""
+    return _queries(hits) if direction == "text-to-image" else _answers(hits, direction, annotations)
+
+
+def _queries(hits: Iterable[Hits]) -> set[Id]:
+    return {one.query for one in hits}
+
+
+def _answers(hits: Iterable[Hits], direction: Direction, annotations: Annotations | None) -> set[Id]:
     found: set[Id] = set()
     for one in hits:
         found.update(one.ids)
         if annotations:
-            found.update(_missed(one, annotations.images_of_text.get(one.query, ()))[:_MISSED_SHOWN])
+            found.update(_missed(one, annotations.answers(direction).get(one.query, ()))[:_MISSED_SHOWN])
     return found
 
 
@@ -60,6 +71,7 @@ def html_report(
     direction: Direction,
     *,
     annotations: Annotations | None = None,
+    texts: Mapping[Id, str] | None = None,
     pictures: Mapping[Id, Thumbnail] | None = None,
     queries: int | None = None,
     searched: int | None = None,
@@ -70,6 +82,7 @@ def html_report(
         hits: What to show; a page of hundreds of queries is heavy, so choose.
         direction: Which way was searched.
         annotations: The texts, and which answers are right.
+        texts: Text id -> the text, of those that the annotations do not have.
         pictures: Image id -> its thumbnail.
         queries: How many queries there were, those that are not shown included.
         searched: How many images or texts were searched.
@@ -84,7 +97,8 @@ def html_report(
     template = environment.from_string(
         resources.files("cnclip_client.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     )
-    shown = [_query(one, direction, annotations, pictures or {}) for one in hits]
+    words = {**(texts or {}), **(annotations.texts if annotations else {})}
+    shown = [_query(one, direction, annotations, words, pictures or {}) for one in hits]
     page: str = template.render(
         direction=direction,
         queries=shown,
@@ -97,10 +111,13 @@ def html_report(
 
 
 def _query(
-    one: Hits, direction: Direction, annotations: Annotations | None, pictures: Mapping[Id, Thumbnail]
+    one: Hits,
+    direction: Direction,
+    annotations: Annotations | None,
+    texts: Mapping[Id, str],
+    pictures: Mapping[Id, Thumbnail],
 ) -> _Query:
     images_found = direction == "text-to-image"
-    texts: Mapping[Id, str] = annotations.texts if annotations else {}
     right = annotations.answers(direction).get(one.query, ()) if annotations else ()
 
     def answer(each: Id, score: float | None) -> _Answer:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cnclip_client._extras import require
 
-__all__ = ["Best"]
+__all__ = ["Best", "pair_products"]
 
 _SPARE = 32  # proposals past k: more products than that within rounding of the k-th are looked up one by one
 _PAIR_BYTES = 32 * 1024 * 1024
@@ -58,7 +58,7 @@ class Best:
             floor = np.maximum(floor, proposed[:, k - 1] - slack)
         query, column = np.nonzero(proposed >= (floor - slack)[:, None])
         scores = np.full_like(proposed, -np.inf)
-        scores[query, column] = _products(self.queries, block, query, rows[query, column])
+        scores[query, column] = pair_products(self.queries, block, query, rows[query, column])
         before = self.scores.copy(), self.rows.copy()
         self._merge(slice(None), scores, np.where(scores > -np.inf, rows + first, -1))
         if width == len(block):
@@ -77,7 +77,7 @@ class Best:
     ) -> None:
         """Takes the block in anew for one query, with every row whose float32 product is at least `least`."""
         rows = np.flatnonzero(block @ self.queries[query] >= least)
-        scores = _products(self.queries, block, np.full_like(rows, query), rows)
+        scores = pair_products(self.queries, block, np.full_like(rows, query), rows)
         self.scores[query], self.rows[query] = before[0][query], before[1][query]
         self._merge(slice(query, query + 1), scores[None], rows[None] + first)
 
@@ -102,7 +102,7 @@ def _rounding(queries: NDArray[np.float32], block: NDArray[np.float32]) -> NDArr
     return np.asarray(np.linalg.norm(queries, axis=1) * longest * gamma, dtype=np.float32)
 
 
-def _products(
+def pair_products(
     queries: NDArray[np.float32], block: NDArray[np.float32], query: NDArray[np.int64], row: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """Returns float32 [pairs], the product of each pair.

@@ -25,7 +25,7 @@ from cnclip_builder.export.artefact import Artefact
 from cnclip_builder.export.served import write_served_encoder
 from cnclip_builder.export.stage import finish_artefact
 from cnclip_builder.parity.distance import measure_parity
-from cnclip_builder.system.isolation import stage_process
+from cnclip_builder.system.isolation import StageProcess
 from cnclip_builder.tensors import PRECISIONS, TOWERS
 
 
@@ -128,7 +128,7 @@ def test_a_full_disk_leaves_nothing_half_made(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("cnclip_builder.artefacts.maker._export", full)
+    monkeypatch.setattr("cnclip_builder.artefacts.maker._make", full)
     before = {path.name: path.read_bytes() for path in artefacts.iterdir()}
     with pytest.raises(MissingRequirementError, match="no space left"):
         build_artefacts(tiny_vit, "random:2", artefacts, towers=TOWERS, precisions=PRECISIONS, download_root=root)
@@ -198,37 +198,52 @@ def test_every_official_arch(name: str, tmp_path: Path) -> None:
     assert len(artefacts.items) == 4
 
 
-@pytest.mark.parametrize(
-    ("exports", "cores", "memory", "shared"),
-    [(2, 2, 4 * 10**9, True), (2, 2, 4 * 10**9 - 1, False), (2, 1, 10**12, False), (1, 16, 10**12, False)],
-)
-def test_encoders_are_exported_side_by_side_where_cores_and_memory_are_there(
-    monkeypatch: pytest.MonkeyPatch, exports: int, cores: int, memory: int, shared: bool
-) -> None:
-    monkeypatch.setattr(maker, "usable_cores", lambda: cores)
-    monkeypatch.setattr(maker, "available_memory", lambda: memory)
-    assert maker._may_share(exports, 10**9) is shared
-
-
-@pytest.mark.parametrize("shared", [True, False])
-def test_exports_are_the_same_side_by_side_and_one_after_the_other(
-    tiny_vit: Arch, tiny_artefacts: Artefacts, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+@pytest.mark.parametrize("threads", [0, 1])
+def test_artefacts_are_the_same_side_by_side_and_one_after_the_other(
+    tiny_vit: Arch, tiny_artefacts: Artefacts, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
     asked = []
 
-    def may_share(*exports: int) -> bool:
-        asked.append(exports)
-        return shared
+    def threads_of_each(*encoders: int) -> int:
+        asked.append(encoders)
+        return threads
 
-    monkeypatch.setattr(maker, "_may_share", may_share)
-    made = build(tiny_vit, tmp_path, root, precisions=["fp32"])
+    monkeypatch.setattr(maker, "threads_of_each", threads_of_each)
+    made = build(tiny_vit, tmp_path, root)
     assert asked == [(2, sum(made.checkpoint.fp32_bytes.values()))]
+    assert [(item.tower, item.precision) for item in made.items] == [(t, p) for t in TOWERS for p in PRECISIONS]
     for item in made.items:
-        assert item.path.read_bytes() == tiny_artefacts.get(item.tower, "fp32").path.read_bytes()
+        assert item.path.read_bytes() == tiny_artefacts.get(item.tower, item.precision).path.read_bytes()
 
 
-def test_a_failed_export_beside_another_is_told(tiny_artefacts: Artefacts, tmp_path: Path) -> None:
-    wanted = [replace(tiny_artefacts.get(tower, "fp32"), folder=tmp_path) for tower in TOWERS]
-    with stage_process() as first, pytest.raises((CheckpointError, OSError), match=r"absent\.pt"):
-        maker._export(wanted, tmp_path / "absent.pt", first, side_by_side=True)
-    assert not list(tmp_path.iterdir())
+def test_what_is_missing_alone_is_made(
+    tiny_vit: Arch, root: Path, tiny_artefacts: Artefacts, artefacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def threads_of_each(encoders: int, fp32_bytes: int) -> int:
+        assert (encoders, fp32_bytes) == (1, tiny_artefacts.checkpoint.fp32_bytes["text"])
+        return 0
+
+    monkeypatch.setattr(maker, "threads_of_each", threads_of_each)
+    lost = artefacts / "tiny-vit.txt.fp16.onnx"
+    before = lost.read_bytes()
+    lost.unlink()
+    made = build(tiny_vit, artefacts, root)
+    assert [item.reused for item in made.items] == [True, True, True, False]
+    assert lost.read_bytes() == before
+
+
+def test_a_failed_export_beside_another_is_told(
+    tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maker, "threads_of_each", lambda *_: 1)
+    facts = tiny_artefacts.checkpoint
+    absent = replace(facts, file=replace(facts.file, path=tmp_path / "absent.pt"))
+    run = StageProcess.run
+
+    def run_all_but_opening(process: StageProcess, function: Any, *arguments: Any) -> Any:
+        return absent if function is maker.open_checkpoint else run(process, function, *arguments)
+
+    monkeypatch.setattr(StageProcess, "run", run_all_but_opening)
+    with pytest.raises((CheckpointError, OSError), match=r"absent\.pt"):
+        build(tiny_vit, tmp_path / "artefacts", tmp_path)
+    assert not list((tmp_path / "artefacts").iterdir())

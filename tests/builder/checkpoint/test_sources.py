@@ -58,6 +58,7 @@ def test_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def unreachable(*_: object, **__: object) -> None:
         raise ConnectionError("no route to host")
 
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
     with pytest.raises(HubError) as caught:
         fetch_checkpoint(None, get_arch("ViT-B-16"), tmp_path, "huggingface")
@@ -70,17 +71,17 @@ def test_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def hugging_face(monkeypatch: pytest.MonkeyPatch, published: str | None) -> None:
     """A hub that has `weights`, and says that their SHA-256 is the given one."""
 
-    def download(repository: str, filename: str, local_dir: Path) -> None:
-        assert repository == "OFA-Sys/chinese-clip-rn50"
+    def download(repository: str, filename: str, revision: str, local_dir: Path) -> None:
+        assert (repository, revision) == ("OFA-Sys/chinese-clip-rn50", "c0ffee")
         local_dir.mkdir(parents=True, exist_ok=True)
         (local_dir / filename).write_bytes(b"weights")
 
-    def info(repository: str, filename: str) -> list[SimpleNamespace]:
-        assert (repository, filename) == ("OFA-Sys/chinese-clip-rn50", "clip_cn_rn50.pt")
-        return [SimpleNamespace(lfs=SimpleNamespace(sha256=published) if published else None)]
+    def facts(url: str) -> SimpleNamespace:
+        assert url.endswith("/OFA-Sys/chinese-clip-rn50/resolve/main/clip_cn_rn50.pt")
+        return SimpleNamespace(commit_hash="c0ffee", etag=published or "of-a-small-file")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    monkeypatch.setattr("huggingface_hub.get_paths_info", info)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", facts)
 
 
 @pytest.mark.parametrize("published", [None, hashlib.sha256(b"weights").hexdigest()])
@@ -90,6 +91,7 @@ def test_hugging_face_is_asked_for_the_right_file(
     hugging_face(monkeypatch, published)
     file = fetch_checkpoint(None, get_arch("RN50"), tmp_path / "new", "huggingface")
     assert (file.path, file.source, file.is_random) == (tmp_path / "new" / "clip_cn_rn50.pt", "official", False)
+    assert file.revision == "c0ffee"
     assert file.path.read_bytes() == b"weights"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,10 +13,12 @@ import pytest
 import torch
 from cn_clip.clip.model import CLIP
 from cnclip_builder.arch import Arch
+from cnclip_builder.cli.app import app
+from typer.testing import CliRunner
 
-from tests.conftest import ROOT
+from tests.conftest import DEMO, ROOT
 
-COMMANDS = ["archs", "checkpoint", "onnx", "tensorrt", "repository", "verify", "publish", "prune"]
+COMMANDS = ["archs", "checkpoint", "onnx", "tensorrt", "repository", "verify", "compare-features", "publish", "prune"]
 
 
 def run(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -69,6 +72,9 @@ def test_help(command: list[str]) -> None:
             "CUDA graphs are the tensorrt backend's",
         ),
         (["checkpoint", "--arch", "RN50"], "could not fetch clip_cn_rn50.pt"),
+        (["compare-features", "random:0", "random:1"], "there is nothing to compare on: give --images"),
+        (["compare-features", "random:0", "random:1", "--images", "/proc/self/fdinfo"], "of: give --arch"),
+        (["compare-features", "a:fp16", "b:fp16", "--images", "absent"], "absent"),
     ],
 )
 def test_errors_are_one_line(tmp_path: Path, arguments: list[str], complaint: str) -> None:
@@ -145,6 +151,41 @@ def test_make_passes_each_variable_on(variable: str, flag: str) -> None:
     assert flag in recipe(variable)
 
 
+@pytest.mark.parametrize("target", ["repo", "verify", "gpu-report"])
+def test_make_passes_no_arch_that_was_not_given(target: str) -> None:
+    def recipe(*variables: str) -> str:
+        command = ["make", "--dry-run", "--always-make", target, *variables]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert "--arch" not in recipe("CHECKPOINT=a.pt")
+    assert '--arch "ViT-L-14"' in recipe("CHECKPOINT=a.pt", "ARCH=ViT-L-14")
+
+
+def test_the_arch_is_read_off_the_checkpoint_by_every_command(
+    tmp_path: Path, tiny_vit: Arch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they ask for is the same, and a file that says it is taken by all; see test_detect for what is read."""
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": CLIP(**tiny_vit.model_info).state_dict()}, tmp_path / "odd.pt")
+    (tmp_path / "heads.json").write_text('{"text_num_attention_heads": 2, "vision_head_width": 64}')
+    invoke = CliRunner().invoke
+    options = ["--checkpoint", "odd.pt"]
+    result = invoke(app, ["checkpoint", *options])
+    assert "odd.pt does not tell its text_num_attention_heads and vision_head_width" in str(result.exception)
+    for command, complaint in (
+        (["checkpoint"], None),
+        (["repository", "--context-length", "200"], "context length 200 is out of range for odd"),
+        (["tensorrt", "--context-length", "200"], "context length 200 is out of range for odd"),
+        (["onnx", "--name", "no/name"], "'no/name' can't name a model"),
+        (["verify", "--url", "localhost:1"], "localhost:1"),
+    ):
+        result = invoke(app, [*command, *options, "--arch", "heads.json"])
+        if complaint is None:
+            assert "arch          odd\n" in result.stdout
+        else:
+            assert complaint in str(result.exception)
+
+
 def test_the_builder_is_light_until_it_builds() -> None:
     code = (
         "import sys, cnclip_builder.cli.app, cnclip_builder.build\n"
@@ -152,3 +193,18 @@ def test_the_builder_is_light_until_it_builds() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_compare_features_as_a_user_meets_it(tmp_path: Path) -> None:
+    """The table keeps within 80 columns; JSON and a page on demand."""
+    sides = [str(DEMO / "clip_cn_demo.pt"), "random:0", "--arch", str(DEMO / "demo.json")]
+    data = ["--pairs", str(DEMO / "captions.tsv"), "--download-root", str(tmp_path)]
+    shown = run("compare-features", *sides, *data, "--html", str(tmp_path / "page.html"), cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    for word in ("text-to-image", "R@10", "centred", "three-red-circles-top-left-on-white.png", "100.0%"):
+        assert word in shown.stdout
+    assert "<svg" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    told = json.loads(run("compare-features", *sides, *data, "--json", "--worst", "1", cwd=tmp_path).stdout)
+    assert told["retrieval"]["text-to-image"]["recall"]["a"]["r1"] == 1
+    assert len(told["images"]["distances"]["worst"]) == 1

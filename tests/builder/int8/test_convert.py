@@ -15,8 +15,9 @@ from cnclip_builder.build import BuildRequest, _report_slower, build_repository
 from cnclip_builder.errors import ParityError, SettingError, SlowerError
 from cnclip_builder.int8.convert import _keep_as_few_as_hold, convert_to_int8
 from cnclip_builder.parity.distance import TOLERANCES, Parity, Tolerance
+from cnclip_builder.repository.entry import RepositoryEntry
 from cnclip_builder.repository.serving import ServingConfig
-from cnclip_builder.repository.write import RepositoryEntry, publish
+from cnclip_builder.repository.write import publish
 from cnclip_builder.tensors import TOWERS, Tower
 
 SERVING = ServingConfig(target="cpu", precision="int8", context_length=52, max_batch_size=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,14 @@ def test_a_file_of_settings(monkeypatch: pytest.MonkeyPatch, repository: Path, t
         result = CliRunner().invoke(app, ["repository", "--arch", "ViT-B-16", "--settings", str(file)])
         assert isinstance(result.exception, SettingError)
         assert complaint in str(result.exception)
+
+
+@pytest.mark.parametrize(("cores", "processes"), [(1, 4), (16, 4), (32, 8), (256, 16)])
+def test_processes_that_decode_follow_the_cores_before_gpus(
+    cores: int, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cnclip_builder.repository.serving.usable_cores", lambda: cores)
+    gpu = ServingConfig(target="gpu", precision="fp16", context_length=52, max_batch_size=64)
+    assert gpu.preprocess_processes == processes
+    assert replace(gpu, preprocess_instances=3).preprocess_processes == 3
+    assert replace(CPU, preprocess_instances=None).preprocess_processes == 1

@@ -14,13 +14,14 @@ import pytest
 from cnclip_bench.serving_settings import read_settings, write_settings
 from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
+from cnclip_builder.repository.entry import RepositoryEntry
 from cnclip_builder.repository.manifest import load_manifest, read_manifest, update_serving, write_manifest
 from cnclip_builder.repository.pruning import prune_repository
 from cnclip_builder.repository.publishing import publish_repository
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.store import RepositoryStore
 from cnclip_builder.repository.sums import files_of_folder
-from cnclip_builder.repository.write import RepositoryEntry, publish
+from cnclip_builder.repository.write import publish
 
 from tests.builder.repository.published import write_repository
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cnclip_pixels
 import pytest
 from cnclip_builder.system import machine
 from cnclip_builder.system.machine import available_memory, has_gpu, missing_gpu, usable_cores
@@ -68,6 +69,7 @@ def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "memory.current").write_text("1000000000\n")
     monkeypatch.setattr(machine, "_MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    monkeypatch.setattr(cnclip_pixels, "_CGROUPS", tmp_path)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
     return tmp_path
 

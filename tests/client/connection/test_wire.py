@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from cnclip_client._connection.wire import bad_rows, bytes_input
+from cnclip_client._connection.wire import Tensors, bad_rows, rows_input
 from hypothesis import given
 from hypothesis import strategies as st
 
 
 @given(st.lists(st.binary(), min_size=1, max_size=9))
 def test_the_tensor_keeps_rows_and_bytes(payloads: list[bytes]) -> None:
-    tensor = bytes_input("IMAGE", payloads)
+    tensor = rows_input(Tensors("IMAGE", ""), payloads)
     assert (tensor.name(), tensor.datatype(), list(tensor.shape())) == ("IMAGE", "BYTES", [len(payloads), 1])
     expected = b"".join(len(payload).to_bytes(4, "little") + payload for payload in payloads)
     assert tensor._get_content() == expected

@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from cnclip_bad_rows import bad_rows_message
-from cnclip_pixels import BadImage, decode_pixels, decoding_threads, image_formats, limit_pixels, resizer
+from cnclip_pixels import (
+    BadImage,
+    decode_pixels,
+    decoding_memory,
+    decoding_threads,
+    image_formats,
+    limit_pixels,
+    resizer,
+)
 from cnclip_refusal_log import RefusalLog
 
 
@@ -28,9 +36,9 @@ class TritonPythonModel:
         warnings.simplefilter("ignore")
         self._resolution = int(parameters["resolution"]["string_value"])
         self._reduced = parameters["decoding"]["string_value"] == "reduced"
-        threads = int(parameters["threads"]["string_value"]) or decoding_threads(
-            sum(group.get("count", 1) for group in config.get("instance_group", [])) or 1
-        )
+        processes = sum(group.get("count", 1) for group in config.get("instance_group", [])) or 1
+        threads = int(parameters["threads"]["string_value"]) or decoding_threads(processes)
+        self._memory = decoding_memory(threads * processes)
         self._formats = image_formats(parameters.get("image_formats", {}).get("string_value", ""))
         limit_pixels(int(parameters["max_image_pixels"]["string_value"]))
         self._pool = ThreadPoolExecutor(threads)
@@ -52,7 +60,9 @@ class TritonPythonModel:
 
     def _decode(self, encoded: bytes) -> Any:
         try:
-            return decode_pixels(encoded, self._resolution, reduced=self._reduced, formats=self._formats)
+            return decode_pixels(
+                encoded, self._resolution, reduced=self._reduced, formats=self._formats, memory=self._memory
+            )
         except BadImage as error:
             return error
 

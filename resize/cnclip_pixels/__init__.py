@@ -1,10 +1,18 @@
-"""From an encoded image to the pixels of the image encoder, equal to the byte to cn_clip's transform."""
+"""From an encoded image to the pixels of the image encoder, equal to the byte to cn_clip's transform.
+
+The server's preprocessing and clients that prepare by themselves decode with this code. It is copied beside the
+`model.py` of the preprocessing, as one file: so it imports the standard library, numpy and Pillow alone, and
+`cnclip_resize` where that is installed.
+"""
 
 from __future__ import annotations
 
 import io
 import os
 import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +24,7 @@ try:
     from cnclip_resize import resize, resizer
 except ImportError:  # A server without it: Pillow gives the same bytes, and takes longer.
 
-    def resize(image: Image.Image, side: int) -> bytes | None:
+    def resize(image: Image.Image, side: int, *, streamed: bool = True) -> bytes | None:
         """Leaves all to Pillow."""
         return None
 
@@ -28,6 +36,7 @@ except ImportError:  # A server without it: Pillow gives the same bytes, and tak
 __all__ = [
     "BadImage",
     "decode_pixels",
+    "decoding_memory",
     "decoding_threads",
     "image_formats",
     "limit_pixels",
@@ -57,6 +66,12 @@ _START_PROGRAMS = frozenset({"EPS", "IPTC"})
 EpsImagePlugin.gs_binary = False
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
+
+# Pictures that are decoded at once may take so much of the memory, all together; see `decoding_memory`.
+_SHARE_OF_MEMORY = 0.5
+# A folder that all processes of a server see, Triton's own ones among them. Whoever locks it is alone.
+_SHARED_FOLDER = Path("/dev/shm")  # noqa: S108
 
 
 class BadImage(ValueError):
@@ -100,23 +115,78 @@ def decoding_threads(instances: int = 1) -> int:
     return max(1, usable_cores() // instances)
 
 
+def decoding_memory(workers: int) -> int:
+    """Bytes that a picture may take for a worker to decode it beside others; those of larger ones are decoded in turn.
+
+    All workers' together are half of the memory of the machine, or of its container. With one larger picture more
+    (`limit_pixels` bounds that), it is all that decoding takes at any moment.
+
+    Args:
+        workers: threads of all processes that decode.
+    """
+    memory = _memory()
+    return int(memory * _SHARE_OF_MEMORY / workers) if memory else 0
+
+
 def usable_cores() -> int:
     """The cores that this process may use, by its affinity and by `cpu.max` of its control groups."""
-    cores = float(len(os.sched_getaffinity(0)))
+    return max(1, int(min([float(len(os.sched_getaffinity(0))), *map(_quota, _groups("cpu"))])))
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """This process's control groups and those around them, by version 2 or 1."""
     try:
-        groups = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
+        lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
     except OSError:
-        return int(cores)
-    for line in groups:
+        return
+    for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers == "" or "cpu" in controllers.split(","):
-            root = _CGROUPS / "cpu" if controllers else _CGROUPS
+        if controllers == "" or controller in controllers.split(","):
+            root = _CGROUPS / controller if controllers else _CGROUPS
             inside = root / path.lstrip("/")
             for group in (inside, *inside.parents):
-                cores = min(cores, _quota(group))
+                yield group
                 if group == root:
                     break
-    return max(1, int(cores))
+
+
+def _memory() -> int:
+    """The machine's memory in bytes, or its container's where that is less; 0 where nothing says so."""
+    try:
+        found = re.search(r"^MemTotal:\s+(\d+) kB", _MEMINFO.read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
+        found = None
+    limits = [int(found[1]) * 1024] if found else []
+    for group in _groups("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            try:
+                limit = (group / name).read_text(encoding="ascii").strip()
+            except OSError:
+                continue
+            limits += [int(limit)] if limit.isdecimal() else []
+    return min(limits, default=0)
+
+
+@contextmanager
+def _in_turn(image: Image.Image, memory: int) -> Iterator[None]:
+    """Waits, before a picture that takes more bytes, until no thread of any process here decodes such a one.
+
+    The lock is the kernel's: a process that dies gives it back.
+    """
+    if not memory or image.width * image.height * (1 if image.mode in ("1", "L", "P") else 4) <= memory:
+        yield
+        return
+    import fcntl  # where there is one: clients of other systems ask for no bound
+
+    try:
+        folder = os.open(_SHARED_FOLDER, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        folder = os.open(tempfile.gettempdir(), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _quota(group: Path) -> float:
@@ -158,6 +228,8 @@ def decode_pixels(
     reduced: bool = False,
     formats: tuple[str, ...] | None = None,
     compiled: bool = True,
+    streamed: bool = True,
+    memory: int = 0,
 ) -> npt.NDArray[np.uint8]:
     """Decodes an image and resizes it as `cn_clip.clip.image_transform` does, up to its `ToTensor`.
 
@@ -174,6 +246,9 @@ def decode_pixels(
             equal.
         formats: those of `image_formats()` unless given.
         compiled: whether `cnclip_resize` may resize, if it is there; Pillow gives the same bytes.
+        streamed: whether it may take a JPEG's rows as they are decoded; the same bytes again.
+        memory: bytes above which pictures are decoded one after another, by all processes of this machine, from
+            `decoding_memory`; 0 for no such bound.
 
     Returns:
         uint8 pixels of shape `[resolution, resolution, 3]`, RGB.
@@ -187,9 +262,10 @@ def decode_pixels(
         with Image.open(io.BytesIO(encoded), formats=formats or image_formats()) as image:
             if reduced:
                 reduce_scale(image, resolution)
-            if compiled and (square := resize(image, resolution)) is not None:
-                return np.frombuffer(square, np.uint8).reshape(resolution, resolution, 3)
-            resized = image.resize((resolution, resolution), Image.Resampling.BICUBIC)
+            with _in_turn(image, memory):
+                if compiled and (square := resize(image, resolution, streamed=streamed)) is not None:
+                    return np.frombuffer(square, np.uint8).reshape(resolution, resolution, 3)
+                resized = image.resize((resolution, resolution), Image.Resampling.BICUBIC)
         return np.asarray(resized.convert("RGB"))
     # Pillow's decoders raise nearly anything on hostile files: OSError, SyntaxError, struct.error, MemoryError, ...
     except Exception as error:

@@ -1,0 +1,172 @@
+"""The command that compares the features of two models on a user's own images and texts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+from cnclip_console import print_table
+
+from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, Arch, get_arch
+from cnclip_builder.cli.options import (
+    DEFAULT_DOWNLOAD_ROOT,
+    DownloadRootOption,
+    HubOption,
+    VerboseOption,
+    VocabularyOption,
+)
+from cnclip_builder.system.atomic import replacing_file
+
+if TYPE_CHECKING:
+    from cnclip_builder.comparison.compare import Comparison
+    from cnclip_builder.comparison.distances import Distances
+    from cnclip_builder.comparison.retrieval import Retrieval
+    from cnclip_builder.tensors import Tower
+
+_LEFT_OUT_SHOWN = 5
+_WIDTH = 80
+
+
+def compare_features(
+    a: Annotated[
+        str,
+        typer.Argument(
+            help="What is there: a checkpoint (a file, random:SEED, official), ONNX files with their precision "
+            "(FOLDER:fp16), a model repository (FOLDER, FOLDER#MODEL), or a server (HOST:PORT, HOST:PORT/MODEL)."
+        ),
+    ],
+    b: Annotated[str, typer.Argument(help="What is to take its place; the same choice.")],
+    images: Annotated[
+        Optional[str],  # noqa: UP045  # Typer reads it at run time, on Python 3.10 too
+        typer.Option(help="A folder, a glob, a list, a TSV, an LMDB or parquet of images.", show_default=False),
+    ] = None,
+    texts: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Texts: JSONL, a text a line, or parquet.", show_default=False),
+    ] = None,
+    pairs: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="Texts and the images that belong to them: JSONL with image_ids, or lines of an image's file, a tab "
+            "and its caption.",
+            exists=True,
+            dir_okay=False,
+            show_default=False,
+        ),
+    ] = None,
+    arch: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Of checkpoints: RN50, ViT-B-16 and so on, or a .json file.", show_default=False),
+    ] = None,
+    arch_b: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Of checkpoint B, if it is another than A's.", show_default=False),
+    ] = None,
+    vocabulary: VocabularyOption = None,
+    context_length: Annotated[
+        int, typer.Option(help="Tokens of a text that checkpoints and ONNX files read; a server has its own.")
+    ] = DEFAULT_CONTEXT_LENGTH,
+    worst: Annotated[int, typer.Option(min=0, help="How many of the rows that are furthest apart to name.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Write all figures as JSON instead of the table.")] = False,
+    html: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write a page with plots here too.", dir_okay=False, show_default=False),
+    ] = None,
+    download_root: DownloadRootOption = DEFAULT_DOWNLOAD_ROOT,
+    hub: HubOption = "huggingface",
+    verbose: VerboseOption = False,
+) -> None:
+    """Compare the features of two models on your own images and texts, before one takes the other's place."""
+    from cnclip_builder.comparison.compare import compare_features as compare
+    from cnclip_builder.comparison.inputs import open_inputs
+    from cnclip_builder.comparison.page import comparison_page
+    from cnclip_builder.comparison.sides import Named
+
+    logging.getLogger("cnclip_builder").setLevel(logging.INFO if sys.stderr.isatty() or verbose else logging.WARNING)
+    inputs = open_inputs(images, texts, pairs)
+    chosen = [_chosen_arch(one, vocabulary) for one in (arch, arch_b or arch)]
+    sides = [
+        Named(name, one, context_length, download_root, hub, vocabulary)
+        for name, one in zip((a, b), chosen, strict=True)
+    ]
+    comparison = compare(sides[0], sides[1], inputs, worst)
+    if html is not None:
+        with replacing_file(html) as partial:
+            partial.write_text(comparison_page(comparison), encoding="utf-8", errors="surrogateescape")
+    if as_json:
+        typer.echo(json.dumps(comparison.as_dict(), indent=2))
+    else:
+        _show(comparison)
+
+
+def _chosen_arch(name: str | None, vocabulary: Path | None) -> Arch | None:
+    return None if name is None else get_arch(name, vocabulary)
+
+
+def _show(comparison: Comparison) -> None:
+    sides = [
+        (letter, facts.name, facts.arch, facts.precision or "?", facts.checkpoint_sha256[:12])
+        for letter, facts in (("A", comparison.a), ("B", comparison.b))
+    ]
+    print_table(("", "named", "arch", "precision", "checkpoint"), sides)
+    if comparison.distances:
+        _show_distances(comparison.distances)
+    if comparison.retrieval:
+        _show_retrieval(comparison.retrieval)
+    for tower, left_out in comparison.left_out.items():
+        if left_out:
+            typer.echo(f"\n{len(left_out)} {tower}s were left out of both:")
+            for one, reason in list(left_out.items())[:_LEFT_OUT_SHOWN]:
+                typer.echo(f"  {_shown(one)}: {_shown(reason)}")
+            if len(left_out) > _LEFT_OUT_SHOWN:
+                typer.echo(f"  and {len(left_out) - _LEFT_OUT_SHOWN} more (--json names all)")
+    for note in comparison.notes:
+        typer.echo("\n" + "\n".join(textwrap.wrap(note, _WIDTH)))
+
+
+def _show_distances(found: Mapping[Tower, Distances]) -> None:
+    from cnclip_builder.comparison.distances import QUANTILES, quantiles
+
+    rows = [
+        (label, str(len(values)), *(f"{value:.1e}" for value in quantiles(values).values()))
+        for tower, distances in found.items()
+        for label, values in ((f"{tower}s", distances.cosine), ("  centred", distances.centred))
+        if values is not None
+    ]
+    typer.echo()
+    print_table(("1 - cosine", "rows", *QUANTILES), rows)
+    for tower, distances in found.items():
+        if distances.worst:
+            typer.echo()
+            furthest = [
+                (_shown(row.id), f"{row.cosine_distance:.1e}", f"{row.centred_distance:.1e}") for row in distances.worst
+            ]
+            print_table((f"{tower}s furthest apart", "1 - cosine", "centred"), furthest)
+
+
+def _show_retrieval(found: Mapping[str, Retrieval]) -> None:
+    rows: list[tuple[str, ...]] = []
+    for direction, one in found.items():
+        same = (str(one.queries), f"{one.same_first:.1%}", f"{one.overlap:.1%}")
+        if one.recall_a is None or one.recall_b is None:
+            rows.append((direction, "", "", "", "", *same))
+            continue
+        for letter, recall in (("A", one.recall_a), ("B", one.recall_b)):
+            shares = (f"{share:.1%}" for share in (recall.r1, recall.r5, recall.r10))
+            rows.append(
+                (direction, letter, *shares, *same) if letter == "A" else ("", letter, *shares, *("" for _ in same))
+            )
+    typer.echo()
+    print_table(("retrieval", "", "R@1", "R@5", "R@10", "queries", "same 1st", "same 10"), rows)
+
+
+def _shown(name: object) -> str:
+    """An id or a reason on one line, its bytes that are no UTF-8 and its control characters written out."""
+    text = str(name).encode("utf-8", "backslashreplace").decode()
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)

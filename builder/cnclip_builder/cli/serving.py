@@ -1,0 +1,199 @@
+"""The options of how a model is served: those fields of `ServingConfig` that a command line names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+from cnclip_console import option
+
+from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
+from cnclip_builder.cli.options import LIMITS, SERVED, SPEED, Tf32Option
+from cnclip_builder.repository.serving import (
+    DEFAULT_MAX_IMAGE_PIXELS,
+    PER_TOWER,
+    Accelerator,
+    Platform,
+    Target,
+    parse_gpus,
+    parse_lengths,
+    parse_per_tower,
+)
+from cnclip_builder.tensors import Precision
+
+__all__ = ["ServingOptions"]
+
+_EACH = "; image=N,text=N for one of each"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingOptions:
+    """Settings of `ServingConfig`, by their names there; None where the command line says nothing."""
+
+    target: Annotated[
+        Target | None,
+        option("What encoders run on. Default: gpu where nvidia-smi lists one, else cpu.", panel=SERVED),
+    ] = None
+    precision: Annotated[
+        Precision | None,
+        option(
+            "Of the served encoders; int8 on CPUs alone. Default: fp16 on a GPU, fp32 on a CPU.",
+            panel=SERVED,
+        ),
+    ] = None
+    platform: Annotated[
+        Platform | None, option("Triton's backend for the encoders. Default: onnxruntime.", panel=SERVED)
+    ] = None
+    accelerator: Annotated[
+        Accelerator | None,
+        option(
+            "What the onnxruntime backend runs ONNX files with on a GPU; tensorrt builds at load time, none leaves the "
+            "choice of kernels to ONNX Runtime. Default: cuda on a GPU.",
+            panel=SERVED,
+        ),
+    ] = None
+    gpus: Annotated[
+        str | None,
+        option(
+            "Numbers of the GPUs that serve encoders, as tritonserver counts them. Default: all that it sees.",
+            panel=SERVED,
+            metavar="N,N",
+        ),
+    ] = None
+    tf32: Tf32Option = None
+    context_length: Annotated[
+        int | None,
+        option(
+            f"Most tokens of a text; longer ones are cut. Default: {DEFAULT_CONTEXT_LENGTH}.",
+            panel=LIMITS,
+            metavar="N",
+        ),
+    ] = None
+    max_batch_size: Annotated[
+        str | None,
+        option(
+            f"Most rows of a batch{_EACH}. Default: 64 on a GPU, 128 texts in ONNX Runtime, 32 on a CPU.",
+            panel=LIMITS,
+            metavar="N",
+        ),
+    ] = None
+    max_queue_size: Annotated[
+        int | None,
+        option(
+            "Requests that may wait for a model; 0: any number. A bound costs throughput: docs/serving.md. Default: 0.",
+            panel=LIMITS,
+            metavar="N",
+        ),
+    ] = None
+    max_image_pixels: Annotated[
+        int | None,
+        option(
+            "Width times height of the largest image that is decoded; a larger one is refused. "
+            f"Default: {DEFAULT_MAX_IMAGE_PIXELS}.",
+            panel=LIMITS,
+            metavar="N",
+        ),
+    ] = None
+    image_formats: Annotated[
+        str | None,
+        option(
+            "Formats to decode beside those that Pillow decodes by itself, such as MPEG,WMF: docs/security.md.",
+            panel=LIMITS,
+            metavar="NAMES",
+        ),
+    ] = None
+    preferred_batch_size: Annotated[
+        str | None,
+        option(
+            f"Rows of the requests that clients send{_EACH}. Default: 4 images on a CPU, 8 on a GPU, 32 texts.",
+            panel=SPEED,
+            metavar="N",
+        ),
+    ] = None
+    merged_batch_size: Annotated[
+        str | None,
+        option(
+            f"Rows up to which requests share a batch, 0: up to the largest{_EACH}. Default: the preferred images on a "
+            "CPU, else 0.",
+            panel=SPEED,
+            metavar="N",
+        ),
+    ] = None
+    encoder_instances: Annotated[
+        str | None,
+        option(f"Copies of each encoder, of each GPU{_EACH}. Default: 1.", panel=SPEED, metavar="N"),
+    ] = None
+    encoder_queue_delay_microseconds: Annotated[
+        str | None,
+        option(
+            f"How long a request waits for others to share its batch{_EACH}. Default: 1000.",
+            "--encoder-queue-delay",
+            panel=SPEED,
+            metavar="MICROSECONDS",
+        ),
+    ] = None
+    encoder_threads: Annotated[
+        str | None,
+        option(f"Threads of an encoder on a CPU, 0: all cores{_EACH}. Default: 0.", panel=SPEED, metavar="N"),
+    ] = None
+    preprocess_instances: Annotated[
+        int | None,
+        option(
+            "Processes that decode images; they divide the cores. Default: 1 before a CPU; before GPUs one for each 4 "
+            "cores of this machine, from 4 to 16.",
+            panel=SPEED,
+            metavar="N",
+        ),
+    ] = None
+    preprocess_threads: Annotated[
+        int | None,
+        option("Threads in each of them; 0: its share of the cores. Default: 0.", panel=SPEED, metavar="N"),
+    ] = None
+    tokenize_instances: Annotated[
+        int | None, option("Processes that tokenise texts. Default: 1.", panel=SPEED, metavar="N")
+    ] = None
+    text_lengths: Annotated[
+        str | None,
+        option(
+            "Tokens to which texts are padded, besides the context length. Default: 40 on a GPU, none on a CPU, where "
+            "padding costs nothing.",
+            panel=SPEED,
+            metavar="N,N",
+        ),
+    ] = None
+    reduced_decoding: Annotated[
+        bool | None,
+        option(
+            "Decode large JPEGs at 1/2, 1/4 or 1/8 of their size, above twice the resolution: twice as fast, grey "
+            "levels off by 0.3 on average (1.5 at 12 megapixels), features by 1 - cosine = 1e-5: docs/serving.md. "
+            "Default: no.",
+            panel=SPEED,
+        ),
+    ] = None
+    cuda_graphs: Annotated[
+        bool | None,
+        option(
+            "Record the launches of plans and replay them, at the batch sizes that are likely. Default: no.",
+            panel=SPEED,
+        ),
+    ] = None
+    pinned_memory: Annotated[
+        bool | None, option("Copy to and from a GPU by page-locked memory. Default: yes.", panel=SPEED)
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """Returns those that the command line names, as `ServingConfig` has them.
+
+        Raises:
+            SettingError: one is not of its form.
+        """
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: _parsed(name, value) for name, value in given.items() if value is not None}
+
+
+def _parsed(name: str, value: Any) -> Any:
+    if name in PER_TOWER:
+        return parse_per_tower(name, value)
+    if name == "gpus":
+        return parse_gpus(value)
+    return parse_lengths(value) if name == "text_lengths" else value

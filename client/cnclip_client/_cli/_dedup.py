@@ -1,0 +1,50 @@
+"""`cnclip dedup`: near duplicates among the items of an index."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnclip_client._cli._index import stages
+from cnclip_client._cli._retrieval import IndexParameters
+from cnclip_client._cli._shared import Verbose, complain, reporting, usage, writing
+from cnclip_client._float32 import rounded
+from cnclip_client.index import Index, near_duplicates
+
+__all__ = ["dedup"]
+
+
+def dedup(
+    index: Annotated[Path, typer.Argument(metavar="INDEX", help="What `cnclip index` made.")],
+    cosine: Annotated[float, typer.Option(min=-1.0, max=1.0, help="How near is too near.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE.jsonl|-", help="The groups; - is stdout.")
+    ] = "-",
+    index_parameters: IndexParameters = None,
+    verbose: Verbose = False,
+) -> None:
+    """Find items that are as near as a cosine, and tell which to keep and which to drop.
+
+    Prints a JSON line for each that has near duplicates: {"kept": ID, "dropped": [ID, ...], "cosines": [...]}. An item
+    is dropped if it is that near to an earlier one that is kept. The features are read from the files that the index
+    was made of.
+
+    Example: cnclip dedup photos.index --cosine 0.96 -o duplicates.jsonl
+    """
+    with reporting(verbose), usage(), stages() as report, Index.open(index) as opened:
+        if index_parameters is not None:
+            opened.parameters = index_parameters
+        dropped = groups = 0
+        with writing(output) as file:
+            for group in near_duplicates(opened, cosine, report):
+                line = {"kept": group.kept, "dropped": group.dropped, "cosines": rounded(group.cosines)}
+                file.write(json.dumps(line) + "\n")
+                dropped += len(group.dropped)
+                groups += 1
+        complain(
+            f"{dropped:,} of {len(opened):,} items are as near as {cosine:g} to an earlier one, in {groups:,} groups; "
+            f"{len(opened) - dropped:,} are kept"
+        )

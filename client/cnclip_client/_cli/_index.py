@@ -1,0 +1,199 @@
+"""`cnclip index`: an approximate index over extracted features, made once, searched in a fraction of the time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cnclip_client._cli._shared import AsJson, Verbose, complain, reporting, usage, write
+from cnclip_client._vocabulary import Kind
+from cnclip_client.index import Built, IndexOptions, Record, Report, build_index
+from cnclip_client.index._plan import parse_bytes
+
+__all__ = ["index", "stages"]
+
+index = typer.Typer(
+    no_args_is_help=True,
+    help="Make an approximate index of features, which `cnclip search --index` searches; or add to it what is new.",
+    epilog="Exit status: 0 all well; 2 usage, a damaged file, another index or another checkpoint at OUTPUT; 130 "
+    "interrupted. OUTPUT is replaced when the new one is whole, and stays as it was otherwise.",
+)
+
+FeaturesArgument = Annotated[
+    list[Path],
+    typer.Argument(metavar="FEATURES...", help="What cnclip extract wrote: files, or folders of parts or of .parquet."),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="The index.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="What making and searching it may take, such as 4GiB: the kind is chosen to fit. Default: half of what is "
+        "free.",
+        show_default=False,
+    ),
+]
+Factory = Annotated[
+    str | None,
+    typer.Option(metavar="STRING", help="faiss's index_factory string, such as IVF4096,PQ64, instead of a chosen one."),
+]
+RecallOption = Annotated[
+    float, typer.Option("--recall", min=0.01, max=1.0, help="Share of the exact best 10 that it is tuned to find.")
+]
+Normalize = Annotated[
+    bool, typer.Option("--normalize", help="Divide each feature by its length; extracted ones are so already.")
+]
+Rescore = Annotated[
+    bool | None,
+    typer.Option(
+        "--rescore/--no-rescore",
+        help="Keep features beside it (float16) and score anew with them what it proposes. Default: where it is lossy.",
+        show_default=False,
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Make an index that is there anew, rather than add to it.")
+]
+
+
+@index.command("images")
+def _index_images(
+    features: FeaturesArgument,
+    output: Output,
+    memory: Memory = None,
+    factory: Factory = None,
+    recall: RecallOption = 0.95,
+    queries: Annotated[
+        Path | None,
+        typer.Option(metavar="FEATURES", help="Features of texts such as will be asked, to tune and measure it with."),
+    ] = None,
+    normalize: Normalize = False,
+    rescore: Rescore = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make an index of images' features, or add to it the files that it does not have yet.
+
+    Example: cnclip index images features/ -o photos.index --queries texts.parquet
+    """
+    options = memory, factory, recall, normalize, rescore, overwrite
+    _index("image", features, output, queries, options, as_json, verbose)
+
+
+@index.command("texts")
+def _index_texts(
+    features: FeaturesArgument,
+    output: Output,
+    memory: Memory = None,
+    factory: Factory = None,
+    recall: RecallOption = 0.95,
+    queries: Annotated[
+        Path | None,
+        typer.Option(metavar="FEATURES", help="Features of images such as will be asked, to tune and measure it with."),
+    ] = None,
+    normalize: Normalize = False,
+    rescore: Rescore = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make an index of texts' features, or add to it the files that it does not have yet.
+
+    Example: cnclip index texts captions.parquet -o captions.index --queries images.parquet
+    """
+    options = memory, factory, recall, normalize, rescore, overwrite
+    _index("text", features, output, queries, options, as_json, verbose)
+
+
+def _index(
+    kind: Kind,
+    features: list[Path],
+    output: Path,
+    queries: Path | None,
+    asked: tuple[str | None, str | None, float, bool, bool | None, bool],
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    memory, factory, recall, normalize, rescore, overwrite = asked
+    with reporting(verbose), usage(), stages() as report:
+        options = IndexOptions(
+            memory_bytes=None if memory is None else parse_bytes(memory),
+            factory=factory,
+            recall=recall,
+            normalize=normalize,
+            rescore=rescore,
+            overwrite=overwrite,
+        )
+        built = build_index(features, output, kind, options, queries=queries, report=report)
+    with reporting(verbose):
+        _tell(built, output, recall, as_json)
+
+
+def _tell(built: Built, output: Path, target: float, as_json: bool) -> None:
+    record, measured = built.record, built.record.measured
+    if not built.added:
+        complain(f"{output} has all of that already; nothing to do")
+    if as_json:
+        shown = {key: value for key, value in dataclasses.asdict(record).items() if key not in ("files", "parts")}
+        write((json.dumps({**shown, "added": built.added, "parts": len(record.parts)}) + "\n").encode())
+    else:
+        _print(record, built.added)
+    if built.added and not measured.reached:
+        more = f", or search with --index-parameters above {measured.parameters}" if measured.parameters else ""
+        complain(
+            f"recall@10 is {measured.recall_at_10:.3f}, and {target:g} could not be reached; give more --memory, allow "
+            f"--rescore{more}"
+        )
+
+
+def _print(record: Record, added: int) -> None:
+    measured = record.measured
+    faster = measured.exact_milliseconds / measured.milliseconds
+    rows = (
+        ("rows", f"{record.rows:,} {record.kind}s of {record.size} numbers, {added:,} of them new"),
+        ("kind", f"{record.factory} ({measured.parameters})" if measured.parameters else record.factory),
+        ("of", str(record.origin) if record.origin else "an unknown checkpoint"),
+        ("recall@10", f"{measured.recall_at_10:.3f}, by {measured.queries:,} {measured.asked}"),
+        (
+            "a query",
+            f"{measured.milliseconds:.3g} ms; exact search {measured.exact_milliseconds:.3g} ms ({faster:.0f} times)",
+        ),
+        ("a vector", f"{record.memory_bytes_a_row:,.0f} bytes of memory, {record.disk_bytes_a_row:,.0f} of disk"),
+        ("made in", f"{record.seconds:,.0f} s"),
+    )
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(table, markup=False, highlight=False)
+
+
+@contextmanager
+def stages() -> Iterator[Report]:
+    """Shows what is being done, on stderr where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda stage, done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+        stage = "reading"
+
+        def report(now: str, done: int, total: int) -> None:
+            nonlocal stage
+            if now != stage:
+                bar.reset(task, description=now)
+                stage = now
+            bar.update(task, completed=done, total=total or None)
+
+        yield report

@@ -1,0 +1,84 @@
+"""Options that many commands have: fields of a dataclass, given to a command as one parameter."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
+from typing import Any, get_type_hints
+
+import typer
+
+__all__ = ["gives_options", "option"]
+
+
+def option(help: str, *names: str, panel: str | None = None, metavar: str | None = None, **more: Any) -> Any:
+    """Returns `typer.Option(...)` of an option whose default is not shown, since it is None and `help` tells of it.
+
+    Args:
+        help: What the option is for.
+        names: How it is written; by default as its parameter.
+        panel: The heading under which help shows it.
+        metavar: What stands for its value there.
+        more: What else `typer.Option` takes.
+    """
+    return typer.Option(*names, help=help, rich_help_panel=panel, metavar=metavar, **{"show_default": False, **more})
+
+
+def gives_options(
+    kind: type,
+    parameter: str,
+    *,
+    last: bool = False,
+    wanted: Callable[[Field[Any]], bool] = lambda _: True,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Returns what gives a command an option for each field of a dataclass, and hands them over as one parameter.
+
+    Typer reads a command's options off its signature; this one's has the parameter written out.
+
+    Args:
+        kind: The dataclass. Its fields are annotated with `typer.Option`; what is no option keeps its default.
+        parameter: The command's parameter that gets an instance.
+        last: Whether these options stand after all of the command's own, and not where the parameter does.
+        wanted: Which fields this command has.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
+        types = get_type_hints(kind, include_extras=True)
+        shared = [
+            inspect.Parameter(
+                declared.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=_default(declared),
+                annotation=types[declared.name],
+            )
+            for declared in fields(kind)
+            if wanted(declared)
+        ]
+        parameters: list[inspect.Parameter] = []
+        for name, declared in inspect.signature(command).parameters.items():
+            if name != parameter:
+                parameters.append(declared.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+            elif not last:
+                parameters += shared
+        if last:
+            parameters += shared
+
+        @functools.wraps(command)
+        def wrapper(**given: Any) -> None:
+            options = {one.name: given.pop(one.name) for one in shared if one.name in given}
+            command(**given, **{parameter: kind(**options)})
+
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {one.name: one.annotation for one in parameters}
+        return wrapper
+
+    return decorate
+
+
+def _default(declared: Field[Any]) -> Any:
+    if declared.default_factory is not MISSING:
+        return declared.default_factory()
+    return inspect.Parameter.empty if declared.default is MISSING else declared.default

@@ -1,0 +1,168 @@
+"""What `--help` and shells show: the same two columns everywhere, an example for each command, words whole."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+import typer.main
+from cnclip_bench._cli import app as bench_app
+from cnclip_builder.cli.app import app as build_app
+from cnclip_client._cli import app as client_app
+from cnclip_console import plain_app
+from cnclip_server._cli import app as serve_app
+from typer.testing import CliRunner
+
+APPS = {"cnclip": client_app, "cnclip-build": build_app, "cnclip-serve": serve_app, "cnclip-bench": bench_app}
+MAINS = {
+    "cnclip": "cnclip_client._cli",
+    "cnclip-build": "cnclip_builder.cli.app",
+    "cnclip-serve": "cnclip_server._cli",
+    "cnclip-bench": "cnclip_bench._cli",
+}
+
+
+def commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    yield path
+    for name, below in getattr(command, "commands", {}).items():
+        yield from commands(below, (*path, name))
+
+
+ALL = [path for name, app in APPS.items() for path in commands(typer.main.get_command(app), (name,))]
+
+
+def at(path: tuple[str, ...]) -> Any:
+    command: Any = typer.main.get_command(APPS[path[0]])
+    for name in path[1:]:
+        command = command.commands[name]
+    return command
+
+
+def shown(path: tuple[str, ...], columns: str = "80") -> str:
+    result = CliRunner().invoke(
+        APPS[path[0]], [*path[1:], "--help"], env={"COLUMNS": columns, "TERMINAL_WIDTH": columns}
+    )
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def columns_of(line: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in line)
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_help_fits_80_columns_with_words_whole(path: tuple[str, ...]) -> None:
+    text = shown(path)
+    assert [line for line in text.splitlines() if columns_of(line) > 80] == []
+    assert "…" not in text
+    written = set(re.findall(r"--[a-z0-9-]*[a-z0-9]", text))
+    for parameter in at(path).params:
+        if parameter.param_type_name == "option":
+            assert set(parameter.opts + parameter.secondary_opts) - {"-v", "-o", "-f"} <= written
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_each_command_has_an_example_that_its_parser_takes(
+    path: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "build/repository").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    text = shown(path)
+    examples = re.search(r"^Examples?:\n((?:  .*\n)+)", text, re.MULTILINE)
+    assert examples is not None
+    lines = examples[1].replace("\\\n", " ").splitlines()
+    assert len(lines) >= 1
+    for line in lines:
+        words = shlex.split(line)
+        command, rest = at((words[0],)), words[1:]
+        taken = [words[0]]
+        while below := getattr(command, "commands", None):
+            command, rest = below[rest[0]], rest[1:]
+            taken.append(words[len(taken)])
+        assert tuple(taken[: len(path)]) == path
+        command.make_context(words[0], rest)
+
+
+@pytest.mark.parametrize("name", APPS)
+@pytest.mark.parametrize(
+    "environment", [{"NO_COLOR": "1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}], ids=str
+)
+def test_help_is_plain_text_wherever_it_goes(name: str, environment: dict[str, str]) -> None:
+    own = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "80"}
+    code = f"from {MAINS[name]} import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--help"], capture_output=True, env={**own, **environment}, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    text = done.stdout.decode("utf-8")
+    assert "\x1b" not in text
+    assert text.startswith("Usage: ")
+    assert not re.search("[─│╭╮╰╯]", text)
+
+
+def test_options_stand_under_their_headings_in_the_order_of_the_first() -> None:
+    app = plain_app()
+
+    @app.command()
+    def bake(
+        cake: str,
+        oven: Annotated[str, typer.Option(help="Which.", rich_help_panel="Heat")] = "a",
+        quiet: Annotated[bool, typer.Option(help="Say nothing.")] = False,
+        minutes: Annotated[int, typer.Option(help="How long.", rich_help_panel="Time")] = 3,
+        grill: Annotated[bool, typer.Option(help="From above.", rich_help_panel="Heat")] = False,
+    ) -> None:
+        """Bake a cake, well-done.
+
+        Example:
+          bake    a-cake
+        """
+
+    text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).output
+    headings = re.findall(r"^(\w.*):$", text, re.MULTILINE)
+    assert headings == ["Example", "Arguments", "Heat", "Time", "Other options"]
+    heat = text[text.index("\nHeat:") : text.index("\nTime:")]
+    assert "--oven" in heat
+    assert "--grill" in heat
+    assert "--quiet" in text[text.index("\nOther options:") :]
+    assert "\nExample:\n  bake    a-cake\n" in text
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("cnclip ex", "extract"),
+        ("cnclip extract images --over", "--overwrite"),
+        ("cnclip-build repo", "repository"),
+        ("cnclip-build repository --arch RN50 --least", "--least-int8-speed-up"),
+        ("cnclip-build repository --precision int", "int8"),
+        ("cnclip-serve --grpc", "--grpc-port"),
+        ("cnclip-bench gpu", "gpu-report"),
+    ],
+)
+def test_bash_completes_what_is_typed(typed: str, completed: str, tmp_path: Path) -> None:
+    """With the script that the command itself gives, in a bash of its own."""
+    if not shutil.which("bash"):
+        pytest.skip("there is no bash")
+    name = typed.split()[0]
+    command = tmp_path / name
+    command.write_text(f"#!{sys.executable}\nfrom {MAINS[name]} import main\nmain()\n")
+    command.chmod(0o755)
+    variable = f"_{name.upper().replace('-', '_')}_COMPLETE"
+    script = (
+        f'eval "$({variable}=source_bash {name})"\n'
+        f"COMP_WORDS=({typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))\n"
+        f"$(complete -p {name} | sed -E 's/.* -F ([^ ]+) .*/\\1/') {name}\n"
+        'printf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=own, timeout=60, check=False)
+    assert done.stdout.split() == [completed], done.stderr
