@@ -55,7 +55,10 @@ def test_there_is_something_to_run() -> None:
 @pytest.mark.parametrize(("page", "line"), DOCUMENTED)
 def test_documented_options_exist(page: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command of ours that a page shows, `make` targets opened up, is one that its parser accepts."""
-    (tmp_path / "plans").mkdir()
+    # What must be there already, for options that look.
+    for folder in ("plans", "build/repository"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "captions.jsonl").touch()
     monkeypatch.chdir(tmp_path)
     if line.startswith("make "):
         dry = ["make", "--dry-run", "--always-make", *shlex.split(line)[1:]]
