@@ -32,6 +32,7 @@ from cnclip_client._flow.items import (
     text_bytes,
 )
 from cnclip_client._flow.parts import Timed, moved
+from cnclip_client._flow.pillow_versions import what_differs
 from cnclip_client._flow.pipeline import Pipeline
 from cnclip_client._flow.prefetch import Prefetch
 from cnclip_client._flow.preparation import Preparation
@@ -482,7 +483,32 @@ class Client:
             if self._preparation is None:
                 info = self._towers.one("image")
                 self._preparation = Preparation(self._towers.name("image"), info, self._limits.preparers)
+                self._warn_of_other_pillows(info.version, self._preparation.pillow)
             return self._preparation
+
+    def _warn_of_other_pillows(self, version: str, ours: str) -> None:
+        """Asks each server which Pillow it decodes with; older ones do not tell, nor those that have encoders alone."""
+        name, told = f"{self._towers.slug}-image-preprocess", set()
+        for endpoint in self._endpoints.inside():
+            try:
+                pillow = Tensors("IMAGE", "pillow")
+                theirs = endpoint.transport.ask_text(name, version, pillow, harmless_image())
+            except CnclipError as error:
+                _log.info("which Pillow %s decodes with is not known: %s", endpoint.transport.url, error)
+                continue
+            pictures = what_differs(ours, theirs)
+            if pictures and theirs not in told:
+                told.add(theirs)
+                _log.warning(
+                    "%s at %s decodes with Pillow %s, this client with %s: pixels of %s may differ in their last bits "
+                    "from those that the server prepares; pip install 'pillow==%s' makes them equal",
+                    name,
+                    endpoint.transport.url,
+                    theirs,
+                    ours,
+                    pictures,
+                    theirs,
+                )
 
     def _pipeline(self, kind: Kind, info: ModelInfo, tensors: Tensors, harmless: Callable[[], bytes]) -> Pipeline:
         return Pipeline(

@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 import pytest
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
-from tritonclient.utils import deserialize_bytes_tensor
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 SHA = "a" * 64
 DIMENSION = 16
@@ -49,7 +49,9 @@ class Model:
 
     @property
     def input(self) -> str:
-        return {"image": "IMAGE", "text": "TEXT", "encoder": "pixels"}[self.name.rpartition("-")[2]]
+        return {"image": "IMAGE", "text": "TEXT", "encoder": "pixels", "preprocess": "IMAGE"}[
+            self.name.rpartition("-")[2]
+        ]
 
     @property
     def output(self) -> str:
@@ -236,6 +238,13 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             f"unnorm_{model.output}": unnorm,
         }
         response = service_pb2.ModelInferResponse(model_name=model.name, model_version=model.version)
+        if model.name.endswith("-preprocess"):
+            if "pillow" not in model.parameters:
+                raise Fault(grpc.StatusCode.INVALID_ARGUMENT, "unexpected inference output 'pillow'")
+            told = serialize_byte_tensor(np.array([[model.parameters["pillow"].encode()]], np.object_)).item()
+            response.outputs.add(name="pillow", datatype="BYTES", shape=[1, 1])
+            response.raw_output_contents.append(told)
+            return response
         for name in [output.name for output in request.outputs] or list(tensors):
             response.outputs.add(name=name, datatype="FP32", shape=list(unnorm.shape))
             response.raw_output_contents.append(tensors[name].astype(np.float32).tobytes())
@@ -279,6 +288,7 @@ def fake() -> Any:
         tower = staticmethod(tower)
         both = staticmethod(both)
         image_encoder = staticmethod(image_encoder)
+        Model = Model
         Fault = Fault
         dimension = DIMENSION
         sha = SHA

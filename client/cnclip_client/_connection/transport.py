@@ -154,6 +154,31 @@ class Transport:
         )
         return [Listed(entry.name, entry.version, entry.state, entry.reason) for entry in answer.models]
 
+    def ask_text(self, name: str, version: str, tensors: Tensors, payload: bytes) -> str:
+        """Sends one row and waits for its output, a string.
+
+        Args:
+            name: The model's full name.
+            version: The version asked for.
+            tensors: The input and the output.
+            payload: The row.
+
+        Raises:
+            CnclipError: As `config` does; where the model has no such output, too.
+        """
+        result = self._call(
+            name,
+            lambda timeout_s: self._client.infer(
+                name,
+                [rows_input(tensors, [payload])],
+                model_version=version,
+                outputs=[InferRequestedOutput(tensors.output)],
+                headers=self._headers(),
+                client_timeout=timeout_s,
+            ),
+        )
+        return bytes(result.as_numpy(tensors.output).reshape(-1)[0]).decode()
+
     def send(
         self,
         name: str,

@@ -21,7 +21,10 @@ backend: "python"
 max_batch_size: 8
 version_policy { specific { versions: [ 1, 2 ] } }
 input [ { name: "IMAGE" data_type: TYPE_STRING dims: [ 1 ] } ]
-output [ { name: "pixels" data_type: TYPE_UINT8 dims: [ 32, 32, 3 ] } ]
+output [
+  { name: "pixels" data_type: TYPE_UINT8 dims: [ 32, 32, 3 ] },
+  { name: "pillow" data_type: TYPE_STRING dims: [ 1 ] }
+]
 instance_group [ { count: 1 kind: KIND_CPU } ]
 dynamic_batching { max_queue_delay_microseconds: 0 }
 model_warmup [ {

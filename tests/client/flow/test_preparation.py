@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
+import re
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from cnclip_client import Client, CnclipError, Limits, MissingExtra, ModelInfo, ServerError
 from cnclip_client._flow import preparation as module
@@ -194,6 +196,41 @@ def test_an_encoders_config_tells_of_one_version_alone(serve: Callable[..., Any]
     triton = serve(fake.image_encoder("vit-b-16", SIDE, parameters={"version": "2"}))
     with connect(triton, prepare="client") as client, pytest.raises(ServerError, match="tells of version 2, not of 1"):
         client.encode_images([picture(1)])
+
+
+@pytest.mark.parametrize(
+    ("pillow", "said"),
+    [
+        ("11.3.0", "pixels of pictures that shrink more than twice .* pip install 'pillow==11.3.0' makes them equal"),
+        (PIL.__version__, ""),
+        (None, ""),
+    ],
+)
+def test_a_server_with_another_pillow_is_warned_of_once(
+    serve: Callable[..., Any],
+    fake: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    pillow: str | None,
+    said: str,
+) -> None:
+    start = Preparation.__init__
+
+    def with_pillow_13(self: Preparation, *given: Any) -> None:
+        start(self, *given)
+        if pillow == "11.3.0":  # whatever is installed where the tests run
+            self.pillow = "13.0.0"
+
+    monkeypatch.setattr(Preparation, "__init__", with_pillow_13)
+    tells = {} if pillow is None else {"pillow": pillow}
+    preprocess = fake.Model("vit-b-16-image-preprocess", parameters=tells)
+    triton = serve(fake.image_encoder("vit-b-16", SIDE), preprocess)
+    with connect(triton, prepare="client") as client:
+        for _ in range(2):
+            client.encode_images([picture(1)])
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == bool(said)
+    assert all(re.search(said, line) for line in warned)
 
 
 @pytest.mark.parametrize("slower", ["server", "client"])

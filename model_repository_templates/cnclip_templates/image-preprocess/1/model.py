@@ -1,4 +1,7 @@
-"""Triton's side of image preprocessing: `IMAGE` (encoded images) -> `pixels` (uint8 `[N, R, R, 3]`)."""
+"""Triton's side of image preprocessing: `IMAGE` (encoded images) -> `pixels` (uint8 `[N, R, R, 3]`).
+
+Its output `pillow` is the version of what decodes, for clients that prepare images by themselves.
+"""
 
 import json
 import warnings
@@ -6,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import PIL
 import triton_python_backend_utils as pb_utils
 from cnclip_bad_rows import bad_rows_message
 from cnclip_pixels import (
@@ -73,4 +77,7 @@ class TritonPythonModel:
             message = bad_rows_message({index: str(row) for index, row in bad.items()})
             error = pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
             return pb_utils.InferenceResponse(error=error)
-        return pb_utils.InferenceResponse([pb_utils.Tensor("pixels", np.stack(rows))])
+        tensors = [pb_utils.Tensor("pixels", np.stack(rows))]
+        if "pillow" in request.requested_output_names():
+            tensors.append(pb_utils.Tensor("pillow", np.full((len(rows), 1), PIL.__version__.encode(), np.object_)))
+        return pb_utils.InferenceResponse(tensors)
