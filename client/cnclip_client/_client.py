@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import logging
-import random
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Literal, NoReturn, get_args, overload
 
@@ -17,47 +13,20 @@ from cnclip_client._blocks import Block, join, put_back
 from cnclip_client._connection.endpoint import Urls
 from cnclip_client._connection.endpoints import Endpoints
 from cnclip_client._connection.towers import Towers
-from cnclip_client._connection.wire import Tensors
 from cnclip_client._credentials import Credentials
-from cnclip_client._exceptions import BadInput, CnclipError
-from cnclip_client._flow.batches import batches
-from cnclip_client._flow.concurrency import Found
-from cnclip_client._flow.items import (
-    ImageItem,
-    Unsendable,
-    harmless_image,
-    harmless_text,
-    image_bytes,
-    require_many,
-    text_bytes,
-)
-from cnclip_client._flow.parts import Timed, moved
-from cnclip_client._flow.pillow_versions import what_differs
-from cnclip_client._flow.pipeline import Pipeline
-from cnclip_client._flow.prefetch import Prefetch
-from cnclip_client._flow.preparation import Preparation
-from cnclip_client._flow.read_ahead import reading_ahead, ready_or_raise
+from cnclip_client._exceptions import BadInput
+from cnclip_client._flow.items import ImageItem, require_many
 from cnclip_client._info import ModelInfo
 from cnclip_client._settings import Limits, Retry, Timeout
 from cnclip_client._similarity import logits_per_image, softmax
 from cnclip_client._texts import preprocess_text
 from cnclip_client._vocabulary import Kind
+from cnclip_client._ways import Faster, Preparing, Sending, Served, Way
 
 __all__ = ["Client", "Prepare"]
 
-_log = logging.getLogger(__name__)
-
 Prepare = Literal["server", "client", "auto"]
 """Who decodes and resizes images."""
-
-# How many images `auto` measures each way with, and what the client has to be faster by: its cores may have other work.
-_TRIAL_ITEMS = 128
-_CLEARLY = 1.1
-
-# Rows a request, where neither the caller nor the server says.
-_BATCH_SIZES: dict[Kind, int] = {"image": 8, "text": 32}
-_PREPARE: dict[Kind, Callable[[object, int], bytes]] = {"image": image_bytes, "text": text_bytes}
-_HARMLESS: dict[Kind, Callable[[], bytes]] = {"image": harmless_image, "text": harmless_text}
 
 
 class Client:
@@ -107,25 +76,15 @@ class Client:
         self._limits = limits or Limits()
         self._endpoints = Endpoints(url, timeout, retry, credentials)
         self._towers = Towers(self._endpoints, model, version, {"image"} if prepare == "client" else set())
-        self._found = Found()
-        self._prepare = prepare
-        self._preparation: Preparation | None = None
-        self._preparing = threading.Lock()
-        self._measuring = threading.Lock()
-        self._is_measured = self._is_faster_here = False
-        # Of the same server, and one that prepares: what `auto` measures, and where it sends images if that is faster.
-        self._other: Client | None = None
+        served = Served(self._endpoints, self._towers, self._limits)
+        self._faster: Faster | None = None
+        images: Way = Preparing(served) if prepare == "client" else Sending("image", served)
         if prepare == "auto":
-            self._other = Client(
-                url,
-                model=model,
-                version=version,
-                timeout=timeout,
-                retry=retry,
-                limits=limits,
-                credentials=credentials,
-                prepare="client",
-            )
+            # A connection of its own: what one says of the model is held to what it said itself.
+            endpoints = Endpoints(url, timeout, retry, credentials)
+            encoder = Served(endpoints, Towers(endpoints, model, version, {"image"}), self._limits)
+            images = self._faster = Faster(Sending("image", served), Preparing(encoder))
+        self._ways: dict[Kind, Way] = {"image": images, "text": Sending("text", served)}
 
     def __repr__(self) -> str:
         return f"Client({str(self._endpoints)!r}, model={self._towers.slug!r})"
@@ -145,11 +104,8 @@ class Client:
     def close(self) -> None:
         """Closes the connection; calls under way in other threads end with RuntimeError."""
         self._endpoints.close()
-        with self._preparing:
-            if self._preparation is not None:
-                self._preparation.close()
-        if self._other is not None:
-            self._other.close()
+        for way in self._ways.values():
+            way.close()
 
     @property
     def limits(self) -> Limits:
@@ -159,7 +115,7 @@ class Client:
     @property
     def prepares_itself(self) -> bool | None:
         """What `prepare="auto"` has found: whether this client prepares images; None where nothing was measured."""
-        return self._is_faster_here if self._is_measured else None
+        return None if self._faster is None else self._faster.prepares_itself
 
     @property
     def retry(self) -> Retry:
@@ -395,151 +351,7 @@ class Client:
         require_many(kind, items)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        return self._blocks(kind, items, normalize, batch_size)
-
-    def _blocks(self, kind: Kind, items: Iterable[object], normalize: bool, batch_size: int | None) -> Iterator[Block]:
-        if kind == "text" or self._prepare == "server":
-            yield from self._sent(kind, items, normalize, batch_size)
-        elif self._prepare == "client":
-            yield from self._prepared_here(items, normalize, batch_size)
-        else:
-            yield from self._faster(items, normalize, batch_size)
-
-    def _sent(self, kind: Kind, items: Iterable[object], normalize: bool, batch_size: int | None) -> Iterator[Block]:
-        """Sends items as they are to the ensemble, which prepares them."""
-        info = self._towers.one(kind)
-        pipeline = self._pipeline(kind, info, Tensors(kind.upper(), _output(kind, normalize)), _HARMLESS[kind])
-
-        def prepare(item: object) -> bytes:
-            return _PREPARE[kind](item, self._limits.item_bytes)
-
-        rows = _rows(kind, info, batch_size)
-        if kind == "image":
-            ahead = reading_ahead(items, prepare, rows, self._limits.readers)
-            made = batches(ahead, ready_or_raise, rows, self._limits.request_bytes)
-        else:
-            made = batches(items, prepare, rows, self._limits.request_bytes)
-        yield from pipeline.run(made)
-
-    def _prepared_here(self, images: Iterable[object], normalize: bool, batch_size: int | None) -> Iterator[Block]:
-        """Sends images' pixels to the encoder, prepared ahead by as many threads as there are processes for it."""
-        info, preparation = self._towers.one("image"), self._have_prepared()
-        side = info.resolution or 0
-        dims = (side, side, 3)
-        pipeline = self._pipeline(
-            "image",
-            info,
-            Tensors("pixels", _output("image", normalize), dims),
-            lambda: random.randbytes(side * side * 3),  # noqa: S311 - pixels, not a secret
-        )
-
-        def prepared(item: object) -> object:
-            try:
-                return preparation.prepare(image_bytes(item, self._limits.item_bytes))
-            except Unsendable as reason:
-                return reason
-
-        ahead = Prefetch(iter(images), prepared, lambda _: side * side * 3, threads=preparation.processes)
-        with ahead as pixels:
-            rows = _rows("image", info, batch_size)
-            yield from pipeline.run(batches(pixels, ready_or_raise, rows, self._limits.request_bytes))
-
-    def _faster(self, images: Iterable[object], normalize: bool, batch_size: int | None) -> Iterator[Block]:
-        """Has the server prepare the first images, and this client the next, and all others by whoever was faster.
-
-        What was found holds for this client's life. Where another call measures at the moment, the server prepares.
-        """
-        other, start, source = self._other, 0, iter(images)
-        if other is not None and not self._is_measured and self._measuring.acquire(blocking=False):
-            try:
-                self._is_measured = not _can_prepare(other)
-                rates: list[float] = []
-                for run in (self._sent_images, other._prepared_here) if not self._is_measured else ():
-                    trial = Timed(run(itertools.islice(source, _TRIAL_ITEMS), normalize, batch_size))
-                    yield from moved(trial, start)
-                    start += trial.items
-                    rates.append(trial.items / max(trial.seconds, 1e-9))
-                    if trial.items < _TRIAL_ITEMS:
-                        return
-                if rates:
-                    self._is_measured, self._is_faster_here = True, rates[1] > _CLEARLY * rates[0]
-                    _log.info(
-                        "%s: %.0f images a second prepared by the server, %.0f here: %s",
-                        self._towers.name("image"),
-                        *rates,
-                        "prepared here from now on" if self._is_faster_here else "left to the server",
-                    )
-            finally:
-                self._measuring.release()
-        run = other._prepared_here if other is not None and self._is_faster_here else self._sent_images
-        yield from moved(run(source, normalize, batch_size), start)
-
-    def _sent_images(self, images: Iterable[object], normalize: bool, batch_size: int | None) -> Iterator[Block]:
-        return self._sent("image", images, normalize, batch_size)
-
-    def _have_prepared(self) -> Preparation:
-        """Returns the processes that prepare for this client, started at the first call."""
-        with self._preparing:
-            if self._preparation is None:
-                info = self._towers.one("image")
-                self._preparation = Preparation(self._towers.name("image"), info, self._limits.preparers)
-                self._warn_of_other_pillows(info.version, self._preparation.pillow)
-            return self._preparation
-
-    def _warn_of_other_pillows(self, version: str, ours: str) -> None:
-        """Asks each server which Pillow it decodes with; older ones do not tell, nor those that have encoders alone."""
-        name, told = f"{self._towers.slug}-image-preprocess", set()
-        for endpoint in self._endpoints.inside():
-            try:
-                pillow = Tensors("IMAGE", "pillow")
-                theirs = endpoint.transport.ask_text(name, version, pillow, harmless_image())
-            except CnclipError as error:
-                _log.info("which Pillow %s decodes with is not known: %s", endpoint.transport.url, error)
-                continue
-            pictures = what_differs(ours, theirs)
-            if pictures and theirs not in told:
-                told.add(theirs)
-                _log.warning(
-                    "%s at %s decodes with Pillow %s, this client with %s: pixels of %s may differ in their last bits "
-                    "from those that the server prepares; pip install 'pillow==%s' makes them equal",
-                    name,
-                    endpoint.transport.url,
-                    theirs,
-                    ours,
-                    pictures,
-                    theirs,
-                )
-
-    def _pipeline(self, kind: Kind, info: ModelInfo, tensors: Tensors, harmless: Callable[[], bytes]) -> Pipeline:
-        return Pipeline(
-            self._endpoints,
-            model=self._towers.name(kind),
-            version=info.version,
-            tensors=tensors,
-            embedding_size=info.embedding_size,
-            limits=self._limits,
-            found=self._found,
-            harmless=harmless,
-            verify=lambda max_age_s: self._towers.require_unchanged(kind, max_age_s),
-        )
-
-
-def _can_prepare(client: Client) -> bool:
-    try:
-        client._have_prepared()
-    except CnclipError as error:
-        _log.info("images are left to the server: %s", error)
-        return False
-    return True
-
-
-def _output(kind: Kind, normalize: bool) -> str:
-    return f"{kind}_features" if normalize else f"unnorm_{kind}_features"
-
-
-def _rows(kind: Kind, info: ModelInfo, batch_size: int | None) -> int:
-    """How many rows a request has."""
-    return min(batch_size or info.preferred_batch_size or _BATCH_SIZES[kind], info.max_batch_size)
+        return self._ways[kind].run(items, normalize, batch_size)
 
 
 def _prepared(texts: Iterable[str], preprocess: bool) -> Iterable[str]:

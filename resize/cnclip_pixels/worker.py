@@ -44,10 +44,11 @@ def main() -> None:
         formats = image_formats(settings["image_formats"])
         limit_pixels(settings["max_image_pixels"])
         memory = decoding_memory(usable_cores())  # a process a core, unless it was asked for fewer
-    except (ImportError, ValueError) as error:
-        _write(answers, json.dumps({"error": str(error)}).encode())
+        about = {"pillow": __version__, "resizer": resizer(), "cores": usable_cores()}
+    except Exception as error:  # whatever it is, the client is to tell it
+        _write(answers, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
         return
-    _write(answers, json.dumps({"pillow": __version__, "resizer": resizer(), "cores": usable_cores()}).encode())
+    _write(answers, json.dumps(about).encode())
     resolution, reduced = settings["resolution"], settings["decoding"] == "reduced"
     while (encoded := _read(files)) is not None:
         try:

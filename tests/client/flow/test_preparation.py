@@ -237,7 +237,7 @@ def test_a_server_with_another_pillow_is_warned_of_once(
 def test_auto_measures_and_keeps_to_who_is_faster(
     serve: Callable[..., Any], fake: Any, monkeypatch: pytest.MonkeyPatch, slower: str
 ) -> None:
-    monkeypatch.setattr("cnclip_client._client._TRIAL_ITEMS", 8)
+    monkeypatch.setattr("cnclip_client._ways._TRIAL_ITEMS", 8)
     triton = serve(*fake.both("vit-b-16"), fake.image_encoder("vit-b-16", SIDE))
     pixels = SIDE * SIDE * 3
 
