@@ -112,6 +112,12 @@ def explain_not_found(transport: Transport, slug: str, error: ModelNotFound | Mo
     if entries:
         versions = ", ".join(sorted(entry.version for entry in entries if entry.state == "READY"))
         fix = f"of it the server has version {versions}"
+    elif any(entry.name == f"{error.model}-encoder" and entry.state == "READY" for entry in listed):
+        fix = "it has its encoder alone, " + (
+            'which takes pixels: have this machine prepare them (prepare="client", --prepare client)'
+            if error.model.endswith("-image")
+            else "which takes token ids: serve what tokenises beside it"
+        )
     elif slug in available:
         fix = f"of {slug} the server has the other tower only"
     elif available:
