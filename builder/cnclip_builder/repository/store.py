@@ -39,6 +39,7 @@ class RepositoryStore:
 
     def __init__(self, url: str) -> None:
         self.url = without_secrets(url).rstrip("/")
+        self._hides = self.url != url.rstrip("/")
         try:
             from fsspec.core import url_to_fs
 
@@ -50,7 +51,7 @@ class RepositoryStore:
                 "'cn-clip-triton[publish]', or fsspec's package for this kind of address"
             ) from error
         except ValueError as error:
-            if self.url != url.rstrip("/"):  # the reason may be a part of the password
+            if self._hides:  # the reason may be a part of the password
                 raise RepositoryError(
                     f"{self.url} can't be opened: write what is no letter or digit in its user and password as %XX, or "
                     "leave them out and use the store's own settings"
@@ -174,7 +175,8 @@ class RepositoryStore:
         try:
             yield
         except Exception as error:
-            reason = without_secrets(str(error)) or type(error).__name__
+            # What a library says may quote a part of the password alone, which nothing here could tell.
+            reason = ("" if self._hides else without_secrets(str(error))) or type(error).__name__
             raise RepositoryError(
                 f"{self.url}/{path}: {reason}; check the address, the credentials and the network, and run it again"
             ) from error

@@ -6,12 +6,14 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeAlias, TypeVar, cast
 from urllib.parse import urlsplit
 
+from cnclip_client._exceptions import BadFile
 from cnclip_client._extras import require
 from cnclip_client._remote.errors import code_of, told_remote
 from cnclip_client._remote.reading import RangedFile, patiently
@@ -19,6 +21,9 @@ from cnclip_client._remote.reading import RangedFile, patiently
 __all__ = ["FileState", "Location", "RemotePath", "is_remote", "located", "state_digest", "state_of"]
 
 _T = TypeVar("_T")
+
+# Whatever stands before the last "@" of an address's host; then a password with a "/" in it that nobody escaped.
+_USER = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)(?:[^/?#]*@|[^/@:]+:[^@]*@)")
 
 # As many connections at once as there may be readers.
 _CONNECTIONS = 128
@@ -55,6 +60,16 @@ class RemotePath:
     """
 
     url: str
+
+    def __post_init__(self) -> None:
+        """Raises BadFile for an address with a user or password, which would stand in messages, records and ids."""
+        shown = _USER.sub(r"\1***@", self.url)
+        if shown != self.url:
+            raise BadFile(
+                "an address must hold no user and no password; leave them out, and give them as the store's own "
+                "settings (AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN, ~/.netrc)",
+                path=shown,
+            )
 
     def __str__(self) -> str:
         return self.url
