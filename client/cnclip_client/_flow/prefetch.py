@@ -59,6 +59,7 @@ class Prefetch(Generic[_T]):
         self._taken = 0
         self._given = 0
         self._held_bytes = 0
+        self._loading = 0
         self._ended = False
         self._most_threads = threads
         self._threads: list[threading.Thread] = []
@@ -87,7 +88,9 @@ class Prefetch(Generic[_T]):
         while True:
             with self._changed:
                 while not self._changed.wait_for(self._known, _PATIENCE_S):
-                    self._start_one()
+                    # Where one waits for the next item, another would wait as well.
+                    if self._loading == len(self._threads):
+                        self._start_one()
                 place = self._given
                 if place in self._errors:
                     raise self._errors[place]
@@ -126,12 +129,14 @@ class Prefetch(Generic[_T]):
                     return
                 with self._changed:
                     self._taken += 1
+                    self._loading += 1
             try:
                 loaded = self._load(item)
             except BaseException as error:
                 self._end(place, error)
                 return
             with self._changed:
+                self._loading -= 1
                 self._ready[place] = loaded
                 self._held_bytes += self._size_of(loaded)
                 self._changed.notify_all()
