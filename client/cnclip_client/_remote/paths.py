@@ -23,7 +23,7 @@ __all__ = ["FileState", "Location", "RemotePath", "is_remote", "located", "state
 _T = TypeVar("_T")
 
 # Whatever stands before the last "@" of an address's host; then a password with a "/" in it that nobody escaped.
-_USER = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)(?:[^/?#]*@|[^/@:]+:[^@]*@)")
+_USER = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)(?:[^/?#]*@|[^/@:]+:(?!\d+/)[^@]*@)")
 
 # As many connections at once as there may be readers.
 _CONNECTIONS = 128
@@ -67,7 +67,7 @@ class RemotePath:
         if shown != self.url:
             raise BadFile(
                 "an address must hold no user and no password; leave them out, and give them as the store's own "
-                "settings (AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN, ~/.netrc)",
+                "settings (AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN)",
                 path=shown,
             )
 

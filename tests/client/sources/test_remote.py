@@ -283,3 +283,18 @@ def test_a_web_server(tmp_path: Path, web: str) -> None:
         image_bytes(f"{web}/a.tar", 100)
     with pytest.raises(BadFile, match="there is nothing"):
         image_source(f"{web}/none.tar")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["s3://KEY:s3cr/e@t@bucket/x", "s3://KEY:s3cret@bucket/x", "https://s3cr@host/x.tar", "ftp://u:s3cr?@host/x.tar"],
+)
+def test_addresses_hold_no_passwords(url: str) -> None:
+    with pytest.raises(BadFile, match="must hold no user and no password") as caught:
+        image_source(url)
+    assert "s3cr" not in str(caught.value)
+
+
+def test_an_at_sign_elsewhere_is_no_password() -> None:
+    for url in ("hf://datasets/a/b@main/x.tar", "s3://bucket/a@b:c@d.jpg", "https://host/x?to=a:b@c", "http://host:9000/a@b"):
+        assert RemotePath(url).url == url
