@@ -74,6 +74,7 @@ def test_what_is_measured_with(tmp_path: Path) -> None:
 
 
 @pytest.mark.triton
+@pytest.mark.timeout(900)  # some twenty commands, on a machine that may be busy
 def test_every_command(folder: Path) -> None:
     demo = ["--arch", DEMO_ARCH, "--checkpoint", DEMO_CHECKPOINT, "--repository", str(folder / "build/repository")]
     few = ["--rounds", "2"]

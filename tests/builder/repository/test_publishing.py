@@ -241,8 +241,12 @@ def test_to_s3_killed_and_run_again(tmp_path: Path, tiny_vit: Arch, bucket: str)
         str(source),
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while len(store.files("a-image-encoder/2")) < 2:
+    deadline = time.monotonic() + 240
+    # It stands still while it is looked at: a busy machine might look too late.
+    while len(sent := store.files("a-image-encoder/2")) < 2:
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.003 if sent else 0.05)
+        process.send_signal(signal.SIGSTOP)
         assert process.poll() is None
         assert time.monotonic() < deadline
     process.send_signal(signal.SIGKILL)
