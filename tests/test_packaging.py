@@ -84,7 +84,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # All but [gpu], which brings the same folder as [cpu].
-EXTRAS = "cpu,builder,modelscope,tensorrt,publish,prepare,remote,parquet,search,report,ray,spark,bench,server"
+EXTRAS = "cpu,builder,modelscope,tensorrt,publish,prepare,remote,parquet,search,index,report,ray,spark,bench,server"
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,7 @@ def check_wiring(configs: Mapping[str, Any]) -> None:
 def _check_ensemble(ensemble: Any, configs: Mapping[str, Any]) -> None:
     where = f"ensemble {ensemble.name}"
     made = _tensors(ensemble.input, ensemble)
+    makers: dict[str, str] = {}
     used: set[str] = set()
     for step in _in_order(ensemble, set(made)):
         model = configs.get(step.model_name)
@@ -83,12 +84,14 @@ def _check_ensemble(ensemble: Any, configs: Mapping[str, Any]) -> None:
         for name, tensor in step.output_map.items():
             if tensor in made:
                 raise RepositoryError(f"{where} makes tensor {tensor!r} twice")
-            made[tensor] = outputs[name]
+            made[tensor], makers[tensor] = outputs[name], model.name
     for name, tensor in _tensors(ensemble.output, ensemble).items():
         if name not in made:
             raise RepositoryError(f"{where}: no step makes its output {name!r}")
         if not made[name].fits(tensor):
-            raise RepositoryError(f"{where}: output {name!r} is {tensor}, but a step makes it {made[name]}")
+            raise RepositoryError(
+                f"{where}: output {name!r} is {tensor}, but its model {makers[name]} makes it {made[name]}"
+            )
         used.add(name)
     idle = set(made) - used
     if idle:

@@ -296,5 +296,10 @@ def test_addresses_hold_no_passwords(url: str) -> None:
 
 
 def test_an_at_sign_elsewhere_is_no_password() -> None:
-    for url in ("hf://datasets/a/b@main/x.tar", "s3://bucket/a@b:c@d.jpg", "https://host/x?to=a:b@c", "http://host:9000/a@b"):
+    for url in (
+        "hf://datasets/a/b@main/x.tar",
+        "s3://bucket/a@b:c@d.jpg",
+        "https://host/x?to=a:b@c",
+        "http://host:9000/a@b",
+    ):
         assert RemotePath(url).url == url
