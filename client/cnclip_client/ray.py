@@ -153,7 +153,9 @@ class RayEngine:
         ray = self._ray
         started = not ray.is_initialized()
         if started:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            # What matters is raised. What Ray logs as an error beside it is of its dashboard, which now and then does
+            # not start and is not needed.
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="CRITICAL")
         encoder = RowEncoder(
             self._connect,
             kind,
