@@ -252,7 +252,10 @@ def test_the_command_starts_a_cluster_of_its_own(tmp_path: Path, triton: Any) ->
             timeout=120,
         )
         assert (done.returncode, done.stdout) == (0, ""), done.stderr
-        assert done.stderr.count("\n") == 1, done.stderr
+        # Ray's processes may have words of their own where a machine is busy, such as that its dashboard did not start.
+        ours = [line for line in done.stderr.splitlines() if not options or line.startswith("cnclip: ")]
+        assert len(ours) == 1, done.stderr
+        assert ours[0].startswith("cnclip: 50 items, 0 failures"), done.stderr
     same(tmp_path, "near.jsonl", "far.jsonl")
     done = subprocess.run([*command, "-o", "x.jsonl", "--actors", "2"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
