@@ -237,6 +237,7 @@ def test_another_batch_format_is_refused() -> None:
         FeatureExtractor(lambda: Client(model="m"), "text", column="text")({"text": ["a"]})
 
 
+@pytest.mark.slow  # beside the one that the other tests share, it now and then does not come up
 def test_the_command_starts_a_cluster_of_its_own(tmp_path: Path, triton: Any) -> None:
     (tmp_path / "texts.txt").write_text("".join(f"第{row}句\n" for row in range(50)))
     command = [sys.executable, "-c", "from cnclip_client._cli import main; main()", "extract", "texts", "texts.txt"]
