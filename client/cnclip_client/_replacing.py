@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["behind_links", "kind_of_special", "put", "replacing"]
+__all__ = ["behind_links", "kind_of_special", "put", "replacing", "sync"]
 
 _KINDS = {
     stat.S_IFCHR: "a character device",
@@ -76,7 +76,7 @@ def put(made: Path, place: Path) -> None:
     special = "an open file of this process" if target is None else kind_of_special(target)
     if target is None or special:
         raise OSError(errno.EINVAL, f"is {special}, whose place no file takes", os.fspath(place))
-    _sync(made)
+    sync(made)
     try:
         made.replace(target)
     except OSError as error:
@@ -86,7 +86,7 @@ def put(made: Path, place: Path) -> None:
         with made.open("rb") as source, replacing(target, durable=True) as copy:
             shutil.copyfileobj(source, copy)
         made.unlink()
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def behind_links(place: Path) -> Path | None:
@@ -133,7 +133,7 @@ def _straight(place: Path) -> IO[bytes]:
     return place.open("wb")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Waits until a file's bytes, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

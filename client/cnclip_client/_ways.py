@@ -216,12 +216,13 @@ class Faster:
 
     def run(self, items: Iterable[object], normalize: bool, batch_size: int | None) -> Iterator[Block]:
         """Yields the features of images block by block, in their order."""
-        source, start = iter(items), 0
+        start = 0
         if self.prepares_itself is None and self._measuring.acquire(blocking=False):
             try:
+                items = iter(items)  # only here: what is a list is read further ahead
                 rates: list[float] = []
                 for way in (self._sending, self._preparing) if self._can_prepare() else ():
-                    trial = Timed(way.run(itertools.islice(source, _TRIAL_ITEMS), normalize, batch_size))
+                    trial = Timed(way.run(itertools.islice(items, _TRIAL_ITEMS), normalize, batch_size))
                     yield from moved(trial, start)
                     start += trial.items
                     rates.append(trial.items / max(trial.seconds, 1e-9))
@@ -234,7 +235,7 @@ class Faster:
             finally:
                 self._measuring.release()
         chosen_way: Way = self._preparing if self.prepares_itself else self._sending
-        yield from moved(chosen_way.run(source, normalize, batch_size), start)
+        yield from moved(chosen_way.run(items, normalize, batch_size), start)
 
     def close(self) -> None:
         """Ends what prepares."""

@@ -43,13 +43,31 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path / "repository"
 
 
+class Sleeps:
+    """Requests that take so long, or longer on a busy machine: how long they took is known."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.took_s: list[float] = []
+
+    def __call__(self) -> None:
+        began = time.perf_counter()
+        time.sleep(self.seconds)
+        self.took_s.append(time.perf_counter() - began)
+
+    def a_second(self, concurrency: int) -> float:
+        return concurrency * len(self.took_s) / sum(self.took_s)
+
+
 def test_a_load_is_kept_up() -> None:
-    sustained = run_load(lambda: time.sleep(0.02), 3, 0.3)
-    assert 10 < sustained.items_per_s < 155  # fewer on a busy machine; more would be counted wrongly
+    sleep = Sleeps(0.02)
+    sustained = run_load(sleep, 3, 0.3)
+    assert sustained.items_per_s == pytest.approx(sleep.a_second(3), rel=0.2)
     assert sorted(sustained.waits_s)[0] >= 0.02
-    slow = run_load(lambda: time.sleep(0.1), 2, 0.01, items=8)  # two that count, however short the time
+    sleep = Sleeps(0.1)
+    slow = run_load(sleep, 2, 0.01, items=8)  # two that count, however short the time
     assert len(slow.waits_s) >= 4
-    assert 10 < slow.items_per_s < 165
+    assert slow.items_per_s == pytest.approx(8 * sleep.a_second(2), rel=0.2)
 
 
 def test_a_failed_request_ends_the_load() -> None:
@@ -61,9 +79,10 @@ def test_a_failed_request_ends_the_load() -> None:
 
 
 def test_levels() -> None:
-    one, two = measure_levels(lambda size: lambda: time.sleep(0.01 * size), [(1, 1), (2, 2)], 0.1, 2)
+    sleeps = {size: Sleeps(0.01 * size) for size in (1, 2)}
+    one, two = measure_levels(sleeps.__getitem__, [(1, 1), (2, 2)], 0.1, 2)
     assert (one.concurrency, one.batch_size, len(two.rounds_items_per_s)) == (1, 1, 2)
-    assert 10 < two.items_per_s < 205
+    assert two.items_per_s == pytest.approx(2 * sleeps[2].a_second(2), rel=0.25)
     assert two.latency.min_ms >= 20
 
 

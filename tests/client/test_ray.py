@@ -97,6 +97,30 @@ def same(folder: Path, one: str, two: str) -> None:
         assert (folder / name.format(one)).read_bytes() == (folder / name.format(two)).read_bytes()
 
 
+# The first of this file: beside the cluster that the others share, a second one now and then did not come up.
+def test_the_command_starts_a_cluster_of_its_own(tmp_path: Path, triton: Any) -> None:
+    (tmp_path / "texts.txt").write_text("".join(f"第{row}句\n" for row in range(50)))
+    command = [sys.executable, "-c", "from cnclip_client._cli import main; main()", "extract", "texts", "texts.txt"]
+    environment = {**os.environ, "CNCLIP_URL": triton.url, "COLUMNS": "200"}
+    environment.pop("RAY_ADDRESS", None)
+    for output, options in {"near.jsonl": [], "far.jsonl": ["--engine", "ray", "--actors", "1"]}.items():
+        done = subprocess.run(
+            [*command, "-o", output, *options],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith("cnclip: 50 items, 0 failures"), done.stderr
+    same(tmp_path, "near.jsonl", "far.jsonl")
+    done = subprocess.run([*command, "-o", "x.jsonl", "--actors", "2"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "give --engine ray" in done.stderr
+
+
 def test_the_same_files_as_without_it(tmp_path: Path, cluster: None, serve: Any, fake: Any, sources: list[Any]) -> None:
     servers = [serve(*fake.both("vit-b-16")) for _ in range(2)]
     engine = RayEngine(connecting(*servers), actors=2)
@@ -235,32 +259,6 @@ def test_a_dataset_gets_features_and_reasons(cluster: None, triton: Any, fake: A
 def test_another_batch_format_is_refused() -> None:
     with pytest.raises(TypeError, match="batch_format='pyarrow'"):
         FeatureExtractor(lambda: Client(model="m"), "text", column="text")({"text": ["a"]})
-
-
-@pytest.mark.slow  # beside the one that the other tests share, it now and then does not come up
-def test_the_command_starts_a_cluster_of_its_own(tmp_path: Path, triton: Any) -> None:
-    (tmp_path / "texts.txt").write_text("".join(f"第{row}句\n" for row in range(50)))
-    command = [sys.executable, "-c", "from cnclip_client._cli import main; main()", "extract", "texts", "texts.txt"]
-    environment = {**os.environ, "CNCLIP_URL": triton.url, "COLUMNS": "200"}
-    environment.pop("RAY_ADDRESS", None)
-    for output, options in {"near.jsonl": [], "far.jsonl": ["--engine", "ray", "--actors", "1"]}.items():
-        done = subprocess.run(
-            [*command, "-o", output, *options],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert (done.returncode, done.stdout) == (0, ""), done.stderr
-        # Ray's processes may have words of their own where a machine is busy, such as that its dashboard did not start.
-        ours = [line for line in done.stderr.splitlines() if not options or line.startswith("cnclip: ")]
-        assert len(ours) == 1, done.stderr
-        assert ours[0].startswith("cnclip: 50 items, 0 failures"), done.stderr
-    same(tmp_path, "near.jsonl", "far.jsonl")
-    done = subprocess.run([*command, "-o", "x.jsonl", "--actors", "2"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "give --engine ray" in done.stderr
 
 
 def test_parts_are_the_same_as_without_it(

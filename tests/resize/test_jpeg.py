@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import cnclip_resize
@@ -37,15 +36,6 @@ VARIANTS: list[dict[str, object]] = [
     {"quality": 75, "keep_rgb": True},
     {"quality": 100},
 ]
-
-
-@pytest.fixture(autouse=True)
-def undecided() -> Iterator[None]:
-    for decision in (cnclip_resize._why_pillow, cnclip_resize._why_whole):
-        decision.cache_clear()
-    yield
-    for decision in (cnclip_resize._why_pillow, cnclip_resize._why_whole):
-        decision.cache_clear()
 
 
 def picture(mode: str, size: tuple[int, int], seed: int) -> Image.Image:

@@ -33,16 +33,6 @@ ON_THE_LINES = (
 EDGES = ((1, 1), (1, 2), (2, 1), (65535, 1), (1, 65535), (65535, 20), (20, 65535), (224, 224), (336, 336), (7, 224))
 
 
-@pytest.fixture(autouse=True)
-def undecided() -> Iterator[None]:
-    """Who resizes is decided again by every test, and by those after it."""
-    for decision in (cnclip_resize._why_pillow, cnclip_resize._why_whole):
-        decision.cache_clear()
-    yield
-    for decision in (cnclip_resize._why_pillow, cnclip_resize._why_whole):
-        decision.cache_clear()
-
-
 def noise(mode: str, size: tuple[int, int], seed: int) -> Image.Image:
     """Grey levels of all kinds, or the two outermost alone: these overshoot, and are clipped."""
     rng = random.Random(seed)

@@ -7,11 +7,12 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from cnclip_console import plain_app
+from cnclip_console import gives_options, plain_app
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -70,20 +71,40 @@ Overwrite = Annotated[
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """How an index is to be made, as it was typed."""
+
+    memory: Memory = None
+    factory: Factory = None
+    recall: RecallOption = 0.95
+    normalize: Normalize = False
+    rescore: Rescore = None
+    overwrite: Overwrite = False
+
+    def options(self) -> IndexOptions:
+        """Returns it as `build_index` takes it. Raises ValueError for what is no size."""
+        return IndexOptions(
+            memory_bytes=None if self.memory is None else parse_bytes(self.memory),
+            factory=self.factory,
+            recall=self.recall,
+            normalize=self.normalize,
+            rescore=self.rescore,
+            overwrite=self.overwrite,
+        )
+
+
 @index.command("images")
+@gives_options(_Asked, "asked")
 def _index_images(
+    *,
     features: FeaturesArgument,
     output: Output,
-    memory: Memory = None,
-    factory: Factory = None,
-    recall: RecallOption = 0.95,
     queries: Annotated[
         Path | None,
         typer.Option(metavar="FEATURES", help="Features of texts such as will be asked, to tune and measure it with."),
     ] = None,
-    normalize: Normalize = False,
-    rescore: Rescore = None,
-    overwrite: Overwrite = False,
+    asked: _Asked,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
@@ -92,24 +113,20 @@ def _index_images(
     Example:
       cnclip index images features/ -o photos.index --queries texts.parquet
     """
-    options = memory, factory, recall, normalize, rescore, overwrite
-    _index("image", features, output, queries, options, as_json, verbose)
+    _index("image", features, output, queries, asked, as_json, verbose)
 
 
 @index.command("texts")
+@gives_options(_Asked, "asked")
 def _index_texts(
+    *,
     features: FeaturesArgument,
     output: Output,
-    memory: Memory = None,
-    factory: Factory = None,
-    recall: RecallOption = 0.95,
     queries: Annotated[
         Path | None,
         typer.Option(metavar="FEATURES", help="Features of images such as will be asked, to tune and measure it with."),
     ] = None,
-    normalize: Normalize = False,
-    rescore: Rescore = None,
-    overwrite: Overwrite = False,
+    asked: _Asked,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
@@ -119,8 +136,7 @@ def _index_texts(
       cnclip index texts captions.parquet -o captions.index \
         --queries images.parquet
     """
-    options = memory, factory, recall, normalize, rescore, overwrite
-    _index("text", features, output, queries, options, as_json, verbose)
+    _index("text", features, output, queries, asked, as_json, verbose)
 
 
 def _index(
@@ -128,23 +144,14 @@ def _index(
     features: list[Path],
     output: Path,
     queries: Path | None,
-    asked: tuple[str | None, str | None, float, bool, bool | None, bool],
+    asked: _Asked,
     as_json: bool,
     verbose: bool,
 ) -> None:
-    memory, factory, recall, normalize, rescore, overwrite = asked
     with reporting(verbose), usage(), stages() as report:
-        options = IndexOptions(
-            memory_bytes=None if memory is None else parse_bytes(memory),
-            factory=factory,
-            recall=recall,
-            normalize=normalize,
-            rescore=rescore,
-            overwrite=overwrite,
-        )
-        built = build_index(features, output, kind, options, queries=queries, report=report)
+        built = build_index(features, output, kind, asked.options(), queries=queries, report=report)
     with reporting(verbose):
-        _tell(built, output, recall, as_json)
+        _tell(built, output, asked.recall, as_json)
 
 
 def _tell(built: Built, output: Path, target: float, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Container
 from pathlib import Path
 
 from cnclip_client._exceptions import JobRefused
+from cnclip_client._replacing import sync
 
 __all__ = ["put_folder", "require_replaceable", "restore"]
 
@@ -50,14 +51,14 @@ def put_folder(made: Path, place: Path) -> None:
         OSError: It cannot be put there.
     """
     for path in (*made.iterdir(), made):
-        _sync(path)
+        sync(path)
     if place.exists():
         _exchange(made, place)
-        _sync(place.parent)
+        sync(place.parent)
         shutil.rmtree(made)
     else:
         made.rename(place)
-        _sync(place.parent)
+        sync(place.parent)
 
 
 def restore(work: Path, place: Path) -> None:
@@ -81,11 +82,3 @@ def _exchange(made: Path, place: Path) -> None:
     place.rename(old)
     made.rename(place)
     old.rename(made)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

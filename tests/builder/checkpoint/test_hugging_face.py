@@ -236,40 +236,21 @@ def test_a_folders_vocabulary(tmp_path: Path, saved: Path) -> None:
     assert find_arch_of(str(folder), {}, "odd").vocabulary == folder / "vocab.txt"
 
 
+SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+
+
 def clip(folder: Path) -> Path:
-    CLIPModel(
-        CLIPConfig(
-            text_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1},
-            vision_config={
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 1,
-            },
-        )
-    ).save_pretrained(folder)
+    CLIPModel(CLIPConfig(text_config=SMALL, vision_config=SMALL)).save_pretrained(folder)
     return folder
 
 
 def siglip(folder: Path) -> Path:
-    SiglipModel(
-        SiglipConfig(
-            text_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1},
-            vision_config={
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 1,
-            },
-        )
-    ).save_pretrained(folder)
+    SiglipModel(SiglipConfig(text_config=SMALL, vision_config=SMALL)).save_pretrained(folder)
     return folder
 
 
 def bert(folder: Path) -> Path:
-    BertModel(
-        BertConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1)
-    ).save_pretrained(folder)
+    BertModel(BertConfig(**SMALL)).save_pretrained(folder)
     return folder
 
 
