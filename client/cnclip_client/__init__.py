@@ -11,6 +11,7 @@ Everything that it raises on purpose is a `CnclipError`: `TransportError` (`Serv
 `CheckpointMismatch`, `BadInput`, `BadFile`, `MissingExtra`, `JobRefused`, `TooManyFailures`, `ServerError`.
 """
 
+from cnclip_client import _forks  # noqa: F401 - first, as it says
 from cnclip_client._blocks import Block
 from cnclip_client._client import Client
 from cnclip_client._connection.catalogue import served_models

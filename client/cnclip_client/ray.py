@@ -153,9 +153,7 @@ class RayEngine:
         ray = self._ray
         started = not ray.is_initialized()
         if started:
-            # What matters is raised. What Ray logs as an error beside it is of its dashboard, which now and then does
-            # not start and is not needed.
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="CRITICAL")
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         encoder = RowEncoder(
             self._connect,
             kind,
