@@ -25,6 +25,7 @@ PACKAGES = (
     "benchmarks/cnclip_bench",
     "resize/cnclip_pixels",
     "resize/cnclip_resize",
+    "tokens/cnclip_token_ids",
     "console/cnclip_console",
 )
 
@@ -52,6 +53,8 @@ DATA = {
     "cnclip_templates/text-tokenize/config.pbtxt.j2",
     "cnclip_templates/text/config.pbtxt.j2",
     "cnclip_templates/warmup.jpg",
+    "cnclip_token_ids/py.typed",
+    "cnclip_token_ids/vocab.txt",
 }
 
 # What the base install must never bring or need.

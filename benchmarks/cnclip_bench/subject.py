@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cnclip_builder.arch import Arch
     from cnclip_builder.tensors import Tower
     from cnclip_client import Client
-    from cnclip_templates.cnclip_token_ids import TokenIds
+    from cnclip_token_ids import TokenIds
 
 __all__ = [
     "FOLDER",
@@ -62,7 +62,7 @@ class Subject:
     def token_ids(self) -> TokenIds:
         """The tokeniser that is served."""
         from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
-        from cnclip_templates.cnclip_token_ids import TokenIds
+        from cnclip_token_ids import TokenIds
 
         return TokenIds(self.arch.vocabulary_file, DEFAULT_CONTEXT_LENGTH)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import shutil
 import struct
@@ -33,11 +34,9 @@ logger = logging.getLogger(__name__)
 
 _ENSEMBLES = ("image", "text")
 
-# Modules that each Python model takes along, and cn_clip's vocabulary for the tokeniser.
-_MODULES = {
-    "image-preprocess": ("cnclip_bad_rows.py", "cnclip_refusal_log.py"),
-    "text-tokenize": ("cnclip_bad_rows.py", "cnclip_refusal_log.py", "cnclip_token_ids.py"),
-}
+# What each Python model takes along: modules of the templates, and the package with its work, which clients have too.
+_MODULES = ("cnclip_bad_rows.py", "cnclip_refusal_log.py")
+_PACKAGES = {"image-preprocess": "cnclip_pixels", "text-tokenize": "cnclip_token_ids"}
 
 _WARMUP_TEXT = "一只游隼停在木桩上，望着远处的草地"
 
@@ -132,13 +131,10 @@ def _start_model(repository: Path, entry: RepositoryEntry, kind: str) -> None:
     shutil.rmtree(model if kind in _ENSEMBLES else version, ignore_errors=True)
     version.mkdir(parents=True)
     templates = templates_folder()
-    if kind == "image-preprocess":
-        import cnclip_pixels
-
-        shutil.copyfile(cnclip_pixels.__file__, version / "cnclip_pixels.py")
-    if kind in _MODULES:
+    if package := _PACKAGES.get(kind):
+        shutil.copyfile(str(importlib.import_module(package).__file__), version / f"{package}.py")
         shutil.copyfile(templates / kind / "1" / "model.py", version / "model.py")
-        for module in _MODULES[kind]:
+        for module in _MODULES:
             shutil.copyfile(templates / module, version / module)
     if kind == "text-tokenize":
         shutil.copyfile(entry.arch.vocabulary_file, version / "vocab.txt")
@@ -151,7 +147,7 @@ def _start_model(repository: Path, entry: RepositoryEntry, kind: str) -> None:
 def _write_warmup(folder: Path, entry: RepositoryEntry, kind: str) -> None:
     """Writes the input that Triton sends each new instance of a model before it counts as ready."""
     from cnclip_pixels import decode_pixels
-    from cnclip_templates.cnclip_token_ids import TokenIds
+    from cnclip_token_ids import TokenIds
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
