@@ -28,6 +28,8 @@ class ModelInfo:
         resolution: Side of the square that the image encoder takes, in pixels; None if the config does not say.
         max_image_pixels: Larger images are refused; None if the config does not say.
         image_formats: Pillow's names of formats that are decoded beside those that are by default, with commas.
+        vocabulary_sha256: Of the file with the text encoder's tokens, hexadecimal; empty if the config does not say.
+        text_lengths: To the shortest of these that holds them token ids are padded; empty if the config does not say.
     """
 
     model: str
@@ -44,3 +46,5 @@ class ModelInfo:
     resolution: int | None = None
     max_image_pixels: int | None = None
     image_formats: str = ""
+    vocabulary_sha256: str = ""
+    text_lengths: tuple[int, ...] = ()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import PIL
 import pytest
-from cnclip_client import Client, CnclipError, Limits, MissingExtra, ModelInfo, ModelNotFound, ServerError
+from cnclip_client import Client, CnclipError, Limits, MissingExtra, ModelInfo, ServerError
 from cnclip_client._flow import preparation as module
 from cnclip_client._flow.items import Unsendable
 from cnclip_client._flow.preparation import Preparation
@@ -192,17 +192,6 @@ def test_texts_go_to_the_ensemble_as_ever(serve: Callable[..., Any], fake: Any) 
     np.testing.assert_array_equal(features, [fake.features_of(b"a")])
 
 
-@pytest.mark.parametrize("prepare", ["server", "auto"])
-def test_encoders_alone_are_told_of_with_what_to_do(serve: Callable[..., Any], fake: Any, prepare: str) -> None:
-    text = fake.tower("vit-b-16", "text-encoder")
-    triton = serve(fake.image_encoder("vit-b-16", SIDE), text)
-    with connect(triton, prepare=prepare) as client:
-        with pytest.raises(ModelNotFound, match="has its encoder alone, which takes pixels: .*--prepare client"):
-            client.encode_images([picture(1)])
-        with pytest.raises(ModelNotFound, match="has its encoder alone, which takes token ids: serve what tokenises"):
-            client.encode_texts(["a"])
-
-
 def test_an_encoders_config_tells_of_one_version_alone(serve: Callable[..., Any], fake: Any) -> None:
     triton = serve(fake.image_encoder("vit-b-16", SIDE, parameters={"version": "2"}))
     with connect(triton, prepare="client") as client, pytest.raises(ServerError, match="tells of version 2, not of 1"):
@@ -248,7 +237,7 @@ def test_a_server_with_another_pillow_is_warned_of_once(
 def test_auto_measures_and_keeps_to_who_is_faster(
     serve: Callable[..., Any], fake: Any, monkeypatch: pytest.MonkeyPatch, slower: str
 ) -> None:
-    monkeypatch.setattr("cnclip_client._ways._TRIAL_ITEMS", 8)
+    monkeypatch.setattr("cnclip_client._ways.faster._TRIAL_ITEMS", 8)
     triton = serve(*fake.both("vit-b-16"), fake.image_encoder("vit-b-16", SIDE))
     pixels = SIDE * SIDE * 3
 
