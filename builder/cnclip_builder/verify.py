@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,9 @@ from cnclip_builder.errors import BuildError, ParityError
 from cnclip_builder.parity.distance import TOLERANCES, Parity, Tolerance, measure_parity
 from cnclip_builder.parity.samples import sample_images, sample_texts
 from cnclip_builder.tensors import ALL_PRECISIONS, TOWERS, Precision, Tower
+
+if TYPE_CHECKING:
+    from cnclip_client import Client
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +84,14 @@ def verify_server(
         SettingError: the arch's vocabulary is not the model's.
         BuildError: the server does not answer, or serves another checkpoint.
     """
-    from cnclip_client import Client, CnclipError
+    from cnclip_client import CnclipError
 
     images = sample_images() if images is None else images
     texts = sample_texts() if texts is None else texts
     arch.require_vocabulary()
     loaded = load_checkpoint(checkpoint, arch)
     try:
-        with Client(url, model=model) as client:
+        with connected(url, model, arch.vocabulary_file) as client:
             info = client.info
             _require_same_checkpoint(model, info, loaded)
             served: dict[Tower, npt.NDArray[np.float32]] = {
@@ -108,6 +112,29 @@ def verify_server(
         {tower: measure_parity(served[tower], reference[tower]) for tower in served},
         measure_parity(reference["image"], _encode_images(loaded, encoded)) if reduced else None,
     )
+
+
+@contextlib.contextmanager
+def connected(url: str, model: str, vocabulary: Path | None = None) -> Iterator[Client]:
+    """Connects to a server, which prepares images and texts; one of encoders alone has this process do it.
+
+    Args:
+        url: the server's gRPC address.
+        model: the name that the models are served under.
+        vocabulary: the file of the text encoder's tokens, for token ids that are made here; None for cn_clip's.
+
+    Raises:
+        CnclipError: it does not answer.
+    """
+    from cnclip_client import Client, ModelNotFound
+
+    with contextlib.ExitStack() as opened:
+        client = opened.enter_context(Client(url, model=model))
+        try:
+            _ = client.info
+        except ModelNotFound:
+            client = opened.enter_context(Client(url, model=model, prepare="client", vocabulary=vocabulary))
+        yield client
 
 
 def served_precisions(served: str) -> dict[Tower, Precision]:

@@ -101,6 +101,7 @@ def repository(
       cnclip-build repository --arch ViT-B-16
       cnclip-build repository --arch ViT-B-16 --checkpoint epoch_latest.pt --verify
       cnclip-build repository --arch RN50 --checkpoint random:0 --target cpu
+      cnclip-build repository --arch ViT-B-16 --encoders-only
     """
     from cnclip_builder.build import BuildRequest, build_repository
 
@@ -134,8 +135,10 @@ def repository(
     )
     batches = {tower: serving.encoder(tower).max_batch_size for tower in TOWERS}
     shown = str(batches["image"]) if len(set(batches.values())) == 1 else f"{batches['image']} and {batches['text']}"
+    front, alone = ("-encoder", ", for clients that prepare") if serving.encoders_only else ("", "")
     typer.echo(
-        f"{repository} serves {entry.name}-image and {entry.name}-text, version {entry.version}: {entry.arch.name}, "
+        f"{repository} serves {entry.name}-image{front} and {entry.name}-text{front}, version {entry.version}{alone}: "
+        f"{entry.arch.name}, "
         f"{entry.precision} on {serving.target}, batches of up to {shown}, texts of up to "
         f"{serving.context_length} tokens"
     )

@@ -69,6 +69,14 @@ class ServingOptions:
             metavar="N",
         ),
     ] = None
+    encoders_only: Annotated[
+        bool | None,
+        option(
+            "Serve the encoders and nothing else: clients prepare images and texts (--prepare client), and the server "
+            "needs no Python. Default: no.",
+            panel=SERVED,
+        ),
+    ] = None
     max_batch_size: Annotated[
         str | None,
         option(

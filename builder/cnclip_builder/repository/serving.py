@@ -43,7 +43,7 @@ _CHOICES: Mapping[str, tuple[str | bool, ...]] = {
     "precision": get_args(Precision),
     "platform": get_args(Platform),
     "accelerator": get_args(Accelerator),
-    **dict.fromkeys(("cuda_graphs", "pinned_memory", "tf32", "reduced_decoding"), (False, True)),
+    **dict.fromkeys(("cuda_graphs", "pinned_memory", "tf32", "reduced_decoding", "encoders_only"), (False, True)),
 }
 
 # Their defaults follow from it, or they were chosen for what it can do.
@@ -166,6 +166,7 @@ class ServingConfig:
             those that are tokenised together. Texts of different lengths share no batch. None for one length on a CPU,
             where padding costs nothing, and for two on a GPU.
         gpus: numbers of the GPUs that serve encoders, each its own instances; None for all that tritonserver sees.
+        encoders_only: serve the encoders and nothing else: clients prepare images and texts, and no Python model does.
     """
 
     target: Target
@@ -191,6 +192,7 @@ class ServingConfig:
     tokenize_instances: int = 1
     text_lengths: Sequence[int] | None = None
     gpus: Sequence[int] | None = None
+    encoders_only: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values out of range.

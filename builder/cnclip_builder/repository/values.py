@@ -10,13 +10,27 @@ from cnclip_builder.arch import Arch
 from cnclip_builder.plans.record import PlanRecord
 from cnclip_builder.repository.encoder_config import encoder_config
 from cnclip_builder.repository.serving import ServingConfig
+from cnclip_builder.system.atomic import sha256_of_file
 from cnclip_builder.tensors import Tower
 
 KINDS = ("image", "image-preprocess", "image-encoder", "text", "text-tokenize", "text-encoder")
 """The served models of an architecture; each is named after it: "vit-b-16-image-encoder"."""
 
+ENCODERS = ("image-encoder", "text-encoder")
+"""Those of them that there are where clients prepare images and texts."""
+
 TOWER_OF: Mapping[str, Tower] = {kind: "image" if kind.startswith("image") else "text" for kind in KINDS}
 """The encoder that a model is, or serves."""
+
+
+def kinds_of(versions: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which of `KINDS` a name has; all its versions have the same.
+
+    Args:
+        versions: what the manifest holds of it.
+    """
+    alone = any(record["serving"].get("encoders_only", False) for record in versions.values())
+    return ENCODERS if alone else KINDS
 
 
 def template_values(
@@ -87,7 +101,13 @@ def template_values(
 def _told(tower: Tower, arch: Arch, serving: ServingConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What clients are told of a tower."""
     told = {**facts, "preferred_batch_size": serving.encoder(tower).preferred_batch_size}
-    return told if tower == "text" else {**told, "resolution": arch.resolution, **_preparation(serving)}
+    if tower == "image":
+        return {**told, "resolution": arch.resolution, **_preparation(serving)}
+    return {
+        **told,
+        "vocabulary_sha256": sha256_of_file(arch.vocabulary_file),
+        "text_lengths": ",".join(map(str, serving.padded_lengths)),
+    }
 
 
 def _preparation(serving: ServingConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From artefacts to a Triton model repository: six models an architecture, all or nothing."""
+"""From artefacts to a Triton model repository: six models an architecture or its two encoders, all or nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cnclip_builder.repository.manifest import MANIFEST_NAME, load_manifest, rea
 from cnclip_builder.repository.render import parse_config, render_config
 from cnclip_builder.repository.sharing import check_one_tensorrt, check_place, check_same_plans
 from cnclip_builder.repository.sums import files_of_folder
-from cnclip_builder.repository.values import KINDS, TOWER_OF, template_values
+from cnclip_builder.repository.values import ENCODERS, KINDS, TOWER_OF, template_values
 from cnclip_builder.repository.wiring import check_wiring
 from cnclip_builder.system.atomic import link_tree, locked, replacing_folder, sha256_of_file
 from cnclip_builder.tensors import TOWERS
@@ -71,7 +71,10 @@ def publish(
         if repository.exists():
             link_tree(repository, new)
         for kind in KINDS:
-            _start_model(new, entry, kind)
+            if kind in _kinds(entry):
+                _start_model(new, entry, kind)
+            else:
+                shutil.rmtree(new / f"{entry.name}-{kind}", ignore_errors=True)
         written = write_encoders(new, entry, repository, before)
         models[entry.name] = {**versions, str(entry.version): _manifest_entry(entry, written.parity)}
         _write_configs(new, entry, sorted(map(int, models[entry.name])))
@@ -81,6 +84,10 @@ def publish(
         # What this build did not write keeps the hash that it was written with: a change since then stays told.
         kept = {path: digest for path, digest in (before.files or {}).items() if not _is_written(path, entry)}
         write_manifest(new, models, files_of_folder(new, {**kept, **written.hashes}))
+
+
+def _kinds(entry: RepositoryEntry) -> tuple[str, ...]:
+    return ENCODERS if entry.serving.encoders_only else KINDS
 
 
 def _is_written(path: str, entry: RepositoryEntry) -> bool:
@@ -181,7 +188,7 @@ def _write_configs(repository: Path, entry: RepositoryEntry, versions: list[int]
         "embedding_size": entry.arch.embedding_size,
         "context_length": entry.serving.context_length,
     }
-    for kind in KINDS:
+    for kind in _kinds(entry):
         tower, name = TOWER_OF[kind], f"{entry.name}-{kind}"
         plans = [plan.record for plan in entry.plans.get(tower, ())]
         told = {**facts, "precision": entry.precision_of(tower)}
