@@ -118,7 +118,7 @@ def make_subject(
         there = {part for part in ("", "-encoder") if (repository / f"{served_as}-image{part}").exists()}
         if there == {"-encoder"}:
             raise ValueError(
-                f"{repository} has encoders of {served_as} alone, and what is measured is the preparation beside them too: "
+                f"{repository} has encoders of {served_as} alone, and what prepares for them is measured too: "
                 "give a --repository with all models"
             )
         if repository == OWN_REPOSITORY or not there:

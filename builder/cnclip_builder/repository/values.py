@@ -29,7 +29,7 @@ def kinds_of(versions: Mapping[str, Any]) -> tuple[str, ...]:
     Args:
         versions: what the manifest holds of it.
     """
-    alone = any(record["serving"].get("encoders_only", False) for record in versions.values())
+    alone = any(record.get("serving", {}).get("encoders_only", False) for record in versions.values())
     return ENCODERS if alone else KINDS
 
 

@@ -184,7 +184,7 @@ def test_every_setting_has_an_option(monkeypatch: pytest.MonkeyPatch, repository
     options = {name: f"--{name.replace('_', '-').removesuffix('-microseconds')}" for name in SETTINGS}
     values = {"target": "gpu", "precision": "fp16", "platform": "tensorrt", "accelerator": "none"}
     values["image_formats"] = "MPEG"
-    flags = {"cuda_graphs", "pinned_memory", "tf32", "reduced_decoding"}
+    flags = {"cuda_graphs", "pinned_memory", "tf32", "reduced_decoding", "encoders_only"}
     given = [
         word
         for name, option in options.items()
