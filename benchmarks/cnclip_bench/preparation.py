@@ -1,4 +1,4 @@
-"""What it brings to have clients prepare images and texts: items a second, and what server and client take of processors."""
+"""What it brings to have clients prepare images and texts: items a second, and processors' time on either side."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ def preparation(
 ) -> None:
     """Have the server prepare images and texts, and a client of it, in turns: items a second, and processors' time.
 
-    Client and server share this machine, and its cores. The server's time is its encoder's too: give a small model to see
-    what the rest takes.
+    Client and server share this machine, and its cores. The server's time is its encoder's too: give a small model to
+    see what the rest takes.
 
     Example:
       cnclip-bench preparation --arch examples/demo/demo.json \
@@ -56,10 +56,7 @@ def preparation(
         rows.append(("times", f"{ratios.items_per_s:.2f}", f"{ratios.server_ms:.2f}", f"{ratios.client_ms:.2f}"))
         show_rows(title, ("prepared by", f"{one}s a second", "server ms", "client ms"), rows)
         figures = {by: [asdict(told) for told in found[one][by]] for by in middle}
-        bars = {
-            f"{part}, prepared by the {by}": getattr(told, f"{part}_ms")
-            for by, told in middle.items()
-            for part in middle
-        }
+        bars = {f"the server's, prepared by the {by}": told.server_ms for by, told in middle.items()}
+        bars |= {f"the client's, prepared by the {by}": told.client_ms for by, told in middle.items()}
         write(output, f"preparation-{one}", title, figures, bars, "ms of processors")
     typer.echo("ms are of processors, an item; times: the client's over the server's, medians of the rounds")

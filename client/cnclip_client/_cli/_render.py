@@ -83,6 +83,7 @@ def info_table(fields: Iterable[tuple[str, Any]], file: IO[str]) -> None:
     """Prints names and values in two columns."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in fields:
-        table.add_row(name, Text(str(value), overflow="fold"))
+        shown = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        table.add_row(name, Text(shown, overflow="fold"))
     # Wide enough that nothing is folded where the output is no terminal.
     Console(file=file, width=None if file.isatty() else 200).print(table)
