@@ -21,7 +21,7 @@ from cnclip_bench.int8 import Pair, read_pairs
 from cnclip_bench.jobs import RATE_WAYS, write_sources
 from cnclip_bench.jobs_child import InMemory
 from cnclip_bench.stats import Latency, in_turns, median_ratio
-from cnclip_bench.subject import Subject
+from cnclip_bench.subject import Subject, make_subject
 from cnclip_builder.arch import get_arch
 from cnclip_builder.checkpoint.load import load_checkpoint
 from cnclip_builder.checkpoint.towers import load_tower
@@ -71,6 +71,13 @@ def test_what_is_measured_with(tmp_path: Path) -> None:
     (tmp_path / "deep/a.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match="no file in .* is an image"):
         images(tmp_path, 32)
+
+
+def test_encoders_alone_are_not_built_over(tmp_path: Path) -> None:
+    (tmp_path / "demo-image-encoder").mkdir()
+    with pytest.raises(ValueError, match="has encoders of demo alone, .*: give a --repository with all models"):
+        make_subject(DEMO_ARCH, DEMO_CHECKPOINT, tmp_path, None, None, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["demo-image-encoder"]
 
 
 @pytest.mark.triton
@@ -264,7 +271,6 @@ def test_no_resnet_in_transformers() -> None:
 def test_what_is_measured_is_built_for_this_machine(
     folder: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool, target: str, precision: str
 ) -> None:
-    from cnclip_bench.subject import make_subject
 
     class Built(Exception):
         """Ends it there."""

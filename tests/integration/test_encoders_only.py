@@ -143,7 +143,7 @@ def test_ids_are_those_of_the_server_to_the_byte(demo_server: TritonServer, shar
         return bytes(ids.tobytes())
 
     def here(texts: list[str]) -> bytes:
-        return tokenizing.padded([tokenizing.ids(text, 1 << 20) for text in texts]).tobytes()
+        return tokenizing.padded([tokenizing.ids(text, 1 << 20)[0] for text in texts]).tobytes()
 
     texts = [*HOSTILE, *shared_captions]
     for start in range(0, len(texts), 16):

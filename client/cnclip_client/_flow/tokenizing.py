@@ -63,8 +63,8 @@ class Tokenizing:
         self._token_ids = TokenIds(path, info.context_length, info.text_lengths)
         self._bad_text = BadText
 
-    def ids(self, item: object, item_bytes: int) -> bytes:
-        """Returns a text's token ids as int32, unpadded.
+    def ids(self, item: object, item_bytes: int) -> tuple[bytes, bool]:
+        """Returns a text's token ids as int32, unpadded, and whether something of it was cut off.
 
         Args:
             item: What the caller handed over.
@@ -74,10 +74,10 @@ class Tokenizing:
             Unsendable: It is no text, or too long.
         """
         try:
-            row = self._token_ids.encode_utf8(text_bytes(item, item_bytes))
+            row, is_cut = self._token_ids.encode_and_tell(text_bytes(item, item_bytes).decode())
         except self._bad_text as reason:
             raise Unsendable(str(reason)) from reason
-        return np.array(row, np.int32).tobytes()
+        return np.array(row, np.int32).tobytes(), is_cut
 
     def padded(self, payloads: Sequence[bytes]) -> NDArray[Any]:
         """Returns what `ids` gave as int32 [N, length], as the server's tokenising pads them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,8 @@ from cnclip_client._ways.sending import Sending
 from cnclip_client._ways.served import Served, rows_of_request
 
 __all__ = ["Texts"]
+
+_log = logging.getLogger(__name__)
 
 
 class Texts:
@@ -44,14 +47,22 @@ class Texts:
             return
         info, limits, tokenizing = self._served.towers.one("text"), self._served.limits, self._start()
 
-        def ids(item: object) -> bytes:
-            return tokenizing.ids(item, limits.item_bytes)
+        cut = 0
 
-        pipeline = self._served.pipeline(
-            "text", info, normalize, lambda: ids(harmless_text().decode()), ("text", tokenizing.padded)
-        )
+        def ids(item: object) -> bytes:
+            nonlocal cut
+            row, is_cut = tokenizing.ids(item, limits.item_bytes)
+            cut += is_cut
+            return row
+
+        def harmless() -> bytes:
+            return tokenizing.ids(harmless_text().decode(), limits.item_bytes)[0]
+
+        pipeline = self._served.pipeline("text", info, normalize, harmless, ("text", tokenizing.padded))
         rows = rows_of_request("text", info, batch_size)
         yield from pipeline.run(batches(items, ids, rows, limits.request_bytes))
+        if cut:  # what tokenises on a server counts them, too
+            _log.info("%d texts have more than %d tokens, of which the rest was cut off", cut, info.context_length)
 
     def close(self) -> None:
         """Has nothing to end."""

@@ -95,6 +95,14 @@ def test_ids_are_the_servers_and_so_are_the_words_about_bad_texts(alone: Any, fa
     np.testing.assert_array_equal(block.features, [fake.features_of(row) for row in ids_of(TEXTS)])
 
 
+def test_cut_texts_are_told_of_once(alone: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with connect(alone, prepare="client") as client, caplog.at_level("INFO", "cnclip_client"):
+        client.encode_texts(["我" * 50, "我" * 51, "a " * 400], batch_size=1)
+        client.encode_texts(["我" * 50])
+    told = [record.getMessage() for record in caplog.records if "cut off" in record.getMessage()]
+    assert told == ["2 texts have more than 52 tokens, of which the rest was cut off"]
+
+
 def test_texts_that_travel_together_are_padded_to_what_the_encoder_likes(alone: Any) -> None:
     with connect(alone, prepare="client") as client:
         client.encode_texts([LONG, "我", "你"], batch_size=2)  # those of like length together
@@ -203,6 +211,25 @@ def test_models_are_found_by_their_encoders(serve: Callable[..., Any], fake: Any
         fake.image_encoder("rn50", SIDE), *fake.both("vit-b-16"), fake.text_encoder("vit-l-14", state="UNAVAILABLE")
     )
     assert served_models(more.url) == ("rn50", "vit-b-16")
+
+
+@pytest.mark.parametrize("prepare", ["client", "auto"])
+def test_a_server_that_does_not_list_its_models(alone: Any, prepare: str) -> None:
+    alone.index_enabled = False
+    with connect(alone, prepare=prepare) as client:
+        assert client.encode_texts(["我"]).shape == (1, 16)
+        assert client.encode_images([picture(1)]).shape == (1, 16)
+
+
+def test_one_with_all_models_shares_the_work(serve: Callable[..., Any], fake: Any, alone: Any) -> None:
+    whole = serve(*fake.both("vit-b-16"), fake.image_encoder("vit-b-16", SIDE), fake.text_encoder("vit-b-16"))
+    texts = [f"第{number}张" for number in range(100)]
+    with Client([alone.url, whole.url], model="vit-b-16", prepare="client") as client:
+        found = client.encode_texts(texts, normalize=False, batch_size=5)
+    np.testing.assert_array_equal(found, [fake.features_of(ids_of([text])[0]) for text in texts])
+    assert alone.requests
+    assert whole.requests
+    assert {len(row) for rows in whole.requests for row in rows} == {160}  # ids, no texts
 
 
 @pytest.mark.parametrize("prepare", ["client", "auto"])
