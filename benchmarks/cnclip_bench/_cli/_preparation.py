@@ -37,8 +37,7 @@ def preparation(
     see what the rest takes.
 
     Example:
-      cnclip-bench preparation --arch examples/demo/demo.json \
-        --checkpoint examples/demo/clip_cn_demo.pt --repository build/repository
+      cnclip-bench preparation --arch RN50 --images photos/
     """
     from cnclip_bench.output import show_rows, write
     from cnclip_bench.preparation import medians, side_by_side

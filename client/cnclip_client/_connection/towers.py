@@ -54,7 +54,7 @@ class Towers:
         Args:
             endpoints: The servers.
             slug: The slug.
-            version: The version to use; None for the highest.
+            version: The version to use; None for the highest, or that of which an encoder's config tells.
             wanted: What is asked of each tower: the first of these that a server has.
         """
         self.slug = slug

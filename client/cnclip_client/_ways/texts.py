@@ -46,7 +46,6 @@ class Texts:
             yield from self._sending.run(items, normalize, batch_size)
             return
         info, limits, tokenizing = self._served.towers.one("text"), self._served.limits, self._start()
-
         cut = 0
 
         def ids(item: object) -> bytes:
