@@ -45,18 +45,41 @@ READY = $(VENV)/runtime $(if $(TENSORRT),$(VENV)/tensorrt-$(TENSORRT))
 .PHONY: help demo repo serve verify publish test test-slow bench gpu-report soak wheel test-s3 test-rtx test-pillows check \
 	constraints newest clean
 
+define VARIABLES
+ARCH:what CHECKPOINT is of, else ViT-B-16
+CHECKPOINT:the official one
+TARGET:gpu if nvidia-smi lists one, else cpu
+PRECISION:fp16 on a GPU, fp32 on a CPU
+PLATFORM:onnxruntime, or tensorrt
+ACCELERATOR:cuda on a GPU; or none or tensorrt, for onnxruntime there
+PLANS:none; a folder of plans made elsewhere
+TENSORRT:none; the version that your tritonserver has, such as 10.13.3: installed first
+CONTEXT_LENGTH:52
+MAX_BATCH_SIZE:64 on a GPU, of texts 128 under onnxruntime; 32 on a CPU
+NAME:the arch in lower case
+MODEL_VERSION:1
+VERIFY:none; 1 serves what was built and compares it with PyTorch first
+REPOSITORY:build/repository
+DOWNLOAD_ROOT:build/checkpoints
+HUB:huggingface, or modelscope
+endef
+define INSTALLED
+PYTHON:python3
+CONSTRAINTS:constraints.txt; empty: the newest of everything
+TORCH_INDEX:pip's own; https://download.pytorch.org/whl/cpu has torch without CUDA
+endef
+export VARIABLES INSTALLED
+
+# Of lines NAME:WORDS two columns, 80 wide at most.
+COLUMNS = while IFS=: read -r name words; do printf '%s\n' "$$words" | fold -s -w 63 \
+	| sed "1s/^/$$(printf '%-17s' "$$name")/; 2,\$$s/^/$$(printf '%-17s')/; s/ *$$//"; done
+
 help:  ## List the targets.
-	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 12
-	@echo
-	@echo 'Variables of make repo (default): ARCH (what CHECKPOINT is of, else ViT-B-16) CHECKPOINT (the'
-	@echo 'official one) PRECISION (fp32 on a CPU, fp16 on a GPU) TARGET (gpu if nvidia-smi lists one, else cpu) PLATFORM (onnxruntime) CONTEXT_LENGTH (52)'
-	@echo 'ACCELERATOR (cuda; none or tensorrt, for onnxruntime on a GPU) PLANS (folder of plans made elsewhere)'
-	@echo 'TENSORRT (the version of TensorRT that your tritonserver has, such as 10.13.3: installed first)'
-	@echo 'MAX_BATCH_SIZE (32 on a CPU, 64 on a GPU) NAME (the arch in lower case) MODEL_VERSION (1) VERIFY=1 (off)'
-	@echo 'REPOSITORY (build/repository) DOWNLOAD_ROOT (build/checkpoints) HUB (huggingface)'
-	@echo
-	@echo 'Variables of what is installed: PYTHON (python3) CONSTRAINTS (constraints.txt; empty: the newest of everything)'
-	@echo 'TORCH_INDEX (where pip takes everything from; https://download.pytorch.org/whl/cpu has torch without CUDA)'
+	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /:/' | $(COLUMNS)
+	@echo && echo 'Variables of make repo, and what they are unless given:'
+	@echo "$$VARIABLES" | $(COLUMNS)
+	@echo && echo 'Variables of what is installed:'
+	@echo "$$INSTALLED" | $(COLUMNS)
 
 demo: $(VENV)/runtime  ## Build the bundled demo checkpoint, serve it, and match its pictures with Chinese captions.
 	$(BIN)/python examples/demo/demo.py
