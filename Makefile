@@ -48,6 +48,7 @@ READY = $(VENV)/runtime $(if $(TENSORRT),$(VENV)/tensorrt-$(TENSORRT))
 define VARIABLES
 ARCH:what CHECKPOINT is of, else ViT-B-16
 CHECKPOINT:the official one
+VOCABULARY:that of the checkpoint, else of cn_clip
 TARGET:gpu if nvidia-smi lists one, else cpu
 PRECISION:fp16 on a GPU, fp32 on a CPU
 PLATFORM:onnxruntime, or tensorrt
