@@ -110,6 +110,20 @@ def test_headings_are_as_many_and_as_deep(pair: tuple[str, str]) -> None:
     assert all(re.search(HAN, heading) for _, heading in ours[1:])
 
 
+def test_sections_have_as_many_paragraphs_and_points(pair: tuple[str, str]) -> None:
+    """By heading, for each paragraph, table and block of code how many points of a list are in it."""
+
+    def shape(text: str) -> list[list[int]]:
+        text = re.sub(
+            r'<a id="[^"]+"></a>\n\n', "", re.sub(r"^```.*?^```", "code", text, flags=re.MULTILINE | re.DOTALL)
+        )
+        sections = re.split(r"^(?=#+ )", text, flags=re.MULTILINE)
+        return [[len(re.findall(r"^- ", part, re.MULTILINE)) for part in one.strip().split("\n\n")] for one in sections]
+
+    theirs, ours = (shape(text) for text in pair)
+    assert ours == theirs
+
+
 def test_tables_have_the_same_rows_and_numbers(pair: tuple[str, str]) -> None:
     theirs, ours = (rows(text) for text in pair)
     assert len(ours) == len(theirs)
