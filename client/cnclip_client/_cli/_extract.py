@@ -69,7 +69,7 @@ RepeatedIdsOption = Annotated[
     RepeatedIds,
     typer.Option("--repeated-ids", help="Write features of ids that came before, keep each one's first, or stop."),
 ]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Items a request; 8 images or 32 texts unless told.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Items a request. Default: what suits the server.")]
 WaitForServer = Annotated[
     float,
     typer.Option(
