@@ -164,6 +164,9 @@ CPU_TORCH = https://download.pytorch.org/whl/cpu
 CUDA_TORCH = 'of it 2.5 GB CUDA for torch.'
 NO_GPU = 'This machine shows no GPU: make ... TORCH_INDEX=$(CPU_TORCH)' 'takes a torch without, and downloads 0.4 GB.'
 
+# For the stubs of nvidia-pytriton on Python 3.13, whose pip finds no numpy 1 for the rest; compiled there, for some minutes.
+NUMPY_1 = $(BIN)/python -m pip install --quiet --no-deps 'numpy<2'
+
 # What builds, serves and asks. cn_clip brings torch, and that CUDA, which is most of what is downloaded. nvidia-pytriton
 # is wanted for its tritonserver binary alone; what that needs of its Python dependencies is in the extra `server`.
 $(VENV)/runtime: pyproject.toml $(CONSTRAINTS) hatch_build.py $(wildcard resize/src/*)
@@ -175,12 +178,14 @@ $(VENV)/runtime: pyproject.toml $(CONSTRAINTS) hatch_build.py $(wildcard resize/
 	$(if $(TORCH_INDEX),$(INSTALL) --index-url '$(TORCH_INDEX)' --no-deps torch torchvision)
 	$(INSTALL) --progress-bar on --editable '.[$(RUNTIME),builder,tensorrt,server]'
 	$(INSTALL) --quiet --no-deps 'nvidia-pytriton==0.7.0'
+	$(NUMPY_1)
 	touch $@
 
 # And all that tests, benchmarks and checks need beside it.
 $(VENV)/installed: $(VENV)/runtime
 	@echo 'Into $(VENV): what tests and benchmarks need. 0.7 GB are downloaded, most of it Spark.'
 	$(INSTALL) --progress-bar on --editable '.[$(RUNTIME),builder,tensorrt,server,parquet,search,report,bench,ray,spark]' --group dev
+	$(NUMPY_1)
 	touch $@
 
 # For pyproject.toml alone, and for all Pythons at once. uv keeps what the file has, unless told to upgrade.
