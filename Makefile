@@ -12,6 +12,7 @@ PRECISION      ?=
 TARGET         ?=
 PLATFORM       ?=
 ACCELERATOR    ?=
+PREPROCESS     ?=
 PLANS          ?=
 TENSORRT       ?=
 CONTEXT_LENGTH ?=
@@ -38,8 +39,9 @@ option = $(if $($(2)),$(1) "$($(2))")
 CHECKPOINT_OPTIONS = $(call option,--arch,ARCH) $(call option,--checkpoint,CHECKPOINT) $(call option,--vocabulary,VOCABULARY) $(call option,--name,NAME) \
 	$(call option,--hub,HUB) $(call option,--download-root,DOWNLOAD_ROOT)
 
-# What a target needs: .venv, and with TENSORRT= that version of TensorRT in it, also where .venv is there already.
-READY = $(VENV)/runtime $(if $(TENSORRT),$(VENV)/tensorrt-$(TENSORRT))
+# What a target needs: .venv, with TENSORRT= that version of TensorRT in it, and with PREPROCESS=gpu what decodes on a
+# GPU, also where .venv is there already.
+READY = $(VENV)/runtime $(if $(TENSORRT),$(VENV)/tensorrt-$(TENSORRT)) $(if $(filter gpu,$(PREPROCESS)),$(VENV)/gpu-decode)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo repo serve verify publish test test-slow bench gpu-report soak wheel test-s3 test-rtx test-pillows check \
@@ -51,6 +53,7 @@ help:  ## List the targets.
 	@echo 'Variables of make repo (default): ARCH (what CHECKPOINT is of, else ViT-B-16) CHECKPOINT (the'
 	@echo 'official one) PRECISION (fp32 on a CPU, fp16 on a GPU) TARGET (gpu if nvidia-smi lists one, else cpu) PLATFORM (onnxruntime) CONTEXT_LENGTH (52)'
 	@echo 'ACCELERATOR (cuda; none or tensorrt, for onnxruntime on a GPU) PLANS (folder of plans made elsewhere)'
+	@echo 'PREPROCESS (exact; gpu: JPEGs are decoded on the GPU, with docs/gpu.md to read first)'
 	@echo 'TENSORRT (the version of TensorRT that your tritonserver has, such as 10.13.3: installed first)'
 	@echo 'MAX_BATCH_SIZE (32 on a CPU, 64 on a GPU) NAME (the arch in lower case) MODEL_VERSION (1) VERIFY=1 (off)'
 	@echo 'REPOSITORY (build/repository) DOWNLOAD_ROOT (build/checkpoints) HUB (huggingface)'
@@ -64,7 +67,7 @@ demo: $(VENV)/runtime  ## Build the bundled demo checkpoint, serve it, and match
 repo: $(READY)  ## Build a model repository: make repo ARCH=ViT-H-14
 	$(BIN)/cnclip-build repository $(CHECKPOINT_OPTIONS) --repository "$(REPOSITORY)" \
 		$(call option,--precision,PRECISION) $(call option,--target,TARGET) $(call option,--platform,PLATFORM) \
-		$(call option,--accelerator,ACCELERATOR) $(call option,--plans,PLANS) \
+		$(call option,--accelerator,ACCELERATOR) $(call option,--preprocess,PREPROCESS) $(call option,--plans,PLANS) \
 		$(call option,--context-length,CONTEXT_LENGTH) $(call option,--max-batch-size,MAX_BATCH_SIZE) \
 		$(call option,--model-version,MODEL_VERSION) $(if $(VERIFY),--verify) $(FLAGS)
 
@@ -160,6 +163,10 @@ $(VENV)/installed: $(VENV)/runtime
 	touch $@
 
 # For pyproject.toml alone, and for all Pythons at once. uv keeps what the file has, unless told to upgrade.
+$(VENV)/gpu-decode: $(VENV)/runtime
+	$(INSTALL) --progress-bar on --editable '.[gpu-decode]'
+	touch $@
+
 constraints: UPGRADE ?= --upgrade
 constraints:  ## Renew constraints.txt (UPGRADE=: only add what pyproject.toml newly asks for); then run the tests.
 	$(PYTHON) -m venv build/uv

@@ -35,7 +35,7 @@ _ENSEMBLES = ("image", "text")
 
 # Modules that each Python model takes along, and cn_clip's vocabulary for the tokeniser.
 _MODULES = {
-    "image-preprocess": ("cnclip_bad_rows.py", "cnclip_refusal_log.py"),
+    "image-preprocess": ("cnclip_bad_rows.py", "cnclip_card_log.py", "cnclip_refusal_log.py"),
     "text-tokenize": ("cnclip_bad_rows.py", "cnclip_refusal_log.py", "cnclip_token_ids.py"),
 }
 
@@ -233,4 +233,5 @@ def _manifest_entry(entry: RepositoryEntry, served_parity: Mapping[str, Any]) ->
         "not_in_int8": dict(entry.artefacts.slower),
         "plans": _plans_record(entry),
         "served_parity": served_parity,
+        **({"card_decoding": dict(entry.card)} if entry.card else {}),
     }

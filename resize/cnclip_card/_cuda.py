@@ -1,0 +1,102 @@
+"""A GPU of NVIDIA's, by cuda-core."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cnclip_card._device import Memory
+from cnclip_card._errors import CardUnfit
+from cnclip_card._resize import KERNELS, SOURCE
+
+__all__ = ["Cuda"]
+
+
+class _Allocated:
+    """Memory of the GPU: it goes back with the buffer that is held here."""
+
+    def __init__(self, buffer: Any) -> None:
+        self.buffer = buffer
+        self.address = int(buffer.handle)
+
+
+class Cuda:
+    """A GPU, with the kernels compiled for it.
+
+    Args:
+        number: the GPU's, as this process sees it.
+
+    Raises:
+        CardUnfit: there is none, or cuda-core, the driver or NVRTC is missing or too old.
+    """
+
+    def __init__(self, number: int) -> None:
+        try:
+            from cuda.bindings import driver
+            from cuda.core import Device, LaunchConfig, Program, ProgramOptions, launch
+        except ImportError as error:
+            raise CardUnfit(f"cuda-core is not installed ({error}): pip install 'cn-clip-triton[gpu-decode]'") from None
+        self._driver, self._launch, self._config = driver, launch, LaunchConfig
+        try:
+            self._device = Device(number)
+            self._device.set_current()
+            self._stream = self._device.create_stream()
+            self.memory = int(self._checked(driver.cuDeviceTotalMem(number)))
+            program = Program(
+                SOURCE.read_text(encoding="ascii"),
+                "c++",
+                # One rounding for a product and a sum would give other last bits than Pillow's two.
+                ProgramOptions(arch=f"sm_{self._device.arch}", fma=False),
+            )
+            code = program.compile("cubin")
+            self._kernels = {name: code.get_kernel(name) for name in KERNELS}
+        except Exception as error:  # of several libraries, which share no class of errors
+            raise CardUnfit(f"CUDA does not work ({type(error).__name__}: {error})") from error
+
+    def allocate(self, size: int) -> Memory:
+        """Gives memory of so many bytes."""
+        self._device.set_current()
+        return _Allocated(self._device.allocate(size, stream=self._stream))
+
+    def write(self, address: int, data: bytes) -> None:
+        """Copies bytes into its memory, behind what it was asked for before."""
+        self._checked(self._driver.cuMemcpyHtoDAsync(address, data, len(data), self._stream.handle))
+        self._stream.sync()
+
+    def read(self, address: int, size: int) -> bytes:
+        """Copies bytes out of its memory."""
+        data = bytearray(size)
+        whole = np.frombuffer(data, np.uint8)
+        self._checked(self._driver.cuMemcpyDtoHAsync(whole.ctypes.data, address, size, self._stream.handle))
+        self._stream.sync()
+        return bytes(data)
+
+    def launch(self, kernel: str, blocks: tuple[int, int, int], threads: int, pictures: int, *numbers: int) -> None:
+        """Has it run a kernel, behind what it was asked for before."""
+        told = (np.uint64(pictures), *(np.int32(number) for number in numbers))
+        self._launch(self._stream, self._config(grid=blocks, block=threads), self._kernels[kernel], *told)
+
+    def wait(self) -> None:
+        """Returns once it has done all that it was asked for."""
+        self._stream.sync()
+
+    def tensor(self, memory: Memory, offset: int, shape: tuple[int, ...]) -> Any:
+        """A capsule of DLPack for uint8 of a shape, `offset` bytes into memory that it then holds."""
+        from cuda.core import Buffer
+        from cuda.core.utils import StridedMemoryView
+
+        part = Buffer.from_handle(memory.address + offset, int(np.prod(shape)), owner=memory)
+        # All that fills it has been waited for: whoever reads it need not.
+        return StridedMemoryView.from_buffer(part, shape, dtype=np.dtype(np.uint8)).__dlpack__(stream=-1)
+
+    def _checked(self, answer: tuple[Any, ...]) -> Any:
+        """What a function of the driver gives.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        error, *values = answer
+        if error != self._driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(error.name)
+        return values[0] if values else None
