@@ -82,6 +82,7 @@ class Counting:
 
     def __init__(self, decoder: NvImageCodec) -> None:
         self._decoder = decoder
+        self.about = decoder.about
         self.asked: list[list[tuple[int, int]]] = []
 
     def decode(self, jpegs: Sequence[bytes], sizes: Sequence[tuple[int, int]]) -> list[Picture | None]:
