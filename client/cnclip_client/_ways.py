@@ -109,6 +109,11 @@ class Sending:
             made = batches(items, load, rows, limits.request_bytes)
         yield from self._served.pipeline(kind, info, normalize, _HARMLESS[kind]).run(made)
 
+    @property
+    def decoding(self) -> str:
+        """How the server decodes."""
+        return self._served.towers.one(self._kind).decoding
+
     def close(self) -> None:
         """Has nothing to end."""
 
@@ -242,6 +247,9 @@ class Faster:
         self._preparing.close()
 
     def _can_prepare(self) -> bool:
+        if self._sending.decoding == "gpu":
+            _log.info("images are left to the server: it decodes on its GPU, and features of both ways must not mix")
+            return False
         try:
             self._preparing.start()
         except CnclipError as error:

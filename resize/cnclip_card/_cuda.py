@@ -33,11 +33,12 @@ class Cuda:
 
     def __init__(self, number: int) -> None:
         try:
-            from cuda.bindings import driver
+            from cuda.bindings import __version__, driver
             from cuda.core import Device, LaunchConfig, Program, ProgramOptions, launch
         except ImportError as error:
             raise CardUnfit(f"cuda-core is not installed ({error}): pip install 'cn-clip-triton[gpu-decode]'") from None
         self._driver, self._launch, self._config = driver, launch, LaunchConfig
+        self._require_driver(__version__)
         try:
             self._device = Device(number)
             self._device.set_current()
@@ -53,6 +54,23 @@ class Cuda:
             self._kernels = {name: code.get_kernel(name) for name in KERNELS}
         except Exception as error:  # of several libraries, which share no class of errors
             raise CardUnfit(f"CUDA does not work ({type(error).__name__}: {error})") from error
+
+    def _require_driver(self, bindings: str) -> None:
+        """Looks at the driver's version before anything fails for it in other words.
+
+        Raises:
+            CardUnfit: there is no driver, or one too old for the CUDA that the kernels are compiled by.
+        """
+        try:
+            version = int(self._checked(self._driver.cuDriverGetVersion()))
+        except Exception as error:  # it can't be loaded
+            raise CardUnfit(f"there is no NVIDIA driver ({type(error).__name__}: {error})") from error
+        cuda, needed = (version // 1000, version % 1000 // 10), bindings.partition(".")[0]
+        if cuda[0] < int(needed):
+            raise CardUnfit(
+                f"the NVIDIA driver is for CUDA {cuda[0]}.{cuda[1]}, and cuda-bindings {bindings} needs one for CUDA "
+                f"{needed}: update the driver"
+            )
 
     def allocate(self, size: int) -> Memory:
         """Gives memory of so many bytes."""

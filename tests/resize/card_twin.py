@@ -74,7 +74,13 @@ class Twin:
 
     def tensor(self, memory: HostMemory, offset: int, shape: tuple[int, ...]) -> Any:
         size = int(np.prod(shape))
-        return memory.array[offset : offset + size].reshape(shape).__dlpack__()
+        capsule = memory.array[offset : offset + size].reshape(shape).__dlpack__()
+        # Triton renames a capsule that it has used to what nobody else does, and numpy's destructor does not get over it.
+        # cuda-core's passes over names that it does not know.
+        set_destructor = ctypes.pythonapi.PyCapsule_SetDestructor
+        set_destructor.argtypes = (ctypes.py_object, ctypes.c_void_p)
+        set_destructor(capsule, None)
+        return capsule
 
 
 class Counting:

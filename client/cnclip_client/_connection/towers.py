@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import threading
 import time
@@ -23,6 +24,8 @@ from cnclip_client._info import ModelInfo
 from cnclip_client._vocabulary import Kind
 
 __all__ = ["Towers", "combine", "parse_info"]
+
+_log = logging.getLogger(__name__)
 
 # What two servers of the same model may say differently: none of it is seen in a feature.
 _MAY_DIFFER = ("max_batch_size", "preferred_batch_size", "max_image_pixels", "image_formats")
@@ -52,6 +55,7 @@ class Towers:
         self._version = version
         self._infos: dict[Kind, ModelInfo] = {}
         self._asked_at: dict[tuple[Kind, Transport], float] = {}
+        self._told_of_gpu = False
         self._lock = threading.Lock()
         endpoints.check = self._check_known
 
@@ -155,7 +159,21 @@ class Towers:
     def _parse(self, transport: Transport, kind: Kind, version: str) -> ModelInfo:
         name = self.name(kind)
         parameters, max_batch_size = transport.config(name, version)
-        return parse_info(self.slug, name, version, parameters, max_batch_size)
+        info = parse_info(self.slug, name, version, parameters, max_batch_size)
+        if kind not in self._encoders or info.decoding != "gpu":
+            return info
+        if not self._told_of_gpu:
+            self._told_of_gpu = True
+            _log.warning(
+                "%s-%s at %s decodes JPEGs on its GPU, this client decodes exactly: features of images that it "
+                "prepares are near to those of images that are sent as they are, not equal; prepare all images that "
+                "are compared in one way",
+                self.slug,
+                kind,
+                transport.url,
+            )
+        # Whoever asks an encoder alone has prepared pixels without its server.
+        return dataclasses.replace(info, decoding="exact")
 
 
 def parse_info(slug: str, name: str, version: str, parameters: Mapping[str, str], max_batch_size: int) -> ModelInfo:
