@@ -10,7 +10,26 @@ from cnclip_card._device import Memory
 from cnclip_card._errors import CardUnfit
 from cnclip_card._resize import KERNELS, SOURCE
 
-__all__ = ["Cuda"]
+__all__ = ["Cuda", "compile_kernels"]
+
+
+def compile_kernels(capability: str) -> Any:
+    """Compiles the kernels by NVRTC, for which no GPU is needed.
+
+    Args:
+        capability: a GPU's compute capability, "90" for 9.0.
+
+    Returns:
+        cuda-core's `ObjectCode`.
+
+    Raises:
+        Exception: whatever cuda-core raises, as where there is no NVRTC.
+    """
+    from cuda.core import Program, ProgramOptions
+
+    # One rounding for a product and a sum would give other last bits than Pillow's two.
+    options = ProgramOptions(arch=f"sm_{capability}", fma=False)
+    return Program(SOURCE.read_text(encoding="ascii"), "c++", options).compile("cubin")
 
 
 class _Allocated:
@@ -34,7 +53,7 @@ class Cuda:
     def __init__(self, number: int) -> None:
         try:
             from cuda.bindings import __version__, driver
-            from cuda.core import Device, LaunchConfig, Program, ProgramOptions, launch
+            from cuda.core import Device, LaunchConfig, launch
         except ImportError as error:
             raise CardUnfit(f"cuda-core is not installed ({error}): pip install 'cn-clip-triton[gpu-decode]'") from None
         self._driver, self._launch, self._config = driver, launch, LaunchConfig
@@ -44,13 +63,7 @@ class Cuda:
             self._device.set_current()
             self._stream = self._device.create_stream()
             self.memory = int(self._checked(driver.cuDeviceTotalMem(number)))
-            program = Program(
-                SOURCE.read_text(encoding="ascii"),
-                "c++",
-                # One rounding for a product and a sum would give other last bits than Pillow's two.
-                ProgramOptions(arch=f"sm_{self._device.arch}", fma=False),
-            )
-            code = program.compile("cubin")
+            code = compile_kernels(self._device.arch)
             self._kernels = {name: code.get_kernel(name) for name in KERNELS}
         except Exception as error:  # of several libraries, which share no class of errors
             raise CardUnfit(f"CUDA does not work ({type(error).__name__}: {error})") from error
