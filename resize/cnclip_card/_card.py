@@ -20,8 +20,8 @@ from cnclip_card._resize import Picture, make_squares, room_for
 
 __all__ = ["Card", "Prepared", "Squares", "open_card"]
 
-# Pictures that are decoded at once may take so much of the card's memory, by all processes of a server together, and by
-# one of them: past a gigabyte there is no speed in more.
+# Pictures that are decoded at once may take so much of the card's memory, all processes of a server together, and so
+# much for each of them at most.
 _SHARE_OF_MEMORY = 1 / 16
 _MOST_MEMORY = 1 << 30
 
@@ -242,4 +242,5 @@ def open_card(side: int, formats: Sequence[str], *, number: int = 0, threads: in
 
     device = Cuda(number)
     memory = min(int(device.memory * _SHARE_OF_MEMORY / processes), _MOST_MEMORY)
-    return Card(device, NvImageCodec(number, threads), side=side, formats=formats, memory=memory)
+    decoder = NvImageCodec(number, threads, device.stream)
+    return Card(device, decoder, side=side, formats=formats, memory=memory)

@@ -43,6 +43,10 @@ class _Allocated:
 class Cuda:
     """A GPU, with the kernels compiled for it.
 
+    Attributes:
+        memory: bytes that it has in all.
+        stream: the address of the CUDA stream on which all is done.
+
     Args:
         number: the GPU's, as this process sees it.
 
@@ -62,6 +66,7 @@ class Cuda:
             self._device = Device(number)
             self._device.set_current()
             self._stream = self._device.create_stream()
+            self.stream = int(self._stream.handle)
             self.memory = int(self._checked(driver.cuDeviceTotalMem(number)))
             code = compile_kernels(self._device.arch)
             self._kernels = {name: code.get_kernel(name) for name in KERNELS}

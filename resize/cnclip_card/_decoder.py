@@ -34,12 +34,14 @@ class NvImageCodec:
     Args:
         number: the GPU's, as this process sees it; None for the processor.
         threads: of the host.
+        stream: the address of the CUDA stream of whoever reads the pictures: what it asks for next finds them decoded.
 
     Raises:
         CardUnfit: it is missing, or can't decode there.
     """
 
-    def __init__(self, number: int | None, threads: int) -> None:
+    def __init__(self, number: int | None, threads: int, stream: int = 0) -> None:
+        self._stream = stream
         try:
             from nvidia import nvimgcodec
         except ImportError as error:
@@ -66,7 +68,7 @@ class NvImageCodec:
 
     def decode(self, jpegs: Sequence[bytes], sizes: Sequence[tuple[int, int]]) -> list[Picture | None]:
         """Decodes files; None for each that it can't, or of which it makes anything but RGB of its size."""
-        decoded = self._decoder.decode(list(jpegs), params=self._params)
+        decoded = self._decoder.decode(list(jpegs), params=self._params, cuda_stream=self._stream)
         return [self._picture(image, size) for image, size in zip(decoded, sizes, strict=True)]
 
     def _picture(self, image: Any, size: tuple[int, int]) -> Picture | None:

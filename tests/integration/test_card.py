@@ -123,6 +123,9 @@ def test_its_metrics_tell_which_way_images_took(server: TritonServer) -> None:
         client.encode_images([JPEG, ALL["PNG"]])
     with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=30) as answer:
         text = answer.read().decode()
+    page = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
+    assert "`cnclip_card_images`" in page
+    assert "`cnclip_card_failures`" in page
     for way in ("card", "exact"):
         line = rf'cnclip_card_images{{[^}}]*model="tiny-vit-image-preprocess"[^}}]*way="{way}"[^}}]*}} (\S+)'
         found = re.search(line, text)

@@ -39,7 +39,9 @@ driver = ctypes.CDLL("libcuda.so.1")
 driver.twin_allocated.restype = ctypes.c_size_t
 
 def card(memory=1 << 30):
-    return Card(Cuda(0), NvImageCodec(None, 1), side=SIDE, formats=image_formats(), memory=memory)
+    device = Cuda(0)
+    assert device.stream
+    return Card(device, NvImageCodec(None, 1), side=SIDE, formats=image_formats(), memory=memory)
 """
 
 
