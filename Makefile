@@ -55,7 +55,7 @@ TARGET:gpu if nvidia-smi lists one, else cpu
 PRECISION:fp16 on a GPU, fp32 on a CPU
 PLATFORM:onnxruntime, or tensorrt
 ACCELERATOR:cuda on a GPU; or none or tensorrt, for onnxruntime there
-PREPROCESS:exact; or gpu: JPEGs are decoded on the GPU, near to exactly (docs/gpu.md)
+PREPROCESS:exact; or gpu, which is near to it: JPEGs on the GPU (docs/gpu.md)
 PLANS:none; a folder of plans made elsewhere
 TENSORRT:none; the version that your tritonserver has, such as 10.13.3: installed first
 CONTEXT_LENGTH:52
