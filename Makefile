@@ -12,6 +12,7 @@ PRECISION      ?=
 TARGET         ?=
 PLATFORM       ?=
 ACCELERATOR    ?=
+PREPROCESS     ?=
 PLANS          ?=
 TENSORRT       ?=
 CONTEXT_LENGTH ?=
@@ -39,8 +40,9 @@ option = $(if $($(2)),$(1) "$($(2))")
 CHECKPOINT_OPTIONS = $(call option,--arch,ARCH) $(call option,--checkpoint,CHECKPOINT) $(call option,--vocabulary,VOCABULARY) $(call option,--name,NAME) \
 	$(call option,--hub,HUB) $(call option,--download-root,DOWNLOAD_ROOT)
 
-# What a target needs: .venv, and with TENSORRT= that version of TensorRT in it, also where .venv is there already.
-READY = $(VENV)/runtime $(if $(TENSORRT),$(VENV)/tensorrt-$(TENSORRT))
+# What a target needs: .venv, with TENSORRT= that version of TensorRT in it, and with PREPROCESS=gpu what decodes on a
+# GPU, also where .venv is there already.
+READY = $(VENV)/runtime $(if $(TENSORRT),$(VENV)/tensorrt-$(TENSORRT)) $(if $(filter gpu,$(PREPROCESS)),$(VENV)/gpu-decode)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo repo serve verify publish test test-slow bench gpu-report soak wheel test-s3 test-rtx test-pillows check \
@@ -54,6 +56,7 @@ TARGET:gpu if nvidia-smi lists one, else cpu
 PRECISION:fp16 on a GPU, fp32 on a CPU
 PLATFORM:onnxruntime, or tensorrt
 ACCELERATOR:cuda on a GPU; or none or tensorrt, for onnxruntime there
+PREPROCESS:exact; or gpu, which is near to it: JPEGs on the GPU (docs/gpu.md)
 PLANS:none; a folder of plans made elsewhere
 TENSORRT:none; the version that your tritonserver has, such as 10.13.3: installed first
 CONTEXT_LENGTH:52
@@ -90,7 +93,7 @@ demo: $(VENV)/runtime  ## Build the bundled demo checkpoint, serve it, and match
 repo: $(READY)  ## Build a model repository: make repo ARCH=ViT-H-14
 	$(BIN)/cnclip-build repository $(CHECKPOINT_OPTIONS) --repository "$(REPOSITORY)" \
 		$(call option,--precision,PRECISION) $(call option,--target,TARGET) $(call option,--platform,PLATFORM) \
-		$(call option,--accelerator,ACCELERATOR) $(call option,--plans,PLANS) \
+		$(call option,--accelerator,ACCELERATOR) $(call option,--preprocess,PREPROCESS) $(call option,--plans,PLANS) \
 		$(call option,--context-length,CONTEXT_LENGTH) $(call option,--max-batch-size,MAX_BATCH_SIZE) \
 		$(call option,--model-version,MODEL_VERSION) $(if $(ENCODERS_ONLY),--encoders-only) $(if $(VERIFY),--verify) $(FLAGS)
 
@@ -186,7 +189,12 @@ $(VENV)/runtime: pyproject.toml $(CONSTRAINTS) hatch_build.py $(wildcard resize/
 # And all that tests, benchmarks and checks need beside it.
 $(VENV)/installed: $(VENV)/runtime
 	@echo 'Into $(VENV): what tests and benchmarks need. 0.7 GB are downloaded, most of it Spark.'
-	$(INSTALL) --progress-bar on --editable '.[$(RUNTIME),builder,tensorrt,server,parquet,search,report,bench,ray,spark]' --group dev
+	$(INSTALL) --progress-bar on --editable '.[$(RUNTIME),builder,tensorrt,server,gpu-decode,parquet,search,report,bench,ray,spark]' --group dev
+	$(NUMPY_1)
+	touch $@
+
+$(VENV)/gpu-decode: $(VENV)/runtime
+	$(INSTALL) --progress-bar on --editable '.[gpu-decode]'
 	$(NUMPY_1)
 	touch $@
 

@@ -25,6 +25,7 @@ PACKAGES = (
     "benchmarks/cnclip_bench",
     "resize/cnclip_pixels",
     "resize/cnclip_resize",
+    "resize/cnclip_card",
     "tokens/cnclip_token_ids",
     "console/cnclip_console",
 )
@@ -39,6 +40,8 @@ DATA = {
     "cnclip_client/py.typed",
     "cnclip_console/py.typed",
     "cnclip_client/report/report.html.j2",
+    "cnclip_card/py.typed",
+    "cnclip_card/resize.cu",
     "cnclip_resize/_native.pyi",
     "cnclip_pixels/py.typed",
     "cnclip_resize/py.typed",

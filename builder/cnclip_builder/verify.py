@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 _LOGIT_SCALE_TOLERANCE = 1e-6
 
+# Of features of pixels that a GPU decoded, against those of exact pixels by the same encoder.
+CARD_TOLERANCE = Tolerance(cosine_distance=1e-3, centred_distance=1e-3)
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -39,15 +42,26 @@ class Verification:
         parity: measured, of the images and of the texts.
         reduced_decoding: where images are decoded at a reduced scale, which their parity is that of: how far that alone
             takes PyTorch's features from those of exact decoding.
+        card_decoding: where a GPU decodes images: how far its features are from those of exact pixels, both by the
+            served encoder; `parity` is then that of exact pixels.
     """
 
     model: str
     tolerances: dict[Tower, Tolerance]
     parity: dict[Tower, Parity]
     reduced_decoding: Parity | None = None
+    card_decoding: Parity | None = None
 
     def require(self) -> None:
-        """Raises ParityError if a row is beyond its encoder's tolerance."""
+        """Raises ParityError if a row is beyond its encoder's tolerance, or a GPU's decoding beyond its own."""
+        card = self.card_decoding
+        if card is not None and not card.within(CARD_TOLERANCE):
+            raise ParityError(
+                f"the image features that {self.model} serves are too far from those of exact pixels: its GPU's "
+                f"decoding takes them off by 1 - cosine = {card.cosine_distance:.2e} in row {card.worst_row} (at most "
+                f"{CARD_TOLERANCE.cosine_distance:.0e} passes), {card.centred_distance:.2e} after centring (at most "
+                f"{CARD_TOLERANCE.centred_distance:.0e}): build the repository with --preprocess exact"
+            )
         for tower, parity in self.parity.items():
             tolerance = self.tolerances[tower]
             if not parity.within(tolerance):
@@ -98,6 +112,13 @@ def verify_server(
                 "image": client.encode_images(list(images.values()), normalize=False),
                 "text": client.encode_texts(texts, normalize=False),
             }
+        card_decoding = None
+        if info.decoding == "gpu":
+            # The same encoder, and pixels that were prepared here, exactly.
+            with Client(url, model=model, prepare="client") as client:
+                exact = client.encode_images(list(images.values()), normalize=False)
+            card_decoding = measure_parity(served["image"], exact)
+            served["image"] = exact
     except CnclipError as error:
         raise BuildError(f"{model} at {url} can't be verified: {error}") from error
     precisions = served_precisions(info.precision)
@@ -111,6 +132,7 @@ def verify_server(
         {tower: TOLERANCES[precision] for tower, precision in precisions.items()},
         {tower: measure_parity(served[tower], reference[tower]) for tower in served},
         measure_parity(reference["image"], _encode_images(loaded, encoded)) if reduced else None,
+        card_decoding,
     )
 
 

@@ -22,7 +22,8 @@ class ModelInfo:
         max_batch_size: The largest request that the server takes, in rows.
         precision: Of the encoders' weights: `fp32`, `fp16` or `int8`; `image fp32, text int8` if they differ; empty if
             the config does not say.
-        decoding: Of images: `exact`, to cn_clip's pixels, or `reduced`, which is near to them and faster.
+        decoding: Of images: `exact`, to cn_clip's pixels; `reduced`, which is near to them and faster; or `gpu`, which
+            is so too, for JPEGs that the server's GPU decodes. Where this client prepares, never `gpu`.
         preferred_batch_size: Rows of a request that suit the server; None if the config does not say. Of both towers
             together the smaller one.
         resolution: Side of the square that the image encoder takes, in pixels; None if the config does not say.

@@ -73,6 +73,16 @@ def repository(
     verify: Annotated[
         bool, option("Serve it and compare it with PyTorch before it takes its place.", "--verify", panel=BUILD)
     ] = False,
+    card_images: Annotated[
+        Path | None,
+        option(
+            "Images on which --preprocess gpu is measured besides the built-in ones, 256 of them at most.",
+            panel=BUILD,
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
     settings: Annotated[
         Path | None,
         option(
@@ -131,6 +141,7 @@ def repository(
             ),
             plan_folders=tuple(plans or ()),
             least_int8_speed_up=least_int8_speed_up,
+            card_images=card_images,
         )
     )
     batches = {tower: serving.encoder(tower).max_batch_size for tower in TOWERS}

@@ -14,6 +14,7 @@ from cnclip_builder.repository.serving import (
     PER_TOWER,
     Accelerator,
     Platform,
+    Preprocess,
     Target,
     parse_gpus,
     parse_lengths,
@@ -49,6 +50,14 @@ class ServingOptions:
         option(
             "What the onnxruntime backend runs ONNX files with on a GPU; tensorrt builds at load time, none leaves the "
             "choice of kernels to ONNX Runtime. Default: cuda on a GPU.",
+            panel=SERVED,
+        ),
+    ] = None
+    preprocess: Annotated[
+        Preprocess | None,
+        option(
+            "Who decodes images: exact, the processor; gpu, each GPU, JPEGs alone, and near to exact: docs/gpu.md. "
+            "Default: exact.",
             panel=SERVED,
         ),
     ] = None
@@ -148,7 +157,7 @@ class ServingOptions:
         int | None,
         option(
             "Processes that decode images; they divide the cores. Default: 1 before a CPU; before GPUs one for each 4 "
-            "cores of this machine, from 4 to 16.",
+            "cores of this machine, from 4 to 16; 2 of each GPU with --preprocess gpu.",
             panel=SPEED,
             metavar="N",
         ),

@@ -74,6 +74,8 @@ def _describe_version(repository: Path, name: str, number: str, record: Mapping[
             if _served_version(repository, model) == number
         ],
         "encoders": {tower: _describe_encoder(repository, name, number, record, tower) for tower in TOWERS},
+        # Measured with the building machine's GPU; None where it decodes no images, or there was none.
+        "card_decoding": record.get("card_decoding"),
         "settings": record["serving"],
     }
 

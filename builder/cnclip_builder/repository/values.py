@@ -64,18 +64,21 @@ def template_values(
         config = encoder_config(serving, arch, tower, plans, engines)
         # Clients that prepare by themselves ask the encoder. Its older versions share this config: so it says of which
         # version it tells. Triton's backends pass over parameters that are not theirs.
-        told = {**_told(tower, arch, serving, facts), "version": version}
+        told = {**_told(tower, arch, serving, facts), "version": version, **_tensors_on_gpu(serving, tower)}
         return {**common, "encoder": replace(config, parameters={**config.parameters, **told})}
     if kind == "image-preprocess":
         return {
             **common,
             "resolution": arch.resolution,
             "instances": serving.preprocess_processes,
+            "kind": serving.preprocess_kind,
+            "gpus": (serving.gpus or ()) if serving.preprocess == "gpu" else (),
             "max_queue_size": serving.max_queue_size,
             "parameters": {
                 "resolution": arch.resolution,
                 "threads": serving.preprocess_threads,
                 **_preparation(serving),
+                **_tensors_on_gpu(serving, tower),
             },
         }
     if kind == "text-tokenize":
@@ -108,6 +111,11 @@ def _told(tower: Tower, arch: Arch, serving: ServingConfig, facts: Mapping[str, 
         "vocabulary_sha256": sha256_of_file(arch.vocabulary_file),
         "text_lengths": ",".join(map(str, serving.padded_lengths)),
     }
+
+
+def _tensors_on_gpu(serving: ServingConfig, tower: Tower) -> dict[str, str]:
+    """Has Triton's Python backend leave a GPU's tensors there: for what decodes, and for the stand-in that encodes."""
+    return {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"} if serving.preprocess == "gpu" and tower == "image" else {}
 
 
 def _preparation(serving: ServingConfig) -> dict[str, Any]:

@@ -35,7 +35,10 @@ logger = logging.getLogger(__name__)
 _ENSEMBLES = ("image", "text")
 
 # What each Python model takes along: modules of the templates, and the package with its work, which clients have too.
-_MODULES = ("cnclip_bad_rows.py", "cnclip_refusal_log.py")
+_MODULES = {
+    "image-preprocess": ("cnclip_bad_rows.py", "cnclip_card_log.py", "cnclip_refusal_log.py"),
+    "text-tokenize": ("cnclip_bad_rows.py", "cnclip_refusal_log.py"),
+}
 _PACKAGES = {"image-preprocess": "cnclip_pixels", "text-tokenize": "cnclip_token_ids"}
 
 _WARMUP_TEXT = "一只游隼停在木桩上，望着远处的草地"
@@ -236,4 +239,5 @@ def _manifest_entry(entry: RepositoryEntry, served_parity: Mapping[str, Any]) ->
         "not_in_int8": dict(entry.artefacts.slower),
         "plans": _plans_record(entry),
         "served_parity": served_parity,
+        **({"card_decoding": dict(entry.card)} if entry.card else {}),
     }

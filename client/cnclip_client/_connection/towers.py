@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import threading
 import time
@@ -30,6 +31,8 @@ Part: TypeAlias = Literal["ensemble", "encoder"]
 """What is asked of a tower: the ensemble, which prepares items, or the encoder, for which they are prepared here."""
 
 _ENSEMBLES: dict[Kind, tuple[Part, ...]] = {"image": ("ensemble",), "text": ("ensemble",)}
+
+_log = logging.getLogger(__name__)
 
 # What two servers of the same model may say differently: none of it is seen in a feature.
 _MAY_DIFFER = ("max_batch_size", "preferred_batch_size", "max_image_pixels", "image_formats", "text_lengths")
@@ -64,6 +67,7 @@ class Towers:
         self._version = version
         self._infos: dict[Kind, ModelInfo] = {}
         self._asked_at: dict[tuple[Kind, Transport], float] = {}
+        self._told_of_gpu = False
         self._lock = threading.Lock()
         endpoints.check = self._check_known
 
@@ -189,7 +193,21 @@ class Towers:
             with contextlib.suppress(ModelNotFound):
                 parameters, max_batch_size = transport.config(name, told)
                 version = told
-        return parse_info(self.slug, name, version, parameters, max_batch_size)
+        info = parse_info(self.slug, name, version, parameters, max_batch_size)
+        if self._parts[kind] != "encoder" or info.decoding != "gpu":
+            return info
+        if not self._told_of_gpu:
+            self._told_of_gpu = True
+            _log.warning(
+                "%s-%s at %s decodes JPEGs on its GPU, this client decodes exactly: features of images that it "
+                "prepares are near to those of images that are sent as they are, not equal; prepare all images that "
+                "are compared in one way",
+                self.slug,
+                kind,
+                transport.url,
+            )
+        # Whoever asks an encoder alone has prepared pixels without its server.
+        return dataclasses.replace(info, decoding="exact")
 
 
 def parse_info(slug: str, name: str, version: str, parameters: Mapping[str, str], max_batch_size: int) -> ModelInfo:

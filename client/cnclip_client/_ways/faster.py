@@ -75,6 +75,9 @@ class Faster:
         self._preparing.close()
 
     def _can_prepare(self) -> bool:
+        if self._served.towers.one("image").decoding == "gpu":
+            _log.info("images are left to the server: it decodes on its GPU, and features of both ways must not mix")
+            return False
         try:
             self._preparing.start()
         except CnclipError as error:
