@@ -289,7 +289,7 @@ def test_auto_leaves_to_the_server_what_its_gpu_decodes(
     serve: Callable[..., Any], fake: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of both ways must not be in one answer."""
-    monkeypatch.setattr("cnclip_client._ways._TRIAL_ITEMS", 2)
+    monkeypatch.setattr("cnclip_client._ways.faster._TRIAL_ITEMS", 2)
     on_gpu = {"decoding": "gpu"}
     encoder = fake.image_encoder("vit-b-16", SIDE, parameters=on_gpu)
     triton = serve(*fake.both("vit-b-16", parameters=on_gpu), encoder)
