@@ -15,7 +15,7 @@ import onnx
 
 from cnclip_builder.export.artefact import Artefact
 from cnclip_builder.export.check import open_session
-from cnclip_builder.export.files import served_input
+from cnclip_builder.export.files import plain_input, served_input
 from cnclip_builder.export.served import make_served_model, take_int32_ids
 from cnclip_builder.parity.distance import TOLERANCES, check_parity
 from cnclip_builder.parity.probes import make_probes
@@ -23,7 +23,7 @@ from cnclip_builder.plans.lowering import lower_opset
 from cnclip_builder.plans.profiles import Profile, check_profiles
 from cnclip_builder.plans.record import Edges, PlanJob
 from cnclip_builder.system.atomic import sha256_of_file
-from cnclip_builder.tensors import BATCH, TENSORS, InputSpec
+from cnclip_builder.tensors import TENSORS, InputSpec
 
 _OPSETS = (17, 16)
 
@@ -31,9 +31,7 @@ _OPSETS = (17, 16)
 def plan_input(artefact: Artefact, edges: Edges) -> InputSpec:
     """The input tensor of a plan."""
     arch, tower = artefact.arch, artefact.tower
-    if tower == "text" or edges == "served":
-        return served_input(arch, tower)
-    return InputSpec(TENSORS[tower].input, "float32", (BATCH, 3, arch.resolution, arch.resolution))
+    return served_input(arch, tower) if tower == "text" or edges == "served" else plain_input(arch, tower)
 
 
 def write_plan_sources(artefact: Artefact, edges: Edges, profiles: tuple[Profile, ...], folder: Path) -> PlanJob:
