@@ -22,6 +22,7 @@ HUB            ?=
 REPOSITORY     ?= build/repository
 DOWNLOAD_ROOT  ?=
 VERIFY         ?=
+DRY_RUN        ?=
 DESTINATION    ?=
 URL            ?= localhost:8001
 FLAGS          ?=
@@ -53,6 +54,7 @@ help:  ## List the targets.
 	@echo 'ACCELERATOR (cuda; none or tensorrt, for onnxruntime on a GPU) PLANS (folder of plans made elsewhere)'
 	@echo 'TENSORRT (the version of TensorRT that your tritonserver has, such as 10.13.3: installed first)'
 	@echo 'MAX_BATCH_SIZE (32 on a CPU, 64 on a GPU) NAME (the arch in lower case) MODEL_VERSION (1) VERIFY=1 (off)'
+	@echo 'DRY_RUN=1 (off: else only tell what would be made, reused or refused, and the configs)'
 	@echo 'REPOSITORY (build/repository) DOWNLOAD_ROOT (build/checkpoints) HUB (huggingface)'
 	@echo
 	@echo 'Variables of what is installed: PYTHON (python3) CONSTRAINTS (constraints.txt; empty: the newest of everything)'
@@ -66,7 +68,7 @@ repo: $(READY)  ## Build a model repository: make repo ARCH=ViT-H-14
 		$(call option,--precision,PRECISION) $(call option,--target,TARGET) $(call option,--platform,PLATFORM) \
 		$(call option,--accelerator,ACCELERATOR) $(call option,--plans,PLANS) \
 		$(call option,--context-length,CONTEXT_LENGTH) $(call option,--max-batch-size,MAX_BATCH_SIZE) \
-		$(call option,--model-version,MODEL_VERSION) $(if $(VERIFY),--verify) $(FLAGS)
+		$(call option,--model-version,MODEL_VERSION) $(if $(VERIFY),--verify) $(if $(DRY_RUN),--dry-run) $(FLAGS)
 
 serve: $(VENV)/runtime  ## Serve the repository until Ctrl-C; FLAGS= go to cnclip-serve.
 	$(BIN)/cnclip-serve "$(REPOSITORY)" $(FLAGS)

@@ -22,6 +22,7 @@ from cnclip_builder.parity.probes import make_probes
 from cnclip_builder.plans.lowering import lower_opset
 from cnclip_builder.plans.profiles import Profile, check_profiles
 from cnclip_builder.plans.record import Edges, PlanJob
+from cnclip_builder.plans.stage import plan_name
 from cnclip_builder.system.atomic import sha256_of_file
 from cnclip_builder.tensors import TENSORS, InputSpec
 
@@ -50,7 +51,8 @@ def write_plan_sources(artefact: Artefact, edges: Edges, profiles: tuple[Profile
     """
     names, tensor = TENSORS[artefact.tower], plan_input(artefact, edges)
     check_profiles(profiles, tensor)
-    stem = _stem(artefact, edges)
+    plan = plan_name(artefact, edges)
+    stem = plan.removesuffix(".trt")
     weights = artefact.weights
     if weights.exists() and folder != artefact.folder:
         shutil.copyfile(weights, folder / weights.name)
@@ -68,7 +70,7 @@ def write_plan_sources(artefact: Artefact, edges: Edges, profiles: tuple[Profile
     np.savez(folder / f"{stem}.probes.npz", inputs=inputs, pytorch=expected, onnx=features[17])
     files = [*graphs.values(), f"{stem}.probes.npz", *([weights.name] if weights.exists() else [])]
     return PlanJob(
-        plan=f"{stem}.trt",
+        plan=plan,
         tower=artefact.tower,
         precision=artefact.precision,
         graphs=graphs,
@@ -79,12 +81,6 @@ def write_plan_sources(artefact: Artefact, edges: Edges, profiles: tuple[Profile
         normalised=names.normalised if edges == "served" else None,
         profiles=profiles,
     )
-
-
-def _stem(artefact: Artefact, edges: Edges) -> str:
-    """Names a plan's files: "vit-b-16.img.fp16", as cn_clip's onnx_to_tensorrt.py does, or "….served"."""
-    stem = artefact.name.removesuffix(".onnx")
-    return f"{stem}.served" if edges == "served" else stem
 
 
 def _with_int32_ids(artefact: Artefact) -> onnx.ModelProto:

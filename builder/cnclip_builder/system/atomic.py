@@ -71,6 +71,26 @@ def require_writable(target: Path) -> None:
         tempfile.TemporaryFile(dir=target.parent).close()
 
 
+def require_room(target: Path) -> None:
+    """Checks as `require_writable`, and leaves nothing behind: no folder is made either.
+
+    Raises:
+        MissingRequirementError: the disk is full.
+        BuildError: the folder that it would be in can't be made or written to.
+    """
+    missing = target
+    for parent in target.parents:
+        if parent.exists():
+            break
+        missing = parent
+    with explaining_disk_errors(target):
+        try:
+            # On Linux, a file that never has a name.
+            tempfile.TemporaryFile(dir=parent).close()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(missing)) from error
+
+
 def sha256_of_file(path: Path) -> str:
     """Hashes a file's bytes; returns the hex digest."""
     digest = hashlib.sha256()
