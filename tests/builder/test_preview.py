@@ -159,6 +159,7 @@ def refusals(request: BuildRequest, tmp_path: Path) -> list[BuildRequest]:
         replace(request, serving=gpu, plan_folders=(tmp_path / "plans",)),  # no plans in it
         replace(request, repository=tmp_path / "full"),
         replace(request, repository=tmp_path / "file" / "repository"),
+        replace(request, repository=tmp_path / "file" / "deep" / "repository"),
         replace(request, repository=Path("/proc/x/y")),
         replace(request, artefacts=Path("/proc/x")),
     ]

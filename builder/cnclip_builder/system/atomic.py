@@ -78,16 +78,19 @@ def require_room(target: Path) -> None:
         MissingRequirementError: the disk is full.
         BuildError: the folder that it would be in can't be made or written to.
     """
-    missing = target
-    for parent in target.parents:
-        if parent.exists():
-            break
-        missing = parent
+    folder, missing = target.parent, None
+    while not folder.exists():
+        folder, missing = folder.parent, folder
     with explaining_disk_errors(target):
+        if not folder.is_dir():
+            code = errno.EEXIST if missing is None else errno.ENOTDIR
+            raise OSError(code, os.strerror(code), str(target.parent))
         try:
             # On Linux, a file that never has a name.
-            tempfile.TemporaryFile(dir=parent).close()
+            tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
+            if missing is None:
+                raise
             raise OSError(error.errno, error.strerror, str(missing)) from error
 
 
