@@ -15,7 +15,8 @@ from cnclip_builder.preview import Preview
 from cnclip_builder.repository.store import CONFIG_NAME
 
 _WIDTH = 80
-_HASH = re.compile(r'"([0-9a-f]{12})[0-9a-f]{52}"')
+_INDENT = re.compile("^ +", re.MULTILINE)
+_HASH = re.compile(r'"([0-9a-f]{8})[0-9a-f]{56}"')
 
 
 def show_preview(preview: Preview, repository: Path, *, as_json: bool) -> None:
@@ -63,5 +64,5 @@ def _list(what: str, actions: Mapping[str, str]) -> None:
 
 
 def _narrow(text: str) -> str:
-    """A config's text, its hashes cut: `--json` has them whole."""
-    return _HASH.sub(r'"\1..."', text)
+    """A config's text with hashes cut and half the indentation, for 80 columns: `--json` has it as it is written."""
+    return _INDENT.sub(lambda spaces: " " * (len(spaces[0]) // 2), _HASH.sub(r'"\1..."', text))

@@ -224,27 +224,30 @@ def test_a_dry_run_as_a_user_meets_it(tmp_path: Path, demo_repository: Path) -> 
     """Within 80 columns, with what changes of configs that are there; JSON has them whole; no file is written."""
     artefacts, repository = demo_repository.parent / "artefacts", tmp_path / "repository"
     shutil.copytree(demo_repository, repository)
+    for name in ("demo.json", "clip_cn_demo.pt"):
+        (tmp_path / name).symlink_to(DEMO / name)
+    files = sorted(tmp_path.rglob("*"))
     demo = ["repository", "--arch", "demo.json", "--checkpoint", "clip_cn_demo.pt", "--dry-run"]
-    options = ["--target", "cpu", "--artefacts", str(artefacts), "--download-root", str(tmp_path / "none")]
-    new = run(*demo, *options, "--repository", str(tmp_path / "new"), cwd=DEMO)
+    options = ["--target", "cpu", "--artefacts", str(artefacts)]
+    new = run(*demo, *options, "--repository", "new", cwd=tmp_path)
     assert new.returncode == 0, new.stderr
     assert max(map(len, new.stdout.splitlines())) <= 80
     assert "\n  reused  demo.img.fp32.onnx\n" in new.stdout
     assert "\n  made  demo-image-encoder\n" in new.stdout
     assert '\n# demo-text/config.pbtxt: made\nname: "demo-text"\n' in new.stdout
-    there = [*options, "--repository", str(repository)]
-    changed = run(*demo, *there, "--encoder-instances", "image=2", cwd=DEMO)
+    there = [*options, "--repository", "repository"]
+    changed = run(*demo, *there, "--encoder-instances", "image=2", cwd=tmp_path)
     assert max(map(len, changed.stdout.splitlines())) <= 80
     assert "# demo-text/config.pbtxt: unchanged\n" in changed.stdout
     assert "-instance_group [ { count: 1 kind: KIND_CPU } ]\n+instance_group [ { count: 2 " in changed.stdout
-    told = json.loads(run(*demo, *there, "--json", cwd=DEMO).stdout)
+    told = json.loads(run(*demo, *there, "--json", cwd=tmp_path).stdout)
     config = told["configs"]["demo-image-encoder"]
     assert config == {
         "action": "unchanged",
         "text": (repository / "demo-image-encoder" / "config.pbtxt").read_text(encoding="utf-8"),
     }
     assert told["models"]["demo-image-encoder"] == "reused"
-    assert {path.name for path in tmp_path.iterdir()} == {"repository"}
+    assert sorted(tmp_path.rglob("*")) == files
 
 
 @pytest.mark.parametrize(
