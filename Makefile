@@ -24,6 +24,7 @@ HUB            ?=
 REPOSITORY     ?= build/repository
 DOWNLOAD_ROOT  ?=
 VERIFY         ?=
+DRY_RUN        ?=
 DESTINATION    ?=
 URL            ?= localhost:8001
 FLAGS          ?=
@@ -64,6 +65,7 @@ MAX_BATCH_SIZE:64 on a GPU, of texts 128 under onnxruntime; 32 on a CPU
 NAME:the arch in lower case
 MODEL_VERSION:1
 ENCODERS_ONLY:none; 1 leaves out what prepares images and texts: clients do
+DRY_RUN:none; 1 only tells what would be made, reused or refused, and the configs
 VERIFY:none; 1 serves what was built and compares it with PyTorch first
 REPOSITORY:build/repository
 DOWNLOAD_ROOT:build/checkpoints
@@ -95,7 +97,8 @@ repo: $(READY)  ## Build a model repository: make repo ARCH=ViT-H-14
 		$(call option,--precision,PRECISION) $(call option,--target,TARGET) $(call option,--platform,PLATFORM) \
 		$(call option,--accelerator,ACCELERATOR) $(call option,--preprocess,PREPROCESS) $(call option,--plans,PLANS) \
 		$(call option,--context-length,CONTEXT_LENGTH) $(call option,--max-batch-size,MAX_BATCH_SIZE) \
-		$(call option,--model-version,MODEL_VERSION) $(if $(ENCODERS_ONLY),--encoders-only) $(if $(VERIFY),--verify) $(FLAGS)
+		$(call option,--model-version,MODEL_VERSION) $(if $(ENCODERS_ONLY),--encoders-only) $(if $(VERIFY),--verify) \
+		$(if $(DRY_RUN),--dry-run) $(FLAGS)
 
 serve: $(VENV)/runtime  ## Serve the repository until Ctrl-C; FLAGS= go to cnclip-serve.
 	$(BIN)/cnclip-serve "$(REPOSITORY)" $(FLAGS)

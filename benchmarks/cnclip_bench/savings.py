@@ -62,8 +62,9 @@ def last_block(subject: Subject, tower: Tower, batch_size: int, rounds: int) -> 
     import torch
     from cnclip_builder.checkpoint.load import load_checkpoint
     from cnclip_builder.checkpoint.towers import load_tower
-    from cnclip_builder.export.class_token import compute_class_token_only
     from cnclip_builder.parity.probes import make_probes
+
+    from cnclip_bench.class_token import compute_class_token_only
 
     whole, shorter = (load_tower(load_checkpoint(subject.checkpoint, subject.arch), tower) for _ in range(2))
     compute_class_token_only(shorter.clip)

@@ -24,7 +24,7 @@ from cnclip_builder.repository.sharing import check_place
 from cnclip_builder.repository.write import publish
 from cnclip_builder.system.atomic import require_writable
 from cnclip_builder.system.isolation import stage_process
-from cnclip_builder.tensors import PRECISIONS, TOWERS, Tower
+from cnclip_builder.tensors import PRECISIONS, TOWERS, Precision, Tower
 from cnclip_builder.verify import Verification, verify_server
 
 logger = logging.getLogger(__name__)
@@ -76,13 +76,7 @@ def build_repository(request: BuildRequest) -> RepositoryEntry:
         SlowerError: INT8 was asked for and is faster for neither encoder.
         BuildError: something is wrong; whatever was in the repository before is still there.
     """
-    request.arch.checked_context_length(request.serving.context_length)
-    name = request.name or request.arch.slug
-    check_place(name, request.version, request.arch, request.serving, request.repository)
-    if request.serving.platform == "tensorrt":
-        _check_plans_fit(request)
-        if not request.plan_folders:
-            require_tensorrt(request.arch, request.checkpoint)
+    name = check_request(request)
     require_writable(request.repository)
     decodes_here = request.serving.preprocess == "gpu" and _has_card()
     artefacts = build_artefacts(
@@ -90,7 +84,7 @@ def build_repository(request: BuildRequest) -> RepositoryEntry:
         request.checkpoint,
         request.artefacts / name,
         towers=TOWERS,
-        precisions=(*PRECISIONS, "int8") if request.serving.precision == "int8" else PRECISIONS,
+        precisions=precisions_of(request),
         download_root=request.download_root,
         hub=request.hub,
         least_int8_speed_up=request.least_int8_speed_up,
@@ -130,6 +124,27 @@ def _measured_card(request: BuildRequest, artefacts: Artefacts) -> dict[str, Any
         return process.run(measure_card_distance, path, request.arch, request.card_images).as_dict()
 
 
+def check_request(request: BuildRequest) -> str:
+    """Checks, before hours of work, what can be checked by then; gives the name of the models.
+
+    Raises:
+        BuildError: something is wrong.
+    """
+    request.arch.checked_context_length(request.serving.context_length)
+    name = request.name or request.arch.slug
+    check_place(name, request.version, request.arch, request.serving, request.repository)
+    if request.serving.platform == "tensorrt":
+        _check_plans_fit(request)
+        if not request.plan_folders:
+            require_tensorrt(request.arch, request.checkpoint)
+    return name
+
+
+def precisions_of(request: BuildRequest) -> tuple[Precision, ...]:
+    """What is made of each encoder, whatever is served."""
+    return (*PRECISIONS, "int8") if request.serving.precision == "int8" else PRECISIONS
+
+
 def _report_slower(slower: Mapping[Tower, str]) -> None:
     """One slow encoder must not cost the other its gain: it is served in FP32, which is faster and exact.
 
@@ -142,7 +157,8 @@ def _report_slower(slower: Mapping[Tower, str]) -> None:
         logger.warning("The %s encoder is served in FP32: %s", tower, why)
 
 
-def _plan_settings(request: BuildRequest) -> PlanSettings:
+def plan_settings_of(request: BuildRequest) -> PlanSettings:
+    """How plans are made: as the request says, or as suits what is served."""
     serving = request.serving
     return request.plan_settings or PlanSettings(
         serving.largest_batch_size,
@@ -154,7 +170,7 @@ def _plan_settings(request: BuildRequest) -> PlanSettings:
 
 def _check_plans_fit(request: BuildRequest) -> None:
     """Checks, before hours of work, that plans will take every batch and text that is served."""
-    settings, serving = _plan_settings(request), request.serving
+    settings, serving = plan_settings_of(request), request.serving
     for tower in TOWERS:
         profiles = settings.profiles(tower)
         context_length = serving.context_length if tower == "text" else None
@@ -167,7 +183,7 @@ def _check_plans_fit(request: BuildRequest) -> None:
 
 
 def _plans(request: BuildRequest, artefacts: Artefacts) -> Mapping[Tower, Sequence[Plan]]:
-    settings = _plan_settings(request)
+    settings = plan_settings_of(request)
     jobs = write_jobs_of(artefacts, TOWERS, request.serving.precision, "served", settings)
     if request.plan_folders:
         return find_plans(jobs, request.plan_folders, tf32=request.serving.tf32)
@@ -175,13 +191,24 @@ def _plans(request: BuildRequest, artefacts: Artefacts) -> Mapping[Tower, Sequen
     return {tower: [plan] for tower, plan in build_plans(jobs, folder, settings.options).items()}
 
 
-def _serve_and_verify(repository: Path, entry: RepositoryEntry) -> Verification:
+def require_server() -> None:
+    """Refuses to verify where nothing can serve.
+
+    Raises:
+        MissingRequirementError: the package for it is not installed.
+    """
     try:
-        from cnclip_server import ServerError, TritonServer
+        import cnclip_server  # noqa: F401
     except ImportError as error:
         raise MissingRequirementError(
             f"verification needs the server ({error}): pip install 'cn-clip-triton[server,cpu]'"
         ) from error
+
+
+def _serve_and_verify(repository: Path, entry: RepositoryEntry) -> Verification:
+    require_server()
+    from cnclip_server import ServerError, TritonServer
+
     logger.info("Serving the repository to compare it with PyTorch")
     try:
         with (

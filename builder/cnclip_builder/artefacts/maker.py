@@ -80,32 +80,78 @@ def build_artefacts(
         MissingRequirementError: the disk or the memory is too small.
     """
     require_writable(folder)
-    made: list[Precision] = ["fp32", *(other for other in _FROM_FP32 if other in precisions)]
-    wanted: list[_Kind] = [(tower, precision) for tower in towers for precision in made]
     with stage_process() as process:
         checkpoint = process.run(open_checkpoint, source, arch, download_root, hub)
-        store = ArtefactStore(arch, folder, checkpoint.sha256)
-        missing = [kind for kind in wanted if not _is_kept(store, kind, least_int8_speed_up)]
-        for kind in wanted:
-            if kind not in missing:
-                logger.info("Reusing %s: nothing it rests on has changed", store.place(*kind).name)
-        slower: dict[Tower, str] = {}
-        if missing:
-            store.require_space(sum(checkpoint.fp32_bytes[t] // (1 if p == "fp32" else 2) for t, p in missing))
+        plan = plan_artefacts(arch, checkpoint, folder, towers, precisions, least_int8_speed_up)
+        for kind in plan.kept:
+            logger.info("Reusing %s: nothing it rests on has changed", plan.store.place(*kind).name)
+        store, slower = plan.store, dict[Tower, str]()
+        if plan.missing:
             with store.work_folder() as work:
-                making = _Making(store, work, checkpoint, missing)
+                making = _Making(store, work, checkpoint, plan.missing)
                 in_floats = _make(making, process)
                 in_int8, slower = _make_int8(making, least_int8_speed_up)
                 store.publish([*in_floats, *in_int8])
     return Artefacts(
         checkpoint,
         tuple(
-            store.get(tower, precision, reused=(tower, precision) not in missing)
-            for tower, precision in wanted
+            store.get(tower, precision, reused=(tower, precision) in plan.kept)
+            for tower, precision in plan.wanted
             if precision in precisions and not (precision == "int8" and tower in slower)
         ),
         slower,
     )
+
+
+@dataclass(frozen=True)
+class ArtefactPlan:
+    """What there is of the artefacts that are asked for, and what is to be made.
+
+    Attributes:
+        store: where they are.
+        wanted: all of them, FP32 among them, since the others are made from it.
+        kept: those that are there and stay as they are.
+    """
+
+    store: ArtefactStore
+    wanted: tuple[_Kind, ...]
+    kept: tuple[_Kind, ...]
+
+    @property
+    def missing(self) -> tuple[_Kind, ...]:
+        """Those to make."""
+        return tuple(kind for kind in self.wanted if kind not in self.kept)
+
+
+def plan_artefacts(
+    arch: Arch,
+    checkpoint: CheckpointFacts | None,
+    folder: Path,
+    towers: Sequence[Tower],
+    precisions: Sequence[Precision],
+    least_int8_speed_up: float,
+) -> ArtefactPlan:
+    """Finds out what is to be made, and makes nothing; the arguments are those of `build_artefacts`.
+
+    Args:
+        arch: the architecture.
+        checkpoint: None while it is not known, so that nothing can have been made of it.
+        folder: where the artefacts are.
+        towers: which encoders.
+        precisions: which precisions.
+        least_int8_speed_up: how many times FP32's speed an INT8 artefact must reach.
+
+    Raises:
+        MissingRequirementError: the disk is too small.
+    """
+    made: list[Precision] = ["fp32", *(other for other in _FROM_FP32 if other in precisions)]
+    wanted: tuple[_Kind, ...] = tuple((tower, precision) for tower in towers for precision in made)
+    store = ArtefactStore(arch, folder, checkpoint.sha256 if checkpoint else "")
+    kept = tuple(kind for kind in wanted if checkpoint and _is_kept(store, kind, least_int8_speed_up))
+    plan = ArtefactPlan(store, wanted, kept)
+    if checkpoint and plan.missing:
+        store.require_space(sum(checkpoint.fp32_bytes[t] // (1 if p == "fp32" else 2) for t, p in plan.missing))
+    return plan
 
 
 def _is_kept(store: ArtefactStore, kind: _Kind, least_int8_speed_up: float) -> bool:
@@ -172,7 +218,7 @@ def _make_tower(making: _Making, tower: Tower, threads: int, first: StageProcess
     """
     precisions, fp32 = making.precisions(tower), making.place(tower, "fp32")
     if "fp32" in precisions:
-        # The exporter holds on to weights, and its process ends with it.
+        # torch, and the weights that it read, go with its process.
         with contextlib.nullcontext(first) if first else stage_process() as process:
             process.run(export_to_onnx, making.checkpoint.file.path, fp32, threads)
             process.close()

@@ -215,6 +215,7 @@ def _command(repository: Repository) -> str:
 def _hugging_face() -> Any:
     try:
         import huggingface_hub
+        import huggingface_hub.constants  # it gives names of its own when they are asked for, but not this module
     except ImportError:
         raise MissingRequirementError(
             "huggingface_hub is not installed: pip install 'cn-clip-triton[builder]'"

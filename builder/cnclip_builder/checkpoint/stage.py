@@ -10,7 +10,7 @@ from typing import Any
 
 from cnclip_builder.arch import Arch, cn_clip_vocabulary
 from cnclip_builder.checkpoint.parts import ADAPTER_CONFIG, CONFIG, VOCABULARY
-from cnclip_builder.checkpoint.sources import CheckpointFile, Hub, fetch_checkpoint, fetch_own
+from cnclip_builder.checkpoint.sources import CheckpointFile, Hub, fetch_checkpoint, fetch_own, find_checkpoint
 from cnclip_builder.tensors import Tower
 from cnclip_builder.vocabulary import read_tokens
 
@@ -45,12 +45,27 @@ def open_checkpoint(source: str | None, arch: Arch, download_root: Path, hub: Hu
         SettingError: the arch's vocabulary is not the model's.
         CheckpointError: as those two; or it is damaged, or holds NaN or infinite numbers.
     """
+    arch.require_vocabulary()
+    return _look_into(fetch_checkpoint(source, arch, download_root, hub), arch)
+
+
+def open_checkpoint_here(source: str | None, arch: Arch, download_root: Path) -> CheckpointFacts | None:
+    """As `open_checkpoint`, of a checkpoint that is on the disk; None if it is not: fetches and writes nothing."""
+    from cnclip_builder.checkpoint.load import make_meta_model
+
+    arch.require_vocabulary()
+    file = find_checkpoint(source, arch, download_root)
+    if file is None:
+        make_meta_model(arch)  # tells sizes that suit no model
+        return None
+    return _look_into(file, arch)
+
+
+def _look_into(file: CheckpointFile, arch: Arch) -> CheckpointFacts:
     from cnclip_builder.checkpoint.files import require_intact
     from cnclip_builder.checkpoint.load import load_checkpoint
     from cnclip_builder.checkpoint.soundness import require_finite
 
-    arch.require_vocabulary()
-    file = fetch_checkpoint(source, arch, download_root, hub)
     checkpoint = load_checkpoint(file.path, arch)
     for path in checkpoint.files:
         require_intact(path)
@@ -64,13 +79,14 @@ def open_checkpoint(source: str | None, arch: Arch, download_root: Path, hub: Hu
     return CheckpointFacts(file, checkpoint.sha256, checkpoint.logit_scale, sizes, files)
 
 
-def find_arch_of(source: str, insisted: Mapping[str, Any], name: str | None) -> Arch:
+def find_arch_of(source: str, insisted: Mapping[str, Any], name: str | None, path: Path | None = None) -> Arch:
     """Fetches a checkpoint and tells its architecture; imports torch.
 
     Args:
         source: a path or "hf:OWNER/NAME"; see `is_own`.
         insisted: arguments of `cn_clip.clip.model.CLIP` that the user says.
         name: what an architecture of its own is named; None for the name of the file.
+        path: where it is, if it is not to be fetched.
 
     Raises:
         CheckpointError: as `fetch_own` and `find_arch`.
@@ -78,7 +94,7 @@ def find_arch_of(source: str, insisted: Mapping[str, Any], name: str | None) -> 
     """
     from cnclip_builder.checkpoint.load import find_arch
 
-    path = fetch_own(source).path
+    path = path or fetch_own(source).path
     return with_own_vocabulary(find_arch(path, insisted, [*([name] if name else []), _stem(source)]), path)
 
 

@@ -100,6 +100,15 @@ def repository(
         ),
     ] = True,
     least_int8_speed_up: LeastInt8SpeedUpOption = LEAST_INT8_SPEED_UP,
+    dry_run: Annotated[
+        bool,
+        option(
+            "Only tell what would be made, reused or refused, and the configs; makes, fetches and writes nothing.",
+            "--dry-run",
+            panel=BUILD,
+        ),
+    ] = False,
+    as_json: Annotated[bool, option("A dry run's findings as JSON.", "--json", panel=BUILD)] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Build a model repository: checkpoint, ONNX files, and all that Triton needs.
@@ -112,10 +121,13 @@ def repository(
       cnclip-build repository --arch ViT-B-16 --checkpoint epoch_latest.pt --verify
       cnclip-build repository --arch RN50 --checkpoint random:0 --target cpu
       cnclip-build repository --arch ViT-B-16 --encoders-only
+      cnclip-build repository --arch ViT-B-16 --max-batch-size 16 --dry-run
     """
     from cnclip_builder.build import BuildRequest, build_repository
 
-    chosen_arch = choose_arch(arch, checkpoint, vocabulary, name)
+    if as_json and not dry_run:
+        raise SettingError("--json is what a dry run says: add --dry-run")
+    chosen_arch = choose_arch(arch, checkpoint, vocabulary, name, fetch=not dry_run)
     chosen = {**_read_settings(settings), **serving_options.given()}
     kept = kept_serving(repository, name or chosen_arch.slug, model_version, chosen_arch.name) if keep_settings else {}
     serving, told = choose_settings(chosen, kept, DEFAULT_CONTEXT_LENGTH)
@@ -124,26 +136,31 @@ def repository(
         values = serving.as_dict()
         shown = ", ".join(f"{setting} {_shown(values[setting])}" for setting in told)
         typer.echo(f"Keeping the settings of {repository}: {shown} (--no-keep-settings begins anew)", err=True)
-    entry = build_repository(
-        BuildRequest(
-            arch=chosen_arch,
-            checkpoint=checkpoint,
-            serving=serving,
-            repository=repository,
-            artefacts=artefacts,
-            download_root=download_root,
-            name=name,
-            version=model_version,
-            hub=hub,
-            verify=verify,
-            plan_settings=plan_options.settings(
-                serving.largest_batch_size, serving.context_length, serving.tf32, serving.padded_lengths[0]
-            ),
-            plan_folders=tuple(plans or ()),
-            least_int8_speed_up=least_int8_speed_up,
-            card_images=card_images,
-        )
+    request = BuildRequest(
+        arch=chosen_arch,
+        checkpoint=checkpoint,
+        serving=serving,
+        repository=repository,
+        artefacts=artefacts,
+        download_root=download_root,
+        name=name,
+        version=model_version,
+        hub=hub,
+        verify=verify,
+        plan_settings=plan_options.settings(
+            serving.largest_batch_size, serving.context_length, serving.tf32, serving.padded_lengths[0]
+        ),
+        plan_folders=tuple(plans or ()),
+        least_int8_speed_up=least_int8_speed_up,
+        card_images=card_images,
     )
+    if dry_run:
+        from cnclip_builder.cli.dry_run import show_preview
+        from cnclip_builder.preview import preview_build
+
+        show_preview(preview_build(request), repository, as_json=as_json)
+        return
+    entry = build_repository(request)
     batches = {tower: serving.encoder(tower).max_batch_size for tower in TOWERS}
     shown = str(batches["image"]) if len(set(batches.values())) == 1 else f"{batches['image']} and {batches['text']}"
     front, alone = ("-encoder", ", for clients that prepare") if serving.encoders_only else ("", "")

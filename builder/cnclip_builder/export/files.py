@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 18
-"""The opset that torch's exporter writes without conversion; from 17 on LayerNormalization is one operator."""
+"""Of all graphs that are written; from 17 on LayerNormalization is one operator."""
 
 EXTERNAL_DATA_SUFFIX = ".extra_file"
 """cn_clip's suffix for the file of weights beside an .onnx file."""
@@ -38,17 +38,17 @@ def served_input(arch: Arch, tower: Tower) -> InputSpec:
     return InputSpec(name, "uint8", (BATCH, arch.resolution, arch.resolution, 3))
 
 
+def plain_input(arch: Arch, tower: Tower) -> InputSpec:
+    """The input tensor of an encoder as cn_clip's scripts have it: float32 `[N, 3, R, R]`, or int64 ids `[N, L]`."""
+    name = TENSORS[tower].input
+    if tower == "text":
+        return InputSpec(name, "int64", (BATCH, LENGTH))
+    return InputSpec(name, "float32", (BATCH, 3, arch.resolution, arch.resolution))
+
+
 def external_data_of(path: Path) -> Path:
     """The file of weights that belongs to an .onnx file."""
     return path.with_name(path.name + EXTERNAL_DATA_SUFFIX)
-
-
-def point_external_data(model: onnx.ModelProto, location: str) -> None:
-    """Makes a model look for its weights in a file of this bare name, in its own folder."""
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = location
 
 
 def in_order(nodes: Iterable[onnx.NodeProto], given: set[str]) -> list[onnx.NodeProto]:

@@ -34,7 +34,7 @@ def exact(tensor: torch.Tensor) -> npt.NDArray[np.float64]:
 
 
 class GraphWriter:
-    """Nodes and weights of one served encoder.
+    """Nodes and weights of one encoder.
 
     Args:
         path: the .onnx file to write; weights go beside it.
@@ -47,6 +47,7 @@ class GraphWriter:
         self._dtype = np.dtype(np.float16 if precision == "fp16" else np.float32)
         self._nodes: list[onnx.NodeProto] = []
         self._weights: list[onnx.TensorProto] = []
+        self._part = ""
 
     def __enter__(self) -> GraphWriter:
         self._data.__enter__()
@@ -56,6 +57,10 @@ class GraphWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._data.__exit__(kind, error, trace)
+
+    def enter(self, part: str) -> None:
+        """Names the part of the encoder that is written next, for who reads the graph: "layer.3"."""
+        self._part = f"{part}."
 
     def floats(self, value: Weight) -> str:
         """Adds a weight, rounded once to the graph's precision; gives its name."""
@@ -81,7 +86,7 @@ class GraphWriter:
         Returns:
             The names of those outputs.
         """
-        name = f"{kind}_{len(self._nodes)}"
+        name = f"{self._part}{kind}_{len(self._nodes)}"
         places = [f"{name}:{place}" if place in outputs else "" for place in range(max(outputs) + 1)]
         self._nodes.append(helper.make_node(kind, list(inputs), places, name, **attributes))
         return tuple(places[place] for place in outputs)
@@ -98,9 +103,15 @@ class GraphWriter:
         """`[..., in]` times `[in, out]`."""
         return self.one("MatMul", x, self.floats(weight))
 
+    def linear(self, x: str, weight: torch.Tensor, bias: torch.Tensor) -> str:
+        """`[..., in]` times the transposed `[out, in]`, plus `[out]`: what `torch.nn.Linear` computes."""
+        product = self.product(x, weight.detach().numpy().T)
+        return self.one("Add", product, self.floats(bias.detach().numpy()))
+
     def norm(self, x: str, layer: torch.nn.LayerNorm) -> str:
-        """LayerNormalization over the last axis."""
-        return self.one("LayerNormalization", x, *self._scale_and_shift(layer), epsilon=layer.eps)
+        """LayerNormalization over the last axis, its sums in FP32 whatever the precision."""
+        inputs = (x, *self._scale_and_shift(layer))
+        return self.one("LayerNormalization", *inputs, axis=-1, epsilon=layer.eps, stash_type=TensorProto.FLOAT)
 
     def add_and_norm(self, x: str, skip: str, layer: torch.nn.LayerNorm, bias: Weight | None = None) -> tuple[str, str]:
         """The norm of `x + skip + bias`, and that sum itself, in one kernel.
@@ -124,7 +135,7 @@ class GraphWriter:
         return self.one("Slice", x, self.integers(0), self.integers(1), self.integers(1))
 
     def finish(self, arch: Arch, tower: Tower, spec: InputSpec, features: str) -> None:
-        """Adds the outputs, un-normalised and L2-normalised features in FP32, and writes the .onnx file.
+        """Adds the outputs of a served encoder, un-normalised and L2-normalised features in FP32, and writes the file.
 
         Args:
             arch: the architecture.
@@ -137,6 +148,27 @@ class GraphWriter:
         norm = self.one("ReduceL2", names.unnormalised, self.integers(1))
         self._nodes.append(helper.make_node("Div", [names.unnormalised, norm], [names.normalised], "normalised"))
         self._drop_unread()
+        self._save(arch, tower, spec, (names.normalised, names.unnormalised), (helper.make_opsetid(MICROSOFT, 1),))
+
+    def finish_plain(self, arch: Arch, tower: Tower, spec: InputSpec) -> None:
+        """Gives the last node's output, features `[N, D]`, cn_clip's name, and writes the file.
+
+        Args:
+            arch: the architecture.
+            tower: which encoder.
+            spec: its input.
+        """
+        self._nodes[-1].output[0] = TENSORS[tower].unnormalised
+        self._save(arch, tower, spec, (TENSORS[tower].unnormalised,))
+
+    def _save(
+        self,
+        arch: Arch,
+        tower: Tower,
+        spec: InputSpec,
+        outputs: Sequence[str],
+        domains: Sequence[onnx.OperatorSetIdProto] = (),
+    ) -> None:
         graph = helper.make_graph(
             self._nodes,
             f"{arch.slug}.{tower}",
@@ -145,13 +177,10 @@ class GraphWriter:
                     spec.name, helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)), list(spec.axes)
                 )
             ],
-            [
-                helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, arch.embedding_size])
-                for name in (names.normalised, names.unnormalised)
-            ],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, arch.embedding_size]) for name in outputs],
             self._weights,
         )
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        opsets = [helper.make_opsetid("", OPSET), *domains]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="cn-clip-triton")
         onnx.save_model(model, self._path)
 
@@ -166,6 +195,6 @@ class GraphWriter:
                 node.output.pop()
 
     def _add(self, value: npt.NDArray[Any]) -> str:
-        name = f"weight_{len(self._weights)}"
+        name = f"{self._part}weight_{len(self._weights)}"
         self._weights.append(self._data.add(name, value))
         return name

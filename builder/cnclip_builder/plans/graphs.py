@@ -15,15 +15,16 @@ import onnx
 
 from cnclip_builder.export.artefact import Artefact
 from cnclip_builder.export.check import open_session
-from cnclip_builder.export.files import served_input
+from cnclip_builder.export.files import plain_input, served_input
 from cnclip_builder.export.served import make_served_model, take_int32_ids
 from cnclip_builder.parity.distance import TOLERANCES, check_parity
 from cnclip_builder.parity.probes import make_probes
 from cnclip_builder.plans.lowering import lower_opset
 from cnclip_builder.plans.profiles import Profile, check_profiles
 from cnclip_builder.plans.record import Edges, PlanJob
+from cnclip_builder.plans.stage import plan_name
 from cnclip_builder.system.atomic import sha256_of_file
-from cnclip_builder.tensors import BATCH, TENSORS, InputSpec
+from cnclip_builder.tensors import TENSORS, InputSpec
 
 _OPSETS = (17, 16)
 
@@ -31,9 +32,7 @@ _OPSETS = (17, 16)
 def plan_input(artefact: Artefact, edges: Edges) -> InputSpec:
     """The input tensor of a plan."""
     arch, tower = artefact.arch, artefact.tower
-    if tower == "text" or edges == "served":
-        return served_input(arch, tower)
-    return InputSpec(TENSORS[tower].input, "float32", (BATCH, 3, arch.resolution, arch.resolution))
+    return served_input(arch, tower) if tower == "text" or edges == "served" else plain_input(arch, tower)
 
 
 def write_plan_sources(artefact: Artefact, edges: Edges, profiles: tuple[Profile, ...], folder: Path) -> PlanJob:
@@ -52,7 +51,8 @@ def write_plan_sources(artefact: Artefact, edges: Edges, profiles: tuple[Profile
     """
     names, tensor = TENSORS[artefact.tower], plan_input(artefact, edges)
     check_profiles(profiles, tensor)
-    stem = _stem(artefact, edges)
+    plan = plan_name(artefact, edges)
+    stem = plan.removesuffix(".trt")
     weights = artefact.weights
     if weights.exists() and folder != artefact.folder:
         shutil.copyfile(weights, folder / weights.name)
@@ -70,7 +70,7 @@ def write_plan_sources(artefact: Artefact, edges: Edges, profiles: tuple[Profile
     np.savez(folder / f"{stem}.probes.npz", inputs=inputs, pytorch=expected, onnx=features[17])
     files = [*graphs.values(), f"{stem}.probes.npz", *([weights.name] if weights.exists() else [])]
     return PlanJob(
-        plan=f"{stem}.trt",
+        plan=plan,
         tower=artefact.tower,
         precision=artefact.precision,
         graphs=graphs,
@@ -81,12 +81,6 @@ def write_plan_sources(artefact: Artefact, edges: Edges, profiles: tuple[Profile
         normalised=names.normalised if edges == "served" else None,
         profiles=profiles,
     )
-
-
-def _stem(artefact: Artefact, edges: Edges) -> str:
-    """Names a plan's files: "vit-b-16.img.fp16", as cn_clip's onnx_to_tensorrt.py does, or "….served"."""
-    stem = artefact.name.removesuffix(".onnx")
-    return f"{stem}.served" if edges == "served" else stem
 
 
 def _with_int32_ids(artefact: Artefact) -> onnx.ModelProto:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.errors import MissingRequirementError, PlanError
+from cnclip_builder.export.artefact import Artefact
+from cnclip_builder.export.files import served_input
 from cnclip_builder.plans.api import BuildOptions, load_tensorrt
 from cnclip_builder.plans.device import current_device
-from cnclip_builder.plans.make import make_plan, require_usable
+from cnclip_builder.plans.make import make_plan, read_whole, require_usable
 from cnclip_builder.plans.profiles import Profile, default_profiles
 from cnclip_builder.plans.record import Edges, PlanJob, PlanRecord
 from cnclip_builder.plans.requirements import require_machine
-from cnclip_builder.plans.stage import write_plan_job
+from cnclip_builder.plans.stage import plan_name, write_plan_job
 from cnclip_builder.system.isolation import stage_process
 from cnclip_builder.system.machine import missing_gpu
 from cnclip_builder.tensors import Precision, Tower
@@ -167,6 +169,44 @@ def find_plans(jobs: dict[Tower, PlanJob], folders: Sequence[Path], *, tf32: boo
         tower: [Plan(folder / job.plan, require_usable(folder / job.plan, job)) for folder in folders]
         for tower, job in jobs.items()
     }
+    _require_one_set(found, tf32=tf32)
+    return found
+
+
+def look_for_plans(
+    arch: Arch,
+    towers: Sequence[Tower],
+    precision: Precision,
+    settings: PlanSettings,
+    folders: Sequence[Path],
+    *,
+    tf32: bool = False,
+) -> dict[Tower, list[Plan]]:
+    """Finds served plans as `find_plans` does, of ONNX files that need not be made yet: what they are is not looked at.
+
+    Args:
+        arch: the architecture.
+        towers: which encoders.
+        precision: which precision.
+        settings: how the plans must have been made.
+        folders: as for `find_plans`.
+        tf32: likewise.
+
+    Raises:
+        PlanError: as `find_plans`, but for plans of another ONNX file.
+    """
+    found: dict[Tower, list[Plan]] = {}
+    for tower in towers:
+        name = plan_name(Artefact(arch, tower, precision, Path()), "served")
+        found[tower] = [Plan(folder / name, read_whole(folder / name)) for folder in folders]
+        for plan in found[tower]:
+            plan.record.require_made_for(precision, served_input(arch, tower), settings.profiles(tower))
+    _require_one_set(found, tf32=tf32)
+    return found
+
+
+def _require_one_set(found: Mapping[Tower, Sequence[Plan]], *, tf32: bool) -> None:
+    """Refuses plans that no one repository can hold."""
     for plans in found.values():
         for plan in plans:
             if plan.record.precision == "fp32" and plan.record.options.tf32 and not tf32:
@@ -187,7 +227,6 @@ def find_plans(jobs: dict[Tower, PlanJob], folders: Sequence[Path], *, tf32: boo
             f"the plans were made by TensorRT {' and '.join(versions)}, and a tritonserver has one: build them with "
             "the version that serves them"
         )
-    return found
 
 
 def _make(job: PlanJob, folder: Path, options: BuildOptions) -> PlanRecord:

@@ -91,8 +91,17 @@ def require_usable(plan: Path, job: PlanJob) -> PlanRecord:
     Raises:
         PlanError: saying what differs.
     """
+    read_record(plan).require_made_from(job)
+    return read_whole(plan)
+
+
+def read_whole(plan: Path) -> PlanRecord:
+    """Reads a plan's sidecar, and refuses a plan that is damaged.
+
+    Raises:
+        PlanError: it is, or there is no such plan.
+    """
     record = read_record(plan)
-    record.require_made_from(job)
     if sha256_of_file(plan) != record.sha256:
         raise PlanError(
             f"{plan} is not the plan that its sidecar speaks of, or was cut short on its way: copy it again"

@@ -149,17 +149,25 @@ class PlanRecord:
         Raises:
             PlanError: naming what differs.
         """
-        for what, ours, wanted in (
-            ("precision", self.precision, job.precision),
-            ("ONNX file", dict(self.sources), job.sources(self.opset)),
-            ("input", self.input, job.input),
-            ("profiles", self.profiles, job.profiles),
-        ):
-            if ours != wanted:
-                raise PlanError(
-                    f"{self.plan} was made from another {what} ({_brief(ours)}, wanted {_brief(wanted)}): "
-                    "build it again from the present artefacts"
-                )
+        self._require_same("ONNX file", dict(self.sources), job.sources(self.opset))
+        self.require_made_for(job.precision, job.input, job.profiles)
+
+    def require_made_for(self, precision: Precision, tensor: InputSpec, profiles: tuple[Profile, ...]) -> None:
+        """Refuses a plan of another precision, input or range.
+
+        Raises:
+            PlanError: naming what differs.
+        """
+        self._require_same("precision", self.precision, precision)
+        self._require_same("input", self.input, tensor)
+        self._require_same("profiles", self.profiles, profiles)
+
+    def _require_same(self, what: str, ours: object, wanted: object) -> None:
+        if ours != wanted:
+            raise PlanError(
+                f"{self.plan} was made from another {what} ({_brief(ours)}, wanted {_brief(wanted)}): "
+                "build it again from the present artefacts"
+            )
 
     def require_built_with(self, options: BuildOptions) -> None:
         """Refuses a plan that was made with other settings of the builder.

@@ -71,8 +71,10 @@ def write_encoders(new: Path, entry: RepositoryEntry, repository: Path, before: 
         )
     parts: dict[Tower, Written] = {}
     for tower in TOWERS:
-        if (kept := _take_over(new, entry, tower, repository, before)) is not None:
+        if (kept := find_kept(entry, tower, repository, before)) is not None:
             logger.info("Reusing the served %s encoder: nothing it rests on has changed", tower)
+            for path in kept.hashes:
+                link_or_copy(repository / path, new / path)
             parts[tower] = kept
     towers = [tower for tower in TOWERS if tower not in parts]
     threads = threads_of_each(len(towers), sum(entry.artefacts.checkpoint.fp32_bytes[tower] for tower in towers))
@@ -88,8 +90,15 @@ def _place(repository: Path, entry: RepositoryEntry, tower: Tower) -> Path:
     return repository / f"{entry.name}-{tower}-encoder" / str(entry.version)
 
 
-def _take_over(new: Path, entry: RepositoryEntry, tower: Tower, repository: Path, before: Manifest) -> Written | None:
-    """Takes over an encoder that was written from the same, and is what was written; None if there is none such."""
+def find_kept(entry: RepositoryEntry, tower: Tower, repository: Path, before: Manifest) -> Written | None:
+    """Finds an encoder that was written from the same, and is what was written; None if there is none such.
+
+    Args:
+        entry: what is to be served; its artefact of this encoder is there.
+        tower: which encoder.
+        repository: the folder of the repository as it is.
+        before: its manifest.
+    """
     record = before.models.get(entry.name, {}).get(str(entry.version))
     if record is None or before.files is None:
         return None
@@ -115,8 +124,6 @@ def _take_over(new: Path, entry: RepositoryEntry, tower: Tower, repository: Path
     files = {path: digest for path, digest in before.files.items() if path.startswith(start)}
     if not files or not all(_is(repository / path, digest) for path, digest in files.items()):
         return None
-    for path in files:
-        link_or_copy(repository / path, new / path)
     return Written({f"{tower}-encoder": parity}, files)
 
 

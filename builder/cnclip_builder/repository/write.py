@@ -21,9 +21,10 @@ from cnclip_builder.repository.encoder_config import plan_filename, warmup_file
 from cnclip_builder.repository.encoders import SERVED_RECIPE, library_versions, write_encoders
 from cnclip_builder.repository.entry import RepositoryEntry
 from cnclip_builder.repository.graphs import served_graph
-from cnclip_builder.repository.manifest import MANIFEST_NAME, load_manifest, reading, write_manifest
+from cnclip_builder.repository.manifest import MANIFEST_NAME, Manifest, load_manifest, reading, write_manifest
 from cnclip_builder.repository.render import parse_config, render_config
 from cnclip_builder.repository.sharing import check_one_tensorrt, check_place, check_same_plans
+from cnclip_builder.repository.store import CONFIG_NAME
 from cnclip_builder.repository.sums import files_of_folder
 from cnclip_builder.repository.values import ENCODERS, KINDS, TOWER_OF, template_values
 from cnclip_builder.repository.wiring import check_wiring
@@ -63,14 +64,9 @@ def publish(
         ParityError: a served encoder differs from PyTorch beyond its tolerance.
     """
     with locked(repository), replacing_folder(repository) as new:
-        check_place(entry.name, entry.version, entry.arch, entry.serving, repository)
-        before = load_manifest(repository)
+        before = check_neighbours(entry, repository)
         models = dict(before.models)
         versions = models.get(entry.name, {})
-        plans = _plans_record(entry)
-        with reading(repository / MANIFEST_NAME):
-            check_same_plans(entry.name, entry.version, plans, versions)
-            check_one_tensorrt({**models, entry.name: {**versions, str(entry.version): {"plans": plans}}})
         if repository.exists():
             link_tree(repository, new)
         for kind in KINDS:
@@ -80,7 +76,10 @@ def publish(
                 shutil.rmtree(new / f"{entry.name}-{kind}", ignore_errors=True)
         written = write_encoders(new, entry, repository, before)
         models[entry.name] = {**versions, str(entry.version): _manifest_entry(entry, written.parity)}
-        _write_configs(new, entry, sorted(map(int, models[entry.name])))
+        for name, text in render_configs(entry, before).items():
+            config = new / name / CONFIG_NAME
+            config.unlink(missing_ok=True)  # it may be a link to the published one
+            config.write_text(text, encoding="utf-8")
         check_repository(new)
         if verify is not None:
             models[entry.name][str(entry.version)]["live_parity"] = verify(new)
@@ -93,6 +92,22 @@ def _kinds(entry: RepositoryEntry) -> tuple[str, ...]:
     return ENCODERS if entry.serving.encoders_only else KINDS
 
 
+def check_neighbours(entry: RepositoryEntry, repository: Path) -> Manifest:
+    """Checks that a version may go beside what a repository holds; gives the repository's manifest.
+
+    Raises:
+        RepositoryError: the repository is not this builder's, or has what can't share a config or a server with it.
+    """
+    check_place(entry.name, entry.version, entry.arch, entry.serving, repository)
+    before = load_manifest(repository)
+    versions = before.models.get(entry.name, {})
+    plans = _plans_record(entry)
+    with reading(repository / MANIFEST_NAME):
+        check_same_plans(entry.name, entry.version, plans, versions)
+        check_one_tensorrt({**before.models, entry.name: {**versions, str(entry.version): {"plans": plans}}})
+    return before
+
+
 def _is_written(path: str, entry: RepositoryEntry) -> bool:
     """Whether a build writes a file of a repository: a model's shared files, and those of this version."""
     model, *rest = path.split("/")
@@ -100,15 +115,21 @@ def _is_written(path: str, entry: RepositoryEntry) -> bool:
     return ours and (rest[0] == str(entry.version) or not rest[0].isdecimal())
 
 
-def check_repository(repository: Path) -> None:
+def check_repository(repository: Path, rendered: Mapping[str, str] | None = None) -> None:
     """Parses every config of a repository and checks how its ensembles are wired.
+
+    Args:
+        repository: its folder.
+        rendered: texts of configs by model, which count instead of those that are there.
 
     Raises:
         RepositoryError: a config is no `ModelConfig`, has another model's name, or an ensemble does not fit together.
     """
+    texts: dict[Path, str | bytes] = {path: path.read_bytes() for path in repository.glob(f"*/{CONFIG_NAME}")}
+    texts |= {repository / name / CONFIG_NAME: text for name, text in (rendered or {}).items()}
     configs: dict[str, Any] = {}
-    for path in sorted(repository.glob("*/config.pbtxt")):
-        config = parse_config(path.read_bytes(), str(path))
+    for path, text in sorted(texts.items()):
+        config = parse_config(text, str(path))
         if config.name != path.parent.name:
             raise RepositoryError(f"{path} names its model {config.name!r}, but its folder is {path.parent.name!r}")
         configs[config.name] = config
@@ -182,7 +203,20 @@ def _triton_string(value: bytes) -> bytes:
     return struct.pack("<I", len(value)) + value
 
 
-def _write_configs(repository: Path, entry: RepositoryEntry, versions: list[int]) -> None:
+def render_configs(entry: RepositoryEntry, before: Manifest) -> dict[str, str]:
+    """Renders the configs of a version's models.
+
+    Args:
+        entry: the version.
+        before: the manifest of the repository that it goes into.
+
+    Returns:
+        The text of `config.pbtxt` by the model's name.
+
+    Raises:
+        RepositoryError: a text is no `ModelConfig`.
+    """
+    versions = sorted({entry.version, *map(int, before.models.get(entry.name, {}))})
     checkpoint = entry.artefacts.checkpoint
     facts = {
         "arch": entry.arch.name,
@@ -191,15 +225,14 @@ def _write_configs(repository: Path, entry: RepositoryEntry, versions: list[int]
         "embedding_size": entry.arch.embedding_size,
         "context_length": entry.serving.context_length,
     }
+    configs = {}
     for kind in _kinds(entry):
         tower, name = TOWER_OF[kind], f"{entry.name}-{kind}"
         plans = [plan.record for plan in entry.plans.get(tower, ())]
         told = {**facts, "precision": entry.precision_of(tower)}
         values = template_values(kind, name, entry.arch, entry.serving, versions, entry.version, told, plans)
-        text, _ = render_config(kind, values)
-        config = repository / name / "config.pbtxt"
-        config.unlink(missing_ok=True)  # it may be a link to the published one
-        config.write_text(text, encoding="utf-8")
+        configs[name], _ = render_config(kind, values)
+    return configs
 
 
 def _manifest_entry(entry: RepositoryEntry, served_parity: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,6 +71,29 @@ def require_writable(target: Path) -> None:
         tempfile.TemporaryFile(dir=target.parent).close()
 
 
+def require_room(target: Path) -> None:
+    """Checks as `require_writable`, and leaves nothing behind: no folder is made either.
+
+    Raises:
+        MissingRequirementError: the disk is full.
+        BuildError: the folder that it would be in can't be made or written to.
+    """
+    folder, missing = target.parent, None
+    while not folder.exists():
+        folder, missing = folder.parent, folder
+    with explaining_disk_errors(target):
+        if not folder.is_dir():
+            code = errno.EEXIST if missing is None else errno.ENOTDIR
+            raise OSError(code, os.strerror(code), str(target.parent))
+        try:
+            # On Linux, a file that never has a name.
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            if missing is None:
+                raise
+            raise OSError(error.errno, error.strerror, str(missing)) from error
+
+
 def sha256_of_file(path: Path) -> str:
     """Hashes a file's bytes; returns the hex digest."""
     digest = hashlib.sha256()

@@ -21,7 +21,7 @@ T = TypeVar("T")
 # Stages are forked from a process that has imported these and done nothing else, so that their seconds are spent once.
 # A fork of this process would inherit its memory and threads.
 START_METHOD = "forkserver"
-_IMPORTED = ["cn_clip.clip.model", "onnx", "onnxscript", "onnxruntime"]
+_IMPORTED = ["cn_clip.clip.model", "onnx", "onnxruntime"]
 
 
 class StageProcess:

@@ -74,6 +74,11 @@ def test_help(command: list[str]) -> None:
             ["repository", "--arch", "RN50", "--target", "gpu", "--cuda-graphs"],
             "CUDA graphs are the tensorrt backend's",
         ),
+        (["repository", "--arch", "RN50", "--json"], "--json is what a dry run says: add --dry-run"),
+        (
+            ["repository", "--checkpoint", "hf:someone/model", "--dry-run"],
+            "hf:someone/model is not here to tell its architecture, and a dry run fetches nothing: name its ARCH",
+        ),
         (["checkpoint", "--arch", "RN50"], "could not fetch clip_cn_rn50.pt"),
         (["compare-features", "random:0", "random:1"], "there is nothing to compare on: give --images"),
         (["compare-features", "absent.pt", "random:1", "--images", "/proc/self/fdinfo"], "no checkpoint at absent.pt"),
@@ -142,6 +147,7 @@ def test_verbose_shows_the_traceback() -> None:
         ("DOWNLOAD_ROOT=d", '--download-root "d"'),
         ("HUB=modelscope", '--hub "modelscope"'),
         ("VERIFY=1", "--verify"),
+        ("DRY_RUN=1", "--dry-run"),
     ],
 )
 def test_make_passes_each_variable_on(variable: str, flag: str) -> None:
@@ -212,3 +218,50 @@ def test_compare_features_as_a_user_meets_it(tmp_path: Path) -> None:
     told = json.loads(run("compare-features", *sides, *data, "--json", "--worst", "1", cwd=DEMO).stdout)
     assert told["retrieval"]["text-to-image"]["recall"]["a"]["r1"] == 1
     assert len(told["images"]["distances"]["worst"]) == 1
+
+
+def test_a_dry_run_as_a_user_meets_it(tmp_path: Path, demo_repository: Path) -> None:
+    """Within 80 columns, with what changes of configs that are there; JSON has them whole; no file is written."""
+    artefacts, repository = demo_repository.parent / "artefacts", tmp_path / "repository"
+    shutil.copytree(demo_repository, repository)
+    for name in ("demo.json", "clip_cn_demo.pt"):
+        (tmp_path / name).symlink_to(DEMO / name)
+    files = sorted(tmp_path.rglob("*"))
+    demo = ["repository", "--arch", "demo.json", "--checkpoint", "clip_cn_demo.pt", "--dry-run"]
+    options = ["--target", "cpu", "--artefacts", str(artefacts)]
+    new = run(*demo, *options, "--repository", "new", cwd=tmp_path)
+    assert new.returncode == 0, new.stderr
+    assert max(map(len, new.stdout.splitlines())) <= 80
+    assert "\n  reused  demo.img.fp32.onnx\n" in new.stdout
+    assert "\n  made  demo-image-encoder\n" in new.stdout
+    assert '\n# demo-text/config.pbtxt: made\nname: "demo-text"\n' in new.stdout
+    there = [*options, "--repository", "repository"]
+    changed = run(*demo, *there, "--encoder-instances", "image=2", cwd=tmp_path)
+    assert max(map(len, changed.stdout.splitlines())) <= 80
+    assert "# demo-text/config.pbtxt: unchanged\n" in changed.stdout
+    assert "-instance_group [ { count: 1 kind: KIND_CPU } ]\n+instance_group [ { count: 2 " in changed.stdout
+    told = json.loads(run(*demo, *there, "--json", cwd=tmp_path).stdout)
+    config = told["configs"]["demo-image-encoder"]
+    assert config == {
+        "action": "unchanged",
+        "text": (repository / "demo-image-encoder" / "config.pbtxt").read_text(encoding="utf-8"),
+    }
+    assert told["models"]["demo-image-encoder"] == "reused"
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--arch", "RN50", "--checkpoint", "absent.pt"],
+        ["--arch", "RN50", "--context-length", "600"],
+        ["--arch", "RN50", "--checkpoint", "random:0", "--name", "../x"],
+        ["--arch", "RN50", "--platform", "tensorrt"],
+        ["--arch", "RN50", "--target", "cpu", "--accelerator", "cuda"],
+        ["--arch", "RN50", "--repository", "/proc/x/y"],
+    ],
+)
+def test_a_dry_run_is_refused_as_the_build_is(tmp_path: Path, arguments: list[str]) -> None:
+    dry, real = (run("repository", *arguments, *more, cwd=tmp_path) for more in (["--dry-run"], []))
+    assert (dry.returncode, dry.stdout) == (1, "")
+    assert (dry.returncode, dry.stderr.splitlines()[-1]) == (real.returncode, real.stderr.splitlines()[-1])

@@ -12,12 +12,13 @@ import pytest
 from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.build import BuildRequest, build_repository
-from cnclip_builder.errors import MissingRequirementError, PlanError, RepositoryError, SettingError
+from cnclip_builder.errors import BuildError, MissingRequirementError, PlanError, RepositoryError, SettingError
 from cnclip_builder.plans.api import BuildOptions
 from cnclip_builder.plans.here import PlanSettings, write_jobs_of
 from cnclip_builder.plans.make import make_plan
 from cnclip_builder.plans.profiles import Profile
 from cnclip_builder.plans.record import Device, PlanRecord
+from cnclip_builder.preview import preview_build
 from cnclip_builder.repository.render import parse_config, render_config
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.values import template_values
@@ -289,13 +290,27 @@ def request(arch: Arch, artefacts: Artefacts, folder: Path, **changes: Any) -> B
     )
 
 
+def refused(wanted: BuildRequest, kind: type[BuildError], message: str) -> None:
+    """By the build, and in the same words by a dry run."""
+    with pytest.raises(kind, match=message) as caught:
+        build_repository(wanted)
+    with pytest.raises(kind) as foreseen:
+        preview_build(wanted)
+    assert str(foreseen.value) == str(caught.value)
+
+
 def test_a_repository_of_plans_for_two_kinds_of_gpu(
     tiny_artefacts: Artefacts, tiny_vit: Arch, plans: list[Path], newer_plans: list[Path], tmp_path: Path
 ) -> None:
     wanted = request(tiny_vit, tiny_artefacts, tmp_path, plan_folders=tuple(plans))
     name = wanted.name
+    foreseen = preview_build(wanted)
     build_repository(wanted)
     repository = tmp_path / "repository"
+    for model, (action, text) in foreseen.configs.items():
+        assert (action, text) == ("made", (repository / model / "config.pbtxt").read_text(encoding="utf-8"))
+    assert len(foreseen.plans) == 4
+    assert set(foreseen.plans.values()) == {"reused"}
     for tower in TOWERS:
         encoder = repository / f"{name}-{tower}-encoder"
         files = {path.name for path in (encoder / "1").iterdir()}
@@ -309,21 +324,23 @@ def test_a_repository_of_plans_for_two_kinds_of_gpu(
     assert entry["plans"]["image"][0]["profiles"] == ["batch=1:1:4", "batch=1:4:8"]
     assert entry["served_parity"]["image-encoder"]["cosine_distance"] < 1e-3
     # One config names the plans of all versions.
-    with pytest.raises(
-        RepositoryError, match="version 1 has other image plans .model.sm86.plan for .*; now model.sm90"
-    ):
-        build_repository(replace(wanted, version=2, plan_folders=(plans[1],)))
-    with pytest.raises(RepositoryError, match="version 1 has platform tensorrt, and versions of a model must share it"):
-        build_repository(replace(wanted, version=2, serving=GPU, plan_folders=()))
-    with pytest.raises(
-        RepositoryError, match=r"TensorRT 10\.13\.0\.35: .* version 1; TensorRT 10\.14: .* version 2.*has one"
-    ):
-        build_repository(replace(wanted, version=2, plan_folders=tuple(newer_plans)))
+    refused(
+        replace(wanted, version=2, plan_folders=(plans[1],)),
+        RepositoryError,
+        "version 1 has other image plans .model.sm86.plan for .*; now model.sm90",
+    )
+    refused(
+        replace(wanted, version=2, serving=GPU, plan_folders=()),
+        RepositoryError,
+        "version 1 has platform tensorrt, and versions of a model must share it",
+    )
+    refused(
+        replace(wanted, version=2, plan_folders=tuple(newer_plans)),
+        RepositoryError,
+        r"TensorRT 10\.13\.0\.35: .* version 1; TensorRT 10\.14: .* version 2.*has one",
+    )
     other_name = replace(wanted, name="other", artefacts=wanted.artefacts, plan_folders=tuple(newer_plans))
-    with pytest.raises(
-        RepositoryError, match=rf"TensorRT 10\.13\.0\.35: {name} version 1; TensorRT 10\.14: other version 1"
-    ):
-        build_repository(other_name)
+    refused(other_name, RepositoryError, rf"TensorRT 10\.13\.0\.35: {name} version 1; TensorRT 10\.14: other version 1")
     build_repository(replace(wanted, version=2))
     assert sorted(path.name for path in (repository / f"{name}-image-encoder").iterdir()) == [
         "1",
@@ -337,10 +354,12 @@ def test_plans_of_another_making_are_refused(
     tiny_artefacts: Artefacts, tiny_vit: Arch, plans: list[Path], tmp_path: Path
 ) -> None:
     wanted = request(tiny_vit, tiny_artefacts, tmp_path, plan_folders=(plans[0],))
-    with pytest.raises(PlanError, match="was made from another profiles"):
-        build_repository(replace(wanted, serving=replace(TRT, max_batch_size=16)))
-    with pytest.raises(PlanError, match="there is no plan .*tiny-vit.img.fp32.served.trt"):
-        build_repository(replace(wanted, serving=replace(TRT, precision="fp32")))
+    refused(replace(wanted, serving=replace(TRT, max_batch_size=16)), PlanError, "was made from another profiles")
+    refused(
+        replace(wanted, serving=replace(TRT, precision="fp32")),
+        PlanError,
+        "there is no plan .*tiny-vit.img.fp32.served.trt",
+    )
     assert not (tmp_path / "repository").exists()
 
 
@@ -349,11 +368,13 @@ def test_settings_that_do_not_fit_are_refused_before_the_export(
 ) -> None:
     wanted = request(tiny_vit, tiny_artefacts, tmp_path)
     small = PlanSettings(8, 52, image_profiles=(Profile.parse("batch=1:2:4"),))
-    with pytest.raises(SettingError, match="batches of up to 8 are served, but the image profiles take 4 at most"):
-        build_repository(replace(wanted, plan_settings=small))
+    refused(
+        replace(wanted, plan_settings=small),
+        SettingError,
+        "batches of up to 8 are served, but the image profiles take 4 at most",
+    )
     short = PlanSettings(8, 52, text_profiles=(Profile.parse("batch=1:2:8,length=3:4:40"),))
-    with pytest.raises(SettingError, match="no profile takes texts of 3 to 52 tokens"):
-        build_repository(replace(wanted, plan_settings=short))
+    refused(replace(wanted, plan_settings=short), SettingError, "no profile takes texts of 3 to 52 tokens")
 
 
 def test_a_machine_without_gpu_or_tensorrt_is_told_the_way_round(

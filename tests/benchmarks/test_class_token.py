@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cnclip_bench.class_token import compute_class_token_only
 from cnclip_builder.arch import Arch
 from cnclip_builder.checkpoint.load import load_checkpoint
 from cnclip_builder.checkpoint.sources import fetch_checkpoint
 from cnclip_builder.checkpoint.towers import encode, load_tower
-from cnclip_builder.export.class_token import compute_class_token_only
 from cnclip_builder.parity.probes import make_probes
 from cnclip_builder.tensors import TOWERS, Tower
 

@@ -1,0 +1,180 @@
+"""A dry run tells what the build then does, refuses what the build refuses, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cnclip_builder.arch import Arch, get_arch
+from cnclip_builder.artefacts.maker import Artefacts
+from cnclip_builder.build import BuildRequest, build_repository
+from cnclip_builder.checkpoint.choose import choose_arch
+from cnclip_builder.errors import BuildError, CheckpointError
+from cnclip_builder.preview import UNKNOWN, Preview, preview_build
+from cnclip_builder.repository.manifest import read_manifest
+from cnclip_builder.repository.serving import ServingConfig
+from cnclip_builder.repository.values import KINDS
+
+SERVING = ServingConfig(target="cpu", precision="fp32", context_length=52, max_batch_size=16)
+FILES = [f"tiny-vit.{tower}.{precision}.onnx" for tower in ("img", "txt") for precision in ("fp32", "fp16")]
+
+
+@pytest.fixture
+def request_(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path) -> BuildRequest:
+    """A build of the tiny ViT, whose artefacts are there."""
+    made = tiny_artefacts.items[0].folder
+    shutil.copytree(made, tmp_path / "artefacts" / "a", ignore=shutil.ignore_patterns("*int8*", ".*"))
+    return BuildRequest(
+        arch=tiny_vit,
+        checkpoint=str(tiny_artefacts.checkpoint.file.path),
+        serving=SERVING,
+        repository=tmp_path / "repository",
+        artefacts=tmp_path / "artefacts",
+        download_root=tmp_path / "checkpoints",
+        name="a",
+    )
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, int] | None]:
+    """All files that are in a folder, with sizes and times of change, and all folders."""
+
+    def state(path: Path) -> tuple[int, int] | None:
+        return None if path.is_dir() else (path.stat().st_mtime_ns, path.stat().st_size)
+
+    return {str(path): state(path) for path in folder.rglob("*")}
+
+
+def preview(request: BuildRequest, folder: Path) -> Preview:
+    before = state_of(folder)
+    found = preview_build(request)
+    assert state_of(folder) == before
+    json.dumps(found.as_dict())
+    return found
+
+
+def configs_of(repository: Path) -> dict[str, str]:
+    return {path.parent.name: path.read_text(encoding="utf-8") for path in repository.glob("*/config.pbtxt")}
+
+
+def test_what_it_tells_is_what_is_built(request_: BuildRequest, tmp_path: Path) -> None:
+    first = preview(request_, tmp_path)
+    names = [f"a-{kind}" for kind in KINDS]
+    assert first.artefacts == dict.fromkeys(FILES, "reused")
+    assert first.models == dict.fromkeys(names, "made")
+    assert {action for action, _ in first.configs.values()} == {"made"}
+    assert first.checkpoint["action"] == "read"
+    build_repository(request_)
+    assert {name: text for name, (_, text) in first.configs.items()} == configs_of(request_.repository)
+    assert read_manifest(request_.repository)["a"]["1"]["checkpoint"]["sha256"] == first.checkpoint["sha256"]
+
+    again = preview(request_, tmp_path)
+    assert {action for action, _ in again.configs.values()} == {"unchanged"}
+    encoders = {"a-image-encoder", "a-text-encoder"}
+    assert again.models == {name: "reused" if name in encoders else "rewritten" for name in names}
+
+    other = replace(request_, version=2, serving=replace(SERVING, encoder_instances={"text": 2}))
+    second = preview(other, tmp_path)
+    assert second.models == dict.fromkeys(names, "made")
+    assert {action for action, _ in second.configs.values()} == {"rewritten"}
+    build_repository(other)
+    assert {name: text for name, (_, text) in second.configs.items()} == configs_of(request_.repository)
+
+
+def test_what_is_lost_or_changed_is_made_again(request_: BuildRequest, tmp_path: Path) -> None:
+    build_repository(request_)
+    (request_.artefacts / "a" / "tiny-vit.img.fp16.onnx").unlink()
+    served = request_.repository / "a-text-encoder" / "1" / "model.onnx"
+    served.write_bytes(served.read_bytes() + b"!")
+    found = preview(request_, tmp_path)
+    assert [found.artefacts[file] for file in FILES] == ["reused", "made", "reused", "reused"]
+    assert (found.models["a-image-encoder"], found.models["a-text-encoder"]) == ("reused", "rewritten")
+
+
+def test_a_checkpoint_that_is_not_here_is_neither_fetched_nor_made(request_: BuildRequest, tmp_path: Path) -> None:
+    found = preview(replace(request_, checkpoint="random:7"), tmp_path)
+    assert found.checkpoint == {"source": "random:7", "action": "made"}
+    assert found.artefacts == dict.fromkeys(FILES, "made")
+    assert f'key: "checkpoint_sha256" value {{ string_value: "{UNKNOWN}" }}' in found.configs["a-text"][1]
+    official = preview(replace(request_, arch=get_arch("RN50"), checkpoint=None), tmp_path)
+    assert official.checkpoint == {"source": "official", "action": "fetched"}
+    assert any("the checkpoint is not here" in note for note in official.notes)
+
+
+def test_a_hub_is_not_asked(request_: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    named = replace(request_, checkpoint="hf:someone/model")
+    assert preview(named, tmp_path).checkpoint == {"source": "hf:someone/model", "action": "fetched"}
+    assert choose_arch("RN50", "hf:someone/model", fetch=False).name == "RN50"
+    with pytest.raises(CheckpointError, match="a dry run fetches nothing: name its ARCH"):
+        choose_arch(None, "hf:someone/model", fetch=False)
+
+
+def test_another_checkpoint_in_its_place_is_told(request_: BuildRequest, tmp_path: Path) -> None:
+    build_repository(request_)
+    build_repository(replace(request_, name="b", checkpoint="random:1"))
+    found = preview(replace(request_, name="b"), tmp_path)
+    assert any("version 1 is of another checkpoint" in note and "replaced" in note for note in found.notes)
+    assert not any("another checkpoint" in note for note in preview(request_, tmp_path).notes)
+
+
+def test_int8_is_decided_when_it_is_measured(request_: BuildRequest, tmp_path: Path) -> None:
+    build_repository(request_)
+    found = preview(replace(request_, serving=replace(SERVING, precision="int8")), tmp_path)
+    undecided = "decided when measured"
+    assert [name for name, action in found.artefacts.items() if action == undecided] == [
+        "tiny-vit.img.int8.onnx",
+        "tiny-vit.txt.int8.onnx",
+    ]
+    assert {name for name, action in found.models.items() if action == undecided} == {
+        "a-image-encoder",
+        "a-text-encoder",
+    }
+    assert found.configs["a-text"][0] == found.configs["a-image-encoder"][0] == undecided
+    assert any(undecided in note for note in found.notes)
+
+
+def refusals(request: BuildRequest, tmp_path: Path) -> list[BuildRequest]:
+    """Builds that are refused, each for another reason."""
+    gpu = ServingConfig("gpu", "fp16", 52, 8, "tensorrt")
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "cut.pt").write_bytes(Path(str(request.checkpoint)).read_bytes()[:5000])
+    return [
+        replace(request, checkpoint=str(tmp_path / "absent.pt")),
+        replace(request, checkpoint=str(tmp_path / "cut.pt")),
+        replace(request, checkpoint="random:x"),
+        replace(request, arch=get_arch("RN50")),
+        replace(request, checkpoint=None),
+        replace(request, name="../x"),
+        replace(request, version=0),
+        replace(request, version=2, serving=replace(SERVING, context_length=40)),  # another under the name
+        replace(request, serving=replace(SERVING, context_length=600)),
+        replace(request, serving=gpu),  # no TensorRT
+        replace(request, serving=gpu, plan_folders=(tmp_path / "plans",)),  # no plans in it
+        replace(request, repository=tmp_path / "full"),
+        replace(request, repository=tmp_path / "file" / "repository"),
+        replace(request, repository=tmp_path / "file" / "deep" / "repository"),
+        replace(request, repository=Path("/proc/x/y")),
+        replace(request, artefacts=Path("/proc/x")),
+    ]
+
+
+def test_what_is_refused_is_refused_in_the_same_words(request_: BuildRequest, tmp_path: Path) -> None:
+    build_repository(request_)
+
+    def refused(build: Any, request: BuildRequest) -> tuple[type[BaseException], str]:
+        with pytest.raises(BuildError) as caught:
+            build(request)
+        return caught.type, str(caught.value)
+
+    for request in refusals(request_, tmp_path):
+        before = state_of(tmp_path)
+        ours = refused(preview_build, request)
+        assert state_of(tmp_path) == before, ours
+        assert ours == refused(build_repository, request)
