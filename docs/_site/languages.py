@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from sphinx.application import Sphinx
 
 CHINESE = "zh_CN"
 ENDING = ".zh.md"
+_ANCHOR = re.compile(r'^<a id="([\w-]+)"></a>$', re.MULTILINE)
 
 
 def is_chinese(app: Sphinx) -> bool:
@@ -37,6 +39,8 @@ def _read(app: Sphinx, docname: str, source: list[str]) -> None:
     elif is_chinese(app) and translation_of(page).exists():
         source[0] = translation_of(page).read_text(encoding="utf-8")
         app.env.note_dependency(translation_of(page))
+    # A translated heading keeps the name that others link to, by an anchor of HTML: for MyST a target of its own.
+    source[0] = _ANCHOR.sub(r"(\1)=", source[0])
 
 
 def _first_page(app: Sphinx, readme: Path) -> str:

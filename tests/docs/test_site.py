@@ -37,7 +37,13 @@ STAND_IN = """\
 
 [English](faults.md)
 
-任何一步失败，都会说明原因。另见[部署](../deploy/README.md)、[批处理](batch-jobs.md#a-folder-of-parts)。
+任何一步失败，都会说明原因。另见[部署](../deploy/README.md)、[批处理](batch-jobs.md)、[下文](#why)。
+
+<a id="why"></a>
+
+## 为什么？
+
+见上文。
 """
 
 
@@ -109,7 +115,9 @@ def test_links_lead_to_pages_to_the_repository_and_to_the_other_language(checkou
     page = text(checkout / "build/site", "zh/faults").partition("<h1>")[2]
     assert 'href="../faults.html"' in page.partition("</section>")[0]
     assert re.search(r'href="https://github\.com/\w+/cn-clip-triton/blob/main/deploy/README\.md"', page)
-    assert 'href="batch-jobs.html#a-folder-of-parts"' in page
+    assert 'href="batch-jobs.html"' in page
+    assert 'href="#why"' in page
+    assert 'id="why"' in page
     for built in pages(checkout / "build/site"):
         for link in re.findall(r'href="([^"#:]+)[#"]', built.read_text(encoding="utf-8")):
             assert (built.parent / link.partition("?")[0]).exists(), (built.name, link)
@@ -159,7 +167,7 @@ def test_chinese_is_found_by_any_of_its_phrases(checkout: Path) -> None:
     code = (site / "zh/_static/language_data.js").read_text(encoding="utf-8")
     assert "splitQuery" in code
     if node := shutil.which("node"):
-        script = f"{code}\nconsole.log(JSON.stringify(['说明原因', 'ViT模型', '错', 'retry deadline'].map(splitQuery)))"
+        script = f"globalThis.window = globalThis\n{code}\nconsole.log(JSON.stringify(['说明原因', 'ViT模型', '错', 'retry deadline'].map(splitQuery)))"
         done = subprocess.run([node, "-e", script], capture_output=True, text=True, check=True)
         expected = '[["说明","明原","原因"],["ViT","模型"],["错"],["retry","deadline"]]'
         assert done.stdout.strip() == expected
