@@ -46,18 +46,42 @@ READY = $(VENV)/runtime $(if $(TENSORRT),$(VENV)/tensorrt-$(TENSORRT))
 .PHONY: help demo repo serve verify publish test test-slow docs bench gpu-report soak wheel test-s3 test-rtx test-pillows check \
 	constraints newest clean
 
+define VARIABLES
+ARCH:what CHECKPOINT is of, else ViT-B-16
+CHECKPOINT:the official one
+VOCABULARY:that of the checkpoint, else of cn_clip
+TARGET:gpu if nvidia-smi lists one, else cpu
+PRECISION:fp16 on a GPU, fp32 on a CPU
+PLATFORM:onnxruntime, or tensorrt
+ACCELERATOR:cuda on a GPU; or none or tensorrt, for onnxruntime there
+PLANS:none; a folder of plans made elsewhere
+TENSORRT:none; the version that your tritonserver has, such as 10.13.3: installed first
+CONTEXT_LENGTH:52
+MAX_BATCH_SIZE:64 on a GPU, of texts 128 under onnxruntime; 32 on a CPU
+NAME:the arch in lower case
+MODEL_VERSION:1
+VERIFY:none; 1 serves what was built and compares it with PyTorch first
+REPOSITORY:build/repository
+DOWNLOAD_ROOT:build/checkpoints
+HUB:huggingface, or modelscope
+endef
+define INSTALLED
+PYTHON:python3
+CONSTRAINTS:constraints.txt; empty: the newest of everything
+TORCH_INDEX:pip's own; https://download.pytorch.org/whl/cpu has torch without CUDA
+endef
+export VARIABLES INSTALLED
+
+# Of lines NAME:WORDS two columns, 80 wide at most.
+COLUMNS = while IFS=: read -r name words; do printf '%s\n' "$$words" | fold -s -w 63 \
+	| sed "1s/^/$$(printf '%-17s' "$$name")/; 2,\$$s/^/$$(printf '%-17s')/; s/ *$$//"; done
+
 help:  ## List the targets.
-	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 12
-	@echo
-	@echo 'Variables of make repo (default): ARCH (what CHECKPOINT is of, else ViT-B-16) CHECKPOINT (the'
-	@echo 'official one) PRECISION (fp32 on a CPU, fp16 on a GPU) TARGET (gpu if nvidia-smi lists one, else cpu) PLATFORM (onnxruntime) CONTEXT_LENGTH (52)'
-	@echo 'ACCELERATOR (cuda; none or tensorrt, for onnxruntime on a GPU) PLANS (folder of plans made elsewhere)'
-	@echo 'TENSORRT (the version of TensorRT that your tritonserver has, such as 10.13.3: installed first)'
-	@echo 'MAX_BATCH_SIZE (32 on a CPU, 64 on a GPU) NAME (the arch in lower case) MODEL_VERSION (1) VERIFY=1 (off)'
-	@echo 'REPOSITORY (build/repository) DOWNLOAD_ROOT (build/checkpoints) HUB (huggingface)'
-	@echo
-	@echo 'Variables of what is installed: PYTHON (python3) CONSTRAINTS (constraints.txt; empty: the newest of everything)'
-	@echo 'TORCH_INDEX (where pip takes everything from; https://download.pytorch.org/whl/cpu has torch without CUDA)'
+	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /:/' | $(COLUMNS)
+	@echo && echo 'Variables of make repo, and what they are unless given:'
+	@echo "$$VARIABLES" | $(COLUMNS)
+	@echo && echo 'Variables of what is installed:'
+	@echo "$$INSTALLED" | $(COLUMNS)
 
 demo: $(VENV)/runtime  ## Build the bundled demo checkpoint, serve it, and match its pictures with Chinese captions.
 	$(BIN)/python examples/demo/demo.py
@@ -151,6 +175,9 @@ CPU_TORCH = https://download.pytorch.org/whl/cpu
 CUDA_TORCH = 'of it 2.5 GB CUDA for torch.'
 NO_GPU = 'This machine shows no GPU: make ... TORCH_INDEX=$(CPU_TORCH)' 'takes a torch without, and downloads 0.4 GB.'
 
+# For the stubs of nvidia-pytriton on Python 3.13, whose pip finds no numpy 1 for the rest; compiled there, for some minutes.
+NUMPY_1 = $(BIN)/python -m pip install --quiet --no-deps 'numpy<2'
+
 # What builds, serves and asks. cn_clip brings torch, and that CUDA, which is most of what is downloaded. nvidia-pytriton
 # is wanted for its tritonserver binary alone; what that needs of its Python dependencies is in the extra `server`.
 $(VENV)/runtime: pyproject.toml $(CONSTRAINTS) hatch_build.py $(wildcard resize/src/*)
@@ -162,12 +189,14 @@ $(VENV)/runtime: pyproject.toml $(CONSTRAINTS) hatch_build.py $(wildcard resize/
 	$(if $(TORCH_INDEX),$(INSTALL) --index-url '$(TORCH_INDEX)' --no-deps torch torchvision)
 	$(INSTALL) --progress-bar on --editable '.[$(RUNTIME),builder,tensorrt,server]'
 	$(INSTALL) --quiet --no-deps 'nvidia-pytriton==0.7.0'
+	$(NUMPY_1)
 	touch $@
 
 # And all that tests, benchmarks and checks need beside it.
 $(VENV)/installed: $(VENV)/runtime
 	@echo 'Into $(VENV): what tests and benchmarks need. 0.7 GB are downloaded, most of it Spark.'
 	$(INSTALL) --progress-bar on --editable '.[$(RUNTIME),builder,tensorrt,server,parquet,search,report,bench,ray,spark]' --group dev
+	$(NUMPY_1)
 	touch $@
 
 # An environment of its own: light, and apart from what is tested. The client is in it, whose docstrings are read.

@@ -52,7 +52,7 @@ class Verification:
                     f"{parity.cosine_distance:.2e} in row {parity.worst_row} (at most "
                     f"{tolerance.cosine_distance:.0e} passes), {parity.centred_distance:.2e} after centring (at "
                     f"most {tolerance.centred_distance:.0e}): build the repository again, and check that the "
-                    "server runs the libraries that the README names"
+                    "server runs the libraries of constraints.txt"
                 )
 
 

@@ -54,7 +54,7 @@ def opened_parquet(path: Location, buffer_size: int = 0) -> Iterator[Any]:
     # Without pre-buffering: otherwise a row group's column is read at once all the same.
     options = {"buffer_size": buffer_size, "pre_buffer": False}
     if isinstance(path, RemotePath):
-        with path.open("rb", buffering=0) as file, parquet.ParquetFile(file, **options) as opened:
+        with path.open("rb") as file, parquet.ParquetFile(file, **options) as opened:
             yield opened
     else:
         with parquet.ParquetFile(path, **options) as opened:

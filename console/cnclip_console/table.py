@@ -42,11 +42,12 @@ def table_lines(header: Sequence[str], rows: Iterable[Sequence[str]], width: int
     Args:
         header: Names of the columns.
         rows: Cells of each row, as many as there are columns.
-        width: Of the terminal, in columns. Rows that are wider become a line for each cell. None for any width.
+        width: Of the terminal, in columns. Rows that are wider become a line for each cell, named after its column;
+            without a header they are left for the terminal to fold. None for any width.
     """
     all_rows = [list(header), *map(list, rows)]
     widths = [max(columns_of(row[column]) for row in all_rows) for column in range(len(header))]
-    if width is None or sum(widths) + len(_GAP) * (len(widths) - 1) <= width:
+    if width is None or not any(header) or sum(widths) + len(_GAP) * (len(widths) - 1) <= width:
         right = [
             len(all_rows) > 1 and all(_is_number(row[column]) for row in all_rows[1:]) for column in range(len(header))
         ]
@@ -70,7 +71,7 @@ def _padded(cell: str, width: int, right: bool) -> str:
 
 def _is_number(cell: str) -> bool:
     try:
-        float(cell.removesuffix("%"))
+        float(cell.removesuffix("%").replace(",", ""))
     except ValueError:
         return not cell
     return True

@@ -79,7 +79,7 @@ def check_numpy() -> None:
     if wanted and int(version.partition(".")[0]) >= 2:
         raise UnsupportedHost(
             f"the embedded tritonserver's Python backend needs numpy 1, and numpy {version} is installed; run "
-            f"`pip install 'numpy<2'` (Python 3.10 to 3.12), {_CONTAINER}"
+            f"`pip install 'numpy<2'` (with --no-deps on Python 3.13), {_CONTAINER}"
         )
 
 

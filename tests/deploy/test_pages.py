@@ -7,6 +7,7 @@ import re
 import cnclip_client
 import cnclip_server
 import pytest
+from cnclip_client import CnclipError
 from cnclip_pixels import _FORMATS
 
 from tests.conftest import ROOT
@@ -23,6 +24,15 @@ def test_names_are_those_of_the_packages(page: str) -> None:
     theirs = {"SupportPrefetching"}  # a function of Triton's core
     ours = set(cnclip_client.__all__) | set(cnclip_server.__all__)
     assert named <= ours | theirs, named - ours - theirs
+
+
+@pytest.mark.parametrize("page", ["client", "client.zh"])
+def test_all_errors_of_the_client_are_told(page: str) -> None:
+    text = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
+    exported = {name: getattr(cnclip_client, name) for name in cnclip_client.__all__}
+    errors = {name for name, one in exported.items() if isinstance(one, type) and issubclass(one, CnclipError)}
+    assert len(errors) > 10
+    assert errors <= set(re.findall(r"`(\w+)`", text))
 
 
 def test_the_tests_of_faults_exist() -> None:

@@ -12,11 +12,17 @@ from cnclip_console.table import columns_of
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where both run: the second finds what the first has built, and builds it where it runs alone."""
+    return tmp_path_factory.mktemp("demo")
+
+
 @pytest.mark.triton
-def test_the_demo_runs(tmp_path: Path) -> None:
+def test_the_demo_runs(folder: Path) -> None:
     result = subprocess.run(
         [sys.executable, str(ROOT / "examples/demo/demo.py")],
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=240,
@@ -27,3 +33,21 @@ def test_the_demo_runs(tmp_path: Path) -> None:
     assert "✗" not in result.stdout
     assert max(map(columns_of, result.stdout.splitlines())) <= 80
     assert "Every picture found its own caption" in result.stderr
+
+
+@pytest.mark.triton
+def test_the_page_of_the_readme_can_be_made_again(folder: Path) -> None:
+    pytest.importorskip("faiss")
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "examples/demo/page.py")],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    page = (folder / result.stdout.strip()).read_text(encoding="utf-8")
+    assert "The first 8 of 100 images for\n100 queries" in page
+    assert "the first answer is right for <strong>95</strong>" in page
+    assert page.count("data:image/") >= 100

@@ -1,4 +1,4 @@
-"""The README's commands and code, run as they stand: a documented command that fails is a defect."""
+"""The commands and code of the README and the pages, run as they stand: a documented command that fails is a defect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from cnclip_server._cli import app as serve_app
 
 from tests.conftest import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Those in Chinese have the same commands: tests/test_translations.py.
+PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if ".zh" not in page.suffixes)]
 APPS = {"cnclip": client_app, "cnclip-build": build_app, "cnclip-serve": serve_app, "cnclip-bench": bench_app}
 
 
@@ -31,9 +32,11 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
-def commands(page: Path) -> list[str]:
-    """The lines of all `sh` blocks, comments taken off and continued lines joined."""
-    lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+def commands(page: Path, *which: int) -> list[str]:
+    """The lines of all `sh` blocks, or of those that are counted, comments taken off and continued lines joined."""
+    all_blocks = blocks(page, "sh")
+    chosen = [all_blocks[number] for number in which] or all_blocks
+    lines = "\n".join(chosen).replace("\\\n", " ").splitlines()
     return [line for line in (re.sub(r"(^|\s+)#.*", "", line).strip() for line in lines) if line]
 
 
@@ -49,7 +52,8 @@ DOCUMENTED = [(page.name, line) for page in PAGES for line in commands(page)]
 
 
 def test_there_is_something_to_run() -> None:
-    assert len([line for page, line in DOCUMENTED if page == "README.md"]) > 10
+    assert len([line for page, line in DOCUMENTED if page == "README.md"]) >= 6
+    assert len([line for page, line in DOCUMENTED if page in ("building.md", "client.md", "batch-jobs.md")]) > 30
 
 
 @pytest.mark.parametrize(("page", "line"), DOCUMENTED)
@@ -119,10 +123,16 @@ def run(command: str, folder: Path, url: str = "") -> str:
 
 @pytest.mark.triton
 def test_the_clients_commands(desk: tuple[Path, str]) -> None:
-    """Those of the README that ask a server, in its order, one after another in one folder."""
+    """Those of the README that ask a server, and the first of two pages, in their order, one after another in one folder."""
     folder, url = desk
-    asking = [line for line in commands(ROOT / "README.md") if re.search(r"(^|\| )cnclip ", line)]
-    assert len(asking) >= 3
+    lines = [*commands(ROOT / "README.md"), *commands(ROOT / "docs/client.md", 0)]
+    lines += commands(ROOT / "docs/batch-jobs.md", 1)
+    asking = [line for line in lines if re.search(r"(^|\| )cnclip ", line)]
+    assert [line.split("cnclip ")[1].split()[0] for line in asking] == [
+        *("extract", "extract", "search"),
+        *("features", "features", "similarity", "classify"),
+        *("extract", "extract", "search", "evaluate"),
+    ]
     for line in asking:
         run(line, folder, url)
 

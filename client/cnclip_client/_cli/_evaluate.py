@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from cnclip_console import print_table
 
 from cnclip_client._cli._retrieval import (
     ImageFeatures,
@@ -99,7 +97,7 @@ def evaluate(
         if as_json:
             write((json.dumps({name.replace("-", "_"): _percent(one) for name, one in found.items()}) + "\n").encode())
         else:
-            _print(found, sys.stdout)
+            _print(found)
 
 
 def _percent(figures: Recall) -> dict[str, float | int]:
@@ -107,11 +105,9 @@ def _percent(figures: Recall) -> dict[str, float | int]:
     return {**dataclasses.asdict(figures), **shares}
 
 
-def _print(found: Mapping[Direction, Recall], file: IO[str]) -> None:
-    table = Table("recall in %", box=None, pad_edge=False)
-    for title in ("R@1", "R@5", "R@10", "mean recall", "queries"):
-        table.add_column(title, justify="right")
+def _print(found: Mapping[Direction, Recall]) -> None:
+    rows = []
     for direction, one in found.items():
         shares = (one.r1, one.r5, one.r10, one.mean_recall)
-        table.add_row(direction, *(f"{100 * share:.2f}" for share in shares), f"{one.queries:,}")
-    Console(file=file, width=None if file.isatty() else 100).print(table)
+        rows.append((direction, *(f"{100 * share:.2f}" for share in shares), f"{one.queries:,}"))
+    print_table(("recall in %", "R@1", "R@5", "R@10", "mean recall", "queries"), rows)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from cnclip_console import plain_app
+from cnclip_console import gives_options, plain_app
 
 from cnclip_client import (
     AccessDenied,
@@ -68,7 +69,7 @@ RepeatedIdsOption = Annotated[
     RepeatedIds,
     typer.Option("--repeated-ids", help="Write features of ids that came before, keep each one's first, or stop."),
 ]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Items a request; 8 images or 32 texts unless told.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Items a request. Default: what suits the server.")]
 WaitForServer = Annotated[
     float,
     typer.Option(
@@ -83,9 +84,48 @@ Actors = Annotated[
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What both commands are told of a job, as it was typed."""
+
+    dtype: DtypeOption = "float32"
+    normalize: Normalize = True
+    max_errors: MaxErrors = None
+    overwrite: Overwrite = False
+    repeated_ids: RepeatedIdsOption = "keep"
+    batch_size: BatchSize = None
+    wait_for_server: WaitForServer = 600.0
+    engine: EngineOption = "local"
+    actors: Actors = None
+    shard_items: ShardItems = None
+    shard: Shard = None
+    output_format: OutputFormat = None
+    work: Work = None
+    progress: ProgressOption = "auto"
+    progress_every: ProgressEvery = 60.0
+
+    def options(self, *, preprocess: bool = True) -> ExtractOptions:
+        """Returns it as `extract` takes it."""
+        return ExtractOptions(
+            normalize=self.normalize,
+            dtype=self.dtype,
+            max_errors=self.max_errors,
+            overwrite=self.overwrite,
+            batch_size=self.batch_size,
+            repeated_ids=self.repeated_ids,
+            preprocess=preprocess,
+        )
+
+    def place(self, output: str) -> Place:
+        """Returns where an output goes. Raises ValueError if what was said of it does not go together."""
+        return place_of(output, self.shard_items, self.shard, self.output_format, self.work)
+
+
 @extract.command("images")
 @asks_server_for_image_files
+@gives_options(_Job, "job")
 def _extract_images(
+    *,
     server: Server,
     source: Annotated[
         str,
@@ -101,21 +141,7 @@ def _extract_images(
     ] = None,
     id_column: IdColumn = None,
     column: Column = None,
-    dtype: DtypeOption = "float32",
-    normalize: Normalize = True,
-    max_errors: MaxErrors = None,
-    overwrite: Overwrite = False,
-    repeated_ids: RepeatedIdsOption = "keep",
-    batch_size: BatchSize = None,
-    wait_for_server: WaitForServer = 600.0,
-    engine: EngineOption = "local",
-    actors: Actors = None,
-    shard_items: ShardItems = None,
-    shard: Shard = None,
-    output_format: OutputFormat = None,
-    work: Work = None,
-    progress: ProgressOption = "auto",
-    progress_every: ProgressEvery = 60.0,
+    job: _Job,
     verbose: Verbose = False,
 ) -> None:
     """Write the features of images to a file, or to a folder of parts.
@@ -128,24 +154,17 @@ def _extract_images(
       cnclip extract images photos/ -o photos.parquet
     """
     with reporting(verbose):
-        options = ExtractOptions(
-            normalize=normalize,
-            dtype=dtype,
-            max_errors=max_errors,
-            overwrite=overwrite,
-            batch_size=batch_size,
-            repeated_ids=repeated_ids,
-        )
         with usage():
-            place = place_of(output, shard_items, shard, output_format, work)
+            place = job.place(output)
             opened = image_source(source, format=format, id_column=id_column, column=column)
-        shown = partial(job_progress, progress, progress_every)
-        _extract(server, opened, place, options, wait_for_server, engine, actors, shown)
+        _extract(server, opened, place, job, job.options())
 
 
 @extract.command("texts")
 @asks_server_for_files
+@gives_options(_Job, "job")
 def _extract_texts(
+    *,
     server: Server,
     source: Annotated[
         str,
@@ -161,27 +180,13 @@ def _extract_texts(
     ] = None,
     id_column: IdColumn = None,
     column: Column = None,
-    dtype: DtypeOption = "float32",
-    normalize: Normalize = True,
-    max_errors: MaxErrors = None,
-    overwrite: Overwrite = False,
-    repeated_ids: RepeatedIdsOption = "keep",
     preprocess: Annotated[
         bool,
         typer.Option(
             "--preprocess/--no-preprocess", help="Lower case and straight quotation marks, as cn_clip has them."
         ),
     ] = True,
-    batch_size: BatchSize = None,
-    wait_for_server: WaitForServer = 600.0,
-    engine: EngineOption = "local",
-    actors: Actors = None,
-    shard_items: ShardItems = None,
-    shard: Shard = None,
-    output_format: OutputFormat = None,
-    work: Work = None,
-    progress: ProgressOption = "auto",
-    progress_every: ProgressEvery = 60.0,
+    job: _Job,
     verbose: Verbose = False,
 ) -> None:
     """Write the features of texts to a file, or to a folder of parts.
@@ -195,34 +200,16 @@ def _extract_texts(
       cnclip extract texts test_texts.jsonl -o texts.jsonl
     """
     with reporting(verbose):
-        options = ExtractOptions(
-            normalize=normalize,
-            dtype=dtype,
-            max_errors=max_errors,
-            overwrite=overwrite,
-            batch_size=batch_size,
-            repeated_ids=repeated_ids,
-            preprocess=preprocess,
-        )
         with usage():
-            place = place_of(output, shard_items, shard, output_format, work)
+            place = job.place(output)
             opened = text_source(source, format=format, id_column=id_column, column=column)
-        shown = partial(job_progress, progress, progress_every)
-        _extract(server, opened, place, options, wait_for_server, engine, actors, shown)
+        _extract(server, opened, place, job, job.options(preprocess=preprocess))
 
 
-def _extract(
-    server: Server,
-    source: Source,
-    place: Place,
-    options: ExtractOptions,
-    wait_s: float,
-    engine: str,
-    actors: int | None,
-    shown: Callable[[Callable[[], int | None]], AbstractContextManager[Callable[[int, int], None]]],
-) -> None:
-    connect = partial(server.connect, retry=Retry.patient(wait_s))
-    on = _engine(engine, connect, actors)
+def _extract(server: Server, source: Source, place: Place, job: _Job, options: ExtractOptions) -> None:
+    connect = partial(server.connect, retry=Retry.patient(job.wait_for_server))
+    on = _engine(job.engine, connect, job.actors)
+    shown = partial(job_progress, job.progress, job.progress_every)
     output, sharding = place.output, place.sharding
 
     def total() -> int | None:

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from cnclip_console import gives_options, plain_app
+from cnclip_console import gives_options, plain_app, print_table
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from cnclip_client._cli._shared import AsJson, Verbose, complain, reporting, usage, write
 from cnclip_client._vocabulary import Kind
@@ -186,10 +185,7 @@ def _print(record: Record, added: int) -> None:
         ("a vector", f"{record.memory_bytes_a_row:,.0f} bytes of memory, {record.disk_bytes_a_row:,.0f} of disk"),
         ("made in", f"{record.seconds:,.0f} s"),
     )
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(table, markup=False, highlight=False)
+    print_table(("", ""), rows)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 
 from cnclip_client._cli import _render as render
 from cnclip_client._cli._connection import Server, asks_about_server
@@ -25,4 +24,4 @@ def info(server: Server, as_json: AsJson = False, verbose: Verbose = False) -> N
         if as_json:
             write((json.dumps(found) + "\n").encode())
         else:
-            render.info_table(found.items(), sys.stdout)
+            render.info_table(found.items())

@@ -1,16 +1,14 @@
-"""How the command shows what it found: JSON lines, tables, TSV. Needs rich, which comes with typer."""
+"""How the command shows what it found: JSON lines, tables, TSV."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+from cnclip_console import print_table
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from cnclip_client._float32 import DIGITS, rounded
 
@@ -35,27 +33,19 @@ def feature_line(kind: str, item: str, feature: NDArray[np.float32]) -> bytes:
     return f'{{"{kind}": {name}, "feature": [{numbers}]}}\n'.encode("utf-8", "surrogateescape")
 
 
-def similarity_table(images: Sequence[str], texts: Sequence[str], chances: NDArray[np.float32], file: IO[str]) -> None:
-    """Prints probabilities, images down and texts across, each image's best marked with `*`.
+def similarity_table(images: Sequence[str], texts: Sequence[str], chances: NDArray[np.float32]) -> None:
+    """Prints probabilities, images down and texts across, or below each image where that is too wide for the terminal.
 
     Args:
         images: n_images names.
         texts: n_texts texts.
-        chances: float32 [n_images, n_texts].
-        file: The terminal.
+        chances: float32 [n_images, n_texts]; each image's best is marked with `*`.
     """
-    table = Table("image", show_edge=False)
-    for text in texts:
-        # Text, not str: what a user wrote in [brackets] is not markup.
-        table.add_column(Text(text), justify="right", overflow="fold")
+    rows = []
     for image, row in zip(images, chances, strict=True):
         best = int(row.argmax())
-        cells = [
-            Text(f"{chance:.1%} *", style="bold green") if column == best else Text(f"{chance:.1%}  ")
-            for column, chance in enumerate(row.tolist())
-        ]
-        table.add_row(Text(_visible(image), overflow="fold"), *cells)
-    Console(file=file).print(table)
+        rows.append((_visible(image), *(f"{one:6.1%}{' *' * (at == best)}" for at, one in enumerate(row.tolist()))))
+    print_table(("image", *texts), rows)
 
 
 def similarity_tsv(images: Sequence[str], texts: Sequence[str], chances: NDArray[np.float32]) -> bytes:
@@ -79,10 +69,6 @@ def _visible(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def info_table(fields: Iterable[tuple[str, Any]], file: IO[str]) -> None:
-    """Prints names and values in two columns."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in fields:
-        table.add_row(name, Text(str(value), overflow="fold"))
-    # Wide enough that nothing is folded where the output is no terminal.
-    Console(file=file, width=None if file.isatty() else 200).print(table)
+def info_table(fields: Iterable[tuple[str, Any]]) -> None:
+    """Prints names and values in two columns, without those that are empty."""
+    print_table(("", ""), [(name, str(value)) for name, value in fields if value != ""])

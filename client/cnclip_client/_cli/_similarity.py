@@ -48,7 +48,7 @@ def similarity(
         if as_json:
             write(render.similarity_json(found.model, names, text, chances))
         elif sys.stdout.isatty():
-            render.similarity_table(names, text, chances, sys.stdout)
+            render.similarity_table(names, text, chances)
         else:
             write(render.similarity_tsv(names, text, chances))
         if encoded.failures:

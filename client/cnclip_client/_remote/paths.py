@@ -121,7 +121,7 @@ class RemotePath:
 
         Args:
             mode: `rb`.
-            buffering: How many bytes are taken at once; with 0 a read may give less than it was asked for.
+            buffering: How many bytes are taken at once, 1 or more: a read gives all that it was asked for.
         """
         if mode != "rb":
             raise ValueError(f"a remote file is opened with mode 'rb', got {mode!r}")
@@ -133,7 +133,7 @@ class RemotePath:
             # A server that does not say how long it is knows no pieces either, most likely.
             return io.BytesIO(self.read())
         raw = RangedFile(self._fetch, size_bytes, self.url)
-        return cast(IO[bytes], io.BufferedReader(raw, buffering) if buffering else raw)
+        return cast(IO[bytes], io.BufferedReader(raw, buffering))
 
     def _fetch(self, start: int, stop: int) -> bytes:
         files, path = self._there()

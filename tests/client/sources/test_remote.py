@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import random
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -80,6 +81,22 @@ def test_tars(tmp_path: Path, memory: str) -> None:
     assert found[-5][0] == "00001.tar"
     assert found[-5][1].startswith("!is cut off at byte")
     assert found[-4:] == list(images.items())[-4:]
+
+
+@pytest.mark.parametrize("compression", ["NONE", "ZSTD"])
+def test_parquet_whose_pages_are_larger_than_what_is_fetched_at_once(
+    tmp_path: Path, memory: str, compression: str
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # Nothing that a compression makes small, in one page.
+    images = [random.Random(row).randbytes(1024 * 1024 + row) for row in range(7)]
+    written = {"compression": compression, "data_page_size": 1 << 30, "use_dictionary": False}
+    pq.write_table(pa.table({"id": range(7), "image": images}), tmp_path / "a.parquet", **written)
+    upload(tmp_path, memory)
+    found = values(image_source(f"{memory}/a.parquet"))
+    assert [(one, bytes(value)) for one, value in found] == list(enumerate(images))
 
 
 def test_parquet_tsv_jsonl_lines_and_lists(tmp_path: Path, memory: str) -> None:
