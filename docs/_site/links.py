@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from docutils import nodes
-from languages import ENDING, is_chinese, other_site, translation_of
+from languages import ENDING, is_chinese, other_site
 from sphinx import addnodes
 from sphinx.application import Sphinx
 
@@ -47,8 +47,8 @@ def _uri(app: Sphinx, node: nodes.Element, file: Path) -> str | None:
     if name is None or name not in app.env.found_docs:
         kind = "tree" if file.is_dir() else "blob"
         return f"{app.config.repository_url}/{kind}/main/{file.relative_to(root).as_posix()}{ending}"
-    # A Chinese page that links to the English one although there is a Chinese one means the English one.
-    wanted_chinese = file != original or (is_chinese(app) and not translation_of(original).exists())
+    # Links stay in their site, but those that name a translation, and a translation's to its own original.
+    wanted_chinese = file != original or (is_chinese(app) and name != here)
     if wanted_chinese != is_chinese(app):
         return other_site(here, name, is_chinese(app)) + ending
     if node.get("refdomain") == "doc" and node["reftarget"] == name:
