@@ -13,12 +13,14 @@ PRECISION      ?=
 TARGET         ?=
 PLATFORM       ?=
 ACCELERATOR    ?=
+PREPROCESS     ?=
 PLANS          ?=
 TENSORRT       ?=
 CONTEXT_LENGTH ?=
 MAX_BATCH_SIZE ?=
 NAME           ?=
 MODEL_VERSION  ?=
+ENCODERS_ONLY  ?=
 HUB            ?=
 REPOSITORY     ?= build/repository
 DOWNLOAD_ROOT  ?=
@@ -39,8 +41,9 @@ option = $(if $($(2)),$(1) "$($(2))")
 CHECKPOINT_OPTIONS = $(call option,--arch,ARCH) $(call option,--checkpoint,CHECKPOINT) $(call option,--vocabulary,VOCABULARY) $(call option,--name,NAME) \
 	$(call option,--hub,HUB) $(call option,--download-root,DOWNLOAD_ROOT)
 
-# What a target needs: .venv, and with TENSORRT= that version of TensorRT in it, also where .venv is there already.
-READY = $(VENV)/runtime $(if $(TENSORRT),$(VENV)/tensorrt-$(TENSORRT))
+# What a target needs: .venv, with TENSORRT= that version of TensorRT in it, and with PREPROCESS=gpu what decodes on a
+# GPU, also where .venv is there already.
+READY = $(VENV)/runtime $(if $(TENSORRT),$(VENV)/tensorrt-$(TENSORRT)) $(if $(filter gpu,$(PREPROCESS)),$(VENV)/gpu-decode)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo repo serve verify publish test test-slow docs bench gpu-report soak wheel test-s3 test-rtx test-pillows check \
@@ -54,12 +57,14 @@ TARGET:gpu if nvidia-smi lists one, else cpu
 PRECISION:fp16 on a GPU, fp32 on a CPU
 PLATFORM:onnxruntime, or tensorrt
 ACCELERATOR:cuda on a GPU; or none or tensorrt, for onnxruntime there
+PREPROCESS:exact; or gpu, which is near to it: JPEGs on the GPU (docs/gpu.md)
 PLANS:none; a folder of plans made elsewhere
 TENSORRT:none; the version that your tritonserver has, such as 10.13.3: installed first
 CONTEXT_LENGTH:52
 MAX_BATCH_SIZE:64 on a GPU, of texts 128 under onnxruntime; 32 on a CPU
 NAME:the arch in lower case
 MODEL_VERSION:1
+ENCODERS_ONLY:none; 1 leaves out what prepares images and texts: clients do
 VERIFY:none; 1 serves what was built and compares it with PyTorch first
 REPOSITORY:build/repository
 DOWNLOAD_ROOT:build/checkpoints
@@ -89,9 +94,9 @@ demo: $(VENV)/runtime  ## Build the bundled demo checkpoint, serve it, and match
 repo: $(READY)  ## Build a model repository: make repo ARCH=ViT-H-14
 	$(BIN)/cnclip-build repository $(CHECKPOINT_OPTIONS) --repository "$(REPOSITORY)" \
 		$(call option,--precision,PRECISION) $(call option,--target,TARGET) $(call option,--platform,PLATFORM) \
-		$(call option,--accelerator,ACCELERATOR) $(call option,--plans,PLANS) \
+		$(call option,--accelerator,ACCELERATOR) $(call option,--preprocess,PREPROCESS) $(call option,--plans,PLANS) \
 		$(call option,--context-length,CONTEXT_LENGTH) $(call option,--max-batch-size,MAX_BATCH_SIZE) \
-		$(call option,--model-version,MODEL_VERSION) $(if $(VERIFY),--verify) $(FLAGS)
+		$(call option,--model-version,MODEL_VERSION) $(if $(ENCODERS_ONLY),--encoders-only) $(if $(VERIFY),--verify) $(FLAGS)
 
 serve: $(VENV)/runtime  ## Serve the repository until Ctrl-C; FLAGS= go to cnclip-serve.
 	$(BIN)/cnclip-serve "$(REPOSITORY)" $(FLAGS)
@@ -195,7 +200,12 @@ $(VENV)/runtime: pyproject.toml $(CONSTRAINTS) hatch_build.py $(wildcard resize/
 # And all that tests, benchmarks and checks need beside it.
 $(VENV)/installed: $(VENV)/runtime
 	@echo 'Into $(VENV): what tests and benchmarks need. 0.7 GB are downloaded, most of it Spark.'
-	$(INSTALL) --progress-bar on --editable '.[$(RUNTIME),builder,tensorrt,server,parquet,search,report,bench,ray,spark]' --group dev
+	$(INSTALL) --progress-bar on --editable '.[$(RUNTIME),builder,tensorrt,server,gpu-decode,parquet,search,report,bench,ray,spark]' --group dev
+	$(NUMPY_1)
+	touch $@
+
+$(VENV)/gpu-decode: $(VENV)/runtime
+	$(INSTALL) --progress-bar on --editable '.[gpu-decode]'
 	$(NUMPY_1)
 	touch $@
 

@@ -142,7 +142,7 @@ def simulate(
 def main() -> None:
     """Prints texts a second for several lists of lengths, sizes of requests and requests at once."""
     from cnclip_builder.arch import cn_clip_vocabulary
-    from cnclip_templates.cnclip_token_ids import TokenIds
+    from cnclip_token_ids import TokenIds
 
     parser = argparse.ArgumentParser(description="Rates by the lengths to which texts are padded.")
     parser.add_argument("--captions", type=Path, required=True, help="a caption a line")

@@ -25,6 +25,8 @@ PACKAGES = (
     "benchmarks/cnclip_bench",
     "resize/cnclip_pixels",
     "resize/cnclip_resize",
+    "resize/cnclip_card",
+    "tokens/cnclip_token_ids",
     "console/cnclip_console",
 )
 
@@ -38,6 +40,8 @@ DATA = {
     "cnclip_client/py.typed",
     "cnclip_console/py.typed",
     "cnclip_client/report/report.html.j2",
+    "cnclip_card/py.typed",
+    "cnclip_card/resize.cu",
     "cnclip_resize/_native.pyi",
     "cnclip_pixels/py.typed",
     "cnclip_resize/py.typed",
@@ -52,6 +56,8 @@ DATA = {
     "cnclip_templates/text-tokenize/config.pbtxt.j2",
     "cnclip_templates/text/config.pbtxt.j2",
     "cnclip_templates/warmup.jpg",
+    "cnclip_token_ids/py.typed",
+    "cnclip_token_ids/vocab.txt",
 }
 
 # What the base install must never bring or need.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cnclip_builder.arch import Arch
     from cnclip_builder.tensors import Tower
     from cnclip_client import Client
-    from cnclip_templates.cnclip_token_ids import TokenIds
+    from cnclip_token_ids import TokenIds
 
 __all__ = [
     "FOLDER",
@@ -62,7 +62,7 @@ class Subject:
     def token_ids(self) -> TokenIds:
         """The tokeniser that is served."""
         from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
-        from cnclip_templates.cnclip_token_ids import TokenIds
+        from cnclip_token_ids import TokenIds
 
         return TokenIds(self.arch.vocabulary_file, DEFAULT_CONTEXT_LENGTH)
 
@@ -106,7 +106,7 @@ def make_subject(
         captions: A file of texts; None for the builder's.
 
     Raises:
-        ValueError: The repository serves another checkpoint.
+        ValueError: The repository serves another checkpoint, or encoders alone.
     """
     from cnclip_builder.arch import get_arch
 
@@ -115,7 +115,13 @@ def make_subject(
     chosen = get_arch(arch_option(arch, checkpoint, name))
     served_as, path = name or chosen.slug, Path()
     if repository is not None:
-        if repository == OWN_REPOSITORY or not (repository / f"{served_as}-image").exists():
+        there = {part for part in ("", "-encoder") if (repository / f"{served_as}-image{part}").exists()}
+        if there == {"-encoder"}:
+            raise ValueError(
+                f"{repository} has encoders of {served_as} alone, and what prepares for them is measured too: "
+                "give a --repository with all models"
+            )
+        if repository == OWN_REPOSITORY or not there:
             path = _build(chosen, checkpoint, repository, served_as)
         else:
             path = _served_checkpoint(chosen, checkpoint, repository, served_as)

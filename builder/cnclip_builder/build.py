@@ -10,6 +10,7 @@ from typing import Any
 
 from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts, build_artefacts
+from cnclip_builder.card.stage import measure_card_distance, why_no_card
 from cnclip_builder.checkpoint.sources import Hub
 from cnclip_builder.errors import BuildError, MissingRequirementError, SettingError, SlowerError
 from cnclip_builder.export.files import served_input
@@ -47,6 +48,7 @@ class BuildRequest:
         plan_settings: how TensorRT plans are made, where they are what is served; None for defaults.
         plan_folders: folders of plans that were made elsewhere, one for each kind of GPU; none to make them here.
         least_int8_speed_up: how many times FP32's speed INT8 must reach here; a slower encoder is served in FP32.
+        card_images: a folder of images, besides the built-in ones, on which a GPU that decodes is measured.
     """
 
     arch: Arch
@@ -62,6 +64,7 @@ class BuildRequest:
     plan_settings: PlanSettings | None = None
     plan_folders: tuple[Path, ...] = ()
     least_int8_speed_up: float = LEAST_INT8_SPEED_UP
+    card_images: Path | None = None
 
 
 def build_repository(request: BuildRequest) -> RepositoryEntry:
@@ -81,6 +84,7 @@ def build_repository(request: BuildRequest) -> RepositoryEntry:
         if not request.plan_folders:
             require_tensorrt(request.arch, request.checkpoint)
     require_writable(request.repository)
+    decodes_here = request.serving.preprocess == "gpu" and _has_card()
     artefacts = build_artefacts(
         request.arch,
         request.checkpoint,
@@ -95,17 +99,35 @@ def build_repository(request: BuildRequest) -> RepositoryEntry:
     if artefacts.checkpoint.file.is_random:
         logger.warning("These weights are untrained (%s): for load tests only", artefacts.checkpoint.file.source)
     plans = _plans(request, artefacts) if request.serving.platform == "tensorrt" else {}
-    entry = RepositoryEntry(name, request.version, request.arch, artefacts, request.serving, plans)
+    card = _measured_card(request, artefacts) if decodes_here else {}
+    entry = RepositoryEntry(name, request.version, request.arch, artefacts, request.serving, plans, card)
 
     def verify(repository: Path) -> Mapping[str, Any]:
         verification = _serve_and_verify(repository, entry)
         found: dict[str, Any] = {tower: parity.as_dict() for tower, parity in verification.parity.items()}
         if verification.reduced_decoding is not None:
             found["reduced_decoding"] = verification.reduced_decoding.as_dict()
+        if verification.card_decoding is not None:
+            found["card_decoding"] = verification.card_decoding.as_dict()
         return found
 
     publish(entry, request.repository, verify if request.verify else None)
     return entry
+
+
+def _has_card() -> bool:
+    """Whether this machine's GPU can decode; what is built without one is for another machine's."""
+    with stage_process() as process:
+        why = process.run(why_no_card)
+    if why:
+        logger.warning("How far a GPU's pixels are from exact ones is not measured: %s", why)
+    return not why
+
+
+def _measured_card(request: BuildRequest, artefacts: Artefacts) -> dict[str, Any]:
+    with stage_process() as process:
+        path = artefacts.checkpoint.file.path
+        return process.run(measure_card_distance, path, request.arch, request.card_images).as_dict()
 
 
 def _report_slower(slower: Mapping[Tower, str]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +21,15 @@ from cnclip_builder.parity.distance import TOLERANCES, Parity, Tolerance, measur
 from cnclip_builder.parity.samples import sample_images, sample_texts
 from cnclip_builder.tensors import ALL_PRECISIONS, TOWERS, Precision, Tower
 
+if TYPE_CHECKING:
+    from cnclip_client import Client
+
 logger = logging.getLogger(__name__)
 
 _LOGIT_SCALE_TOLERANCE = 1e-6
+
+# Of features of pixels that a GPU decoded, against those of exact pixels by the same encoder.
+CARD_TOLERANCE = Tolerance(cosine_distance=1e-3, centred_distance=1e-3)
 
 
 @dataclass(frozen=True)
@@ -35,15 +42,26 @@ class Verification:
         parity: measured, of the images and of the texts.
         reduced_decoding: where images are decoded at a reduced scale, which their parity is that of: how far that alone
             takes PyTorch's features from those of exact decoding.
+        card_decoding: where a GPU decodes images: how far its features are from those of exact pixels, both by the
+            served encoder; `parity` is then that of exact pixels.
     """
 
     model: str
     tolerances: dict[Tower, Tolerance]
     parity: dict[Tower, Parity]
     reduced_decoding: Parity | None = None
+    card_decoding: Parity | None = None
 
     def require(self) -> None:
-        """Raises ParityError if a row is beyond its encoder's tolerance."""
+        """Raises ParityError if a row is beyond its encoder's tolerance, or a GPU's decoding beyond its own."""
+        card = self.card_decoding
+        if card is not None and not card.within(CARD_TOLERANCE):
+            raise ParityError(
+                f"the image features that {self.model} serves are too far from those of exact pixels: its GPU's "
+                f"decoding takes them off by 1 - cosine = {card.cosine_distance:.2e} in row {card.worst_row} (at most "
+                f"{CARD_TOLERANCE.cosine_distance:.0e} passes), {card.centred_distance:.2e} after centring (at most "
+                f"{CARD_TOLERANCE.centred_distance:.0e}): build the repository with --preprocess exact"
+            )
         for tower, parity in self.parity.items():
             tolerance = self.tolerances[tower]
             if not parity.within(tolerance):
@@ -80,20 +98,27 @@ def verify_server(
         SettingError: the arch's vocabulary is not the model's.
         BuildError: the server does not answer, or serves another checkpoint.
     """
-    from cnclip_client import Client, CnclipError
+    from cnclip_client import CnclipError
 
     images = sample_images() if images is None else images
     texts = sample_texts() if texts is None else texts
     arch.require_vocabulary()
     loaded = load_checkpoint(checkpoint, arch)
     try:
-        with Client(url, model=model) as client:
+        with connected(url, model, arch.vocabulary_file) as client:
             info = client.info
             _require_same_checkpoint(model, info, loaded)
             served: dict[Tower, npt.NDArray[np.float32]] = {
                 "image": client.encode_images(list(images.values()), normalize=False),
                 "text": client.encode_texts(texts, normalize=False),
             }
+        card_decoding = None
+        if info.decoding == "gpu":
+            # The same encoder, and pixels that were prepared here, exactly.
+            with Client(url, model=model, prepare="client") as client:
+                exact = client.encode_images(list(images.values()), normalize=False)
+            card_decoding = measure_parity(served["image"], exact)
+            served["image"] = exact
     except CnclipError as error:
         raise BuildError(f"{model} at {url} can't be verified: {error}") from error
     precisions = served_precisions(info.precision)
@@ -107,7 +132,31 @@ def verify_server(
         {tower: TOLERANCES[precision] for tower, precision in precisions.items()},
         {tower: measure_parity(served[tower], reference[tower]) for tower in served},
         measure_parity(reference["image"], _encode_images(loaded, encoded)) if reduced else None,
+        card_decoding,
     )
+
+
+@contextlib.contextmanager
+def connected(url: str, model: str, vocabulary: Path | None = None) -> Iterator[Client]:
+    """Connects to a server, which prepares images and texts; one of encoders alone has this process do it.
+
+    Args:
+        url: the server's gRPC address.
+        model: the name that the models are served under.
+        vocabulary: the file of the text encoder's tokens, for token ids that are made here; None for cn_clip's.
+
+    Raises:
+        CnclipError: it does not answer.
+    """
+    from cnclip_client import Client, ModelNotFound
+
+    with contextlib.ExitStack() as opened:
+        client = opened.enter_context(Client(url, model=model))
+        try:
+            _ = client.info
+        except ModelNotFound:
+            client = opened.enter_context(Client(url, model=model, prepare="client", vocabulary=vocabulary))
+        yield client
 
 
 def served_precisions(served: str) -> dict[Tower, Precision]:

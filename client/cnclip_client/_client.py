@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Literal, NoReturn, get_args, overload
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from cnclip_client._blocks import Block, join, put_back
 from cnclip_client._connection.endpoint import Urls
 from cnclip_client._connection.endpoints import Endpoints
-from cnclip_client._connection.towers import Towers
+from cnclip_client._connection.towers import Part, Towers
 from cnclip_client._credentials import Credentials
 from cnclip_client._exceptions import BadInput
 from cnclip_client._flow.items import ImageItem, require_many
@@ -21,12 +22,23 @@ from cnclip_client._settings import Limits, Retry, Timeout
 from cnclip_client._similarity import logits_per_image, softmax
 from cnclip_client._texts import preprocess_text
 from cnclip_client._vocabulary import Kind
-from cnclip_client._ways import Faster, Preparing, Sending, Served, Way
+from cnclip_client._ways.faster import Faster
+from cnclip_client._ways.images import Preparing
+from cnclip_client._ways.sending import Sending
+from cnclip_client._ways.served import Served, Way
+from cnclip_client._ways.texts import Texts
 
 __all__ = ["Client", "Prepare"]
 
 Prepare = Literal["server", "client", "auto"]
-"""Who decodes and resizes images."""
+"""Who decodes and resizes images, and makes token ids of texts."""
+
+# What is asked of each tower: the first of these that the server has.
+_WANTED: dict[Prepare, dict[Kind, tuple[Part, ...]]] = {
+    "server": {"image": ("ensemble",), "text": ("ensemble",)},
+    "client": {"image": ("encoder",), "text": ("encoder", "ensemble")},
+    "auto": {"image": ("ensemble", "encoder"), "text": ("ensemble", "encoder")},
+}
 
 
 class Client:
@@ -47,9 +59,11 @@ class Client:
         retry: When to send again; the defaults are those of `Retry`.
         limits: What one call may hold at once; the defaults are those of `Limits`.
         credentials: What the server asks for; without them it is plaintext.
-        prepare: Who decodes and resizes images: the server; or this client, in processes of its own, which sends pixels
-            straight to the encoder; or whoever was faster with the first images (`auto`, which logs its choice). The
-            features are the same.
+        prepare: Who decodes and resizes images, and makes token ids of texts: the server; or this client, images in
+            processes of its own, which sends pixels and ids straight to the encoders; or whoever was faster with the
+            first images, and texts the server (`auto`, which logs its choice; of a server of encoders alone, this
+            client). The features are the same.
+        vocabulary: The file of the text encoder's tokens, where this client makes ids and they are not cn_clip's.
 
     Raises:
         ValueError: The address is not `host:port`, the model's name is empty, secrets would go to another machine
@@ -68,6 +82,7 @@ class Client:
         limits: Limits | None = None,
         credentials: Credentials | None = None,
         prepare: Prepare = "server",
+        vocabulary: str | os.PathLike[str] | None = None,
     ) -> None:
         if not model:
             raise ValueError("model is empty; served_models(url) lists what a server has")
@@ -75,16 +90,16 @@ class Client:
             raise ValueError(f"prepare must be one of {', '.join(get_args(Prepare))}, got {prepare!r}")
         self._limits = limits or Limits()
         self._endpoints = Endpoints(url, timeout, retry, credentials)
-        self._towers = Towers(self._endpoints, model, version, {"image"} if prepare == "client" else set())
+        self._towers = Towers(self._endpoints, model, version, _WANTED[prepare])
         served = Served(self._endpoints, self._towers, self._limits)
         self._faster: Faster | None = None
         images: Way = Preparing(served) if prepare == "client" else Sending("image", served)
         if prepare == "auto":
             # A connection of its own: what one says of the model is held to what it said itself.
             endpoints = Endpoints(url, timeout, retry, credentials)
-            encoder = Served(endpoints, Towers(endpoints, model, version, {"image"}), self._limits)
-            images = self._faster = Faster(Sending("image", served), Preparing(encoder))
-        self._ways: dict[Kind, Way] = {"image": images, "text": Sending("text", served)}
+            encoder = Served(endpoints, Towers(endpoints, model, version, _WANTED["client"]), self._limits)
+            images = self._faster = Faster(served, Preparing(encoder))
+        self._ways: dict[Kind, Way] = {"image": images, "text": Texts(served, vocabulary)}
 
     def __repr__(self) -> str:
         return f"Client({str(self._endpoints)!r}, model={self._towers.slug!r})"
@@ -114,7 +129,7 @@ class Client:
 
     @property
     def prepares_itself(self) -> bool | None:
-        """What `prepare="auto"` has found: whether this client prepares images; None where nothing was measured."""
+        """What `prepare="auto"` has found: whether this client prepares images; None where nothing was found yet."""
         return None if self._faster is None else self._faster.prepares_itself
 
     @property

@@ -1,7 +1,8 @@
 """What Triton serves: for every served model its `config.pbtxt.j2` and `model.py`, laid out as they are served.
 
 The modules named `cnclip_*` hold the work of the Python models. They are copied beside each `model.py`, so they
-import only what a server has: the standard library, numpy and tokenizers. So is the package `cnclip_pixels`.
+import only what a server has: the standard library and numpy. So are the packages `cnclip_pixels` and
+`cnclip_token_ids`.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ try:
 except ImportError:  # The wheel was built without a C compiler, or for another processor.
     _native = None  # type: ignore[assignment]
 
-__all__ = ["resize", "resizer"]
+__all__ = ["order_of_passes", "resize", "resizer"]
 
 
 def _never(wide: int, high: int, side: int) -> bool:
@@ -101,6 +101,15 @@ def resizer() -> str:
     jpegs = f"JPEGs once Pillow has decoded them: {why}" if why else "JPEGs as its libjpeg decodes them"
     path = {_native.AVX2: "AVX2", _native.VNNI: "AVX-512 VNNI"}[_native.BEST]
     return f"the compiled module ({path}), as {pillow} does; {jpegs}"
+
+
+def order_of_passes() -> Callable[[int, int, int], bool] | None:
+    """Tells which pictures the installed Pillow shrinks in height first, for others who do as it does.
+
+    Returns:
+        What says so of a picture by its width, its height and the square's side; None where that is not known.
+    """
+    return _KNOWN.get(_pillow())
 
 
 @cache

@@ -21,7 +21,7 @@ from cnclip_bench.int8 import Pair, read_pairs
 from cnclip_bench.jobs import RATE_WAYS, write_sources
 from cnclip_bench.jobs_child import InMemory
 from cnclip_bench.stats import Latency, in_turns, median_ratio
-from cnclip_bench.subject import Subject
+from cnclip_bench.subject import Subject, make_subject
 from cnclip_builder.arch import get_arch
 from cnclip_builder.checkpoint.load import load_checkpoint
 from cnclip_builder.checkpoint.towers import load_tower
@@ -73,6 +73,13 @@ def test_what_is_measured_with(tmp_path: Path) -> None:
         images(tmp_path, 32)
 
 
+def test_encoders_alone_are_not_built_over(tmp_path: Path) -> None:
+    (tmp_path / "demo-image-encoder").mkdir()
+    with pytest.raises(ValueError, match="has encoders of demo alone, .*: give a --repository with all models"):
+        make_subject(DEMO_ARCH, DEMO_CHECKPOINT, tmp_path, None, None, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["demo-image-encoder"]
+
+
 @pytest.mark.triton
 @pytest.mark.timeout(900)  # some twenty commands, on a machine that may be busy
 def test_every_command(folder: Path) -> None:
@@ -83,6 +90,7 @@ def test_every_command(folder: Path) -> None:
         ["served", *demo, *few, "--items", "8"],
         ["throughput", *demo, "--rounds", "1", "--seconds", "0.1", "--concurrency", "1", "--concurrency", "2"],
         ["stages", *demo, "--items", "8"],
+        ["preparation", *demo, *few, "--items", "64", "--preparers", "1"],
         ["preprocess", "--arch", DEMO_ARCH, *few],
         ["host", "--arch", DEMO_ARCH, *few, "--workers", "2", "--seconds", "0.01"],
         ["tokenize", *few],
@@ -96,6 +104,7 @@ def test_every_command(folder: Path) -> None:
     written = {path.name for path in (folder / "build/benchmarks").iterdir()}
     names = {"latency-image-2", "latency-text-2", "served-image", "served-text", "stages-image", "stages-text"}
     names |= {"throughput-image", "throughput-text", "preprocess", "host", "tokenize", "startup", "memory"}
+    names |= {"preparation-image", "preparation-text"}
     names |= {"savings-last-block-image", "savings-last-block-text", "savings-batches", "savings-padding"}
     assert written == {f"{name}.{end}" for name in names for end in ("json", "png")}
     latency = json.loads((folder / "build/benchmarks/latency-image-2.json").read_text())
@@ -110,6 +119,14 @@ def test_every_command(folder: Path) -> None:
     assert [(one["workers"], one["way"]) for one in host] == [(1, "threads"), (2, "threads"), (2, "processes")]
     assert host[0]["of_linear"] == 1
     assert all(len(one["rounds_images_per_s"]) == 2 and one["of_linear"] > 0 for one in host)
+    for tower in ("image", "text"):
+        prepared = json.loads((folder / f"build/benchmarks/preparation-{tower}.json").read_text())["figures"]
+        assert {by: len(rounds) for by, rounds in prepared.items()} == {"server": 2, "client": 2}
+        assert all(one["items_per_s"] > 0 for rounds in prepared.values() for one in rounds)
+    # What decodes is not the server's any more.
+    images = json.loads((folder / "build/benchmarks/preparation-image.json").read_text())["figures"]
+    server, client = (np.sum([one["server_ms"] for one in images[by]]) for by in ("server", "client"))
+    assert 0 < client < server
     starts = json.loads((folder / "build/benchmarks/startup.json").read_text())["figures"]
     assert [(one["arch"], len(one["seconds"])) for one in starts] == [("demo", 1)]
     footprints = json.loads((folder / "build/benchmarks/memory.json").read_text())["figures"]["text"]
@@ -254,7 +271,6 @@ def test_no_resnet_in_transformers() -> None:
 def test_what_is_measured_is_built_for_this_machine(
     folder: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool, target: str, precision: str
 ) -> None:
-    from cnclip_bench.subject import make_subject
 
     class Built(Exception):
         """Ends it there."""

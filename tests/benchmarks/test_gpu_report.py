@@ -155,6 +155,34 @@ def test_a_resnet_has_no_attention_to_replace() -> None:
     assert not pytorch.modernise(make_meta_model(get_arch("RN50")), "image")
 
 
+def test_decoding_is_timed_on_the_card_and_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the kernels' twin, and nvImageCodec on the processor; what is served with a card was not run."""
+    pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed: the extra [gpu-decode] has it")
+    import cnclip_card
+    from cnclip_bench.gpu_report import card
+    from cnclip_card._decoder import NvImageCodec
+
+    from tests.resize.card_twin import Twin, can_compile, compile_twin
+
+    if not can_compile():
+        pytest.skip("there is no C++ compiler")
+    twin = Twin(compile_twin(tmp_path))
+
+    def open_card(side: int, formats: Any, *, threads: int) -> cnclip_card.Card:
+        return cnclip_card.Card(twin, NvImageCodec(None, threads), side=side, formats=formats, memory=1 << 30)
+
+    monkeypatch.setattr(cnclip_card, "open_card", open_card)
+    monkeypatch.setattr(card, "_require", lambda setup: None)
+    monkeypatch.setattr(card, "SIZES", {"64x48": (64, 48)})
+    monkeypatch.setattr(card, "_BATCHES", (1, 3))
+    rows: list[Any] = []
+    card.time_card(Setup("ViT-B-16", "random:0", gpu=True, folder=tmp_path, seconds=0.01), rows.append)
+    told, *rates = rows
+    assert told.value.startswith("JPEGs are decoded by nvImageCodec")
+    assert [(one.items, "on the card" in one.what) for one in rates] == [(1, True), (1, False), (3, True), (3, False)]
+    assert all(one.per_s > 0 and "ms of the host's cores an image" in one.what for one in rates)
+
+
 @pytest.mark.triton
 def test_every_step_on_the_cpu(folder: Path) -> None:
     (folder / "examples").symlink_to(ROOT / "examples")
@@ -166,8 +194,12 @@ def test_every_step_on_the_cpu(folder: Path) -> None:
     ended = {one["name"]: (one["status"], one["reason"]) for one in figures["steps"]}
     assert list(ended) == [step.name for step in steps.STEPS]
     plans = {name for name in ended if "plans" in name}
-    assert {name for name, (status, _) in ended.items() if status == "done"} == set(ended) - plans
+    cards = {name for name in ended if "on the card" in name}
+    assert {name for name, (status, _) in ended.items() if status == "done"} == set(ended) - plans - cards
     assert ended["build plans"] == ("passed over", "plans are for GPUs, and this machine shows none")
+    no_card = ("passed over", "nvImageCodec is measured on GPUs, and this machine shows none")
+    assert ended["decode on the card"] == ended["build for decoding on the card"] == no_card
+    assert ended["load with decoding on the card"][0] == "passed over"
     assert ended["load plans"] == ("passed over", "it needs what 'build plans' was to make")
     timed = {(one["way"], one["tower"], one["length"], one["batch_size"]) for one in figures["in_process"]}
     ways = ("ONNX Runtime", "PyTorch, cn_clip's own", "PyTorch, scaled_dot_product_attention")

@@ -39,6 +39,16 @@ def test_an_fp32_encoder_is_not_let_off_with_its_neighbours_int8() -> None:
         Verification("mine", tolerances, {"image": loose, "text": loose}).require()
 
 
+def test_a_gpus_decoding_has_a_tolerance_of_its_own() -> None:
+    near = Parity(rows=4, cosine_distance=1e-4, centred_distance=9e-4, absolute_difference=0.1, worst_row=1)
+    far = Parity(rows=4, cosine_distance=1e-4, centred_distance=2e-3, absolute_difference=0.1, worst_row=2)
+    Verification("mine", {}, {}, card_decoding=near).require()
+    with pytest.raises(
+        ParityError, match=r"too far from those of exact pixels: .*2.00e-03 after centring .*--preprocess"
+    ):
+        Verification("mine", {}, {}, card_decoding=far).require()
+
+
 def test_half_precision_keeps_the_ranking() -> None:
     """What FP16 was seen to cost official architectures is 2e-4; INT8 may cost 2e-2."""
     assert TOLERANCES["fp32"].centred_distance < TOLERANCES["fp16"].centred_distance == 5e-3

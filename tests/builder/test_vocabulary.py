@@ -24,7 +24,7 @@ from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.write import publish
 from cnclip_builder.tensors import TOWERS
 from cnclip_builder.verify import tokenize_as_cn_clip
-from cnclip_templates.cnclip_token_ids import TokenIds
+from cnclip_token_ids import TokenIds
 
 from tests.builder.damaged import complaint_of, cut, require_one_line_about, turned
 from tests.conftest import TINY_VIT

@@ -21,6 +21,8 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 SHA = "a" * 64
 DIMENSION = 16
+# Of cn_clip's vocab.txt.
+VOCABULARY_SHA = "45bbac6b341c319adc98a532532882e91a9cefc0329aa57bac9ae761c27b291c"
 
 
 class Fault(Exception):
@@ -43,19 +45,22 @@ class Model:
     dimension: int = DIMENSION
     max_batch_size: int = 32
     version: str = "1"
+    older: tuple[str, ...] = ()  # versions that are served beside it
     state: str = "READY"
     reason: str = ""
     parameters: dict[str, str] = field(default_factory=dict)
 
     @property
     def input(self) -> str:
+        if self.name.endswith("-text-encoder"):
+            return "text"
         return {"image": "IMAGE", "text": "TEXT", "encoder": "pixels", "preprocess": "IMAGE"}[
             self.name.rpartition("-")[2]
         ]
 
     @property
     def output(self) -> str:
-        return "text_features" if self.input == "TEXT" else "image_features"
+        return "text_features" if self.input in ("TEXT", "text") else "image_features"
 
     @property
     def dims(self) -> list[int]:
@@ -78,6 +83,12 @@ def image_encoder(slug: str, resolution: int, **changes: Any) -> Model:
     """What takes an image's pixels; `features_of` them is what it answers."""
     told = {"resolution": str(resolution), "max_image_pixels": "10000000", "version": "1"}
     return tower(slug, "image-encoder", parameters=told | changes.pop("parameters", {}), **changes)
+
+
+def text_encoder(slug: str, **changes: Any) -> Model:
+    """What takes token ids of cn_clip's vocabulary, padded to 40 or 52; `features_of` them is what it answers."""
+    told = {"vocabulary_sha256": VOCABULARY_SHA, "text_lengths": "40,52", "version": "1"}
+    return tower(slug, "text-encoder", parameters=told | changes.pop("parameters", {}), **changes)
 
 
 def both(slug: str, **changes: Any) -> list[Model]:
@@ -162,7 +173,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             message = f"Request for unknown model: '{model.name}' has no available versions"
             context.abort(grpc.StatusCode.NOT_FOUND, message)
         version = request.version if hasattr(request, "version") else request.model_version
-        if version not in ("", model.version):
+        if version not in ("", model.version, *model.older):
             message = f"Request for unknown model: '{model.name}' version {version} is not found"
             context.abort(grpc.StatusCode.NOT_FOUND, message)
         return model
@@ -175,7 +186,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         model = self._model(request, context)
-        return service_pb2.ModelMetadataResponse(name=model.name, versions=[model.version])
+        return service_pb2.ModelMetadataResponse(name=model.name, versions=[*model.older, model.version])
 
     def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
         try:
@@ -215,6 +226,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             size = len(raw) // given.shape[0]
             items = [raw[start : start + size] for start in range(0, len(raw), size)]
             expected = (model.input, "UINT8", [len(items), *model.dims])
+        elif model.input == "text":
+            size = len(raw) // given.shape[0]
+            items = [raw[start : start + size] for start in range(0, len(raw), size)]
+            expected = (model.input, "INT32", [len(items), size // 4])
         else:
             items = [bytes(item) for item in deserialize_bytes_tensor(raw)]
             expected = (model.input, "BYTES", [len(items), 1])
@@ -288,6 +303,7 @@ def fake() -> Any:
         tower = staticmethod(tower)
         both = staticmethod(both)
         image_encoder = staticmethod(image_encoder)
+        text_encoder = staticmethod(text_encoder)
         Model = Model
         Fault = Fault
         dimension = DIMENSION

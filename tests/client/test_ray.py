@@ -23,6 +23,7 @@ import pytest
 from cnclip_client import Client, ModelChanged, Retry, ServerError, TooManyFailures
 from cnclip_client.extraction import ExtractOptions, Sharding, extract, extract_parts
 from cnclip_client.sources import image_source, text_source
+from PIL import Image
 
 ray = pytest.importorskip("ray", reason="Ray is not installed; pip install '.[ray]'")
 
@@ -55,6 +56,26 @@ def cluster() -> Iterator[None]:
 
 def connecting(*servers: Any) -> Any:
     return partial(Client, [server.url for server in servers], model="vit-b-16", retry=Retry.patient(30))
+
+
+def test_actors_prepare_for_a_server_of_encoders_alone(cluster: None, serve: Any, fake: Any, tmp_path: Path) -> None:
+    """Each in processes of its own, which divide the cores; texts as ids."""
+    alone = serve(fake.image_encoder("vit-b-16", 32), fake.text_encoder("vit-b-16"))
+    connect = partial(Client, alone.url, model="vit-b-16", prepare="auto", retry=Retry.patient(30))
+    (tmp_path / "images").mkdir()
+    for number in range(20):
+        Image.new("RGB", (40, 30), (number, 0, 0)).save(tmp_path / f"images/{number:02}.png")
+    (tmp_path / "images/20.png").write_bytes(b"no image")
+    (tmp_path / "texts.txt").write_text("".join(f"第{number}张图\n" for number in range(70)), encoding="utf-8")
+    for source in (image_source(str(tmp_path / "images")), text_source(str(tmp_path / "texts.txt"), format="lines")):
+        found = []
+        for engine in (None, RayEngine(connect, actors=2)):
+            output = tmp_path / f"{source.kind}-{engine is None}.jsonl"
+            with connect() as client:
+                extract(client, source, output, ExtractOptions(), engine=engine)
+            found.append(output.read_bytes())
+        assert found[0] == found[1]
+        assert found[0].count(b"\n") == (20 if source.kind == "image" else 70)
 
 
 def actor_processes() -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
@@ -12,6 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from cnclip_client import Client
+from cnclip_pixels import decode_pixels
+from cnclip_token_ids import VOCABULARY, TokenIds
+from PIL import Image
 
 pyspark = pytest.importorskip("pyspark", reason="Spark is not installed; pip install '.[spark]'")
 
@@ -75,6 +79,26 @@ def test_a_column_gets_features_and_reasons(spark: Any, triton: Any, fake: Any, 
             sent = f"{kind} {row.id}" if row.id != 7 else "bad:torn"
             np.testing.assert_array_equal(row.feature, fake.features_of(sent.encode()))
     assert max(map(len, triton.requests)) == (32 if kind == "text" else 8)
+
+
+@pytest.mark.parametrize("prepare", ["client", "auto"])
+def test_processes_prepare_for_a_server_of_encoders_alone(serve: Any, fake: Any, prepare: Any) -> None:
+    """What Spark calls in each of them, without it: its own way to them is above."""
+    alone = serve(fake.image_encoder("vit-b-16", 32), fake.text_encoder("vit-b-16"))
+    connect = partial(Client, alone.url, model="vit-b-16", prepare=prepare)
+    texts = make_predict_fn(connect, "text", normalize=False)(np.array(["我", None], np.object_))
+    token_ids = TokenIds(VOCABULARY, 52, (40, 52))
+    np.testing.assert_array_equal(
+        texts["feature"][0], fake.features_of(token_ids.pad([token_ids.encode("我")]).tobytes())
+    )
+    assert texts["error"].tolist() == [None, "is null"]
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), (7, 0, 0)).save(buffer, "PNG")
+    predict = make_predict_fn(connect, "image", normalize=False)
+    images = predict(np.array([buffer.getvalue(), b"no image"], np.object_))
+    pixels = decode_pixels(buffer.getvalue(), 32).tobytes()
+    np.testing.assert_array_equal(images["feature"][0], fake.features_of(pixels))
+    assert images["error"].tolist() == [None, "UnidentifiedImageError: cannot identify image file"]
 
 
 def test_another_model_than_the_expected_fails_the_job(spark: Any, triton: Any, serve: Any, fake: Any) -> None:

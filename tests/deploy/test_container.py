@@ -348,6 +348,28 @@ def test_the_python_models_work_with_the_pins(tmp_path: Path, demo_repository: P
         subprocess.run([str(inside), "-c", code, str(image)], cwd=demo_repository / model / "1", check=True)
 
 
+def test_what_decodes_on_a_gpu_is_pinned_as_it_was_tested() -> None:
+    pins = {line for line in (DOCKER / "card-requirements.txt").read_text().splitlines() if "==" in line}
+    known = {line.partition(";")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert len(pins) == 6
+    assert pins <= known
+
+
+@pytest.mark.slow
+def test_the_image_for_a_gpu_compiles_its_kernels(tmp_path: Path) -> None:
+    """What its Dockerfile runs, in a clean environment of the image's Python version; no GPU is needed for it."""
+    subprocess.run([image_python(), "-m", "venv", str(tmp_path / "venv")], check=True)
+    inside = tmp_path / "venv/bin/python"
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    pins = [word for name in ("requirements", "card-requirements") for word in ("-r", str(DOCKER / f"{name}.txt"))]
+    subprocess.run([str(inside), "-m", "pip", "install", "--quiet", "--no-deps", *pins, str(wheel)], check=True)
+    found = re.search(r"python3 -c '(.*)'", (DOCKER / "card.Dockerfile").read_text())
+    assert found is not None
+    subprocess.run([str(inside), "-c", found[1]], check=True, cwd=tmp_path)
+
+
 def image_python() -> str:
     """The version that the Dockerfile insists on."""
     version = re.search(r"== \((\d+), (\d+)\)", (DOCKER / "Dockerfile").read_text())

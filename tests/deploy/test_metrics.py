@@ -137,6 +137,16 @@ def test_the_log_line_reads_as_documented(demo_server: TritonServer) -> None:
         assert f"`{key}`" in page, key
 
 
+def test_what_clients_call_is_watched_on_servers_of_encoders_alone_too() -> None:
+    watched = [
+        pattern for one in expressions() for pattern in re.findall(r'model=~"([^"$]*\(image\|text\)[^"]*)"', one)
+    ]
+    assert len(watched) > 5
+    for model in ("vit-b-16-image", "vit-b-16-text-encoder"):
+        assert all(re.fullmatch(pattern, model) for pattern in watched)
+    assert not any(re.fullmatch(pattern, "vit-b-16-image-preprocess") for pattern in watched)
+
+
 def test_the_dashboard_is_one() -> None:
     dashboard = json.loads(DASHBOARD.read_text())
     identifiers = [panel["id"] for panel in dashboard["panels"]]

@@ -181,10 +181,32 @@ class FakeTensor:
     def as_numpy(self) -> np.ndarray:
         return self._array
 
+    def is_cpu(self) -> bool:
+        return True
+
+
+class FakeDeviceTensor:
+    """One that lies on a device, which here is the host: numpy must not be asked of it."""
+
+    def __init__(self, name: str, array: np.ndarray) -> None:
+        self._name, self._array = name, array
+
+    def name(self) -> str:
+        return self._name
+
+    def is_cpu(self) -> bool:
+        return False
+
+    def to_dlpack(self) -> Any:
+        return self._array.__dlpack__()
+
 
 class FakeRequest:
-    def __init__(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> None:
-        self._inputs = [FakeTensor(name, np.ascontiguousarray(array)) for name, array in inputs.items()]
+    def __init__(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> None:
+        self._inputs = [
+            array if isinstance(array, FakeDeviceTensor) else FakeTensor(name, np.ascontiguousarray(array))
+            for name, array in inputs.items()
+        ]
         self._outputs = outputs
 
     def inputs(self) -> list[FakeTensor]:
@@ -216,6 +238,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         InferenceResponse=FakeResponse,
         Logger=SimpleNamespace(log_warn=warnings.append),
         Request=FakeRequest,
+        DeviceTensor=FakeDeviceTensor,
         warnings=warnings,
     )
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake)
@@ -227,5 +250,5 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.setitem(sys.modules, "stand_in_model", module)
     spec.loader.exec_module(module)
     yield module
-    for name in ("cnclip_ort_checks", "cnclip_ort_cores", "cnclip_ort_session"):
+    for name in ("cnclip_ort_checks", "cnclip_ort_cores", "cnclip_ort_device", "cnclip_ort_session"):
         sys.modules.pop(name, None)

@@ -160,3 +160,43 @@ def test_shared_sessions_are_logged(load: Any, stand_in: ModuleType, nets: Any) 
 def test_auto_complete_leaves_the_configuration(stand_in: ModuleType) -> None:
     given = object()
     assert stand_in.TritonPythonModel.auto_complete_config(given) is given
+
+
+def test_rows_on_a_device_are_run_where_they_are(
+    load: Any, stand_in: ModuleType, nets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share runs among each other, in their order, beside those of the host."""
+    model = load(nets.rows_of_run(), _config([Y, ROWS]))
+    inputs = [_row(1, 3, 0), _row(2, 3, 10), _row(2, 3, 20), _row(3, 3, 30), _row(1, 5, 40)]
+    at = [False, True, False, True, True]
+    joins: list[int] = []
+    devices = stand_in.devices
+    copy = devices._copy
+    monkeypatch.setattr(devices, "_copy", lambda array, address: (joins.append(array.shape[0]), copy(array, address)))
+    requests = [
+        stand_in.pb_utils.Request({"x": stand_in.pb_utils.DeviceTensor("x", x) if there else x}, ("y", "rows"))
+        for x, there in zip(inputs, at, strict=True)
+    ]
+    answers = model.execute(requests)
+    for x, answer in zip(inputs, answers, strict=True):
+        assert answer.error is None
+        np.testing.assert_array_equal(answer.arrays["y"], x)
+    assert [answer.arrays["rows"].ravel().tolist() for answer in answers] == [[3], [5, 5], [3, 3], [5, 5, 5], [1]]
+    assert joins == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("array", "complaint"),
+    [
+        (np.zeros((2, 6), np.float32)[:, ::2], "has gaps between its elements"),
+        (np.zeros((2, 3), np.complex64), "has a type that is not handed on"),
+    ],
+)
+def test_an_odd_tensor_on_a_device_fails_its_own_request(
+    load: Any, stand_in: ModuleType, ask: Any, nets: Any, array: Any, complaint: str
+) -> None:
+    model = load(nets.rows_of_run(), _config([Y, ROWS]))
+    odd = stand_in.pb_utils.Request({"x": stand_in.pb_utils.DeviceTensor("x", array)}, ("y",))
+    good, bad = model.execute([ask(_row(1, 3, 0), ("y",)), odd])
+    np.testing.assert_array_equal(good.arrays["y"], _row(1, 3, 0))
+    assert complaint in bad.error.message

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import cnclip_token_ids
 import pytest
 from cnclip_builder.arch import cn_clip_vocabulary
 from cnclip_templates import templates_folder
@@ -21,6 +22,7 @@ def version_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     templates = templates_folder()
     for file in (templates / "text-tokenize" / "1" / "model.py", cn_clip_vocabulary(), *templates.glob("cnclip_*.py")):
         shutil.copy(file, tmp_path)
+    shutil.copyfile(cnclip_token_ids.__file__, tmp_path / "cnclip_token_ids.py")
     fake = ModuleType("triton_python_backend_utils")
     metric = SimpleNamespace(increment=lambda number: None)
     fake.Logger = SimpleNamespace(log_warn=print, log_info=print)  # type: ignore[attr-defined]

@@ -27,6 +27,7 @@ from cnclip_bench._cli._options import (
     OutputOption,
     of_a_subject,
 )
+from cnclip_bench._cli._preparation import preparation
 from cnclip_bench._cli._savings import int8, savings
 from cnclip_bench.subject import arch_option
 
@@ -39,7 +40,7 @@ app = plain_app(
     no_args_is_help=True,
 )
 _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
-    "What is served, side by side": (served, compare, latency, throughput, stages),
+    "What is served, side by side": (served, compare, latency, throughput, preparation, stages),
     "What is done for it": (preprocess, host, tokenize, savings, int8),
     "What it costs": (build, startup, memory, jobs, index),
     "This machine": (gpu_report, tune),
@@ -73,6 +74,7 @@ def everything(asked: Asked, output: OutputOption = OUTPUT) -> None:
         partial(latency, **whole, batch_size=1, rounds=15),
         partial(latency, **whole, batch_size=8, rounds=3),
         partial(throughput, **whole, seconds=1.0, rounds=1),
+        partial(preparation, **whole, items=16, rounds=3),
         partial(stages, **whole, items=16),
         partial(savings, **whole, rounds=3),
         partial(int8, arch=arch, **built, **items),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["render"]
 
 _SIZES = BATCH_SIZES["text"]
-_ENGINES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
+_ENGINES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "card": "decoded on the card"}
 _ENCODERS: tuple[tuple[Tower, int], ...] = (("image", 0), *(("text", length) for length in LENGTHS))
 
 

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from cnclip_builder.build import BuildRequest
     from cnclip_builder.repository.serving import Platform
 
-__all__ = ["build_for_onnxruntime", "build_for_tensorrt", "subject_of"]
+__all__ = ["build_for_onnxruntime", "build_for_tensorrt", "request_for", "subject_of"]
 
 
 def build_for_onnxruntime(setup: Setup, report: Report) -> None:
     """Builds a repository as `make repo` does; on a CPU with batches as large as on a GPU."""
     from cnclip_builder.build import build_repository
 
-    build_repository(_request(setup, "onnxruntime"))
+    build_repository(request_for(setup, "onnxruntime"))
 
 
 def build_for_tensorrt(setup: Setup, report: Report) -> None:
@@ -40,7 +40,7 @@ def build_for_tensorrt(setup: Setup, report: Report) -> None:
     from cnclip_builder.tensors import TOWERS
 
     require_tensorrt(get_arch(setup.arch), setup.checkpoint)
-    request = _request(setup, "tensorrt")
+    request = request_for(setup, "tensorrt")
     images, texts = (request.serving.encoder(tower).max_batch_size for tower in TOWERS)
     settings = PlanSettings(
         max(images, texts),
@@ -74,7 +74,8 @@ def subject_of(setup: Setup, platform: Platform) -> Subject:
     )
 
 
-def _request(setup: Setup, platform: Platform) -> BuildRequest:
+def request_for(setup: Setup, platform: Platform) -> BuildRequest:
+    """What is asked of the builder for one of Triton's backends."""
     from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, get_arch
     from cnclip_builder.build import BuildRequest
     from cnclip_builder.repository.serving import choose_settings

@@ -134,7 +134,7 @@ class Rate:
     """A load on a server.
 
     Attributes:
-        way: Triton's backend for the encoder.
+        way: Triton's backend for the encoder; "card" where JPEGs are decoded there, or by the host beside it.
         tower: The encoder.
         what: Was sent.
         items: In each request; of mixed sizes the mean.

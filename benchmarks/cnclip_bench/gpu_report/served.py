@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cnclip_builder.repository.serving import Platform
     from cnclip_client import Client
 
-__all__ = ["load_onnxruntime", "load_plans", "verify_onnxruntime", "verify_plans"]
+__all__ = ["load_onnxruntime", "load_plans", "told", "verify_onnxruntime", "verify_plans"]
 
 # Few and many: items a request, and requests at once.
 _PIXELS = ((1, 1), (1, 16), (8, 8), (64, 4))
@@ -88,7 +88,7 @@ def _load(setup: Setup, report: Report, platform: Platform) -> None:
             "text": lambda *sizes: to_encoder(url, f"{subject.name}-text-encoder", token_ids(_LARGEST, _LENGTH), sizes),
         }
         ensembles: dict[str, tuple[Tower, Sequence[Any]]] = {
-            **{_told(name, given): ("image", given) for name, given in photographs.items()},
+            **{told(name, given): ("image", given) for name, given in photographs.items()},
             "texts": ("text", subject.texts),
         }
         for items, at_once in _PIXELS:
@@ -105,7 +105,8 @@ def _load(setup: Setup, report: Report, platform: Platform) -> None:
         meter.tell(report, platform, "server, after these loads")
 
 
-def _told(name: str, images: Sequence[bytes]) -> str:
+def told(name: str, images: Sequence[bytes]) -> str:
+    """Says what JPEGs are sent."""
     return f"JPEGs, {name}, {mean(map(len, images)) / 1000:.0f} kB"
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from cnclip_bench.gpu_report import in_process, installed, repositories, served
+from cnclip_bench.gpu_report import card, in_process, installed, repositories, served
 from cnclip_bench.gpu_report.ceiling import measure_ceiling
 from cnclip_bench.gpu_report.rows import Report, Setup
 from cnclip_bench.gpu_report.run import Step
 
 __all__ = ["STEPS"]
 
-_BUILD, _PLANS = "build for ONNX Runtime", "build plans"
+_BUILD, _PLANS, _CARD = "build for ONNX Runtime", "build plans", "build for decoding on the card"
 
 
 def _time_pytorch(setup: Setup, report: Report) -> None:
@@ -26,6 +26,9 @@ STEPS = (
     Step("texts in ONNX Runtime", in_process.time_texts_in_onnxruntime, 60, needs=_BUILD),
     Step("verify ONNX Runtime", served.verify_onnxruntime, 90, needs=_BUILD),
     Step("load ONNX Runtime", served.load_onnxruntime, 120, needs=_BUILD),
+    Step("decode on the card", card.time_card, 60),
+    Step(_CARD, card.build_for_card, 60, needs=_BUILD),
+    Step("load with decoding on the card", card.load_card, 60, needs=_CARD),
     Step("PyTorch", _time_pytorch, 90),
     # Measuring what took minutes to build has to fit behind it.
     Step(_PLANS, repositories.build_for_tensorrt, 360, needs=_BUILD, leave=60),

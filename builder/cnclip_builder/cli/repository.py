@@ -73,6 +73,16 @@ def repository(
     verify: Annotated[
         bool, option("Serve it and compare it with PyTorch before it takes its place.", "--verify", panel=BUILD)
     ] = False,
+    card_images: Annotated[
+        Path | None,
+        option(
+            "Images on which --preprocess gpu is measured besides the built-in ones, 256 of them at most.",
+            panel=BUILD,
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
     settings: Annotated[
         Path | None,
         option(
@@ -101,6 +111,7 @@ def repository(
       cnclip-build repository --arch ViT-B-16
       cnclip-build repository --arch ViT-B-16 --checkpoint epoch_latest.pt --verify
       cnclip-build repository --arch RN50 --checkpoint random:0 --target cpu
+      cnclip-build repository --arch ViT-B-16 --encoders-only
     """
     from cnclip_builder.build import BuildRequest, build_repository
 
@@ -130,12 +141,15 @@ def repository(
             ),
             plan_folders=tuple(plans or ()),
             least_int8_speed_up=least_int8_speed_up,
+            card_images=card_images,
         )
     )
     batches = {tower: serving.encoder(tower).max_batch_size for tower in TOWERS}
     shown = str(batches["image"]) if len(set(batches.values())) == 1 else f"{batches['image']} and {batches['text']}"
+    front, alone = ("-encoder", ", for clients that prepare") if serving.encoders_only else ("", "")
     typer.echo(
-        f"{repository} serves {entry.name}-image and {entry.name}-text, version {entry.version}: {entry.arch.name}, "
+        f"{repository} serves {entry.name}-image{front} and {entry.name}-text{front}, version {entry.version}{alone}: "
+        f"{entry.arch.name}, "
         f"{entry.precision} on {serving.target}, batches of up to {shown}, texts of up to "
         f"{serving.context_length} tokens"
     )

@@ -14,6 +14,7 @@ from cnclip_builder.repository.serving import (
     PER_TOWER,
     Accelerator,
     Platform,
+    Preprocess,
     Target,
     parse_gpus,
     parse_lengths,
@@ -52,6 +53,14 @@ class ServingOptions:
             panel=SERVED,
         ),
     ] = None
+    preprocess: Annotated[
+        Preprocess | None,
+        option(
+            "Who decodes images: exact, the processor; gpu, each GPU, JPEGs alone, and near to exact: docs/gpu.md. "
+            "Default: exact.",
+            panel=SERVED,
+        ),
+    ] = None
     gpus: Annotated[
         str | None,
         option(
@@ -67,6 +76,14 @@ class ServingOptions:
             f"Most tokens of a text; longer ones are cut. Default: {DEFAULT_CONTEXT_LENGTH}.",
             panel=LIMITS,
             metavar="N",
+        ),
+    ] = None
+    encoders_only: Annotated[
+        bool | None,
+        option(
+            "Serve the encoders and nothing else: clients prepare images and texts (--prepare client), and the server "
+            "needs no Python. Default: no.",
+            panel=SERVED,
         ),
     ] = None
     max_batch_size: Annotated[
@@ -140,7 +157,7 @@ class ServingOptions:
         int | None,
         option(
             "Processes that decode images; they divide the cores. Default: 1 before a CPU; before GPUs one for each 4 "
-            "cores of this machine, from 4 to 16.",
+            "cores of this machine, from 4 to 16; 2 of each GPU with --preprocess gpu.",
             panel=SPEED,
             metavar="N",
         ),

@@ -15,6 +15,7 @@ from cnclip_builder.comparison.sides import Facts, Named
 from cnclip_builder.errors import BuildError, MissingRequirementError, SettingError
 from cnclip_builder.repository.manifest import read_manifest
 from cnclip_builder.tensors import Tower
+from cnclip_builder.verify import connected
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def asking_server(named: Named, address: str, model: str | None, kind: str) -> I
     """
     with clients_errors():
         chosen = model or _only(named.name, served_models(address))
-        with Client(address, model=chosen) as client:
+        with connected(address, chosen) as client:
             yield ServedSide(named, client, kind)
 
 

@@ -30,7 +30,7 @@ def calibration_inputs(arch: Arch, tower: Tower) -> list[npt.NDArray[Any]]:
         from cnclip_pixels import decode_pixels
 
         return [normalise(decode_pixels(image, arch.resolution)[None]) for image in sample_images().values()]
-    from cnclip_templates.cnclip_token_ids import TokenIds
+    from cnclip_token_ids import TokenIds
 
     tokenizer = TokenIds(arch.vocabulary_file, arch.checked_context_length(DEFAULT_CONTEXT_LENGTH))
     return [np.array([tokenizer.encode(text)], dtype=np.int64) for text in sample_texts()]

@@ -18,7 +18,7 @@ def describe_repository(repository: Path) -> dict[str, Any]:
 
     Returns:
         For JSON: by model name and version number, what the version was made from and how well it was measured, its
-        size in bytes, and whether the ensembles serve it.
+        size in bytes, and which models serve it unless asked for another version: ensembles, or encoders alone.
 
     Raises:
         RepositoryError: the folder has no manifest, or a damaged one, or a config is.
@@ -61,14 +61,21 @@ def changed_files(repository: Path) -> dict[str, str]:
 
 
 def _describe_version(repository: Path, name: str, number: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    front = "-encoder" if record["serving"].get("encoders_only", False) else ""
     return {
         "arch": record["arch"],
         "checkpoint": record["checkpoint"],
         "built": record["built"],
         "platform": record["platform"],
         "target": record["serving"]["target"],
-        "served_by": [f"{name}-{tower}" for tower in TOWERS if _served_version(repository, name, tower) == number],
+        "served_by": [
+            model
+            for model in (f"{name}-{tower}{front}" for tower in TOWERS)
+            if _served_version(repository, model) == number
+        ],
         "encoders": {tower: _describe_encoder(repository, name, number, record, tower) for tower in TOWERS},
+        # Measured with the building machine's GPU; None where it decodes no images, or there was none.
+        "card_decoding": record.get("card_decoding"),
         "settings": record["serving"],
     }
 
@@ -89,10 +96,13 @@ def _describe_encoder(
     }
 
 
-def _served_version(repository: Path, name: str, tower: Tower) -> str | None:
-    """The version of an encoder that its ensemble asks."""
-    path = repository / f"{name}-{tower}" / "config.pbtxt"
+def _served_version(repository: Path, model: str) -> str | None:
+    """The version of an encoder that its ensemble asks, or of which it tells clients itself."""
+    path = repository / model / "config.pbtxt"
     if not path.is_file():
         raise RepositoryError(f"{path} is missing: copy the repository again, or build it again")
-    steps = parse_config(path.read_bytes(), str(path)).ensemble_scheduling.step
-    return next((str(step.model_version) for step in steps if step.model_name == f"{name}-{tower}-encoder"), None)
+    config = parse_config(path.read_bytes(), str(path))
+    if not config.HasField("ensemble_scheduling"):
+        return str(config.parameters["version"].string_value)
+    steps = config.ensemble_scheduling.step
+    return next((str(step.model_version) for step in steps if step.model_name == f"{model}-encoder"), None)

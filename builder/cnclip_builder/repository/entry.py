@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
@@ -23,6 +24,7 @@ class RepositoryEntry:
         artefacts: of both encoders, in the precision that is served.
         serving: how they are served.
         plans: of each encoder one for each kind of GPU, where TensorRT serves them.
+        card: how far images that the building machine's GPU decoded are from exact ones; empty if it decoded none.
     """
 
     name: str
@@ -31,6 +33,7 @@ class RepositoryEntry:
     artefacts: Artefacts
     serving: ServingConfig
     plans: Mapping[Tower, Sequence[Plan]] = field(default_factory=dict)
+    card: Mapping[str, Any] = field(default_factory=dict)
 
     def precision_of(self, tower: Tower) -> Precision:
         """What an encoder is served in: FP32 where INT8 was asked for and is not faster."""

@@ -41,8 +41,8 @@ def plan_pruning(url: str, keep: int | None = None) -> Pruning:
 
     Args:
         url: the repository: a folder, or `s3://BUCKET/PREFIX`.
-        keep: how many versions of each model stay served, the newest; those that an ensemble is pinned to stay in any
-            case. None leaves all that are served.
+        keep: how many versions of each model stay served, the newest; those that an ensemble is pinned to, or that
+            encoders tell clients of, stay in any case. None leaves all that are served.
 
     Raises:
         SettingError: `keep` is less than 1.
@@ -123,9 +123,11 @@ def _locked_here(url: str) -> contextlib.AbstractContextManager[None]:
 
 
 def _pinned(configs: Mapping[str, Any]) -> dict[str, set[int]]:
-    """The versions of each model that ensembles call by their number."""
+    """The versions of each model that ensembles call by their number, or that encoders tell clients of."""
     pinned: dict[str, set[int]] = {}
-    for config in configs.values():
+    for name, config in configs.items():
+        if "version" in config.parameters and config.parameters["version"].string_value.isdecimal():
+            pinned.setdefault(name, set()).add(int(config.parameters["version"].string_value))
         for step in config.ensemble_scheduling.step:
             pinned.setdefault(step.model_name, set()).add(step.model_version)
     return pinned

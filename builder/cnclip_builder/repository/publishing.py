@@ -29,7 +29,7 @@ from cnclip_builder.repository.serving import DEFAULT_SETTLE_S
 from cnclip_builder.repository.sharing import check_one_tensorrt
 from cnclip_builder.repository.store import CONFIG_NAME, RepositoryStore
 from cnclip_builder.repository.sums import SUMS_NAME, files_of_folder, files_of_store, vouch_for_none
-from cnclip_builder.repository.values import KINDS
+from cnclip_builder.repository.values import KINDS, kinds_of
 from cnclip_builder.repository.write import check_repository
 from cnclip_builder.system.atomic import locked, sha256_of_file
 
@@ -128,7 +128,10 @@ def publish_repository(
         chosen = sorted(names or manifest)
         with reading(f"{source / MANIFEST_NAME} or {store.url}/{MANIFEST_NAME}"):
             check_one_tensorrt({**store.manifest().models, **{name: manifest[name] for name in chosen}})
-        models = {name: [_open(source / f"{name}-{kind}", store) for kind in KINDS] for name in chosen}
+            kinds = {name: kinds_of(manifest[name]) for name in chosen}
+        for name in chosen:
+            _require_all_replaced(name, kinds[name], store)
+        models = {name: [_open(source / f"{name}-{kind}", store) for kind in kinds[name]] for name in chosen}
         sums = {
             (model.name, version): _sums(model.folder / str(version))
             for model in _flat(models)
@@ -141,6 +144,16 @@ def publish_repository(
         served = {**store.manifest().models, **{name: manifest[name] for name in chosen}}
         store.write_manifest(served, None if here.files is None else files_of_store(store))
         return Publication(tuple(sent), tuple(_dropped(models)))
+
+
+def _require_all_replaced(name: str, kinds: Collection[str], store: RepositoryStore) -> None:
+    """Refuses encoders alone where ensembles are served: those would go on asking for versions that may be gone."""
+    left = [f"{name}-{kind}" for kind in KINDS if kind not in kinds and store.config(f"{name}-{kind}") is not None]
+    if left:
+        raise RepositoryError(
+            f"{store.url} serves {', '.join(left)}, and this repository has encoders of {name} alone: publish it to "
+            "another address, or build it under another name (NAME=, --name)"
+        )
 
 
 def _open(folder: Path, store: RepositoryStore) -> _Model:

@@ -15,6 +15,7 @@ from cnclip_builder.tensors import TOWERS, Precision, Tower
 Target = Literal["cpu", "gpu"]
 Platform = Literal["onnxruntime", "tensorrt"]
 Accelerator = Literal["none", "cuda", "tensorrt"]
+Preprocess = Literal["exact", "gpu"]
 
 PerTower = int | Mapping[Tower, int]
 """A number for both encoders, or one for each; of one that is not named the default holds."""
@@ -43,7 +44,8 @@ _CHOICES: Mapping[str, tuple[str | bool, ...]] = {
     "precision": get_args(Precision),
     "platform": get_args(Platform),
     "accelerator": get_args(Accelerator),
-    **dict.fromkeys(("cuda_graphs", "pinned_memory", "tf32", "reduced_decoding"), (False, True)),
+    "preprocess": get_args(Preprocess),
+    **dict.fromkeys(("cuda_graphs", "pinned_memory", "tf32", "reduced_decoding", "encoders_only"), (False, True)),
 }
 
 # Their defaults follow from it, or they were chosen for what it can do.
@@ -53,6 +55,7 @@ _DEPEND_ON_TARGET = frozenset(
         "precision",
         "platform",
         "accelerator",
+        "preprocess",
         "cuda_graphs",
         "tf32",
         "max_batch_size",
@@ -73,6 +76,9 @@ _MOST_GPU_PREPROCESS_INSTANCES = 16
 _CORES_OF_A_PROCESS = 4
 """A GPU encodes faster than one process hands images on. Few threads of one seldom wait for Python's lock, which an
 image holds for 2 to 7 % of its time; and one process decodes all images of a request, so that it wants some."""
+
+_CARD_PREPROCESS_INSTANCES = 2
+"""Of each GPU that decodes by itself: one reads headers while the other waits for the card. Not measured yet."""
 
 _SHORTER_LENGTH = 40
 """Of the two lengths of texts on a GPU: nearly all captions fit into it (docs/gpu.md has the table)."""
@@ -154,8 +160,10 @@ class ServingConfig:
             the caches, 8 on a GPU; 32 texts.
         merged_batch_size: rows up to which Triton makes one batch of several requests, 0 for up to `max_batch_size`;
             None for the preferred images on a CPU, and else 0.
-        preprocess_instances: processes that decode images; None for 1 before a CPU, whose cores the encoder needs, and
-            before GPUs one for each 4 cores of the building machine, from 4 to 16.
+        preprocess: who decodes images: "exact", the processor; or "gpu", each GPU the JPEGs of everyday kinds, as near
+            to exact as its decoder is, and the processor all else.
+        preprocess_instances: processes that decode images; None for 1 before a CPU, whose cores the encoder needs,
+            before GPUs one for each 4 cores of the building machine, from 4 to 16, and for each GPU that decodes 2.
         preprocess_threads: threads in each of them; 0 for as many as the server has cores.
         max_image_pixels: width times height of the largest image that is decoded; a larger one is refused unread.
         image_formats: Pillow's names of formats that are decoded beside those it decodes by itself, with commas between
@@ -166,6 +174,7 @@ class ServingConfig:
             those that are tokenised together. Texts of different lengths share no batch. None for one length on a CPU,
             where padding costs nothing, and for two on a GPU.
         gpus: numbers of the GPUs that serve encoders, each its own instances; None for all that tritonserver sees.
+        encoders_only: serve the encoders and nothing else: clients prepare images and texts, and no Python model does.
     """
 
     target: Target
@@ -183,6 +192,7 @@ class ServingConfig:
     encoder_threads: PerTower = 0
     preferred_batch_size: PerTower | None = None
     merged_batch_size: PerTower | None = None
+    preprocess: Preprocess = "exact"
     preprocess_instances: int | None = None
     preprocess_threads: int = 0
     max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
@@ -191,6 +201,7 @@ class ServingConfig:
     tokenize_instances: int = 1
     text_lengths: Sequence[int] | None = None
     gpus: Sequence[int] | None = None
+    encoders_only: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values out of range.
@@ -224,6 +235,16 @@ class ServingConfig:
             raise SettingError(
                 f"accelerator {self.accelerator!r} is the onnxruntime backend's on a GPU: choose TARGET=gpu and "
                 "PLATFORM=onnxruntime, or no accelerator"
+            )
+        if self.preprocess == "gpu" and self.target != "gpu":
+            raise SettingError("only GPUs that serve encoders decode images: choose TARGET=gpu, or PREPROCESS=exact")
+        if self.preprocess == "gpu" and self.encoders_only:
+            raise SettingError(
+                "encoders alone decode nothing, their clients do: leave PREPROCESS=gpu out, or --encoders-only"
+            )
+        if self.preprocess == "gpu" and self.reduced_decoding:
+            raise SettingError(
+                "a GPU decodes JPEGs at their full size: leave --reduced-decoding out, or choose PREPROCESS=exact"
             )
         if self.cuda_graphs and self.platform != "tensorrt":
             raise SettingError("CUDA graphs are the tensorrt backend's: choose PLATFORM=tensorrt, or leave them off")
@@ -265,10 +286,17 @@ class ServingConfig:
         return "KIND_GPU" if self.target == "gpu" else "KIND_CPU"
 
     @property
+    def preprocess_kind(self) -> str:
+        """Triton's kind of instance for what decodes images."""
+        return "KIND_GPU" if self.preprocess == "gpu" else "KIND_CPU"
+
+    @property
     def preprocess_processes(self) -> int:
-        """Processes that decode images."""
+        """Processes that decode images; of each GPU, where those decode."""
         if self.preprocess_instances is not None:
             return self.preprocess_instances
+        if self.preprocess == "gpu":
+            return _CARD_PREPROCESS_INSTANCES
         if self.target == "cpu":
             return 1
         wanted = usable_cores() // _CORES_OF_A_PROCESS
@@ -276,7 +304,9 @@ class ServingConfig:
 
     @property
     def decoding(self) -> str:
-        """How images are decoded: "exact", as cn_clip does, or "reduced"."""
+        """How images are decoded: "exact", as cn_clip does, "reduced", or "gpu"."""
+        if self.preprocess == "gpu":
+            return "gpu"
         return "reduced" if self.reduced_decoding else "exact"
 
     @property

@@ -56,6 +56,13 @@ def _check_same_shape(name: str, version: int, arch: Arch, serving: ServingConfi
                     f"{name} version {number} has {what} {theirs}, and versions of a model must share it: "
                     f"serve {what} {ours} under another name (NAME=, --name)"
                 )
+        if record["serving"].get("encoders_only", False) != serving.encoders_only:
+            models = ("encoders alone", "encoders and what prepares for them")
+            theirs, ours = models if not serving.encoders_only else reversed(models)
+            raise RepositoryError(
+                f"{name} version {number} serves {theirs}, and versions of a model must share it: serve {ours} under "
+                "another name (NAME=, --name)"
+            )
         # An arch of its own is named by a user; older builders wrote no sizes.
         if not arch.computes_as(record.get("model_info", arch.model_info)):
             raise RepositoryError(

@@ -10,13 +10,27 @@ from cnclip_builder.arch import Arch
 from cnclip_builder.plans.record import PlanRecord
 from cnclip_builder.repository.encoder_config import encoder_config
 from cnclip_builder.repository.serving import ServingConfig
+from cnclip_builder.system.atomic import sha256_of_file
 from cnclip_builder.tensors import Tower
 
 KINDS = ("image", "image-preprocess", "image-encoder", "text", "text-tokenize", "text-encoder")
 """The served models of an architecture; each is named after it: "vit-b-16-image-encoder"."""
 
+ENCODERS = ("image-encoder", "text-encoder")
+"""Those of them that there are where clients prepare images and texts."""
+
 TOWER_OF: Mapping[str, Tower] = {kind: "image" if kind.startswith("image") else "text" for kind in KINDS}
 """The encoder that a model is, or serves."""
+
+
+def kinds_of(versions: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which of `KINDS` a name has; all its versions have the same.
+
+    Args:
+        versions: what the manifest holds of it.
+    """
+    alone = any(record.get("serving", {}).get("encoders_only", False) for record in versions.values())
+    return ENCODERS if alone else KINDS
 
 
 def template_values(
@@ -50,18 +64,21 @@ def template_values(
         config = encoder_config(serving, arch, tower, plans, engines)
         # Clients that prepare by themselves ask the encoder. Its older versions share this config: so it says of which
         # version it tells. Triton's backends pass over parameters that are not theirs.
-        told = {**_told(tower, arch, serving, facts), "version": version}
+        told = {**_told(tower, arch, serving, facts), "version": version, **_tensors_on_gpu(serving, tower)}
         return {**common, "encoder": replace(config, parameters={**config.parameters, **told})}
     if kind == "image-preprocess":
         return {
             **common,
             "resolution": arch.resolution,
             "instances": serving.preprocess_processes,
+            "kind": serving.preprocess_kind,
+            "gpus": (serving.gpus or ()) if serving.preprocess == "gpu" else (),
             "max_queue_size": serving.max_queue_size,
             "parameters": {
                 "resolution": arch.resolution,
                 "threads": serving.preprocess_threads,
                 **_preparation(serving),
+                **_tensors_on_gpu(serving, tower),
             },
         }
     if kind == "text-tokenize":
@@ -87,7 +104,18 @@ def template_values(
 def _told(tower: Tower, arch: Arch, serving: ServingConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What clients are told of a tower."""
     told = {**facts, "preferred_batch_size": serving.encoder(tower).preferred_batch_size}
-    return told if tower == "text" else {**told, "resolution": arch.resolution, **_preparation(serving)}
+    if tower == "image":
+        return {**told, "resolution": arch.resolution, **_preparation(serving)}
+    return {
+        **told,
+        "vocabulary_sha256": sha256_of_file(arch.vocabulary_file),
+        "text_lengths": ",".join(map(str, serving.padded_lengths)),
+    }
+
+
+def _tensors_on_gpu(serving: ServingConfig, tower: Tower) -> dict[str, str]:
+    """Has Triton's Python backend leave a GPU's tensors there: for what decodes, and for the stand-in that encodes."""
+    return {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"} if serving.preprocess == "gpu" and tower == "image" else {}
 
 
 def _preparation(serving: ServingConfig) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""From artefacts to a Triton model repository: six models an architecture, all or nothing."""
+"""From artefacts to a Triton model repository: six models an architecture or its two encoders, all or nothing."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import shutil
 import struct
@@ -24,7 +25,7 @@ from cnclip_builder.repository.manifest import MANIFEST_NAME, load_manifest, rea
 from cnclip_builder.repository.render import parse_config, render_config
 from cnclip_builder.repository.sharing import check_one_tensorrt, check_place, check_same_plans
 from cnclip_builder.repository.sums import files_of_folder
-from cnclip_builder.repository.values import KINDS, TOWER_OF, template_values
+from cnclip_builder.repository.values import ENCODERS, KINDS, TOWER_OF, template_values
 from cnclip_builder.repository.wiring import check_wiring
 from cnclip_builder.system.atomic import link_tree, locked, replacing_folder, sha256_of_file
 from cnclip_builder.tensors import TOWERS
@@ -33,11 +34,12 @@ logger = logging.getLogger(__name__)
 
 _ENSEMBLES = ("image", "text")
 
-# Modules that each Python model takes along, and cn_clip's vocabulary for the tokeniser.
+# What each Python model takes along: modules of the templates, and the package with its work, which clients have too.
 _MODULES = {
-    "image-preprocess": ("cnclip_bad_rows.py", "cnclip_refusal_log.py"),
-    "text-tokenize": ("cnclip_bad_rows.py", "cnclip_refusal_log.py", "cnclip_token_ids.py"),
+    "image-preprocess": ("cnclip_bad_rows.py", "cnclip_card_log.py", "cnclip_refusal_log.py"),
+    "text-tokenize": ("cnclip_bad_rows.py", "cnclip_refusal_log.py"),
 }
+_PACKAGES = {"image-preprocess": "cnclip_pixels", "text-tokenize": "cnclip_token_ids"}
 
 _WARMUP_TEXT = "一只游隼停在木桩上，望着远处的草地"
 
@@ -72,7 +74,10 @@ def publish(
         if repository.exists():
             link_tree(repository, new)
         for kind in KINDS:
-            _start_model(new, entry, kind)
+            if kind in _kinds(entry):
+                _start_model(new, entry, kind)
+            else:
+                shutil.rmtree(new / f"{entry.name}-{kind}", ignore_errors=True)
         written = write_encoders(new, entry, repository, before)
         models[entry.name] = {**versions, str(entry.version): _manifest_entry(entry, written.parity)}
         _write_configs(new, entry, sorted(map(int, models[entry.name])))
@@ -82,6 +87,10 @@ def publish(
         # What this build did not write keeps the hash that it was written with: a change since then stays told.
         kept = {path: digest for path, digest in (before.files or {}).items() if not _is_written(path, entry)}
         write_manifest(new, models, files_of_folder(new, {**kept, **written.hashes}))
+
+
+def _kinds(entry: RepositoryEntry) -> tuple[str, ...]:
+    return ENCODERS if entry.serving.encoders_only else KINDS
 
 
 def _is_written(path: str, entry: RepositoryEntry) -> bool:
@@ -132,13 +141,10 @@ def _start_model(repository: Path, entry: RepositoryEntry, kind: str) -> None:
     shutil.rmtree(model if kind in _ENSEMBLES else version, ignore_errors=True)
     version.mkdir(parents=True)
     templates = templates_folder()
-    if kind == "image-preprocess":
-        import cnclip_pixels
-
-        shutil.copyfile(cnclip_pixels.__file__, version / "cnclip_pixels.py")
-    if kind in _MODULES:
+    if package := _PACKAGES.get(kind):
+        shutil.copyfile(str(importlib.import_module(package).__file__), version / f"{package}.py")
         shutil.copyfile(templates / kind / "1" / "model.py", version / "model.py")
-        for module in _MODULES[kind]:
+        for module in _MODULES:
             shutil.copyfile(templates / module, version / module)
     if kind == "text-tokenize":
         shutil.copyfile(entry.arch.vocabulary_file, version / "vocab.txt")
@@ -151,7 +157,7 @@ def _start_model(repository: Path, entry: RepositoryEntry, kind: str) -> None:
 def _write_warmup(folder: Path, entry: RepositoryEntry, kind: str) -> None:
     """Writes the input that Triton sends each new instance of a model before it counts as ready."""
     from cnclip_pixels import decode_pixels
-    from cnclip_templates.cnclip_token_ids import TokenIds
+    from cnclip_token_ids import TokenIds
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -185,7 +191,7 @@ def _write_configs(repository: Path, entry: RepositoryEntry, versions: list[int]
         "embedding_size": entry.arch.embedding_size,
         "context_length": entry.serving.context_length,
     }
-    for kind in KINDS:
+    for kind in _kinds(entry):
         tower, name = TOWER_OF[kind], f"{entry.name}-{kind}"
         plans = [plan.record for plan in entry.plans.get(tower, ())]
         told = {**facts, "precision": entry.precision_of(tower)}
@@ -233,4 +239,5 @@ def _manifest_entry(entry: RepositoryEntry, served_parity: Mapping[str, Any]) ->
         "not_in_int8": dict(entry.artefacts.slower),
         "plans": _plans_record(entry),
         "served_parity": served_parity,
+        **({"card_decoding": dict(entry.card)} if entry.card else {}),
     }

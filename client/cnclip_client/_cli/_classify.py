@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cnclip_client._cli._connection import Server, asks_server_for_files
+from cnclip_client._cli._connection import Server, asks_server_for
 from cnclip_client._cli._progress import progress
 from cnclip_client._cli._shared import SOME_FAILED, Verbose, as_typed, complain, items_given, reporting, usage, writing
 from cnclip_client._float32 import rounded
@@ -22,7 +22,7 @@ from cnclip_client.sources import image_source
 __all__ = ["classify"]
 
 
-@asks_server_for_files
+@asks_server_for("images", "texts", "files")
 def classify(
     server: Server,
     paths: Annotated[

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 from cnclip_console import gives_options
@@ -16,10 +16,10 @@ from cnclip_client._cli._shared import usage
 from cnclip_client._client import Prepare
 from cnclip_client._flow.preparation import PREPARERS_VARIABLE
 
-__all__ = ["Server", "asks_about_server", "asks_server", "asks_server_for_files", "asks_server_for_image_files"]
+__all__ = ["Server", "asks_about_server", "asks_server_for"]
 
-# Groups of options that not every command has.
-_ENCODES, _READS_AHEAD, _PREPARES = "encodes", "reads ahead", "prepares"
+_Group: TypeAlias = Literal["encodes", "images", "texts", "files"]
+"""Groups of options that not every command has."""
 
 
 def _option(
@@ -33,13 +33,13 @@ def _option(
     return typer.Option(*names, envvar=environment, help=help, metavar=metavar, rich_help_panel=panel, min=least)
 
 
-def _only(group: str, default: float) -> Any:
+def _only(group: _Group, default: float) -> Any:
     return field(default=default, metadata={"group": group})
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Server:
-    """The connection options of one command line; `asks_server` gives them to a command."""
+    """The connection options of one command line; `asks_server_for` gives them to a command."""
 
     url: Annotated[
         list[str],
@@ -125,7 +125,7 @@ class Server:
             panel="Limits",
             least=0.001,
         ),
-    ] = _only(_ENCODES, Timeout().request_s)
+    ] = _only("encodes", Timeout().request_s)
     in_flight: Annotated[
         int,
         _option(
@@ -136,7 +136,7 @@ class Server:
             panel="Limits",
             least=1,
         ),
-    ] = _only(_ENCODES, Limits().in_flight)
+    ] = _only("encodes", Limits().in_flight)
     item_bytes: Annotated[
         int,
         _option(
@@ -147,7 +147,7 @@ class Server:
             panel="Limits",
             least=1,
         ),
-    ] = _only(_ENCODES, Limits().item_bytes)
+    ] = _only("encodes", Limits().item_bytes)
     readers: Annotated[
         int,
         _option(
@@ -158,27 +158,38 @@ class Server:
             panel="Limits",
             least=1,
         ),
-    ] = _only(_READS_AHEAD, Limits().readers)
+    ] = _only("files", Limits().readers)
     prepare: Annotated[
         Prepare,
         _option(
             "--prepare",
             environment="CNCLIP_PREPARE",
-            help="Who decodes and resizes images: the server, this machine, or whoever is faster with the first ones.",
+            help="Who decodes and resizes images, and makes token ids of texts: the server, this machine, or whoever "
+            "is faster with the first images.",
             panel="Limits",
         ),
-    ] = field(default="server", metadata={"group": _PREPARES})
+    ] = field(default="server", metadata={"group": "encodes"})
     preparers: Annotated[
         int | None,
         _option(
             "--preparers",
             environment=PREPARERS_VARIABLE,
-            help="Processes that do so here; one a core unless told.",
+            help="Processes that prepare images here; one a core unless told.",
             metavar="N",
             panel="Limits",
             least=1,
         ),
-    ] = field(default=None, metadata={"group": _PREPARES})
+    ] = field(default=None, metadata={"group": "images"})
+    vocabulary: Annotated[
+        Path | None,
+        _option(
+            "--vocabulary",
+            environment="CNCLIP_VOCABULARY",
+            help="The vocab.txt for token ids that are made here, where the model was not built with cn_clip's.",
+            metavar="FILE",
+            panel="Limits",
+        ),
+    ] = field(default=None, metadata={"group": "texts"})
 
     def credentials(self) -> Credentials:
         """Returns what the options and the environment say.
@@ -206,11 +217,12 @@ class Server:
             allow_plaintext=self.allow_plaintext,
         )
 
-    def connect(self, *, retry: Retry | None = None) -> Client:
+    def connect(self, *, retry: Retry | None = None, prepare: Prepare | None = None) -> Client:
         """Returns a client of the model that was asked for, or of the only one that there is.
 
         Args:
             retry: When to try again; the defaults are those of `Retry`.
+            prepare: Who prepares, where the command has no option for it.
 
         Raises:
             typer.BadParameter: An option is wrong, or it takes one to choose a model.
@@ -238,36 +250,28 @@ class Server:
                     preparers=self.preparers,
                 ),
                 credentials=credentials,
-                prepare=self.prepare,
+                prepare=prepare or self.prepare,
+                vocabulary=self.vocabulary,
             )
 
 
-def asks_server(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command that encodes the options of `Server`, and hands them over as its parameter `server`."""
-    return _with_options(command, {_ENCODES})
+def asks_server_for(*what: Literal["images", "texts", "files"]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command that encodes the options of `Server`, and hands them over as its parameter `server`.
 
-
-def asks_server_for_files(command: Callable[..., None]) -> Callable[..., None]:
-    """Does so for a command that reads files ahead."""
-    return _with_options(command, {_ENCODES, _READS_AHEAD})
-
-
-def asks_server_for_image_files(command: Callable[..., None]) -> Callable[..., None]:
-    """Does so for a command that reads files of images ahead, and may prepare them."""
-    return _with_options(command, {_ENCODES, _READS_AHEAD, _PREPARES})
+    Args:
+        what: What it encodes, and whether that is read from files.
+    """
+    return _with_options({"", "encodes", *what})
 
 
 def asks_about_server(command: Callable[..., None]) -> Callable[..., None]:
     """Does so for a command that encodes nothing."""
-    return _with_options(command, set())
+    return _with_options({""})(command)
 
 
-def _with_options(command: Callable[..., None], groups: set[str]) -> Callable[..., None]:
-    """Gives a command the options of `Server` that all have, and those of some groups."""
-    decorate = gives_options(
-        Server, "server", last=True, wanted=lambda option: option.metadata.get("group", "") in {"", *groups}
-    )
-    return decorate(command)
+def _with_options(groups: set[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command those options of `Server` that are of some groups; those that all have are of none, ""."""
+    return gives_options(Server, "server", last=True, wanted=lambda option: option.metadata.get("group", "") in groups)
 
 
 def _header(line: str) -> tuple[str, str]:

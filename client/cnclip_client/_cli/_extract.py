@@ -23,7 +23,7 @@ from cnclip_client import (
     StoreError,
     TransportError,
 )
-from cnclip_client._cli._connection import Server, asks_server_for_files, asks_server_for_image_files
+from cnclip_client._cli._connection import Server, asks_server_for
 from cnclip_client._cli._place import Output, OutputFormat, Place, Shard, ShardItems, Work, place_of
 from cnclip_client._cli._progress import ProgressEvery, ProgressOption, job_progress
 from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, reporting, usage
@@ -122,7 +122,7 @@ class _Job:
 
 
 @extract.command("images")
-@asks_server_for_image_files
+@asks_server_for("images", "files")
 @gives_options(_Job, "job")
 def _extract_images(
     *,
@@ -161,7 +161,7 @@ def _extract_images(
 
 
 @extract.command("texts")
-@asks_server_for_files
+@asks_server_for("texts", "files")
 @gives_options(_Job, "job")
 def _extract_texts(
     *,
@@ -229,7 +229,7 @@ def _extract(server: Server, source: Source, place: Place, job: _Job, options: E
     else:
         complain(_words(summary))
     if client.prepares_itself is not None:
-        complain(f"images were prepared {'here' if client.prepares_itself else 'by the server'}, which was faster")
+        complain(f"--prepare auto had images prepared {'here' if client.prepares_itself else 'by the server'}")
     if summary.repeated:
         became = (
             "each one's first feature was kept"

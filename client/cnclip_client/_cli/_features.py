@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cnclip_client import Block
 from cnclip_client._cli import _render as render
-from cnclip_client._cli._connection import Server, asks_server, asks_server_for_files
+from cnclip_client._cli._connection import Server, asks_server_for
 from cnclip_client._cli._progress import progress
 from cnclip_client._cli._shared import (
     SOME_FAILED,
@@ -53,7 +53,7 @@ Listing = Annotated[str | None, typer.Option("--file", "-f", help="A file with o
 
 
 @features.command("images")
-@asks_server_for_files
+@asks_server_for("images", "files")
 def _features_images(
     server: Server,
     paths: Annotated[list[str] | None, typer.Argument(metavar="PATH", help="Image files.", show_default=False)] = None,
@@ -74,7 +74,7 @@ def _features_images(
 
 
 @features.command("texts")
-@asks_server
+@asks_server_for("texts")
 def _features_texts(
     server: Server,
     texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts.", show_default=False)] = None,

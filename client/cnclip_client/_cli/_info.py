@@ -19,7 +19,7 @@ def info(server: Server, as_json: AsJson = False, verbose: Verbose = False) -> N
     Example:
       cnclip info --url localhost:8001
     """
-    with reporting(verbose), server.connect() as client:
+    with reporting(verbose), server.connect(prepare="auto") as client:
         found = dataclasses.asdict(client.info)
         if as_json:
             write((json.dumps(found) + "\n").encode())

@@ -71,4 +71,5 @@ def _visible(name: str) -> str:
 
 def info_table(fields: Iterable[tuple[str, Any]]) -> None:
     """Prints names and values in two columns, without those that are empty."""
-    print_table(("", ""), [(name, str(value)) for name, value in fields if value != ""])
+    shown = [(name, ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)) for name, value in fields]
+    print_table(("", ""), [row for row in shown if row[1]])

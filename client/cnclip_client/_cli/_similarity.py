@@ -9,14 +9,14 @@ import typer
 
 from cnclip_client import BadInput
 from cnclip_client._cli import _render as render
-from cnclip_client._cli._connection import Server, asks_server
+from cnclip_client._cli._connection import Server, asks_server_for
 from cnclip_client._cli._shared import SOME_FAILED, AsJson, Verbose, as_typed, complain, reporting, write
 from cnclip_client._similarity import logits_per_image, softmax
 
 __all__ = ["similarity"]
 
 
-@asks_server
+@asks_server_for("images", "texts")
 def similarity(
     server: Server,
     image: Annotated[list[str], typer.Option(help="An image file; may be given many times.")],

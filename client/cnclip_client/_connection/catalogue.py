@@ -13,7 +13,7 @@ from cnclip_client._settings import Retry, Timeout
 
 __all__ = ["explain_not_found", "served_models", "slugs"]
 
-_SUFFIXES = ("-image", "-text")
+_SUFFIXES = ("-image", "-text", "-image-encoder", "-text-encoder")
 
 
 def served_models(
@@ -23,7 +23,7 @@ def served_models(
     retry: Retry | None = None,
     credentials: Credentials | None = None,
 ) -> tuple[str, ...]:
-    """Returns the slugs that a server serves at present, sorted: an image or a text model is enough.
+    """Returns the slugs that a server serves at present, sorted: an image or a text model is enough, or its encoder.
 
     With `Retry.start_s`, as of `Retry.patient`, one that loads yet is waited for.
 
@@ -55,7 +55,7 @@ def served_models(
 
 
 def slugs(listed: Iterable[Listed]) -> tuple[str, ...]:
-    """Returns the slugs with an ensemble that is ready, sorted."""
+    """Returns the slugs with an ensemble or an encoder that is ready, sorted."""
     ready = (entry.name for entry in listed if entry.state == "READY")
     return tuple(sorted({name.removesuffix(end) for name in ready for end in _SUFFIXES if name.endswith(end)}))
 
@@ -113,11 +113,9 @@ def explain_not_found(transport: Transport, slug: str, error: ModelNotFound | Mo
         versions = ", ".join(sorted(entry.version for entry in entries if entry.state == "READY"))
         fix = f"of it the server has version {versions}"
     elif any(entry.name == f"{error.model}-encoder" and entry.state == "READY" for entry in listed):
-        fix = "it has its encoder alone, " + (
-            'which takes pixels: have this machine prepare them (prepare="client", --prepare client)'
-            if error.model.endswith("-image")
-            else "which takes token ids: serve what tokenises beside it"
-        )
+        what = "pixels" if error.model.endswith("-image") else "token ids"
+        fix = f'it has its encoder alone, which takes {what}: have this machine prepare them (prepare="client", '
+        fix += "--prepare client)"
     elif slug in available:
         fix = f"of {slug} the server has the other tower only"
     elif available:

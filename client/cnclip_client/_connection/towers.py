@@ -1,12 +1,15 @@
-"""The two ensembles of a slug: asked of once, and held to what they were then."""
+"""The two towers of a slug, ensembles or encoders alone: asked of once, and held to what they were then."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import math
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
 
 from cnclip_client._connection.catalogue import explain_not_found
 from cnclip_client._connection.endpoints import Endpoints
@@ -22,10 +25,17 @@ from cnclip_client._exceptions import (
 from cnclip_client._info import ModelInfo
 from cnclip_client._vocabulary import Kind
 
-__all__ = ["Towers", "combine", "parse_info"]
+__all__ = ["Part", "Towers", "combine", "parse_info"]
+
+Part: TypeAlias = Literal["ensemble", "encoder"]
+"""What is asked of a tower: the ensemble, which prepares items, or the encoder, for which they are prepared here."""
+
+_ENSEMBLES: dict[Kind, tuple[Part, ...]] = {"image": ("ensemble",), "text": ("ensemble",)}
+
+_log = logging.getLogger(__name__)
 
 # What two servers of the same model may say differently: none of it is seen in a feature.
-_MAY_DIFFER = ("max_batch_size", "preferred_batch_size", "max_image_pixels", "image_formats")
+_MAY_DIFFER = ("max_batch_size", "preferred_batch_size", "max_image_pixels", "image_formats", "text_lengths")
 
 
 class Towers:
@@ -36,31 +46,42 @@ class Towers:
     """
 
     def __init__(
-        self, endpoints: Endpoints, slug: str, version: int | None, encoders: Collection[Kind] = frozenset()
+        self,
+        endpoints: Endpoints,
+        slug: str,
+        version: int | None,
+        wanted: Mapping[Kind, Sequence[Part]] = _ENSEMBLES,
     ) -> None:
         """Asks nothing yet.
 
         Args:
             endpoints: The servers.
             slug: The slug.
-            version: The version to use; None for the highest.
-            encoders: The towers of which not the ensemble is meant, but the encoder alone.
+            version: The version to use; None for the highest, or that of which an encoder's config tells.
+            wanted: What is asked of each tower: the first of these that a server has.
         """
         self.slug = slug
-        self._encoders = encoders
+        self._wanted = wanted
+        self._parts: dict[Kind, Part] = {kind: parts[0] for kind, parts in wanted.items()}
         self._endpoints = endpoints
         self._version = version
         self._infos: dict[Kind, ModelInfo] = {}
         self._asked_at: dict[tuple[Kind, Transport], float] = {}
+        self._told_of_gpu = False
         self._lock = threading.Lock()
         endpoints.check = self._check_known
 
     def name(self, kind: Kind) -> str:
         """Returns a tower's full name: its ensemble's, or its encoder's."""
-        return f"{self.slug}-{kind}-encoder" if kind in self._encoders else f"{self.slug}-{kind}"
+        return f"{self.slug}-{kind}-encoder" if self._parts[kind] == "encoder" else f"{self.slug}-{kind}"
+
+    def is_encoder(self, kind: Kind) -> bool:
+        """Tells whether it is the encoder alone that is asked of a tower. Raises as `one` does."""
+        self.one(kind)
+        return self._parts[kind] == "encoder"
 
     def one(self, kind: Kind) -> ModelInfo:
-        """Returns what the servers say of one ensemble: the first that answers, and the others are held to it.
+        """Returns what the servers say of one tower: the first that answers, and the others are held to it.
 
         Raises:
             ModelChanged: Another one serves another model.
@@ -142,6 +163,17 @@ class Towers:
         self._asked_at[kind, transport] = asked_at
 
     def _ask(self, transport: Transport, kind: Kind) -> ModelInfo:
+        problem: ModelNotFound | None = None
+        for part in self._wanted[kind]:
+            self._parts[kind] = part
+            try:
+                return self._ask_part(transport, kind)
+            except ModelNotFound as error:
+                problem = problem or error
+        self._parts[kind] = self._wanted[kind][0]
+        raise problem or AssertionError("a tower of which nothing is wanted")
+
+    def _ask_part(self, transport: Transport, kind: Kind) -> ModelInfo:
         name, asked_at = self.name(kind), time.monotonic()
         try:
             # Pinned: a version that comes up later must not mix its features into this client's.
@@ -155,7 +187,27 @@ class Towers:
     def _parse(self, transport: Transport, kind: Kind, version: str) -> ModelInfo:
         name = self.name(kind)
         parameters, max_batch_size = transport.config(name, version)
-        return parse_info(self.slug, name, version, parameters, max_batch_size)
+        told = parameters.get("version", version)
+        if told != version and self._version is None:
+            # All versions of an encoder share a config, which tells of the one that was published last.
+            with contextlib.suppress(ModelNotFound):
+                parameters, max_batch_size = transport.config(name, told)
+                version = told
+        info = parse_info(self.slug, name, version, parameters, max_batch_size)
+        if self._parts[kind] != "encoder" or info.decoding != "gpu":
+            return info
+        if not self._told_of_gpu:
+            self._told_of_gpu = True
+            _log.warning(
+                "%s-%s at %s decodes JPEGs on its GPU, this client decodes exactly: features of images that it "
+                "prepares are near to those of images that are sent as they are, not equal; prepare all images that "
+                "are compared in one way",
+                self.slug,
+                kind,
+                transport.url,
+            )
+        # Whoever asks an encoder alone has prepared pixels without its server.
+        return dataclasses.replace(info, decoding="exact")
 
 
 def parse_info(slug: str, name: str, version: str, parameters: Mapping[str, str], max_batch_size: int) -> ModelInfo:
@@ -180,8 +232,15 @@ def parse_info(slug: str, name: str, version: str, parameters: Mapping[str, str]
             detail=str(dict(parameters)),
         )
 
-    if parameters.get("version", version) != version:  # an encoder's older versions share its config
-        raise refuse(f"its config tells of version {parameters['version']}, not of {version}")
+    told = parameters.get("version", version)
+    if told != version:  # an encoder's older versions share its config
+        raise ServerError(
+            f"{name} is served, but its config tells of version {told}, not of {version}: ask for version {told}, or "
+            f"build version {version} again",
+            model=name,
+            status="OK",
+            detail=str(dict(parameters)),
+        )
     try:
         info = ModelInfo(
             model=slug,
@@ -198,6 +257,8 @@ def parse_info(slug: str, name: str, version: str, parameters: Mapping[str, str]
             resolution=_number(parameters, "resolution"),
             max_image_pixels=_number(parameters, "max_image_pixels"),
             image_formats=parameters.get("image_formats", ""),
+            vocabulary_sha256=parameters.get("vocabulary_sha256", ""),
+            text_lengths=tuple(int(length) for length in parameters.get("text_lengths", "").split(",") if length),
         )
     except KeyError as error:
         raise refuse(f"its config has no parameter {error.args[0]}") from error
@@ -250,4 +311,6 @@ def combine(image: ModelInfo, text: ModelInfo) -> ModelInfo:
         resolution=image.resolution,
         max_image_pixels=image.max_image_pixels,
         image_formats=image.image_formats,
+        vocabulary_sha256=text.vocabulary_sha256,
+        text_lengths=text.text_lengths,
     )

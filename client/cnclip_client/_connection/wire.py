@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import InferInput
+from tritonclient.utils import np_to_triton_dtype
 
-__all__ = ["Tensors", "bad_rows", "features_output", "rows_input"]
+__all__ = ["Tensors", "bad_rows", "features_output", "pixels_of", "rows_input", "strings"]
 
 _BAD_ROWS = "bad rows: "
 _NO_REASON = "the server refused it without a reason"
+
+
+def strings(payloads: Sequence[bytes]) -> NDArray[Any]:
+    """Returns payloads as strings, [N, 1]."""
+    column = np.empty((len(payloads), 1), dtype=np.object_)
+    column[:, 0] = payloads
+    return column
+
+
+def pixels_of(side: int) -> Callable[[Sequence[bytes]], NDArray[Any]]:
+    """Returns what makes payloads the pixels of squares: uint8 [N, side, side, 3]."""
+
+    def pixels(payloads: Sequence[bytes]) -> NDArray[Any]:
+        return np.frombuffer(b"".join(payloads), np.uint8).reshape(len(payloads), side, side, 3)
+
+    return pixels
 
 
 class Tensors(NamedTuple):
@@ -22,27 +39,21 @@ class Tensors(NamedTuple):
     Attributes:
         input: The input's name.
         output: The output's name.
-        dims: Of a row of uint8; none where a row is a string.
+        rows: Makes the input of a request's payloads.
     """
 
     input: str
     output: str
-    dims: tuple[int, ...] = ()
+    rows: Callable[[Sequence[bytes]], NDArray[Any]] = strings
 
 
 def rows_input(tensors: Tensors, payloads: Sequence[bytes]) -> Any:
-    """Returns the input tensor of N payloads: BYTES [N, 1], or UINT8 [N, *dims]."""
-    if tensors.dims:
-        rows = np.frombuffer(b"".join(payloads), np.uint8).reshape(len(payloads), *tensors.dims)
-        tensor = InferInput(tensors.input, list(rows.shape), "UINT8")
-        tensor.set_data_from_numpy(rows)
-        return tensor
-    column = np.empty((len(payloads), 1), dtype=np.object_)
-    column[:, 0] = payloads
-    tensor = InferInput(tensors.input, [len(payloads), 1], "BYTES")
-    # tritonclient takes 0.4 microseconds a row here, some 3 % of a text's way through this client: no reason
+    """Returns the input tensor of N payloads."""
+    rows = tensors.rows(payloads)
+    tensor = InferInput(tensors.input, list(rows.shape), np_to_triton_dtype(rows.dtype))
+    # Of strings tritonclient takes 0.4 microseconds a row here, some 3 % of a text's way through this client: no reason
     # to go round its public interface.
-    tensor.set_data_from_numpy(column)
+    tensor.set_data_from_numpy(rows)
     return tensor
 
 

@@ -16,7 +16,7 @@ from cnclip_builder.repository.publishing import SUMS_NAME
 from cnclip_builder.repository.render import render_config
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.store import RepositoryStore
-from cnclip_builder.repository.values import KINDS, template_values
+from cnclip_builder.repository.values import ENCODERS, KINDS, template_values
 
 SERVING = ServingConfig(target="cpu", precision="fp32", context_length=40, max_batch_size=8)
 
@@ -37,6 +37,8 @@ def write_repository(
         model = folder / f"{name}-{kind}"
         shutil.rmtree(model, ignore_errors=True)
         newest = max(contents)
+        if serving.encoders_only and kind not in ENCODERS:
+            continue
         for version, seed in contents.items():
             if kind in ("image", "text"):
                 if version == newest:
@@ -52,7 +54,8 @@ def write_repository(
         facts = {"arch": arch.name, "checkpoint_sha256": str(contents[newest]), "context_length": 40}
         values = template_values(kind, f"{name}-{kind}", arch, serving, sorted(contents), newest, facts)
         (model / "config.pbtxt").write_text(render_config(kind, values)[0], encoding="utf-8")
-    write_manifest(folder, _manifest(folder) | {name: {str(number): {"built": "x"} for number in contents}})
+    record = {"built": "x"} | ({"serving": {"encoders_only": True}} if serving.encoders_only else {})
+    write_manifest(folder, _manifest(folder) | {name: dict.fromkeys(map(str, contents), record)})
     return folder
 
 

@@ -98,6 +98,28 @@ def test_reduced_decoding(tiny_vit: Arch) -> None:
     assert render("image-preprocess", tiny_vit, reduced_decoding=True) == expected
 
 
+def test_images_decoded_on_gpus(tiny_vit: Arch) -> None:
+    """Two processes of each GPU, those that encode alone; and Triton leaves tensors where they are."""
+    expected = render("image-preprocess", tiny_vit)
+    expected.instance_group[0].count, expected.instance_group[0].kind = 2, pb.ModelInstanceGroup.KIND_GPU
+    expected.parameters["decoding"].string_value = "gpu"
+    expected.parameters["FORCE_CPU_ONLY_INPUT_TENSORS"].string_value = "no"
+    assert render("image-preprocess", tiny_vit, target="gpu", preprocess="gpu") == expected
+    expected.instance_group[0].gpus[:] = [0, 2]
+    expected.instance_group[0].count = 3
+    of_two = {"gpus": (0, 2), "preprocess_instances": 3}
+    assert render("image-preprocess", tiny_vit, target="gpu", preprocess="gpu", **of_two) == expected
+    for kind in ("image", "image-encoder", "text", "text-tokenize", "text-encoder"):
+        expected = render(kind, tiny_vit, target="gpu")
+        if kind.startswith("image"):
+            expected.parameters["decoding"].string_value = "gpu"
+        if kind == "image-encoder":
+            expected.parameters["FORCE_CPU_ONLY_INPUT_TENSORS"].string_value = "no"
+        assert render(kind, tiny_vit, target="gpu", preprocess="gpu") == expected
+    exact = render("image-preprocess", tiny_vit, target="gpu", gpus=(1,))
+    assert (exact.instance_group[0].kind, list(exact.instance_group[0].gpus)) == (pb.ModelInstanceGroup.KIND_CPU, [])
+
+
 @pytest.mark.parametrize(
     ("changes", "lengths"),
     [

@@ -129,6 +129,16 @@ def test_per_tower_numbers() -> None:
         ({"image_formats": "MPEG;rm"}, "image_formats is 'MPEG;rm': write Pillow's names of formats"),
         ({"image_formats": None}, "image_formats is None: write Pillow's names of formats"),
         ({"target": "tpu"}, "target is 'tpu': choose one of cpu, gpu"),
+        ({"preprocess": "card"}, "preprocess is 'card': choose one of exact, gpu"),
+        ({"target": "cpu", "preprocess": "gpu"}, "only GPUs that serve encoders decode images: choose TARGET=gpu"),
+        (
+            {"target": "gpu", "preprocess": "gpu", "reduced_decoding": True},
+            "a GPU decodes JPEGs at their full size: leave --reduced-decoding out",
+        ),
+        (
+            {"target": "gpu", "preprocess": "gpu", "encoders_only": True},
+            "encoders alone decode nothing, their clients do: leave PREPROCESS=gpu out",
+        ),
     ],
 )
 def test_settings_that_are_none(settings: dict[str, Any], complaint: str) -> None:
@@ -183,8 +193,8 @@ def built_with(monkeypatch: pytest.MonkeyPatch, repository: Path, *options: str)
 def test_every_setting_has_an_option(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
     options = {name: f"--{name.replace('_', '-').removesuffix('-microseconds')}" for name in SETTINGS}
     values = {"target": "gpu", "precision": "fp16", "platform": "tensorrt", "accelerator": "none"}
-    values["image_formats"] = "MPEG"
-    flags = {"cuda_graphs", "pinned_memory", "tf32", "reduced_decoding"}
+    values |= {"image_formats": "MPEG", "preprocess": "gpu"}
+    flags = {"cuda_graphs", "pinned_memory", "tf32", "reduced_decoding", "encoders_only"}
     given = [
         word
         for name, option in options.items()

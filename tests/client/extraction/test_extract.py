@@ -206,17 +206,18 @@ def test_unnormalised_and_half_precision_features(tmp_path: Path, client: Client
     np.testing.assert_array_equal(found[0], fake.features_of("猫".encode()).astype(np.float16))
 
 
-def test_features_of_exact_and_reduced_decoding_do_not_mix(tmp_path: Path, serve: Any, fake: Any) -> None:
+@pytest.mark.parametrize("other", ["reduced", "gpu"])
+def test_features_of_exact_and_other_decoding_do_not_mix(tmp_path: Path, serve: Any, fake: Any, other: str) -> None:
     (tmp_path / "a.jpg").write_bytes(b"a")
     (tmp_path / "list.txt").write_text(f"{tmp_path}/a.jpg\n")
     source = image_source(tmp_path / "list.txt")
-    for decoding in ("exact", "reduced"):
+    for decoding in ("exact", other):
         server = serve(fake.tower("vit-b-16", "image", parameters={"decoding": decoding}))
         with Client(server.url, model="vit-b-16") as client:
             if decoding == "exact":
                 extract(client, source, tmp_path / "out.npy")
             else:
-                with pytest.raises(JobRefused, match=r"decoding None, now 'reduced'"):
+                with pytest.raises(JobRefused, match=rf"decoding None, now '{other}'"):
                     extract(client, source, tmp_path / "out.npy")
 
 

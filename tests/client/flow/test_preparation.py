@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import PIL
 import pytest
-from cnclip_client import Client, CnclipError, Limits, MissingExtra, ModelInfo, ModelNotFound, ServerError
+from cnclip_client import Client, CnclipError, Limits, MissingExtra, ModelChanged, ModelInfo, ServerError
 from cnclip_client._flow import preparation as module
 from cnclip_client._flow.items import Unsendable
 from cnclip_client._flow.preparation import Preparation
@@ -192,17 +192,6 @@ def test_texts_go_to_the_ensemble_as_ever(serve: Callable[..., Any], fake: Any) 
     np.testing.assert_array_equal(features, [fake.features_of(b"a")])
 
 
-@pytest.mark.parametrize("prepare", ["server", "auto"])
-def test_encoders_alone_are_told_of_with_what_to_do(serve: Callable[..., Any], fake: Any, prepare: str) -> None:
-    text = fake.tower("vit-b-16", "text-encoder")
-    triton = serve(fake.image_encoder("vit-b-16", SIDE), text)
-    with connect(triton, prepare=prepare) as client:
-        with pytest.raises(ModelNotFound, match="has its encoder alone, which takes pixels: .*--prepare client"):
-            client.encode_images([picture(1)])
-        with pytest.raises(ModelNotFound, match="has its encoder alone, which takes token ids: serve what tokenises"):
-            client.encode_texts(["a"])
-
-
 def test_an_encoders_config_tells_of_one_version_alone(serve: Callable[..., Any], fake: Any) -> None:
     triton = serve(fake.image_encoder("vit-b-16", SIDE, parameters={"version": "2"}))
     with connect(triton, prepare="client") as client, pytest.raises(ServerError, match="tells of version 2, not of 1"):
@@ -248,7 +237,7 @@ def test_a_server_with_another_pillow_is_warned_of_once(
 def test_auto_measures_and_keeps_to_who_is_faster(
     serve: Callable[..., Any], fake: Any, monkeypatch: pytest.MonkeyPatch, slower: str
 ) -> None:
-    monkeypatch.setattr("cnclip_client._ways._TRIAL_ITEMS", 8)
+    monkeypatch.setattr("cnclip_client._ways.faster._TRIAL_ITEMS", 8)
     triton = serve(*fake.both("vit-b-16"), fake.image_encoder("vit-b-16", SIDE))
     pixels = SIDE * SIDE * 3
 
@@ -268,6 +257,48 @@ def test_auto_measures_and_keeps_to_who_is_faster(
     chosen = here if slower == "server" else by_server
     np.testing.assert_array_equal(found, np.concatenate([by_server[:8], here[8:16], chosen[16:]]))
     np.testing.assert_array_equal(again, chosen[:4])
+
+
+def test_a_server_that_decodes_on_its_gpu_is_told_of_once(
+    serve: Callable[..., Any], fake: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pixels are prepared exactly, and so says the client of its features; it may be one of a fleet that is exact."""
+    on_gpu = {"decoding": "gpu"}
+    servers = [serve(fake.image_encoder("vit-b-16", SIDE, parameters=told)) for told in (on_gpu, {}, on_gpu)]
+    urls = [server.url for server in servers]
+    with Client(urls, model="vit-b-16", limits=Limits(preparers=1), prepare="client") as client:
+        for _ in range(2):
+            found = client.encode_images([picture(1)], normalize=False)
+        assert client.info_of("image").decoding == "exact"
+    np.testing.assert_array_equal(found, [fake.features_of(decode_pixels(picture(1), SIDE).tobytes())])
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == 1
+    assert re.search("vit-b-16-image at .* decodes JPEGs on its GPU, this client decodes exactly", warned[0])
+
+
+def test_a_server_that_decodes_on_its_gpu_and_one_that_is_exact_are_no_fleet(
+    serve: Callable[..., Any], fake: Any
+) -> None:
+    servers = [serve(fake.tower("vit-b-16", "image", parameters={"decoding": one})) for one in ("exact", "gpu")]
+    with Client([server.url for server in servers], model="vit-b-16") as client:
+        with pytest.raises(ModelChanged, match="decoding"):
+            client.encode_images([picture(1)])
+
+
+def test_auto_leaves_to_the_server_what_its_gpu_decodes(
+    serve: Callable[..., Any], fake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of both ways must not be in one answer."""
+    monkeypatch.setattr("cnclip_client._ways._TRIAL_ITEMS", 2)
+    on_gpu = {"decoding": "gpu"}
+    encoder = fake.image_encoder("vit-b-16", SIDE, parameters=on_gpu)
+    triton = serve(*fake.both("vit-b-16", parameters=on_gpu), encoder)
+    images = [picture(number) for number in range(8)]
+    with connect(triton, prepare="auto") as client:
+        found = client.encode_images(images, normalize=False)
+        assert client.prepares_itself is False
+        assert client.info_of("image").decoding == "gpu"
+    np.testing.assert_array_equal(found, [fake.features_of(image) for image in images])
 
 
 def test_auto_leaves_to_the_server_what_cannot_be_prepared_here(triton: Any, fake: Any) -> None:

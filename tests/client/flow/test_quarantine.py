@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 from cnclip_client import BadInput, Client, Limits, Retry, ServerError, ServerUnreachable
+from cnclip_token_ids import VOCABULARY, TokenIds
 
 PATIENT = Retry(attempts=1_000_000, first_delay_s=0.05, max_delay_s=0.1, deadline_s=20)
 ITEMS = [f"text {number}" for number in range(200)]
@@ -94,8 +95,8 @@ class Mortal:
 def mortals(serve: Callable[..., Any], fake: Any) -> Iterator[Callable[..., Mortal]]:
     started: list[Mortal] = []
 
-    def start(away_s: float | None = 0.3) -> Mortal:
-        started.append(Mortal(serve(*fake.both("vit-b-16")), fake.Fault, away_s))
+    def start(away_s: float | None = 0.3, *models: Any) -> Mortal:
+        started.append(Mortal(serve(*(models or fake.both("vit-b-16"))), fake.Fault, away_s))
         return started[-1]
 
     yield start
@@ -319,3 +320,17 @@ def test_a_run_that_is_left_keeps_no_server(mortals: Callable[..., Mortal], fake
         found = client.encode_texts(["a"], normalize=False, errors="collect")
         assert time.monotonic() - started < 5
     require_right(found, fake, ["a"], blamed=[])
+
+
+def test_ids_that_kill_an_encoder_are_found_and_nothing_else_is_lost(mortals: Callable[..., Mortal], fake: Any) -> None:
+    """What is harmless is made of ids, too: the encoder takes no texts."""
+    server = mortals(0.1, fake.text_encoder("vit-b-16"))
+    token_ids = TokenIds(VOCABULARY, 52, (40, 52))
+    deadly = np.array(token_ids.encode(POISON), np.int32).tobytes()
+    server.fatal = lambda item: item.startswith(deadly)
+    with connect(server, prepare="client") as client:
+        block = client.encode_texts([*ITEMS[:20], POISON, *ITEMS[20:40]], normalize=False, errors="collect")
+    assert list(block.failures) == [20]
+    assert "kills the server" in block.failures[20]
+    expected = [fake.features_of(token_ids.pad([token_ids.encode(text)]).tobytes()) for text in ITEMS[:40]]
+    np.testing.assert_array_equal(block.features, expected)

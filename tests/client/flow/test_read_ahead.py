@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cnclip_client._ways
+import cnclip_client._ways.sending
 import pytest
 from cnclip_client import Client, Limits
 from cnclip_client._flow.items import Unsendable
@@ -154,7 +154,7 @@ def test_the_client_reads_a_lists_files_at_once(tmp_path: Path, triton: Any, mon
         gate(item)
         return Path(str(item)).read_bytes()
 
-    monkeypatch.setitem(cnclip_client._ways._BYTES, "image", slow)
+    monkeypatch.setitem(cnclip_client._ways.sending._BYTES, "image", slow)
     with Client(triton.url, model="vit-b-16", limits=Limits(readers=8)) as client:
         features = client.encode_images(paths, normalize=False)
     assert features.tolist() == [features_of(b"picture %d" % row).tolist() for row in range(24)]

@@ -22,10 +22,12 @@ import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
     from cnclip_server.backends.onnxruntime import cnclip_ort_checks as checks
+    from cnclip_server.backends.onnxruntime import cnclip_ort_device as devices
     from cnclip_server.backends.onnxruntime import cnclip_ort_session as sessions
 else:
     # Triton puts this folder on the stub's sys.path; cnclip_server itself may not be importable there.
     import cnclip_ort_checks as checks
+    import cnclip_ort_device as devices
     import cnclip_ort_session as sessions
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -37,13 +39,13 @@ class _Item:
 
     Attributes:
         index: The request's place in the batch.
-        inputs: Its inputs by name, as the model takes them.
+        inputs: Its inputs by name, as the model takes them; those that lie on a GPU stay there.
         rows: The length of its batch axis; 1 where the model does not batch.
         outputs: The names of the outputs that it asks for.
     """
 
     index: int
-    inputs: Arrays
+    inputs: dict[str, devices.Input]
     rows: int
     outputs: frozenset[str]
 
@@ -126,10 +128,15 @@ class TritonPythonModel:
         Raises:
             ValueError: A string input is not UTF-8.
         """
-        inputs: Arrays = {}
+        inputs: dict[str, devices.Input] = {}
         rows = 1
         for tensor in request.inputs():
-            name, array = tensor.name(), tensor.as_numpy()
+            name = tensor.name()
+            if not tensor.is_cpu():
+                inputs[name] = devices.DeviceArray.of(tensor.to_dlpack(), tensor)
+                rows = inputs[name].shape[0] if self._batches else 1
+                continue
+            array = tensor.as_numpy()
             if self._batches:
                 rows = array.shape[0]
             if array.dtype == np.object_:
@@ -138,10 +145,12 @@ class TritonPythonModel:
         return _Item(index, inputs, rows, frozenset(request.requested_output_names()))
 
     def _group_of(self, item: _Item) -> object:
-        """A key that items which can share a run have in common: their shapes behind the batch axis."""
+        """A key that items which can share a run have in common: shapes behind the batch axis, and where they lie."""
         if not self._batches:
             return item.index
-        return frozenset((name, array.shape[1:]) for name, array in item.inputs.items())
+        return frozenset(
+            (name, array.shape[1:], isinstance(array, devices.DeviceArray)) for name, array in item.inputs.items()
+        )
 
     def _answer(self, group: Sequence[_Item]) -> list[Any]:
         """Runs the model once on a group and deals the rows of its outputs back out.
@@ -149,12 +158,14 @@ class TritonPythonModel:
         Raises:
             Exception: Whatever ONNX Runtime raises, or ValueError for an output without the batch's rows.
         """
-        inputs = group[0].inputs
-        if len(group) > 1:
-            inputs = {name: np.concatenate([item.inputs[name] for item in group]) for name in inputs}
+        inputs = {name: _joined([item.inputs[name] for item in group]) for name in group[0].inputs}
         wanted = frozenset().union(*(item.outputs for item in group))
         names = [name for name in self._outputs if name in wanted]
-        arrays = dict(zip(names, self._session.run(names, inputs, self._run_options), strict=True))
+        if any(isinstance(array, devices.DeviceArray) for array in inputs.values()):
+            outputs = devices.run(self._session, names, inputs, self._run_options)
+        else:
+            outputs = self._session.run(names, inputs, self._run_options)
+        arrays = dict(zip(names, outputs, strict=True))
         total = sum(item.rows for item in group)
         for name, array in arrays.items():
             if array.ndim == 0:
@@ -174,6 +185,14 @@ class TritonPythonModel:
             answers.append(pb_utils.InferenceResponse(tensors))
             start = stop
         return answers
+
+
+def _joined(arrays: Sequence[Any]) -> devices.Input:
+    """The rows of several requests as one input; a single one's as they are."""
+    if isinstance(arrays[0], devices.DeviceArray):
+        return devices.joined(arrays)
+    joined: devices.Input = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+    return joined
 
 
 def _decoded(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:

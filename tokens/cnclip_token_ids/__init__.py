@@ -4,6 +4,9 @@ cn_clip's tokeniser is BERT's: clean, set CJK characters apart, lower, strip acc
 WordPiece. All but the last are a function of single characters and of two whole-string functions of Python's own
 (`str.lower`, NFD), so two translation tables that ask the same `unicodedata` questions give the same words by
 construction, whatever the Unicode version. WordPiece is the `tokenizers` library's.
+
+The server's tokenising and clients that tokenise by themselves work with this code. It is copied beside the `model.py`
+of the tokenising, as one file: so it imports the standard library, numpy and tokenizers alone.
 """
 
 from __future__ import annotations
@@ -16,6 +19,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from tokenizers.models import WordPiece
+
+__all__ = ["VOCABULARY", "BadText", "TokenIds", "decoded", "lengths_in_steps"]
+
+VOCABULARY = Path(__file__).with_name("vocab.txt")
+"""The vocabulary beside this file: cn_clip's, which is Google's of BERT for Chinese (Apache-2.0); or what is served."""
 
 _PAD_ID = 0
 _MAX_CHARACTERS_PER_WORD = 200  # cn_clip's limit; a longer word is [UNK]

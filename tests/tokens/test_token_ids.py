@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cn_clip.clip import tokenize
 from cnclip_builder.arch import cn_clip_vocabulary
-from cnclip_templates.cnclip_token_ids import BadText, TokenIds, lengths_in_steps
+from cnclip_token_ids import VOCABULARY, BadText, TokenIds, lengths_in_steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -141,3 +141,7 @@ def test_padding_to_given_lengths(longest: int, length: int) -> None:
 @pytest.mark.parametrize(("step", "lengths"), [(8, (8, 16, 24, 32, 40, 48, 52)), (26, (26, 52)), (52, (52,))])
 def test_the_lengths_of_older_builds(step: int, lengths: tuple[int, ...]) -> None:
     assert lengths_in_steps(step, 52) == lengths
+
+
+def test_the_vocabulary_that_travels_with_it_is_cn_clips() -> None:
+    assert VOCABULARY.read_bytes() == cn_clip_vocabulary().read_bytes()

@@ -1,0 +1,114 @@
+"""What it brings to have clients prepare images and texts: items a second, and processors' time on either side."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cnclip_bench.inputs import repeated
+from cnclip_bench.process_memory import family
+
+if TYPE_CHECKING:
+    from cnclip_builder.tensors import Tower
+    from cnclip_client import Client
+
+    from cnclip_bench.subject import Subject
+
+__all__ = ["BY", "Round", "medians", "side_by_side"]
+
+BY = ("server", "client")
+"""Who prepares."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round of one way took.
+
+    Attributes:
+        items_per_s: Items a second.
+        server_ms: Of processors, an item, by tritonserver and all below it: its encoder, and what else it does.
+        client_ms: The same of the client and the processes that prepare for it.
+    """
+
+    items_per_s: float
+    server_ms: float
+    client_ms: float
+
+
+def side_by_side(
+    subject: Subject, towers: Sequence[Tower], items: int, rounds: int, preparers: int | None = None
+) -> dict[Tower, dict[str, list[Round]]]:
+    """Serves a repository, and has its server and a client of it prepare, in turns.
+
+    Args:
+        subject: What is served.
+        towers: What is encoded.
+        items: Images a round, and four times as many texts.
+        rounds: How often, every other one backwards; one more before them does not count.
+        preparers: Processes of the client that prepare images; None for one a core.
+
+    Returns:
+        By the tower and by who prepared, the rounds.
+    """
+    from cnclip_client import Client, Limits
+    from cnclip_server import TritonServer
+
+    found: dict[Tower, dict[str, list[Round]]] = {tower: {by: [] for by in BY} for tower in towers}
+    with ExitStack() as opened:
+        server = opened.enter_context(TritonServer(subject.repository, grpc_port=0, http_port=0, metrics_port=0))
+        limits = Limits(preparers=preparers)
+        vocabulary = subject.arch.vocabulary_file
+        clients = {
+            by: opened.enter_context(
+                Client(server.grpc_url, model=subject.name, limits=limits, prepare=by, vocabulary=vocabulary)  # type: ignore[arg-type]
+            )
+            for by in BY
+        }
+        for tower in towers:
+            given = repeated(subject.items(tower), items if tower == "image" else 4 * items)
+            for turn in range(-1, rounds):
+                for by in BY if turn % 2 == 0 else BY[::-1]:
+                    one = _round(clients[by], tower, given, server.pid)
+                    if turn >= 0:
+                        found[tower][by].append(one)
+    return found
+
+
+def medians(rounds: Mapping[str, Sequence[Round]]) -> tuple[dict[str, Round], Round]:
+    """The medians of each way, and those of the client's over the server's in the same round."""
+    values = {by: np.array([(one.items_per_s, one.server_ms, one.client_ms) for one in rounds[by]]) for by in BY}
+    ratios = values["client"] / np.maximum(values["server"], 1e-9)
+    return {by: Round(*np.median(values[by], axis=0).tolist()) for by in BY}, Round(*np.median(ratios, axis=0).tolist())
+
+
+def _round(client: Client, tower: Tower, given: Sequence[Any], server: int) -> Round:
+    def taken() -> tuple[float, float, float]:
+        of_server, all_together = _processor_seconds(server), _processor_seconds(os.getpid())
+        return time.perf_counter(), of_server, all_together - of_server  # the server is below this process, too
+
+    before = taken()
+    if tower == "image":
+        client.encode_images(given)
+    else:
+        client.encode_texts(given)
+    seconds, of_server, of_client = (after - began for began, after in zip(before, taken(), strict=True))
+    return Round(len(given) / seconds, 1000 * of_server / len(given), 1000 * of_client / len(given))
+
+
+def _processor_seconds(pid: int) -> float:
+    """What a process and all below it took so far, of all processors."""
+    ticks = 0
+    for one in family(pid):
+        try:
+            fields = Path(f"/proc/{one}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,1 @@
+"""Images decoded on a GPU, compared with those that are decoded exactly."""

@@ -1,0 +1,1 @@
+"""The ways from items to features: sent as they are, prepared here, or by whichever of the two is faster."""
