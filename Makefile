@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+DOCS   := build/docs/venv
 
 # --- Variables of `make repo`, `make serve` and `make verify`. An empty one takes the command's own default. ---
 ARCH           ?=
@@ -46,7 +47,7 @@ CHECKPOINT_OPTIONS = $(call option,--arch,ARCH) $(call option,--checkpoint,CHECK
 READY = $(VENV)/runtime $(if $(TENSORRT),$(VENV)/tensorrt-$(TENSORRT)) $(if $(filter gpu,$(PREPROCESS)),$(VENV)/gpu-decode)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo repo serve verify publish test test-slow bench gpu-report soak wheel test-s3 test-rtx test-pillows check \
+.PHONY: help demo repo serve verify publish test test-slow docs bench gpu-report soak wheel test-s3 test-rtx test-pillows check \
 	constraints newest clean
 
 define VARIABLES
@@ -109,11 +110,21 @@ verify: $(VENV)/runtime  ## Compare a running server with PyTorch: make verify A
 publish: $(VENV)/runtime  ## Upload the repository to where servers read it: make publish DESTINATION=s3://bucket/models
 	$(BIN)/cnclip-build publish "$(DESTINATION)" --repository "$(REPOSITORY)" $(call option,--name,NAME) $(FLAGS)
 
+# Both sites anew, warnings as errors: English at the root, Chinese below it, where what has no translation is English.
+SPHINX = $(DOCS)/bin/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet --conf-dir docs/_site docs
+
+docs: $(DOCS)/installed  ## Build the documentation site, in English and Chinese, into build/site.
+	rm -rf build/site
+	$(SPHINX) --doctree-dir build/docs/en -D language=en build/site
+	$(SPHINX) --doctree-dir build/docs/zh -D language=zh_CN build/site/zh
+	@echo 'Open build/site/index.html, or: $(PYTHON) -m http.server --directory build/site'
+
 # Several files at a time, the tests of each in one process: many share a server. FLAGS="-n 0" for one at a time.
 test: $(VENV)/installed  ## Run the tests, those on a real tritonserver included.
 	$(BIN)/python -m pytest -n auto --dist loadfile $(FLAGS)
 
 test-slow: $(VENV)/installed  ## Run the tests that take minutes.
+	$(INSTALL) --quiet --group notebooks
 	$(BIN)/python -m pytest -m slow $(FLAGS)
 
 test-s3: $(VENV)/installed  ## Run the tests on a local S3 alone, which are among the others too.
@@ -201,12 +212,21 @@ $(VENV)/gpu-decode: $(VENV)/runtime
 	$(NUMPY_1)
 	touch $@
 
+# An environment of its own: light, and apart from what is tested. The client is in it, whose docstrings are read.
+$(DOCS)/installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	CNCLIP_NATIVE=skip $(DOCS)/bin/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) \
+		--editable '.[report]' --group docs
+	touch $@
+
 # For pyproject.toml alone, and for all Pythons at once. uv keeps what the file has, unless told to upgrade.
 constraints: UPGRADE ?= --upgrade
 constraints:  ## Renew constraints.txt (UPGRADE=: only add what pyproject.toml newly asks for); then run the tests.
 	$(PYTHON) -m venv build/uv
 	build/uv/bin/python -m pip install --quiet uv
-	build/uv/bin/uv pip compile --universal --python-version 3.10 --all-extras --group dev --no-annotate $(UPGRADE) \
+	build/uv/bin/uv pip compile --universal --python-version 3.10 --all-extras --no-annotate $(UPGRADE) \
+		--group dev --group docs --group notebooks \
 		--custom-compile-command 'make constraints' --output-file constraints.txt pyproject.toml
 
 newest:  ## Run the tests with the newest of everything, in an environment of their own.

@@ -239,6 +239,33 @@ def test_the_sdist_with_all_extras_builds_a_repository_and_serves_it(full: Path,
     assert done.returncode == 0, done.stderr
     assert "serves demo-image and demo-text" in done.stdout
     assert re.search(r"^of images +\d+ +\d\.\de-\d\d ", done.stdout, re.MULTILINE), done.stdout
+    # And the client's commands, each with what its extra brings.
+    _, *pairs = (demo / "captions.tsv").read_text(encoding="utf-8").splitlines()
+    lines = [{"text_id": row, "text": one.split("\t")[1]} for row, one in enumerate(pairs)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    commands = [
+        f"cnclip extract images {demo / 'images'} -o images.parquet --prepare client",
+        "cnclip extract texts texts.jsonl -o texts.parquet",
+        "cnclip index images images.parquet -o images.index",
+        "cnclip search --image-feats images.parquet --text-feats texts.parquet -o exact.jsonl --top-k 1"
+        f" --html found.html --images {demo / 'images'} --texts texts.jsonl",
+        "cnclip search --index images.index --text-feats texts.parquet -o approximate.jsonl --top-k 1",
+    ]
+    code = (
+        "import os, pathlib, subprocess; from cnclip_server import TritonServer\n"
+        "with TritonServer(pathlib.Path('build/repository'), grpc_port=0, http_port=0, metrics_port=0) as server:\n"
+        f"    for command in {commands!r}:\n"
+        "        environment = {**os.environ, 'CNCLIP_URL': server.grpc_url, 'CNCLIP_MODEL': 'demo'}\n"
+        "        subprocess.run(command.split(), env=environment, check=True)"
+    )
+    done = subprocess.run(
+        [full / "python", "-I", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("exact", "approximate"):
+        found = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert [one["image_ids"][0] for one in found] == [pair.split("\t")[0] for pair in pairs]
+    assert (tmp_path / "found.html").read_text(encoding="utf-8").count("data:image/") >= 6
     modules = "cnclip_client.ray, cnclip_client.spark, cnclip_client.report, cnclip_bench.output, fsspec, s3fs, faiss, modelscope"
     done = subprocess.run(
         [full / "python", "-I", "-c", f"import {modules}"], cwd=tmp_path, capture_output=True, text=True, check=False

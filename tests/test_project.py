@@ -28,7 +28,8 @@ PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 
 def requirements() -> list[Requirement]:
     project = PYPROJECT["project"]
-    listed = [*project["dependencies"], *PYPROJECT["dependency-groups"]["dev"], *PYPROJECT["build-system"]["requires"]]
+    listed = [*project["dependencies"], *PYPROJECT["build-system"]["requires"]]
+    listed += [one for name in ("dev", "docs", "notebooks") for one in PYPROJECT["dependency-groups"][name]]
     listed += [one for extra in project["optional-dependencies"].values() for one in extra]
     return [Requirement(one) for one in listed]
 
@@ -102,7 +103,8 @@ def test_workflows_ask_for_what_is_there_and_for_no_more_than_they_need(path: Pa
     assert workflow["permissions"] == {"contents": "read"}
     for name, job in workflow["jobs"].items():
         assert job["timeout-minutes"] <= 60, name
-        assert job.get("permissions", {"id-token": "write"}) == {"id-token": "write"}, name
+        allowed = {"id-token": "write"} | ({"pages": "write"} if path.name == "docs.yml" else {})
+        assert job.get("permissions", allowed) == allowed, name
         assert set(job.get("needs", [])) <= set(workflow["jobs"])
         for step in job["steps"]:
             if step.get("uses", "").startswith("actions/checkout@"):
@@ -117,6 +119,12 @@ def test_only_what_publishes_may_speak_for_the_project() -> None:
     assert [name for name, job in jobs.items() if "permissions" in job] == ["publish"]
     assert jobs["publish"]["if"] == "github.event_name == 'push'"
     assert set(jobs["publish"]["needs"]) == set(jobs) - {"publish"}
+
+
+def test_only_main_is_published_on_the_site() -> None:
+    jobs = yaml.safe_load((ROOT / ".github/workflows/docs.yml").read_text(encoding="utf-8"))["jobs"]
+    assert [name for name, job in jobs.items() if "permissions" in job] == ["publish"]
+    assert jobs["publish"]["if"] == "github.event_name != 'pull_request' && github.ref == 'refs/heads/main'"
 
 
 def test_dependabot_looks_where_something_is() -> None:

@@ -10,6 +10,7 @@
         fn_constructor_kwargs={"connect": connect, "kind": "image", "column": "bytes", "drop": ["bytes"]},
         batch_format="pyarrow",
         concurrency=4,
+        num_cpus=0.25,
     ).write_parquet("features/")
 
 `RayEngine` is what `cnclip extract --engine ray` gives to `extraction.extract`.

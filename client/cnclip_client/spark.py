@@ -1,14 +1,16 @@
 """Features in Spark's tables, with a client in each of its Python processes.
 
-from cnclip_client import Client
-from cnclip_client.spark import feature_type, make_predict_fn
-from pyspark.ml.functions import predict_batch_udf
+A column of texts becomes one of features, and of what is wrong with those that have none:
 
-connect = lambda: Client("triton-a:8001,triton-b:8001", model="vit-b-16")
-encode = predict_batch_udf(
-    lambda: make_predict_fn(connect, "text"), return_type=feature_type(), batch_size=512
-)
-encoded = table.withColumn("encoded", encode("text")).select("id", "encoded.feature", "encoded.error")
+    from cnclip_client import Client
+    from cnclip_client.spark import feature_type, make_predict_fn
+    from pyspark.ml.functions import predict_batch_udf
+
+    connect = lambda: Client("triton-a:8001,triton-b:8001", model="vit-b-16")
+    encode = predict_batch_udf(
+        lambda: make_predict_fn(connect, "text"), return_type=feature_type(), batch_size=512
+    )
+    encoded = table.withColumn("encoded", encode("text")).select("id", "encoded.feature", "encoded.error")
 """
 
 from __future__ import annotations
