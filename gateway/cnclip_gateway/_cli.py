@@ -139,7 +139,7 @@ def gateway(
         for module in ("starlette", "uvicorn", "prometheus_client"):
             require(module, extra="gateway")
         from cnclip_gateway._app import Gateway
-        from cnclip_gateway._serve import serve
+        from cnclip_gateway._serve import serve, server_of
 
         settings = Settings(
             keys=_keys(api_key_file),
@@ -158,7 +158,7 @@ def gateway(
         pictures = _pictures(images) if images else None
         tls = (tls_cert, tls_key) if tls_cert and tls_key else None
         try:
-            serve(Gateway(models, settings, searcher, pictures).app(), settings, host, port, tls, verbose)
+            serve(server_of(Gateway(models, settings, searcher, pictures).app(), settings, tls, verbose), host, port)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
 

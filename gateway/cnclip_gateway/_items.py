@@ -148,5 +148,6 @@ def refusal(reasons: Iterable[tuple[int, object]]) -> BadRequest:
     """
     told = [f"input[{index}] {reason}" for index, reason in sorted(reasons, key=lambda one: one[0])]
     more = f"; and {len(told) - _NAMED} more" if len(told) > _NAMED else ""
-    message = f"{len(told)} items cannot be encoded: {'; '.join(told[:_NAMED])}{more}; leave them out or mend them"
+    count = f"{len(told)} item{'s' if len(told) > 1 else ''}"
+    message = f"{count} cannot be encoded: {'; '.join(told[:_NAMED])}{more}; leave out or mend what is named"
     return BadRequest(message, param="input", code="bad_input")

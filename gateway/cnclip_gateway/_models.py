@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from cnclip_client import Client, CnclipError, ModelChanged, ModelNotFound
+from cnclip_client import Client, CnclipError, ModelChanged, ModelNotFound, ServerError
 
 from cnclip_gateway._errors import BadRequest, not_found, told
 
@@ -114,7 +114,11 @@ class Models:
 
     def _run(self, slug: str, call: Callable[[Client], _T]) -> _T:
         with self._client(slug) as client:
-            return call(client)
+            try:
+                return call(client)
+            except ServerError:
+                client.require_unchanged()  # a model of another size under the name answers what is no answer
+                raise
 
     @contextmanager
     def _client(self, slug: str) -> Iterator[Client]:
@@ -141,6 +145,9 @@ class Models:
 
 
 def _ask(client: Client) -> None:
-    """Has the server say that it serves the model; the first time that is what `info` does."""
-    _ = client.info
+    """Has the server say that it serves the model, or one of its towers; the first time that is what `info_of` does."""
+    try:
+        client.info_of("text")
+    except ModelNotFound:
+        client.info_of("image")
     client.require_unchanged()

@@ -190,8 +190,10 @@ class Searcher:
             try:
                 return encoded(client, [item], self._preprocess).reshape(-1)
             except BadRequest as error:
-                message = error.message.removeprefix("1 items cannot be encoded: input[0] ")
-                raise BadRequest(f"what was sent {message}", code="bad_input") from error
+                reason = error.message.partition("input[0] ")[2].rpartition(";")[0]
+                raise BadRequest(
+                    f"what was sent cannot be encoded: {reason}; send another", code="bad_input"
+                ) from error
 
         return encode
 
