@@ -156,7 +156,7 @@ $(VENV)/runtime: pyproject.toml $(CONSTRAINTS) hatch_build.py $(wildcard resize/
 # And all that tests, benchmarks and checks need beside it.
 $(VENV)/installed: $(VENV)/runtime
 	@echo 'Into $(VENV): what tests and benchmarks need. 0.7 GB are downloaded, most of it Spark.'
-	$(INSTALL) --progress-bar on --editable '.[$(RUNTIME),builder,tensorrt,server,parquet,search,report,bench,ray,spark]' --group dev
+	$(INSTALL) --progress-bar on --editable '.[$(RUNTIME),builder,tensorrt,server,parquet,search,report,gateway,bench,ray,spark]' --group dev
 	touch $@
 
 # For pyproject.toml alone, and for all Pythons at once. uv keeps what the file has, unless told to upgrade.

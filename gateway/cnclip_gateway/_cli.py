@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from cnclip_client import BadFile, Retry, served_models
+from cnclip_client import BadFile, Client, Retry, served_models
 
 # What `cnclip` asks of a command line about a server, this asks as well.
 from cnclip_client._cli._connection import Server, asks_server
@@ -168,6 +168,8 @@ def _models(server: Server, time_limit_s: float) -> Models:
     from cnclip_gateway._models import Models
 
     credentials = server.credentials()
+    # Connects to nothing, and finds out that an address is none before anybody asks.
+    Client(server.url, model=server.model or "any", credentials=credentials).close()
     # What nobody waits for any more need not be tried again.
     retry = Retry(deadline_s=min(time_limit_s / 3, Retry().deadline_s))
     server = replace(server, request_timeout=min(server.request_timeout, time_limit_s))

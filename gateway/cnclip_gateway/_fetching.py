@@ -86,22 +86,52 @@ class Fetcher:
 
     def _get(self, parts: SplitResult, raw: socket.socket, seconds: float, budget: _Budget) -> bytes:
         # A socket's own timeout is for each read: a host that sends a byte now and then would never meet it.
-        timer = threading.Timer(seconds, _cut, [raw])
-        timer.daemon = True
-        timer.start()
-        try:
-            with ExitStack() as stack:
-                connected = stack.enter_context(raw)
-                if parts.scheme == "https":
-                    connected = stack.enter_context(self._tls.wrap_socket(raw, server_hostname=parts.hostname))
-                connection = stack.enter_context(closing(http.client.HTTPConnection(parts.netloc)))
-                connection.sock = connected
-                path = quote(parts.path or "/", safe=_SAFE)
-                query = "?" + quote(parts.query, safe=_SAFE) if parts.query else ""
-                connection.request("GET", path + query, headers=_HEADERS)
-                return _body(connection.getresponse(), budget)
-        finally:
-            timer.cancel()
+        connected = _Cut(raw, seconds)
+        with ExitStack() as stack:
+            stack.callback(connected.close)
+            if parts.scheme == "https":
+                connected.wrap(self._tls, parts.hostname or "")
+            connection = stack.enter_context(closing(http.client.HTTPConnection(parts.netloc)))
+            connection.sock = connected.socket
+            path = quote(parts.path or "/", safe=_SAFE)
+            query = "?" + quote(parts.query, safe=_SAFE) if parts.query else ""
+            connection.request("GET", path + query, headers=_HEADERS)
+            body = _body(stack.enter_context(connection.getresponse()), budget)
+        if connected.cut:  # what was cut looks as if it had ended
+            raise ValueError("took too long to be fetched; send its bytes")
+        return body
+
+
+class _Cut:
+    """A connection that is cut after a time, whatever it is doing.
+
+    Attributes:
+        socket: The connection.
+        cut: Whether it was.
+    """
+
+    def __init__(self, connected: socket.socket, seconds: float) -> None:
+        self.socket = connected
+        self.cut = False
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def wrap(self, context: ssl.SSLContext, host: str) -> None:
+        """Speaks TLS from now on. Raises OSError."""
+        # In two steps: a handshake can be cut only at the socket that took the other's place.
+        self.socket = context.wrap_socket(self.socket, server_hostname=host, do_handshake_on_connect=False)
+        self.socket.do_handshake()
+
+    def close(self) -> None:
+        """Closes it, and cuts it no more."""
+        self._timer.cancel()
+        self.socket.close()
+
+    def _end(self) -> None:
+        self.cut = True
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
 
 
 class _Budget:
@@ -153,9 +183,6 @@ def _body(response: http.client.HTTPResponse, budget: _Budget) -> bytes:
     while part := response.read(_CHUNK):
         budget.take(len(part))
         parts.append(part)
+    if response.length:
+        raise ValueError("ended before its end; send its bytes")
     return b"".join(parts)
-
-
-def _cut(raw: socket.socket) -> None:
-    with suppress(OSError):
-        raw.shutdown(socket.SHUT_RDWR)

@@ -21,7 +21,7 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a line more of each, which nobody reads
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # of each a line more, which nobody reads
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "cnclip_gateway_requests", "Requests answered", ["route", "status"], registry=self._registry
