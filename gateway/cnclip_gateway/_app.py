@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
+import anyio
 from cnclip_client import CnclipError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -105,8 +106,9 @@ class Gateway:
     async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], _T], seconds: float) -> _T:
         """Returns what work returns that waits; after so many seconds nobody waits for it any more."""
         try:
-            return await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(pool, work), seconds)
-        except (asyncio.TimeoutError, TimeoutError):
+            with anyio.fail_after(seconds):
+                return await asyncio.get_running_loop().run_in_executor(pool, work)
+        except TimeoutError:
             message = f"there was no answer within {seconds:g} seconds; send fewer items, or try again"
             raise NotNow(message, status=504, code="timeout") from None
         except CnclipError as error:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import anyio
 from starlette.requests import ClientDisconnect, Request
 
 from cnclip_gateway._errors import BadRequest, NotNow
@@ -40,26 +40,21 @@ class Bodies:
         taken = 0
         try:
             parts: list[bytes] = []
-            deadline = asyncio.get_running_loop().time() + self._settings.sender_s
-            stream = request.stream().__aiter__()
-            while True:
-                left = deadline - asyncio.get_running_loop().time()
-                try:
-                    part = await asyncio.wait_for(stream.__anext__(), max(left, 0.001))
-                except StopAsyncIteration:
-                    break
-                except (asyncio.TimeoutError, TimeoutError):
-                    raise NotNow(
-                        f"the request did not come within {self._settings.sender_s:g} seconds; send fewer items",
-                        status=408,
-                        code="slow_sender",
-                    ) from None
-                except ClientDisconnect:
-                    raise BadRequest("the sender left", code="disconnected") from None
-                taken += self._take(len(part))
-                if taken > self._settings.body_bytes:
-                    raise self._too_large()
-                parts.append(part)
+            try:
+                with anyio.fail_after(self._settings.sender_s):
+                    async for part in request.stream():
+                        taken += self._take(len(part))
+                        if taken > self._settings.body_bytes:
+                            raise self._too_large()
+                        parts.append(part)
+            except TimeoutError:
+                raise NotNow(
+                    f"the request did not come within {self._settings.sender_s:g} seconds; send fewer items",
+                    status=408,
+                    code="slow_sender",
+                ) from None
+            except ClientDisconnect:
+                raise BadRequest("the sender left", code="disconnected") from None
             body = b"".join(parts)
             if json:
                 taken += self._take(parsed_bytes(body))
