@@ -7,14 +7,16 @@ import base64
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
 import anyio
+import numpy as np
 from cnclip_client import CnclipError
+from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -24,14 +26,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cnclip_gateway import _pages as pages
 from cnclip_gateway._bodies import Bodies
-from cnclip_gateway._embeddings import embeddings
+from cnclip_gateway._embeddings import answer, embeddings, together
 from cnclip_gateway._errors import BadRequest, GatewayError, NotNow, told
 from cnclip_gateway._fetching import Fetcher
+from cnclip_gateway._items import Asked, Item, parsed
 from cnclip_gateway._metrics import CONTENT_TYPE, Metrics
 from cnclip_gateway._models import Models
 from cnclip_gateway._pictures import Pictures
 from cnclip_gateway._search import Searcher
 from cnclip_gateway._settings import Settings
+from cnclip_gateway._sharing import MOST_SHARED, Sharing
 
 __all__ = ["Gateway"]
 
@@ -42,6 +46,8 @@ _MOST_FOUND = 200
 _QUERY_CHARACTERS = 10_000
 _HEALTH_S = 10.0
 _BUSY_THUMBNAILS = 4
+# A body's bytes, or an answer's numbers.
+_SMALL_BYTES = 64 * 1024
 
 
 class Gateway:
@@ -68,6 +74,7 @@ class Gateway:
         self._workers = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="work")
         self._drawers = ThreadPoolExecutor(_BUSY_THUMBNAILS, thread_name_prefix="thumbnail")
         self._askers = ThreadPoolExecutor(2, thread_name_prefix="health")
+        self._sharing = Sharing(partial(together, models, settings), self._workers)
         self._began = settings.now()
 
     def app(self) -> ASGIApp:
@@ -103,26 +110,42 @@ class Gateway:
         for pool in (self._workers, self._drawers, self._askers):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], _T], seconds: float) -> _T:
+    async def _in_time(self, work: Awaitable[_T], seconds: float) -> _T:
         """Returns what work returns that waits; after so many seconds nobody waits for it any more."""
         try:
             with anyio.fail_after(seconds):
-                return await asyncio.get_running_loop().run_in_executor(pool, work)
+                return await work
         except TimeoutError:
             message = f"there was no answer within {seconds:g} seconds; send fewer items, or try again"
             raise NotNow(message, status=504, code="timeout") from None
         except CnclipError as error:
             raise told(error) from error
 
+    async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], _T], seconds: float) -> _T:
+        return await self._in_time(asyncio.get_running_loop().run_in_executor(pool, work), seconds)
+
     async def _work(self, work: Callable[[], _T]) -> _T:
         return await self._run(self._workers, work, self._settings.time_limit_s)
 
     async def _embeddings(self, request: Request) -> Response:
         async with self._bodies.read(request, json=True) as body:
-            answer = await self._work(
-                partial(embeddings, body, self._models, self._settings, self._fetcher, self._metrics)
-            )
-        return Response(answer, media_type="application/json")
+            parse = partial(parsed, body, self._settings.max_items)
+            # What takes no time and cannot wait is done here: handing it to a thread would take longer.
+            asked = parse() if len(body) < _SMALL_BYTES else await self._work(parse)
+            name = partial(self._models.chosen, asked.model)
+            slug = name() if self._models.is_known(asked.model) else await self._work(name)
+            features = await self._features(asked, slug)
+            self._metrics.encoded(asked.items)
+            make = partial(answer, slug, features, asked)
+            content = make() if features.size < _SMALL_BYTES else await self._work(make)
+        return Response(content, media_type="application/json")
+
+    async def _features(self, asked: Asked, slug: str) -> NDArray[np.float32]:
+        kinds = {type(one) for one in asked.items}
+        if len(asked.items) <= MOST_SHARED and kinds in ({str}, {bytes}):
+            items: list[Item] = [one for one in asked.items if isinstance(one, str | bytes)]
+            return await self._in_time(self._sharing.encoded(slug, items), self._settings.time_limit_s)
+        return await self._work(partial(embeddings, asked, slug, self._models, self._settings, self._fetcher))
 
     async def _list_models(self, _: Request) -> Response:
         names = await self._work(self._models.names)

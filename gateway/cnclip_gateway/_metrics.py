@@ -47,8 +47,8 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
 
     def encoded(self, items: Iterable[object]) -> None:
-        """Counts items that were encoded: texts, and pictures, which are bytes."""
-        kinds = ["image" if isinstance(one, bytes) else "text" for one in items]
+        """Counts items that were encoded: texts, and pictures, which are all others."""
+        kinds = ["text" if isinstance(one, str) else "image" for one in items]
         for kind in ("image", "text"):
             self._items.labels(kind).inc(kinds.count(kind))
 

@@ -62,6 +62,10 @@ class Models:
             self._names, self._names_at = names, at
         return self._names
 
+    def is_known(self, slug: str | None) -> bool:
+        """Tells whether a slug is one that was asked before, so that `chosen` need not ask the server for it."""
+        return slug in self._held
+
     def chosen(self, slug: str | None) -> str:
         """Returns the slug that a caller means: the one that is named, or the only one.
 
@@ -69,7 +73,7 @@ class Models:
             BadRequest: There is no such model, or several to choose from.
             CnclipError: The server could not be had.
         """
-        if slug in self._held:
+        if slug is not None and self.is_known(slug):
             return slug
         names = self.names()
         if slug is None and len(names) == 1:
