@@ -28,6 +28,7 @@ PACKAGES = (
     "resize/cnclip_card",
     "tokens/cnclip_token_ids",
     "console/cnclip_console",
+    "gateway/cnclip_gateway",
 )
 
 # What is no Python module has to be named: a forgotten template is found by users only.
@@ -42,6 +43,14 @@ DATA = {
     "cnclip_client/report/report.html.j2",
     "cnclip_card/py.typed",
     "cnclip_card/resize.cu",
+    "cnclip_gateway/pages/docs.css",
+    "cnclip_gateway/pages/docs.html",
+    "cnclip_gateway/pages/openapi.json",
+    "cnclip_gateway/pages/search.css",
+    "cnclip_gateway/pages/search.html",
+    "cnclip_gateway/pages/search.js",
+    "cnclip_gateway/pages/words.json",
+    "cnclip_gateway/py.typed",
     "cnclip_resize/_native.pyi",
     "cnclip_pixels/py.typed",
     "cnclip_resize/py.typed",
@@ -90,7 +99,9 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # All but [gpu], which brings the same folder as [cpu].
-EXTRAS = "cpu,builder,modelscope,tensorrt,publish,prepare,remote,parquet,search,index,report,ray,spark,bench,server"
+EXTRAS = (
+    "cpu,builder,modelscope,tensorrt,publish,prepare,remote,parquet,search,index,report,gateway,ray,spark,bench,server"
+)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +151,7 @@ def test_every_module_of_the_client_imports_without_extras(bare: Path) -> None:
     assert heavy == []
 
 
-@pytest.mark.parametrize("command", ["cnclip", "cnclip-build", "cnclip-serve", "cnclip-bench"])
+@pytest.mark.parametrize("command", ["cnclip", "cnclip-build", "cnclip-serve", "cnclip-bench", "cnclip-gateway"])
 def test_every_help_needs_no_extras(bare: Path, command: str) -> None:
     """Every subcommand, found by asking the command itself, says what it is for."""
     modules = {
@@ -148,6 +159,7 @@ def test_every_help_needs_no_extras(bare: Path, command: str) -> None:
         "cnclip-build": "cnclip_builder.cli.app",
         "cnclip-serve": "cnclip_server._cli",
         "cnclip-bench": "cnclip_bench._cli",
+        "cnclip-gateway": "cnclip_gateway._cli",
     }
     code = (
         f"import json, typer.main, {modules[command]} as cli\n"
@@ -266,7 +278,7 @@ def test_the_sdist_with_all_extras_builds_a_repository_and_serves_it(full: Path,
         found = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
         assert [one["image_ids"][0] for one in found] == [pair.split("\t")[0] for pair in pairs]
     assert (tmp_path / "found.html").read_text(encoding="utf-8").count("data:image/") >= 6
-    modules = "cnclip_client.ray, cnclip_client.spark, cnclip_client.report, cnclip_bench.output, fsspec, s3fs, faiss, modelscope"
+    modules = "cnclip_gateway._app, cnclip_client.ray, cnclip_client.spark, cnclip_client.report, cnclip_bench.output, fsspec, s3fs, faiss, modelscope"
     done = subprocess.run(
         [full / "python", "-I", "-c", f"import {modules}"], cwd=tmp_path, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""What the four commands share: help and tables that fit a terminal of 80 columns, options that many commands have."""
+"""What the five commands share: help and tables that fit a terminal of 80 columns, options that many commands have."""
 
 from cnclip_console.help import plain_app
 from cnclip_console.options import gives_options, option

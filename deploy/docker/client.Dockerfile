@@ -1,4 +1,4 @@
-# The client's jobs: `cnclip extract`, `search`, `evaluate`. No torch and no Triton, and nothing to listen on.
+# What asks the server: `cnclip` and its jobs, and `cnclip-gateway` (--entrypoint cnclip-gateway). No torch and no Triton.
 #
 #   make wheel
 #   docker build --tag cnclip-client --file deploy/docker/client.Dockerfile .
@@ -8,7 +8,7 @@
 # EXTRAS chooses what is installed beside the client itself: with `--build-arg EXTRAS=parquet,ray` it is an image for the
 # nodes of a Ray cluster.
 FROM python:3.12-slim-bookworm
-ARG EXTRAS=parquet,search,report,remote,prepare
+ARG EXTRAS=parquet,search,report,remote,prepare,gateway
 
 COPY constraints.txt deploy/docker/wheels/*.whl /opt/cnclip/
 RUN python3 -m pip install --no-cache-dir --constraint /opt/cnclip/constraints.txt \

@@ -97,6 +97,7 @@ def test_every_command(folder: Path) -> None:
         ["savings", *demo, *few],
         ["startup", *demo, "--rounds", "1"],
         ["memory", *demo, "--max-batch-size", "2", "--max-batch-size", "8"],
+        ["gateway", *demo, *few, "--concurrency", "3", "--seconds", "0.1", "--singles", "5"],
     ):
         result = CliRunner().invoke(app, command, catch_exceptions=False)
         assert result.exit_code == 0, result.output
@@ -104,7 +105,7 @@ def test_every_command(folder: Path) -> None:
     written = {path.name for path in (folder / "build/benchmarks").iterdir()}
     names = {"latency-image-2", "latency-text-2", "served-image", "served-text", "stages-image", "stages-text"}
     names |= {"throughput-image", "throughput-text", "preprocess", "host", "tokenize", "startup", "memory"}
-    names |= {"preparation-image", "preparation-text"}
+    names |= {"preparation-image", "preparation-text", "gateway-image", "gateway-text"}
     names |= {"savings-last-block-image", "savings-last-block-text", "savings-batches", "savings-padding"}
     assert written == {f"{name}.{end}" for name in names for end in ("json", "png")}
     latency = json.loads((folder / "build/benchmarks/latency-image-2.json").read_text())
@@ -135,6 +136,15 @@ def test_every_command(folder: Path) -> None:
     loads = json.loads((folder / "build/benchmarks/throughput-text.json").read_text())["figures"]
     assert [(one["concurrency"], one["batch_size"]) for one in loads] == [(1, 1), (2, 1), (1, 8), (2, 8)]
     assert all(0 < one["latency"]["median_ms"] <= one["latency"]["p99_ms"] for one in loads)
+    added = json.loads((folder / "build/benchmarks/gateway-image.json").read_text())["figures"]
+    assert (added["concurrency"], {way: len(rates) for way, rates in added["items_per_s"].items()}) == (
+        3,
+        {"client": 2, "gateway": 2},
+    )
+    assert added["ratio"] > 0
+    assert added["added_median_ms"] == pytest.approx(
+        added["alone"]["gateway"]["median_ms"] - added["alone"]["client"]["median_ms"]
+    )
     stages = json.loads((folder / "build/benchmarks/stages-text.json").read_text())["figures"]
     assert set(stages) == {f"text-{step} {what}" for step in ("tokenize", "encoder") for what in ("queue", "compute")}
     assert stages["text-encoder compute"] > 0

@@ -11,7 +11,9 @@ from typing import Any
 import compose_spec
 import kubernetes_validate
 import pytest
+import typer.main
 import yaml
+from cnclip_gateway._cli import app as gateway_app
 
 from tests.conftest import ROOT
 
@@ -204,14 +206,72 @@ def test_kserve() -> None:
     assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
 
 
-@pytest.mark.parametrize("file", ["compose.yaml", "gpu.yaml"])
+@needs_kubectl
+def test_the_gateway_beside_the_server(tmp_path: Path) -> None:
+    """Valid, closed, let in by the server's policy, and probed: itself for life, the model behind it for readiness."""
+    rendered = assembled(tmp_path, "cpu", "gateway")
+    for document in rendered:
+        kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
+    named = {(one["kind"], one["metadata"]["name"]): one for one in rendered}
+    spec = named["Deployment", "cnclip-gateway"]["spec"]
+    pod = spec["template"]["spec"]
+    labels = spec["template"]["metadata"]["labels"]
+    (container,) = pod["containers"]
+    context = {**pod["securityContext"], **container["securityContext"]}
+    check_closed({"volumeMounts": [*container["volumeMounts"], {"mountPath": "/dev/shm"}]}, context)
+    assert pod["automountServiceAccountToken"] is False
+    for selector in (
+        spec["selector"]["matchLabels"],
+        named["Service", "cnclip-gateway"]["spec"]["selector"],
+        named["NetworkPolicy", "cnclip-gateway"]["spec"]["podSelector"]["matchLabels"],
+    ):
+        assert selector == {"app.kubernetes.io/name": "cnclip-gateway"}
+        assert selector.items() <= labels.items()
+    server = named["NetworkPolicy", "cnclip-triton"]["spec"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"]
+    assert server.items() <= labels.items()
+    assert [container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")] == [
+        "/health/live",
+        "/health/live",
+        "/health",
+    ]
+    (url,) = [one.partition("=")[2] for one in container["args"] if one.startswith("--url=")]
+    address, _, port = url.removeprefix("dns:///").partition(":")
+    assert int(port) in [one["port"] for one in named["Service", address]["spec"]["ports"]]
+    require_options([*container["command"], *container["args"]])
+    # The server's own pods are not the gateway's.
+    assert "cnclip-gateway" not in named["Service", "cnclip-triton"]["spec"]["selector"].values()
+
+
+def require_options(command: list[str]) -> None:
+    """A gateway's command line is one that its parser takes."""
+    assert command[0] == "cnclip-gateway"
+    typer.main.get_command(gateway_app).make_context("cnclip-gateway", command[1:])
+
+
+def test_compose_has_the_gateway() -> None:
+    (gateway,) = yaml.safe_load((DEPLOY / "compose/gateway.yaml").read_text())["services"].values()
+    require_options([*gateway["entrypoint"], *gateway["command"]])
+    services = yaml.safe_load((DEPLOY / "compose/compose.yaml").read_text())["services"]
+    (url,) = [one.partition("=")[2] for one in gateway["command"] if one.startswith("--url=")]
+    assert url.partition(":")[0] in services
+    assert all(port.startswith("127.0.0.1:") for port in gateway["ports"])
+    assert (gateway["cap_drop"], gateway["read_only"], gateway["tmpfs"]) == (["ALL"], True, ["/tmp"])
+    assert gateway["security_opt"] == ["no-new-privileges:true"]
+    context = DEPLOY / "compose" / gateway["build"]["context"]
+    assert (context / gateway["build"]["dockerfile"]).samefile(DEPLOY / "docker/client.Dockerfile")
+    assert re.search(r"^ARG EXTRAS=\S*\bgateway\b", (DEPLOY / "docker/client.Dockerfile").read_text(), re.MULTILINE)
+    assert "http://127.0.0.1:8080/health/live" in gateway["healthcheck"]["test"][-1]
+    compile(gateway["healthcheck"]["test"][-1], "the health check", "exec")
+
+
+@pytest.mark.parametrize("file", ["compose.yaml", "gpu.yaml", "gateway.yaml"])
 def test_compose_files_are_valid(file: str) -> None:
     # As compose itself does it: ${NAME:-default}, ${NAME:?complaint}.
     text = re.sub(r"\$\{\w+:([-?])([^}]*)\}", r"\2", (DEPLOY / "compose" / file).read_text())
     if file == "gpu.yaml":  # a part that is merged over the other
         text = text.replace("  triton:\n", "  triton:\n    image: x\n")
     services = compose_spec.PyCompose.from_yaml(text).to_dict()["services"]
-    assert "triton" in services
+    assert ("gateway" if file == "gateway.yaml" else "triton") in services
     with pytest.raises(ValueError, match="imagee"):
         compose_spec.PyCompose.from_yaml(text.replace("    image:", "    imagee:", 1))
 

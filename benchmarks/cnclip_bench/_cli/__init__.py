@@ -15,6 +15,7 @@ from cnclip_console import plain_app
 from cnclip_bench._cli._alternatives import compare
 from cnclip_bench._cli._costs import build, memory, startup
 from cnclip_bench._cli._encoders import latency, preprocess, served, stages, tokenize
+from cnclip_bench._cli._gateway import gateway
 from cnclip_bench._cli._gpu_report import gpu_report
 from cnclip_bench._cli._host import host
 from cnclip_bench._cli._index import index
@@ -42,7 +43,7 @@ app = plain_app(
 _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "What is served, side by side": (served, compare, latency, throughput, preparation, stages),
     "What is done for it": (preprocess, host, tokenize, savings, int8),
-    "What it costs": (build, startup, memory, jobs, index),
+    "What it costs": (build, startup, memory, jobs, index, gateway),
     "This machine": (gpu_report, tune),
 }
 for _heading, _commands in _COMMANDS.items():
@@ -53,7 +54,7 @@ for _heading, _commands in _COMMANDS.items():
 @app.command("all", rich_help_panel="This machine")
 @of_a_subject
 def everything(asked: Asked, output: OutputOption = OUTPUT) -> None:
-    """Run all save jobs, index, gpu-report and tune, which changes configs: some 15 minutes for ViT-B-16 on two cores.
+    """Run all save jobs, index, gateway, gpu-report and tune, which changes configs: some 15 minutes on two cores.
 
     Example:
       cnclip-bench all --arch ViT-B-16 --checkpoint epoch_latest.pt

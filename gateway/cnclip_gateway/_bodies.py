@@ -1,0 +1,83 @@
+"""Requests' bodies, read within bounds of size, time and memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+from starlette.requests import ClientDisconnect, Request
+
+from cnclip_gateway._errors import BadRequest, NotNow
+from cnclip_gateway._items import parsed_bytes
+from cnclip_gateway._metrics import Metrics
+from cnclip_gateway._settings import MIB, Settings
+
+__all__ = ["Bodies"]
+
+
+class Bodies:
+    """What all requests hold together; used by the event loop alone."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._held = 0
+
+    @asynccontextmanager
+    async def read(self, request: Request, *, json: bool = False) -> AsyncIterator[bytes]:
+        """Gives a request's body, which counts as held until the context ends.
+
+        Args:
+            request: The request.
+            json: Whether it will be parsed, which takes memory as well.
+
+        Raises:
+            BadRequest: It is too large, or compressed, or its sender left.
+            NotNow: Its sender is too slow, or all requests together hold too much.
+        """
+        self._require_sized(request)
+        taken = 0
+        try:
+            parts: list[bytes] = []
+            try:
+                with anyio.fail_after(self._settings.sender_s):
+                    async for part in request.stream():
+                        taken += self._take(len(part))
+                        if taken > self._settings.body_bytes:
+                            raise self._too_large()
+                        parts.append(part)
+            except TimeoutError:
+                raise NotNow(
+                    f"the request did not come within {self._settings.sender_s:g} seconds; send fewer items",
+                    status=408,
+                    code="slow_sender",
+                ) from None
+            except ClientDisconnect:
+                raise BadRequest("the sender left", code="disconnected") from None
+            body = b"".join(parts)
+            if json:
+                taken += self._take(parsed_bytes(body))
+            yield body
+        finally:
+            self._take(-taken)
+
+    def _require_sized(self, request: Request) -> None:
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise BadRequest("the body is compressed; send it as it is", status=415, code="content_encoding")
+        size = request.headers.get("content-length", "")
+        if size.isdecimal() and (len(size) > 18 or int(size) > self._settings.body_bytes):
+            raise self._too_large()
+
+    def _too_large(self) -> BadRequest:
+        most = self._settings.body_bytes / MIB
+        return BadRequest(
+            f"the request is larger than {most:g} MiB; send fewer items at a time", status=413, code="too_large"
+        )
+
+    def _take(self, count: int) -> int:
+        if count > 0 and self._held + count > self._settings.held_bytes:
+            raise NotNow("requests hold too much memory at present; try again, with fewer items", code="busy")
+        self._held += count
+        self._metrics.held.set(self._held)
+        return count

@@ -1,0 +1,224 @@
+"""The command `cnclip-gateway`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from cnclip_client import BadFile, Client, Retry, served_models
+
+# What `cnclip` asks of a command line about a server, this asks as well.
+from cnclip_client._cli._connection import Server, asks_server_for
+from cnclip_client._cli._shared import Verbose, reporting, usage
+from cnclip_client._extras import require
+from cnclip_console import plain_app
+
+from cnclip_gateway._settings import MIB, Settings
+
+if TYPE_CHECKING:
+    from cnclip_gateway._models import Models
+    from cnclip_gateway._pictures import Pictures
+    from cnclip_gateway._search import Searcher
+
+__all__ = ["app", "main"]
+
+app = plain_app()
+
+_LISTENS, _SEARCHES, _BOUNDS = "Where it listens, and to whom", "The page to search with", "Bounds"
+_DEFAULT = Settings()
+
+
+@app.command()
+@asks_server_for("images", "texts")
+def gateway(
+    server: Server,
+    host: Annotated[
+        str,
+        typer.Option(help="The address to listen on. 0.0.0.0 lets other machines in.", rich_help_panel=_LISTENS),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port. 0 picks a free one.", rich_help_panel=_LISTENS)] = 8080,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CNCLIP_API_KEY_FILE",
+            metavar="FILE",
+            help="Keys, one a line; callers send one as Authorization: Bearer. CNCLIP_API_KEY holds one itself. "
+            "Without any, all are let in.",
+            rich_help_panel=_LISTENS,
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(metavar="PEM", help="Speak HTTPS with this certificate chain.", rich_help_panel=_LISTENS),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="The private key to --tls-cert.", rich_help_panel=_LISTENS)
+    ] = None,
+    index: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="What `cnclip index` made, or image features that `cnclip extract` wrote: serve a page that searches.",
+            rich_help_panel=_SEARCHES,
+        ),
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="The pictures to show: what `cnclip extract images` read.",
+            rich_help_panel=_SEARCHES,
+        ),
+    ] = None,
+    preprocess: Annotated[
+        bool,
+        typer.Option(
+            "--preprocess/--no-preprocess",
+            help="Prepare texts as `cnclip extract texts` does: lower case, straight quotation marks.",
+        ),
+    ] = _DEFAULT.preprocess,
+    fetch_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST[:PORT]",
+            help="Fetch images from this host's http: and https: addresses; may be given many times. Default: none.",
+            rich_help_panel=_BOUNDS,
+        ),
+    ] = None,
+    max_items: Annotated[
+        int, typer.Option(min=1, help="Most items of a request.", rich_help_panel=_BOUNDS)
+    ] = _DEFAULT.max_items,
+    body_mib: Annotated[
+        int, typer.Option(min=1, help="Most MiB of a request.", rich_help_panel=_BOUNDS)
+    ] = _DEFAULT.body_bytes // MIB,
+    held_mib: Annotated[
+        int, typer.Option(min=1, help="Most MiB of all requests at once.", rich_help_panel=_BOUNDS)
+    ] = _DEFAULT.held_bytes // MIB,
+    time_limit: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", min=0.001, help="How long an answer may take.", rich_help_panel=_BOUNDS),
+    ] = _DEFAULT.time_limit_s,
+    sender_timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            min=0.001,
+            help="How long a caller may take to send a request, or to go on reading an answer.",
+            rich_help_panel=_BOUNDS,
+        ),
+    ] = _DEFAULT.sender_s,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Requests worked on at once; others wait.", rich_help_panel=_BOUNDS)
+    ] = _DEFAULT.concurrency,
+    connections: Annotated[
+        int, typer.Option(min=1, help="Most connections; others are turned away.", rich_help_panel=_BOUNDS)
+    ] = _DEFAULT.connections,
+    verbose: Verbose = False,
+) -> None:
+    """Serve features over HTTP in the form of OpenAI's API, and a page to search pictures with, until Ctrl-C.
+
+    POST /v1/embeddings takes texts and images; /docs says how. It holds no model: a Triton server that
+    cnclip-serve started, or several, have them.
+
+    Examples:
+      cnclip-gateway --url localhost:8001
+      cnclip-gateway --index photos.index --images photos/ --port 8080
+    """
+    with reporting(verbose), usage(), ExitStack() as stack:
+        if (tls_cert is None) != (tls_key is None):
+            raise typer.BadParameter("--tls-cert and --tls-key go together")
+        if images and index is None:
+            raise typer.BadParameter("--images are for the page; say with --index what it searches")
+        if held_mib < body_mib:
+            raise typer.BadParameter("--held-mib is less than --body-mib: no request of that size could come in")
+        for module in ("starlette", "uvicorn", "prometheus_client"):
+            require(module, extra="gateway")
+        from cnclip_gateway._app import Gateway
+        from cnclip_gateway._serve import serve, server_of
+
+        settings = Settings(
+            keys=_keys(api_key_file),
+            hosts=tuple(fetch_from or ()),
+            preprocess=preprocess,
+            max_items=max_items,
+            body_bytes=body_mib * MIB,
+            held_bytes=held_mib * MIB,
+            time_limit_s=time_limit,
+            sender_s=sender_timeout,
+            concurrency=concurrency,
+            connections=connections,
+        )
+        models = _models(server, time_limit)
+        searcher = _searcher(index, models, preprocess, stack) if index else None
+        pictures = _pictures(images) if images else None
+        tls = (tls_cert, tls_key) if tls_cert and tls_key else None
+        try:
+            serve(server_of(Gateway(models, settings, searcher, pictures).app(), settings, tls, verbose), host, port)
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+
+
+def _models(server: Server, time_limit_s: float) -> Models:
+    """Returns what is served; nothing is asked yet. Raises as `Server.credentials` does."""
+    from cnclip_gateway._models import Models
+
+    credentials = server.credentials()
+    # Connects to nothing, and finds out that an address is none before anybody asks.
+    Client(server.url, model=server.model or "any", credentials=credentials).close()
+    # What nobody waits for any more need not be tried again.
+    retry = Retry(deadline_s=min(time_limit_s / 3, Retry().deadline_s))
+    server = replace(server, request_timeout=min(server.request_timeout, time_limit_s))
+    return Models(
+        lambda slug: replace(server, model=slug).connect(retry=retry),
+        lambda: served_models(server.url, retry=retry, credentials=credentials),
+        server.model,
+    )
+
+
+def _searcher(index: Path, models: Models, preprocess: bool, stack: ExitStack) -> Searcher:
+    from cnclip_gateway._search import Searcher, open_searched
+
+    searched = open_searched(index, stack)
+    print(f"searched {len(searched):,} pictures of {index}", flush=True)
+    return Searcher(searched, models, preprocess)
+
+
+def _pictures(images: str) -> Pictures:
+    require("PIL.Image", extra="report")
+    from cnclip_client.sources import image_source
+
+    from cnclip_gateway._pictures import Pictures
+
+    pictures = Pictures(image_source(images))
+    print(f"pictures of {images}: their ids read in {pictures.seconds:.1f} s", flush=True)
+    return pictures
+
+
+def _keys(file: Path | None) -> tuple[bytes, ...]:
+    """Returns the keys of a file, or that of the environment.
+
+    Raises:
+        BadFile: The file holds none, or cannot be read.
+    """
+    if file is None:
+        key = os.environ.get("CNCLIP_API_KEY", "").strip()
+        return (key.encode(),) if key else ()
+    try:
+        keys = tuple(line.strip() for line in file.read_bytes().splitlines() if line.strip())
+    except OSError as error:
+        raise BadFile(f"cannot be read ({error.strerror}); it is to hold keys", path=str(file)) from error
+    if not keys:
+        raise BadFile("holds no key; write one a line, or leave out --api-key-file to let all in", path=str(file))
+    return keys
+
+
+def main() -> None:
+    """Entry point of `cnclip-gateway`."""
+    # gRPC's C++ core otherwise writes lines of its own to stderr when a connection is lost.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    app()

@@ -1,0 +1,77 @@
+"""Small pictures of what was found, out of the source that its features were made of."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import PurePosixPath
+
+from cnclip_client import CnclipError
+from cnclip_client._flow.items import Unsendable, image_bytes
+from cnclip_client.report import thumbnails
+from cnclip_client.retrieval import Id
+from cnclip_client.sources import Place, Source
+
+__all__ = ["Pictures"]
+
+_KEPT = 2048
+_ITEM_BYTES = 64 * 1024 * 1024
+_ALL = 1 << 62
+
+
+class Pictures:
+    """The pictures of a source, by their ids. Threads may share it.
+
+    All ids are read once, when it is made; where each picture is takes some hundred bytes of memory.
+
+    Args:
+        source: Where they are.
+
+    Attributes:
+        seconds: What reading the ids took.
+    """
+
+    def __init__(self, source: Source) -> None:
+        began = time.monotonic()
+        self._source = source
+        self._places: dict[Id, str | tuple[int, Place]] = {}
+        after: Place = ()
+        for number, item in enumerate(source.items(_ALL)):
+            # A file by its path; what is inside a file by where the source goes on before it.
+            place = item.value if isinstance(item.value, str) else (number, after)
+            if not item.failure:
+                self._places.setdefault(item.id, place)
+            after = item.after
+        # As `cnclip search --html`: for features whose ids were made elsewhere a file goes by its name as well.
+        for place in [place for place in self._places.values() if isinstance(place, str)]:
+            for name in _names(place):
+                self._places.setdefault(name, place)
+        self.seconds = time.monotonic() - began
+        self.thumbnail = lru_cache(_KEPT)(self._thumbnail)
+
+    def _thumbnail(self, one: Id) -> bytes | None:
+        """Returns a small JPEG of the picture with an id; None where there is none, or it cannot be decoded."""
+        place = self._places.get(one)
+        if place is None:
+            return None
+        value: str | bytes | None = place if isinstance(place, str) else None
+        if not isinstance(place, str):
+            number, after = place
+            item = next(self._source.items(start=number, after=after), None)
+            value = item.value if item is not None and item.id == one else None
+        try:
+            data = image_bytes(value, _ITEM_BYTES) if value else b""
+        except (Unsendable, CnclipError):
+            return None
+        uri = thumbnails([(one, data)], [one])[one].uri
+        return base64.b64decode(uri.partition(",")[2]) or None
+
+
+def _names(path: str) -> Iterator[Id]:
+    name = PurePosixPath(path)
+    yield name.name
+    yield name.stem
+    if name.stem.isdecimal():
+        yield int(name.stem)

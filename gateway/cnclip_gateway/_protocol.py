@@ -1,0 +1,81 @@
+"""HTTP as uvicorn speaks it, with an end to slow senders and slow readers, whom it would wait for for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+__all__ = ["protocol"]
+
+# What is left for an answer that says so, before the connection is cut.
+_GRACE = 1.25
+
+
+def protocol(sender_s: float) -> type[asyncio.Protocol]:
+    """Returns a protocol that cuts connections whose peer does not go on.
+
+    Args:
+        sender_s: How long a request may take to arrive, and how long a peer may leave an answer unread.
+    """
+
+    class Bounded(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            self._arriving = _Fuse(self.loop, _GRACE * sender_s, transport)
+            self._unread = _Fuse(self.loop, sender_s, transport)
+            super().connection_made(transport)
+            self._look()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._look()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._look()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._arriving.put_out()
+            self._unread.put_out()
+            super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._unread.light()
+
+        def resume_writing(self) -> None:
+            self._unread.put_out()
+            super().resume_writing()
+
+        def _look(self) -> None:
+            """Has a request that arrives, or does not even begin to on a new connection, arrive in time."""
+            idle = self.conn.their_state is h11.IDLE
+            # Between two requests uvicorn's keep-alive ends it.
+            between = idle and self.cycle is not None and not self.conn.trailing_data[0]
+            if (idle or self.conn.their_state is h11.SEND_BODY) and not between:
+                self._arriving.light()
+            else:
+                self._arriving.put_out()
+
+    return Bounded
+
+
+class _Fuse:
+    """Cuts a connection so many seconds after it was lit, unless it is put out."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, transport: asyncio.Transport) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._transport = transport
+        self._timer: asyncio.TimerHandle | None = None
+
+    def light(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._seconds, self._transport.abort)
+
+    def put_out(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

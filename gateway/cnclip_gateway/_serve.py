@@ -1,0 +1,95 @@
+"""Runs the gateway until it is told to end."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from cnclip_gateway._protocol import protocol
+from cnclip_gateway._settings import Settings
+
+__all__ = ["listening", "serve", "server_of"]
+
+_BACKLOG = 2048
+_LAST_ANSWERS_S = 10
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """Returns a socket that listens.
+
+    Args:
+        host: The address.
+        port: 0 picks a free one.
+
+    Raises:
+        OSError: It cannot listen there.
+    """
+    # With its protocol named: only then does asyncio send what is small at once, which otherwise waits for 40 ms.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((host, port))
+        made.listen(_BACKLOG)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def server_of(
+    app: ASGIApp, settings: Settings, tls: tuple[Path, Path] | None = None, verbose: bool = False
+) -> uvicorn.Server:
+    """Returns a server.
+
+    Args:
+        app: The application.
+        settings: Its bounds.
+        tls: The certificate chain and its key.
+        verbose: Whether each request is logged.
+
+    Raises:
+        OSError: A file of `tls` cannot be used.
+    """
+    config = uvicorn.Config(
+        app,
+        http=protocol(settings.sender_s),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level=logging.INFO if verbose else logging.WARNING,
+        access_log=verbose,
+        server_header=False,
+        limit_concurrency=settings.connections,
+        timeout_graceful_shutdown=_LAST_ANSWERS_S,
+        ssl_certfile=str(tls[0]) if tls else None,
+        ssl_keyfile=str(tls[1]) if tls else None,
+    )
+    config.load()
+    return uvicorn.Server(config)
+
+
+def serve(server: uvicorn.Server, host: str, port: int) -> None:
+    """Serves until Ctrl-C or SIGTERM, and prints the address on stdout once it listens.
+
+    Raises:
+        OSError: It cannot listen there.
+        KeyboardInterrupt: It was told to end.
+    """
+    with listening(host, port) as taken:
+        signal.signal(signal.SIGTERM, _interrupt)
+        shown = f"[{host}]" if ":" in host else host
+        scheme = "https" if server.config.is_ssl else "http"
+        print(f"gateway  {scheme}://{shown}:{taken.getsockname()[1]}", flush=True)
+        server.run(sockets=[taken])
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """SIGTERM is what service managers send: treated like Ctrl-C. uvicorn raises both anew once it has ended."""
+    raise KeyboardInterrupt

@@ -1,0 +1,151 @@
+"""The command itself: what it prints, how it ends, and one line for what is wrong."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from cnclip_gateway._cli import app
+from typer.testing import CliRunner
+
+from tests.client.conftest import FakeTriton
+
+COMMAND = [sys.executable, "-W", "error", "-c", "from cnclip_gateway._cli import main; main()"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), **more}
+
+
+@contextmanager
+def started(*options: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command, once it listens, and its address."""
+    process = subprocess.Popen(
+        [*COMMAND, "--port", "0", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(**variables),
+    )
+    try:
+        assert process.stdout is not None
+        address = ""
+        while not address and (line := process.stdout.readline()):
+            address = line.partition("gateway  ")[2].strip()
+        assert address, process.communicate()[1]
+        yield process, address
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def get(address: str, path: str, context: ssl.SSLContext | None = None, **headers: str) -> tuple[int, bytes]:
+    scheme, _, host = address.partition("://")
+    connection: http.client.HTTPConnection
+    if scheme == "https":
+        connection = http.client.HTTPSConnection(host, timeout=60, context=context)
+    else:
+        connection = http.client.HTTPConnection(host, timeout=60)
+    try:
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_until_it_is_told_to_end(triton: FakeTriton, told: signal.Signals) -> None:
+    with started("--url", triton.url) as (process, address):
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", address)
+        status, body = get(address, "/v1/models")
+        assert (status, json.loads(body)["data"][0]["id"]) == (200, "vit-b-16")
+        process.send_signal(told)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "", "stopped\n")
+
+
+def test_keys_of_a_file_and_of_the_environment(triton: FakeTriton, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("one\n\n two \n")
+    with started("--url", triton.url, "--api-key-file", str(tmp_path / "keys")) as (_, address):
+        assert get(address, "/v1/models")[0] == 401
+        for key in ("one", "two"):
+            assert get(address, "/v1/models", Authorization=f"Bearer {key}")[0] == 200
+    with started(CNCLIP_API_KEY="three", CNCLIP_URL=triton.url) as (_, address):
+        assert get(address, "/v1/models", Authorization="Bearer one")[0] == 401
+        assert get(address, "/v1/models", Authorization="Bearer three")[0] == 200
+
+
+def test_https(triton: FakeTriton, tmp_path: Path) -> None:
+    trustme = pytest.importorskip("trustme", reason="trustme is not installed")
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    for part in issued.cert_chain_pems:
+        part.write_to_path(str(tmp_path / "cert.pem"), append=True)
+    files = ["--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem")]
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with started("--url", triton.url, *files) as (_, address):
+        assert address.startswith("https://")
+        assert get(address, "/health", context)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--tls-cert", "a.pem"], "--tls-cert and --tls-key go together"),
+        (["--images", "photos/"], "say with --index what it searches"),
+        (["--body-mib", "64", "--held-mib", "32"], "--held-mib is less than --body-mib"),
+        (["--api-key-file", "no-such-file"], "no-such-file: cannot be read"),
+        (["--api-key-file", "/dev/null"], "/dev/null: holds no key"),
+        (["--index", "no-such-folder"], "no-such-folder"),
+        (["--url", "localhost"], "localhost"),
+        (["--tls-cert", "no.pem", "--tls-key", "no.pem"], "No such file"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    options: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["--port", "0", *options])
+    assert result.exit_code == 2, result.output
+    assert words in result.output
+    assert len(result.output.strip().splitlines()) == 1, result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = CliRunner().invoke(app, ["--port", str(taken.getsockname()[1])])
+    assert result.exit_code == 2
+    assert "Address already in use" in result.output
+
+
+def test_what_is_not_installed_is_named(tmp_path: Path) -> None:
+    (tmp_path / "starlette").mkdir()
+    (tmp_path / "starlette/__init__.py").write_text("raise ModuleNotFoundError('no', name='starlette')")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [*COMMAND, "--port", "0"],
+        capture_output=True,
+        text=True,
+        env={**environment(), "PYTHONPATH": path},
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert (
+        done.stderr == "cnclip: this needs starlette, which is not installed; pip install 'cn-clip-triton[gateway]'\n"
+    )

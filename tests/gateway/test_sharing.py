@@ -1,0 +1,148 @@
+"""Small requests that wait at the same time share a call of the client, and nothing else."""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+from cnclip_gateway._sharing import MOST_SHARED
+
+from tests.client.conftest import FakeTriton, Fault
+from tests.gateway.conftest import Answer, Running
+
+CALLS = 4
+
+
+class Held:
+    """Holds what a fake server is asked, until it is let go."""
+
+    def __init__(self, triton: FakeTriton) -> None:
+        self.go = threading.Event()
+        self.arrived = threading.Semaphore(0)
+        triton.before_infer = self.wait
+
+    def wait(self, attempt: int, items: list[bytes]) -> None:
+        self.arrived.release()
+        assert self.go.wait(60)
+
+
+@pytest.fixture
+def held(triton: FakeTriton, run: Callable[..., Running]) -> Any:
+    """A gateway all of whose calls are under way, and what lets them go."""
+    gateway = run(triton.url, preprocess=False)
+    assert gateway.embed("warm").status == 200
+    triton.forget()
+    holding = Held(triton)
+    first = fill(gateway, holding)
+    yield gateway, holding.go, first
+    holding.go.set()
+    for thread, _ in first:
+        thread.join(60)
+
+
+def fill(gateway: Running, holding: Held) -> list[Any]:
+    """Has all calls be under way: one by one, or two of them might share one."""
+    first = []
+    for number in range(CALLS):
+        first.append(asked(gateway, f"first {number}"))
+        assert holding.arrived.acquire(timeout=30)
+    return first
+
+
+def asked(gateway: Running, items: Any) -> tuple[threading.Thread, list[Answer]]:
+    """Asks beside the test; the answer is in the list once the thread has ended."""
+    answers: list[Answer] = []
+    thread = threading.Thread(target=lambda: answers.append(gateway.embed(items)))
+    thread.start()
+    return thread, answers
+
+
+def wait_until(gateway: Running, count: int) -> None:
+    """Waits until so many requests are under way, and were read: what counts them is asked by one more."""
+    deadline = time.monotonic() + 60
+    while gateway.metric("cnclip_gateway_requests_under_way") < count + 1 and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def ended(one: tuple[threading.Thread, list[Answer]]) -> Answer:
+    one[0].join(60)
+    return one[1][0]
+
+
+def test_those_that_wait_go_together_and_come_back_apart(held: Any, triton: FakeTriton) -> None:
+    gateway, go, first = held
+    others = [asked(gateway, [f"{number}", "same"]) for number in range(8)]
+    wait_until(gateway, CALLS + 8)
+    time.sleep(0.2)  # for the last one's body; were it late, it would only be in a call of its own
+    go.set()
+    for number, one in enumerate(others):
+        answer = ended(one)
+        assert answer.status == 200
+        alone = gateway.embed([f"{number}", "same"]).json["data"]
+        assert answer.json["data"] == alone
+    assert all(ended(one).status == 200 for one in first)
+    together = [items for items in triton.requests if b"same" in items][: -len(others)]
+    assert sorted(item for items in together for item in items).count(b"same") == 8
+    assert len(together) < 8
+
+
+def test_who_sends_a_bad_item_is_the_only_one_who_hears_of_it(held: Any) -> None:
+    gateway, go, _ = held
+    sent = [["a", "b"], ["c", "BAD:too bad"], "d", ["BAD:worse", "e"]]
+    others = [asked(gateway, items) for items in sent]
+    wait_until(gateway, CALLS + len(sent))
+    go.set()
+    answers = [ended(one) for one in others]
+    assert [one.status for one in answers] == [200, 400, 200, 400]
+    assert "input[1] too bad" in answers[1].error["message"]
+    assert "input[0] worse" in answers[3].error["message"]
+
+
+def test_a_call_that_fails_fails_for_those_in_it(gateway: Running, triton: FakeTriton) -> None:
+    def fail(attempt: int, items: list[bytes]) -> None:
+        raise Fault(grpc.StatusCode.INTERNAL, "out of memory")
+
+    assert gateway.embed("warm").status == 200
+    triton.before_infer = fail
+    others = [asked(gateway, f"{number}") for number in range(12)]
+    assert {ended(one).status for one in others} == {502}
+    triton.forget()
+    assert gateway.embed("x").status == 200
+
+
+def test_texts_do_not_wait_for_pictures(held: Any, triton: FakeTriton) -> None:
+    gateway, go, first = held
+    triton.before_infer = lambda attempt, items: None
+    answer = gateway.embed({"image": base64.b64encode(b"picture").decode()})
+    assert answer.status == 200
+    assert not any(answers for _, answers in first)
+    go.set()
+
+
+def test_large_and_mixed_requests_have_calls_of_their_own(held: Any, triton: FakeTriton) -> None:
+    gateway, go, first = held
+    triton.before_infer = lambda attempt, items: None
+    assert gateway.embed([f"{number}" for number in range(MOST_SHARED + 1)]).status == 200
+    assert gateway.embed(["text", {"image": base64.b64encode(b"picture").decode()}]).status == 200
+    assert not any(answers for _, answers in first)
+    go.set()
+
+
+def test_who_is_not_waited_for_any_more_is_left_out(run: Callable[..., Running], triton: FakeTriton) -> None:
+    gateway = run(triton.url, preprocess=False, time_limit_s=1.0)
+    assert gateway.embed("warm").status == 200
+    triton.forget()
+    holding = Held(triton)
+    first = fill(gateway, holding)
+    late = gateway.embed("late")
+    assert (late.status, late.error["code"]) == (504, "timeout")
+    holding.go.set()
+    for one in first:
+        ended(one)
+    assert gateway.embed("after").status == 200
+    assert [b"late"] not in triton.requests
