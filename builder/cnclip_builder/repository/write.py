@@ -165,7 +165,7 @@ def _start_model(repository: Path, entry: RepositoryEntry, kind: str) -> None:
     if package := _PACKAGES.get(kind):
         shutil.copyfile(str(importlib.import_module(package).__file__), version / f"{package}.py")
         shutil.copyfile(templates / kind / "1" / "model.py", version / "model.py")
-        for module in _MODULES:
+        for module in _MODULES[kind]:
             shutil.copyfile(templates / module, version / module)
     if kind == "text-tokenize":
         shutil.copyfile(entry.arch.vocabulary_file, version / "vocab.txt")
