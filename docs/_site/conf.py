@@ -37,7 +37,7 @@ exclude_patterns = ["_site", "**/*.zh.md", "*.zh.md"]
 
 # Captions in both languages, and the pages below them. A page that is missing here is a warning, and so an error.
 sections = [
-    ("Use it", "使用", ["building", "serving", "client", "batch-jobs", "retrieval", "distributed"]),
+    ("Use it", "使用", ["building", "serving", "client", "gateway", "batch-jobs", "retrieval", "distributed"]),
     ("Make it faster", "更快", ["gpu", "tensorrt", "int8", "scaling", "benchmarks"]),
     ("Run it for others", "上线", ["security", "observability", "faults", "comparing"]),
     ("Look inside", "内部", ["architecture"]),
