@@ -17,12 +17,12 @@ from cnclip_builder.repository.entry import RepositoryEntry
 from cnclip_builder.repository.manifest import Manifest
 from cnclip_builder.repository.store import CONFIG_NAME
 from cnclip_builder.repository.values import KINDS, TOWER_OF
-from cnclip_builder.repository.write import check_neighbours, check_repository, render_configs
+from cnclip_builder.repository.write import check_neighbours, check_repository, kinds_of, render_configs
 from cnclip_builder.system.atomic import require_room
 from cnclip_builder.system.isolation import stage_process
 from cnclip_builder.tensors import TOWERS, Precision, Tower
 
-Action = Literal["read", "fetched", "made", "reused", "rewritten", "unchanged", "decided when measured"]
+Action = Literal["read", "fetched", "made", "reused", "rewritten", "unchanged", "deleted", "decided when measured"]
 """What becomes of a file or a model: `made` is new, and `rewritten` takes the place of one that is there."""
 
 UNKNOWN = "not known before the checkpoint is here"
@@ -90,7 +90,7 @@ def preview_build(request: BuildRequest) -> Preview:
         checkpoint=_checkpoint(request, facts),
         artefacts={plan.store.place(*kind).name: _of_artefact(plan, kind) for kind in plan.wanted},
         plans=_of_plans(request, plans),
-        models={f"{name}-{kind}": _of_model(request, entry, kind, plan, before) for kind in KINDS},
+        models=_of_models(request, entry, plan, before),
         configs=configs,
         notes=_notes(request, facts, plan, before.models.get(name, {}).get(str(request.version))),
     )
@@ -127,6 +127,19 @@ def _of_artefact(plan: ArtefactPlan, kind: tuple[Tower, Precision]) -> Action:
     if kind in plan.kept:
         return "reused"
     return "decided when measured" if kind[1] == "int8" else "made"
+
+
+def _of_models(
+    request: BuildRequest, entry: RepositoryEntry, plan: ArtefactPlan, before: Manifest
+) -> dict[str, Action]:
+    models: dict[str, Action] = {}
+    for kind in KINDS:
+        name = f"{entry.name}-{kind}"
+        if kind in kinds_of(entry):
+            models[name] = _of_model(request, entry, kind, plan, before)
+        elif (request.repository / name).exists():
+            models[name] = "deleted"
+    return models
 
 
 def _of_model(request: BuildRequest, entry: RepositoryEntry, kind: str, plan: ArtefactPlan, before: Manifest) -> Action:

@@ -84,6 +84,19 @@ def test_what_it_tells_is_what_is_built(request_: BuildRequest, tmp_path: Path) 
     assert {name: text for name, (_, text) in second.configs.items()} == configs_of(request_.repository)
 
 
+def test_encoders_alone(request_: BuildRequest, tmp_path: Path) -> None:
+    alone = replace(request_, serving=replace(SERVING, encoders_only=True))
+    encoders = {"a-image-encoder", "a-text-encoder"}
+    assert preview(alone, tmp_path).models == dict.fromkeys(encoders, "made")
+    build_repository(request_)
+    found = preview(alone, tmp_path)
+    assert set(found.configs) == encoders
+    kinds = {name: "reused" if name in encoders else "deleted" for name in (f"a-{kind}" for kind in KINDS)}
+    assert found.models == kinds
+    build_repository(alone)
+    assert {name: text for name, (_, text) in found.configs.items()} == configs_of(request_.repository)
+
+
 def test_what_is_lost_or_changed_is_made_again(request_: BuildRequest, tmp_path: Path) -> None:
     build_repository(request_)
     (request_.artefacts / "a" / "tiny-vit.img.fp16.onnx").unlink()

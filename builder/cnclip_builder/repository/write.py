@@ -70,7 +70,7 @@ def publish(
         if repository.exists():
             link_tree(repository, new)
         for kind in KINDS:
-            if kind in _kinds(entry):
+            if kind in kinds_of(entry):
                 _start_model(new, entry, kind)
             else:
                 shutil.rmtree(new / f"{entry.name}-{kind}", ignore_errors=True)
@@ -88,7 +88,8 @@ def publish(
         write_manifest(new, models, files_of_folder(new, {**kept, **written.hashes}))
 
 
-def _kinds(entry: RepositoryEntry) -> tuple[str, ...]:
+def kinds_of(entry: RepositoryEntry) -> tuple[str, ...]:
+    """The kinds of models that are served; a build deletes those of the others that are there."""
     return ENCODERS if entry.serving.encoders_only else KINDS
 
 
@@ -226,7 +227,7 @@ def render_configs(entry: RepositoryEntry, before: Manifest) -> dict[str, str]:
         "context_length": entry.serving.context_length,
     }
     configs = {}
-    for kind in _kinds(entry):
+    for kind in kinds_of(entry):
         tower, name = TOWER_OF[kind], f"{entry.name}-{kind}"
         plans = [plan.record for plan in entry.plans.get(tower, ())]
         told = {**facts, "precision": entry.precision_of(tower)}
