@@ -98,7 +98,7 @@ def verify_server(
         SettingError: the arch's vocabulary is not the model's.
         BuildError: the server does not answer, or serves another checkpoint.
     """
-    from cnclip_client import CnclipError
+    from cnclip_client import Client, CnclipError
 
     images = sample_images() if images is None else images
     texts = sample_texts() if texts is None else texts
@@ -115,8 +115,8 @@ def verify_server(
         card_decoding = None
         if info.decoding == "gpu":
             # The same encoder, and pixels that were prepared here, exactly.
-            with Client(url, model=model, prepare="client") as client:
-                exact = client.encode_images(list(images.values()), normalize=False)
+            with Client(url, model=model, prepare="client", vocabulary=arch.vocabulary_file) as preparing:
+                exact = preparing.encode_images(list(images.values()), normalize=False)
             card_decoding = measure_parity(served["image"], exact)
             served["image"] = exact
     except CnclipError as error:
