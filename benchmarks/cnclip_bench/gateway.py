@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -69,11 +69,11 @@ def running(url: str, model: str) -> Iterator[int]:
             process.terminate()
 
 
-def to_gateway(port: int, model: str, tower: Tower, items: Sequence[Any]) -> Request:
-    """Gives requests of one item each, over a connection for each thread that is kept.
+@contextmanager
+def to_gateway(port: int, model: str, tower: Tower, items: Sequence[Any]) -> Iterator[Request]:
+    """Gives requests of one item each, over a connection for each thread that is kept until the end.
 
-    Raises:
-        RuntimeError: One was not answered.
+    A request raises RuntimeError if it is not answered.
     """
     bodies = [
         json.dumps({"model": model, "input": _form(tower, item), "encoding_format": "base64"}).encode()
@@ -83,7 +83,7 @@ def to_gateway(port: int, model: str, tower: Tower, items: Sequence[Any]) -> Req
 
     def request() -> None:
         if not hasattr(own, "connection"):
-            own.connection = http.client.HTTPConnection("127.0.0.1", port)
+            own.connection = stack.enter_context(closing(http.client.HTTPConnection("127.0.0.1", port)))
         body = bodies[next(turn) % len(bodies)]
         own.connection.request("POST", "/v1/embeddings", body, {"Content-Type": "application/json"})
         answer = own.connection.getresponse()
@@ -91,7 +91,8 @@ def to_gateway(port: int, model: str, tower: Tower, items: Sequence[Any]) -> Req
         if answer.status != http.client.OK:
             raise RuntimeError(content.decode(errors="replace"))
 
-    return request
+    with ExitStack() as stack:
+        yield request
 
 
 def compare(
@@ -118,16 +119,14 @@ def compare(
         rounds: How often.
         singles: How many requests with nothing beside them.
     """
-    ways: dict[str, Callable[[], None]] = {
-        "client": to_ensemble(client, tower, items)(1),
-        "gateway": to_gateway(port, model, tower, items),
-    }
-    loads: dict[str, list[Sustained]] = {way: [] for way in ways}
-    for turn in range(rounds):
-        for way in WAYS if turn % 2 == 0 else reversed(WAYS):
-            loads[way].append(run_load(ways[way], concurrency, seconds))
+    with to_gateway(port, model, tower, items) as through_gateway:
+        ways = {"client": to_ensemble(client, tower, items)(1), "gateway": through_gateway}
+        loads: dict[str, list[Sustained]] = {way: [] for way in ways}
+        for turn in range(rounds):
+            for way in WAYS if turn % 2 == 0 else reversed(WAYS):
+                loads[way].append(run_load(ways[way], concurrency, seconds))
+        alone = {way: Latency.of(way, waits) for way, waits in in_turns(ways, singles, time.perf_counter).items()}
     rates = {way: [one.items_per_s for one in found] for way, found in loads.items()}
-    alone = {way: Latency.of(way, waits) for way, waits in in_turns(ways, singles, time.perf_counter).items()}
     return Added(
         concurrency=concurrency,
         items_per_s=rates,

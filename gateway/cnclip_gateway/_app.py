@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hmac
 import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -22,13 +19,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from cnclip_gateway import _pages as pages
 from cnclip_gateway._bodies import Bodies
 from cnclip_gateway._embeddings import answer, embeddings, together
 from cnclip_gateway._errors import BadRequest, GatewayError, NotNow, told
 from cnclip_gateway._fetching import Fetcher
+from cnclip_gateway._guard import Guard, refused
 from cnclip_gateway._items import Asked, Item, parsed
 from cnclip_gateway._metrics import CONTENT_TYPE, Metrics
 from cnclip_gateway._models import Models
@@ -40,8 +38,6 @@ from cnclip_gateway._sharing import MOST_SHARED, Sharing
 __all__ = ["Gateway"]
 
 _T = TypeVar("_T")
-# Who looks after the gateway asks these without a key; they tell nothing of anybody's.
-_PUBLIC = frozenset({"/health", "/health/live", "/metrics", "/docs", "/openapi.json", "/pages/docs.css"})
 _MOST_FOUND = 200
 _QUERY_CHARACTERS = 10_000
 _HEALTH_S = 10.0
@@ -100,7 +96,7 @@ class Gateway:
         handlers: Mapping[Any, Any] = {GatewayError: _refuse, HTTPException: _refuse_http, Exception: _fail}
         app = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
         known = frozenset(route.path for route in routes)
-        return _Guard(app, self._settings.keys, self._metrics, known)
+        return Guard(app, self._settings.keys, self._metrics, known)
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -237,90 +233,16 @@ class Gateway:
         return self._searcher
 
 
-class _Guard:
-    """Asks for a key, sends headers with every answer, and counts."""
-
-    def __init__(self, app: ASGIApp, keys: tuple[bytes, ...], metrics: Metrics, routes: frozenset[str]) -> None:
-        self._app = app
-        self._keys = keys
-        self._metrics = metrics
-        # Others count as one, lest whoever asks for made-up paths fill the memory with their counters.
-        self._routes = routes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        began, status = time.monotonic(), 500
-
-        async def send_more(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    *((name.lower().encode(), value.encode()) for name, value in pages.HEADERS.items()),
-                ]
-            await send(message)
-
-        with self._metrics.under_way.track_inprogress():
-            try:
-                refusal = self._refusal(scope)
-                await (refusal or self._app)(scope, receive, send_more)
-            finally:
-                self._metrics.answered(self._route(scope["path"]), status, time.monotonic() - began)
-
-    def _refusal(self, scope: Scope) -> Response | None:
-        if not self._keys or scope["path"] in _PUBLIC:
-            return None
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        if sum(hmac.compare_digest(_secret(given), key) for key in self._keys):  # all, in the same time
-            return None
-        # A browser asks for it by itself: the key is the password, for any name.
-        kind = "Bearer" if scope["path"].startswith("/v1/") else 'Basic realm="cnclip-gateway", charset="UTF-8"'
-        return _answer(
-            BadRequest(
-                "the key is missing or wrong; send Authorization: Bearer KEY",
-                status=401,
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": kind},
-            )
-        )
-
-    def _route(self, path: str) -> str:
-        if path in self._routes:
-            return path
-        above = path.rpartition("/")[0]
-        return next((route for route in self._routes if "{" in route and route.startswith(f"{above}/{{")), "other")
-
-
-def _secret(header: bytes) -> bytes:
-    """Returns the key in a header Authorization: a bearer's, or the password of a browser's."""
-    kind, _, rest = header.partition(b" ")
-    if kind.lower() == b"bearer":
-        return rest.strip()
-    if kind.lower() == b"basic":
-        try:
-            return base64.b64decode(rest.strip(), validate=True).partition(b":")[2]
-        except ValueError:
-            return b""
-    return b""
-
-
-def _answer(error: GatewayError) -> Response:
-    return Response(error.body(), error.status, error.headers, media_type="application/json")
-
-
 async def _refuse(_: Request, error: GatewayError) -> Response:
-    return _answer(error)
+    return refused(error)
 
 
 async def _refuse_http(request: Request, error: HTTPException) -> Response:
     what = "does not take this method" if error.status_code == 405 else "is not here"
     code = "method_not_allowed" if error.status_code == 405 else "not_found"
     message = f"{json.dumps(request.url.path)[:200]} {what}; see /docs"
-    return _answer(BadRequest(message, status=error.status_code, code=code, headers=dict(error.headers or {})))
+    return refused(BadRequest(message, status=error.status_code, code=code, headers=dict(error.headers or {})))
 
 
 async def _fail(_: Request, __: Exception) -> Response:
-    return _answer(GatewayError("the gateway failed; whoever runs it finds why in its log", code="failed"))
+    return refused(GatewayError("the gateway failed; whoever runs it finds why in its log", code="failed"))

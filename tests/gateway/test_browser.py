@@ -55,8 +55,8 @@ def searching(run: Callable[..., Running], triton: FakeTriton, tmp_path: Path) -
 
 
 @pytest.fixture
-def page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A tab that lets no error and no refused load pass."""
+def page(browser: Any, request: pytest.FixtureRequest, run: Callable[..., Running]) -> Iterator[Any]:
+    """A tab that lets no error and no refused load pass; closed before the gateways that `run` has started."""
     width, language = getattr(request, "param", ("desktop", "en"))
     context = browser.new_context(
         viewport=WIDTHS[width],
