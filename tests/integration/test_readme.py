@@ -18,6 +18,7 @@ from cnclip_bench._cli import app as bench_app
 from cnclip_builder.cli.app import app as build_app
 from cnclip_builder.parity.samples import sample_images
 from cnclip_client._cli import app as client_app
+from cnclip_gateway._cli import app as gateway_app
 from cnclip_server import TritonServer
 from cnclip_server._cli import app as serve_app
 
@@ -25,7 +26,13 @@ from tests.conftest import ROOT
 
 # Those in Chinese have the same commands: tests/test_translations.py.
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if ".zh" not in page.suffixes)]
-APPS = {"cnclip": client_app, "cnclip-build": build_app, "cnclip-serve": serve_app, "cnclip-bench": bench_app}
+APPS = {
+    "cnclip": client_app,
+    "cnclip-build": build_app,
+    "cnclip-serve": serve_app,
+    "cnclip-bench": bench_app,
+    "cnclip-gateway": gateway_app,
+}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -60,7 +67,7 @@ def test_there_is_something_to_run() -> None:
 def test_documented_options_exist(page: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command of ours that a page shows, `make` targets opened up, is one that its parser accepts."""
     # What must be there already, for options that look.
-    for folder in ("plans", "build/repository"):
+    for folder in ("plans", "photos", "build/repository"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "captions.jsonl").touch()
     monkeypatch.chdir(tmp_path)
