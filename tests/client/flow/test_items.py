@@ -104,7 +104,7 @@ def test_a_path_whose_name_is_no_utf8_is_read(tmp_path: Path) -> None:
     [
         ("no/such.jpg", "No such file or directory"),
         (".", "Is a directory"),
-        ("a\0b", "is no path: embedded null byte"),
+        ("a\0b", "is no path: .*embedded null"),
         (b"", "is empty"),
         (b"x" * (LIMIT + 1), "larger than 1,048,576 bytes; raise Limits.item_bytes"),
         (None, "expected a path, bytes or a PIL image, got NoneType"),
