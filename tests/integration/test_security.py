@@ -92,7 +92,7 @@ def test_a_killed_server_is_waited_for_and_another_checkpoint_is_not_taken(
     other = tmp_path / "repository"
     shutil.copytree(demo_repository, other)
     config = other / "demo-text" / "config.pbtxt"
-    changed, count = re.subn('"[0-9a-f]{64}"', f'"{"b" * 64}"', config.read_text())
+    changed, count = re.subn(r'(checkpoint_sha256"[^"]*)"[0-9a-f]{64}"', rf'\1"{"b" * 64}"', config.read_text())
     assert count == 1
     config.write_text(changed)
     first = TritonServer(demo_repository, grpc_port=0, http_port=0, metrics_port=0)

@@ -46,6 +46,7 @@ def render(serving: ServingConfig, arch: Arch, tower: str, *devices: Device) -> 
 def backends_parameters(config: Any) -> dict[str, str]:
     """Those that a backend reads; clients read the others."""
     told = {"preferred_batch_size", "resolution", "max_image_pixels", "decoding", "version"}
+    told |= {"vocabulary_sha256", "text_lengths"}
     return {name: config.parameters[name].string_value for name in set(config.parameters) - told}
 
 

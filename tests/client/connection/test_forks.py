@@ -14,7 +14,7 @@ channels = [grpc.insecure_channel("127.0.0.1:9") for _ in range(4)]
 for channel in channels:
     channel.subscribe(lambda state: None, try_to_connect=True)
 codes = [subprocess.run(["true"], preexec_fn=lambda: None).returncode for _ in range(int(os.environ["FORKS"]))]
-print(os.environ.get("GRPC_ENABLE_FORK_SUPPORT"), sorted(set(codes)))
+print(os.environ.get("GRPC_ENABLE_FORK_SUPPORT"), sorted(set(codes)), flush=True)
 os._exit(0)
 """
 
