@@ -31,6 +31,10 @@ T = TypeVar("T")
 # Threads of torch that wait burn the cores that other workers' tests need; torch reads this when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Some tests run `make`: the FLAGS of `make test FLAGS=...` are pytest's, and not for what they ask it.
+for name in ("FLAGS", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES"):
+    os.environ.pop(name, None)
+
 # A shell that starts the tests in the background has them ignore Ctrl-C, and every process that they start inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
