@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 @pytest.mark.triton
 def test_every_way_is_measured() -> None:
     command = [sys.executable, "benchmarks/transport.py", "--images", "32", "--rounds", "1"]

@@ -181,7 +181,7 @@ def test_killed_actors_lose_nothing(tmp_path: Path, cluster: None, triton: Any, 
     same(tmp_path, "far.jsonl", "near.jsonl")
 
 
-@pytest.mark.parametrize("when", ["at its first item", "at one item"])
+@pytest.mark.parametrize("when", [pytest.param("at its first item", marks=pytest.mark.slow), "at one item"])
 def test_actors_that_crash_again_and_again_end_the_job_with_a_word(
     tmp_path: Path, cluster: None, triton: Any, sources: list[Any], caplog: pytest.LogCaptureFixture, when: str
 ) -> None:

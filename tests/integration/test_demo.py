@@ -35,6 +35,7 @@ def test_the_demo_runs(folder: Path) -> None:
     assert "Every picture found its own caption" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.triton
 def test_the_page_of_the_readme_can_be_made_again(folder: Path) -> None:
     pytest.importorskip("faiss")

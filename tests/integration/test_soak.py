@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 @pytest.mark.triton
 def test_a_short_soak(demo_repository: Path, tmp_path: Path) -> None:
     figures = tmp_path / "soak.json"

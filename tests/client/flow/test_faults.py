@@ -229,7 +229,14 @@ def test_another_model_in_its_place_ends_the_run(
     triton: Any, fake: Any, change: dict[str, Any], told: str, restarted: bool
 ) -> None:
     """With `restarted` the requests under way are lost; without, a request is refused at most."""
-    triton.before_infer = lambda attempt, items: time.sleep(0.005)
+    # All but the first are under way until the model is replaced, however long that takes on a busy machine.
+    replaced = threading.Event()
+
+    def hold(attempt: int, items: list[bytes]) -> None:
+        if items[0] != b"text 0":
+            replaced.wait(30)
+
+    triton.before_infer = hold
     with connect(triton.url) as client:
         stream = client.iter_texts(ITEMS, batch_size=4)
         next(stream)
@@ -239,6 +246,7 @@ def test_another_model_in_its_place_ends_the_run(
         _replace(triton, fake, **change)
         if restarted:
             triton.start()
+        replaced.set()
         with pytest.raises(ModelChanged, match=told) as caught:
             list(stream)
         if restarted:
