@@ -230,16 +230,18 @@ def test_another_model_in_its_place_ends_the_run(
 ) -> None:
     """With `restarted` the requests under way are lost; without, a request is refused at most."""
     # All but the first are under way until the model is replaced, however long that takes on a busy machine.
-    replaced = threading.Event()
+    under_way, replaced = threading.Event(), threading.Event()
 
     def hold(attempt: int, items: list[bytes]) -> None:
         if items[0] != b"text 0":
+            under_way.set()
             replaced.wait(30)
 
     triton.before_infer = hold
     with connect(triton.url) as client:
         stream = client.iter_texts(ITEMS, batch_size=4)
         next(stream)
+        assert under_way.wait(30)
         sent = len(triton.requests)
         if restarted:
             triton.stop()
