@@ -202,7 +202,7 @@ $(VENV)/runtime: pyproject.toml $(CONSTRAINTS) hatch_build.py $(wildcard resize/
 
 # And all that tests, benchmarks and checks need beside it.
 $(VENV)/installed: $(VENV)/runtime
-	@echo 'Into $(VENV): what tests and benchmarks need. 0.7 GB are downloaded, most of it Spark.'
+	@echo 'Into $(VENV): what tests and benchmarks need. 0.8 GB are downloaded, most of it Spark.'
 	$(INSTALL) --progress-bar on --editable '.[$(RUNTIME),builder,tensorrt,server,gpu-decode,parquet,search,report,gateway,bench,ray,spark]' --group dev
 	$(NUMPY_1)
 	touch $@
