@@ -16,8 +16,8 @@ from cnclip_builder.repository.encoders import find_kept
 from cnclip_builder.repository.entry import RepositoryEntry
 from cnclip_builder.repository.manifest import Manifest
 from cnclip_builder.repository.store import CONFIG_NAME
-from cnclip_builder.repository.values import KINDS, TOWER_OF
-from cnclip_builder.repository.write import check_neighbours, check_repository, kinds_of, render_configs
+from cnclip_builder.repository.values import KINDS, TOWER_OF, kinds_of
+from cnclip_builder.repository.write import check_neighbours, check_repository, render_configs
 from cnclip_builder.system.atomic import require_room
 from cnclip_builder.system.isolation import stage_process
 from cnclip_builder.tensors import TOWERS, Precision, Tower
@@ -135,7 +135,7 @@ def _of_models(
     models: dict[str, Action] = {}
     for kind in KINDS:
         name = f"{entry.name}-{kind}"
-        if kind in kinds_of(entry):
+        if kind in kinds_of(entry.serving.encoders_only):
             models[name] = _of_model(request, entry, kind, plan, before)
         elif (request.repository / name).exists():
             models[name] = "deleted"

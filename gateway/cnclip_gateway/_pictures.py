@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import time
-from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import PurePosixPath
 
 from cnclip_client import CnclipError
 from cnclip_client._flow.items import Unsendable, image_bytes
-from cnclip_client.report import thumbnails
+from cnclip_client.report._thumbnails import names_of_file, small_jpeg
 from cnclip_client.retrieval import Id
 from cnclip_client.sources import Place, Source
 
@@ -46,7 +43,7 @@ class Pictures:
             after = item.after
         # As `cnclip search --html`: for features whose ids were made elsewhere a file goes by its name as well.
         for place in [place for place in self._places.values() if isinstance(place, str)]:
-            for name in _names(place):
+            for name in names_of_file(place):
                 self._places.setdefault(name, place)
         self.seconds = time.monotonic() - began
         self.thumbnail = lru_cache(_KEPT)(self._thumbnail)
@@ -62,16 +59,6 @@ class Pictures:
             item = next(self._source.items(start=number, after=after), None)
             value = item.value if item is not None and item.id == one else None
         try:
-            data = image_bytes(value, _ITEM_BYTES) if value else b""
+            return small_jpeg(image_bytes(value, _ITEM_BYTES)) if value else None
         except (Unsendable, CnclipError):
             return None
-        uri = thumbnails([(one, data)], [one])[one].uri
-        return base64.b64decode(uri.partition(",")[2]) or None
-
-
-def _names(path: str) -> Iterator[Id]:
-    name = PurePosixPath(path)
-    yield name.name
-    yield name.stem
-    if name.stem.isdecimal():
-        yield int(name.stem)

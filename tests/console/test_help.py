@@ -15,21 +15,11 @@ from typing import Annotated, Any
 
 import pytest
 import typer.main
-from cnclip_bench._cli import app as bench_app
-from cnclip_builder.cli.app import app as build_app
-from cnclip_client._cli import app as client_app
 from cnclip_console import plain_app
-from cnclip_gateway._cli import app as gateway_app
-from cnclip_server._cli import app as serve_app
 from typer.testing import CliRunner
 
-APPS = {
-    "cnclip": client_app,
-    "cnclip-build": build_app,
-    "cnclip-serve": serve_app,
-    "cnclip-bench": bench_app,
-    "cnclip-gateway": gateway_app,
-}
+from tests.apps import APPS
+
 MAINS = {
     "cnclip": "cnclip_client._cli",
     "cnclip-build": "cnclip_builder.cli.app",

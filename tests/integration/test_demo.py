@@ -18,10 +18,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("demo")
 
 
-@pytest.mark.triton
-def test_the_demo_runs(folder: Path) -> None:
+def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs one of the demo's scripts, and sees that it ended well."""
     result = subprocess.run(
-        [sys.executable, str(ROOT / "examples/demo/demo.py")],
+        [sys.executable, str(ROOT / "examples/demo" / script)],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -29,6 +29,12 @@ def test_the_demo_runs(folder: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr
+    return result
+
+
+@pytest.mark.triton
+def test_the_demo_runs(folder: Path) -> None:
+    result = run("demo.py", folder)
     assert result.stdout.count("✓") == 6
     assert "✗" not in result.stdout
     assert max(map(columns_of, result.stdout.splitlines())) <= 80
@@ -39,15 +45,7 @@ def test_the_demo_runs(folder: Path) -> None:
 @pytest.mark.triton
 def test_the_page_of_the_readme_can_be_made_again(folder: Path) -> None:
     pytest.importorskip("faiss")
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "examples/demo/page.py")],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    result = run("page.py", folder)
     page = (folder / result.stdout.strip()).read_text(encoding="utf-8")
     assert "The first 8 of 100 images for\n100 queries" in page
     assert "the first answer is right for <strong>95</strong>" in page

@@ -14,25 +14,14 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from cnclip_bench._cli import app as bench_app
-from cnclip_builder.cli.app import app as build_app
 from cnclip_builder.parity.samples import sample_images
-from cnclip_client._cli import app as client_app
-from cnclip_gateway._cli import app as gateway_app
 from cnclip_server import TritonServer
-from cnclip_server._cli import app as serve_app
 
+from tests.apps import APPS
 from tests.conftest import ROOT
 
 # Those in Chinese have the same commands: tests/test_translations.py.
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if ".zh" not in page.suffixes)]
-APPS = {
-    "cnclip": client_app,
-    "cnclip-build": build_app,
-    "cnclip-serve": serve_app,
-    "cnclip-bench": bench_app,
-    "cnclip-gateway": gateway_app,
-}
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 from onnx import TensorProto
 
 from cnclip_builder.export.graph_writer import MICROSOFT, GraphWriter, exact
+from cnclip_builder.export.text_embeddings import embed
 from cnclip_builder.tensors import TENSORS
 
 _IDS = TENSORS["text"].served_input
@@ -24,7 +25,7 @@ def lower_text(graph: GraphWriter, bert: Any, projection: Any) -> str:
     Returns:
         The name of the un-normalised features `[N, D]`.
     """
-    x = _embed(graph, bert.embeddings)
+    x = embed(graph, bert.embeddings, _IDS)
     mask = _mask(graph)
     layers = list(bert.encoder.layer)
     for number, layer in enumerate(layers):
@@ -49,16 +50,6 @@ def lower_text(graph: GraphWriter, bert: Any, projection: Any) -> str:
         x, _ = graph.add_and_norm(z, y, layer.output.LayerNorm, exact(layer.output.dense.bias))
     width = projection.shape[0]
     return graph.product(graph.one("Reshape", x, graph.integers(-1, width)), exact(projection))
-
-
-def _embed(graph: GraphWriter, embeddings: Any) -> str:
-    """Ids int32 `[N, L]` -> tokens `[N, L, width]`. All are of type 0."""
-    positions = exact(embeddings.position_embeddings.weight) + exact(embeddings.token_type_embeddings.weight[0])
-    length = graph.one("Shape", _IDS, start=1, end=2)
-    here = graph.one("Slice", graph.floats(positions), graph.integers(0), length, graph.integers(0))
-    # Not by way of float64: it is the largest weight, and nothing is folded into it.
-    words = graph.one("Gather", graph.floats(embeddings.word_embeddings.weight.detach().numpy()), _IDS)
-    return graph.norm(graph.one("Add", words, here), embeddings.LayerNorm)
 
 
 def _mask(graph: GraphWriter) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from cnclip_builder.export.graph_writer import GraphWriter, exact
+from cnclip_builder.export.graph_writer import GraphWriter
 from cnclip_builder.export.plain_attention import heads_of, weigh
+from cnclip_builder.export.text_embeddings import embed
 from cnclip_builder.tensors import TENSORS
 
 _IDS = TENSORS["text"].input
@@ -30,7 +31,7 @@ def lower_plain_text(graph: GraphWriter, bert: Any, projection: Any) -> None:
     graph.enter("mask")
     mask = _mask(graph)
     graph.enter("embeddings")
-    x = _embed(graph, bert.embeddings)
+    x = embed(graph, bert.embeddings, _IDS)
     layers, activate = list(bert.encoder.layer), _ACTIVATIONS[bert.config.hidden_act]
     for number, layer in enumerate(layers):
         graph.enter(f"layer.{number}")
@@ -52,15 +53,6 @@ def _mask(graph: GraphWriter) -> str:
     padding = graph.one("Cast", graph.one("Equal", _IDS, graph.integers(0)), to=TensorProto.FLOAT)
     padding = graph.one("Unsqueeze", padding, graph.integers(1, 2))
     return graph.one("Mul", padding, graph.floats(np.array(_MASKED)))
-
-
-def _embed(graph: GraphWriter, embeddings: Any) -> str:
-    """Ids int64 `[N, L]` -> tokens `[N, L, width]`. All are of type 0."""
-    positions = exact(embeddings.position_embeddings.weight) + exact(embeddings.token_type_embeddings.weight[0])
-    length = graph.one("Shape", _IDS, start=1, end=2)
-    here = graph.one("Slice", graph.floats(positions), graph.integers(0), length, graph.integers(0))
-    words = graph.one("Gather", graph.floats(embeddings.word_embeddings.weight.detach().numpy()), _IDS)
-    return graph.norm(graph.one("Add", words, here), embeddings.LayerNorm)
 
 
 def _attend(graph: GraphWriter, attention: Any, asking: str, x: str, mask: str) -> str:

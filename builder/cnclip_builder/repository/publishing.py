@@ -29,7 +29,7 @@ from cnclip_builder.repository.serving import DEFAULT_SETTLE_S
 from cnclip_builder.repository.sharing import check_one_tensorrt
 from cnclip_builder.repository.store import CONFIG_NAME, RepositoryStore
 from cnclip_builder.repository.sums import SUMS_NAME, files_of_folder, files_of_store, vouch_for_none
-from cnclip_builder.repository.values import KINDS, kinds_of
+from cnclip_builder.repository.values import KINDS, kinds_recorded
 from cnclip_builder.repository.write import check_repository
 from cnclip_builder.system.atomic import locked, sha256_of_file
 
@@ -128,7 +128,7 @@ def publish_repository(
         chosen = sorted(names or manifest)
         with reading(f"{source / MANIFEST_NAME} or {store.url}/{MANIFEST_NAME}"):
             check_one_tensorrt({**store.manifest().models, **{name: manifest[name] for name in chosen}})
-            kinds = {name: kinds_of(manifest[name]) for name in chosen}
+            kinds = {name: kinds_recorded(manifest[name]) for name in chosen}
         for name in chosen:
             _require_all_replaced(name, kinds[name], store)
         models = {name: [_open(source / f"{name}-{kind}", store) for kind in kinds[name]] for name in chosen}

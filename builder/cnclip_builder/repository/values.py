@@ -23,14 +23,18 @@ TOWER_OF: Mapping[str, Tower] = {kind: "image" if kind.startswith("image") else 
 """The encoder that a model is, or serves."""
 
 
-def kinds_of(versions: Mapping[str, Any]) -> tuple[str, ...]:
+def kinds_of(encoders_only: bool) -> tuple[str, ...]:
+    """Which of `KINDS` are served; a build deletes those of the others that are there."""
+    return ENCODERS if encoders_only else KINDS
+
+
+def kinds_recorded(versions: Mapping[str, Any]) -> tuple[str, ...]:
     """Which of `KINDS` a name has; all its versions have the same.
 
     Args:
         versions: what the manifest holds of it.
     """
-    alone = any(record.get("serving", {}).get("encoders_only", False) for record in versions.values())
-    return ENCODERS if alone else KINDS
+    return kinds_of(any(record.get("serving", {}).get("encoders_only", False) for record in versions.values()))
 
 
 def template_values(

@@ -26,7 +26,7 @@ from cnclip_builder.repository.render import parse_config, render_config
 from cnclip_builder.repository.sharing import check_one_tensorrt, check_place, check_same_plans
 from cnclip_builder.repository.store import CONFIG_NAME
 from cnclip_builder.repository.sums import files_of_folder
-from cnclip_builder.repository.values import ENCODERS, KINDS, TOWER_OF, template_values
+from cnclip_builder.repository.values import KINDS, TOWER_OF, kinds_of, template_values
 from cnclip_builder.repository.wiring import check_wiring
 from cnclip_builder.system.atomic import link_tree, locked, replacing_folder, sha256_of_file
 from cnclip_builder.tensors import TOWERS
@@ -70,7 +70,7 @@ def publish(
         if repository.exists():
             link_tree(repository, new)
         for kind in KINDS:
-            if kind in kinds_of(entry):
+            if kind in kinds_of(entry.serving.encoders_only):
                 _start_model(new, entry, kind)
             else:
                 shutil.rmtree(new / f"{entry.name}-{kind}", ignore_errors=True)
@@ -86,11 +86,6 @@ def publish(
         # What this build did not write keeps the hash that it was written with: a change since then stays told.
         kept = {path: digest for path, digest in (before.files or {}).items() if not _is_written(path, entry)}
         write_manifest(new, models, files_of_folder(new, {**kept, **written.hashes}))
-
-
-def kinds_of(entry: RepositoryEntry) -> tuple[str, ...]:
-    """The kinds of models that are served; a build deletes those of the others that are there."""
-    return ENCODERS if entry.serving.encoders_only else KINDS
 
 
 def check_neighbours(entry: RepositoryEntry, repository: Path) -> Manifest:
@@ -227,7 +222,7 @@ def render_configs(entry: RepositoryEntry, before: Manifest) -> dict[str, str]:
         "context_length": entry.serving.context_length,
     }
     configs = {}
-    for kind in kinds_of(entry):
+    for kind in kinds_of(entry.serving.encoders_only):
         tower, name = TOWER_OF[kind], f"{entry.name}-{kind}"
         plans = [plan.record for plan in entry.plans.get(tower, ())]
         told = {**facts, "precision": entry.precision_of(tower)}

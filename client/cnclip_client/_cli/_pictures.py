@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cnclip_client._exceptions import BadFile, StoreError
 from cnclip_client._remote import RemotePath, is_remote
+from cnclip_client.report._thumbnails import names_of_file
 from cnclip_client.retrieval import Id
 
 __all__ = ["pictures_in", "words_in"]
@@ -22,11 +23,7 @@ def pictures_in(source: str, wanted: Collection[Id]) -> Iterator[tuple[Id, bytes
 
     for item in image_source(source).items():
         if isinstance(item.value, str):
-            path = Path(item.value)
-            ids: list[Id] = [item.id, path.name, path.stem]
-            if path.stem.isdecimal():
-                ids.append(int(path.stem))
-            for one in ids:
+            for one in (item.id, *names_of_file(item.value)):
                 if one in wanted and (data := _read(item.value)):
                     yield one, data
         elif item.value is not None:

@@ -7,11 +7,12 @@ import io
 import warnings
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from cnclip_client._extras import require
 from cnclip_client._vocabulary import Id
 
-__all__ = ["Thumbnail", "thumbnails"]
+__all__ = ["Thumbnail", "names_of_file", "small_jpeg", "thumbnails"]
 
 _SIDE_PIXELS = 256  # twice what the page shows them at, for dense screens
 
@@ -55,7 +56,15 @@ def thumbnails(images: Iterable[tuple[Id, bytes]], wanted: Collection[Id]) -> di
     return made
 
 
-def _thumbnail(data: bytes) -> Thumbnail:
+def names_of_file(path: str) -> list[Id]:
+    """Returns what a file goes by beside its id, for features whose ids were made elsewhere: its name, or its stem."""
+    name = Path(path)
+    return [name.name, name.stem, *([int(name.stem)] if name.stem.isdecimal() else [])]
+
+
+def small_jpeg(data: bytes) -> bytes | None:
+    """Returns a small picture of an encoded image, as a JPEG; None of one that cannot be decoded."""
+    require("PIL.Image", extra="report")
     from PIL import Image
 
     try:
@@ -68,5 +77,12 @@ def _thumbnail(data: bytes) -> Thumbnail:
         small.save(encoded, "JPEG", quality=80)
     # Whatever its decoder happens to raise: of a damaged picture that may be anything.
     except Exception:
+        return None
+    return encoded.getvalue()
+
+
+def _thumbnail(data: bytes) -> Thumbnail:
+    made = small_jpeg(data)
+    if made is None:
         return Thumbnail(reason="cannot be decoded")
-    return Thumbnail(uri="data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode())
+    return Thumbnail(uri="data:image/jpeg;base64," + base64.b64encode(made).decode())
