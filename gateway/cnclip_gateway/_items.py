@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import pybase64
 
 from cnclip_gateway._errors import BadRequest
 
@@ -135,8 +135,8 @@ def decoded(text: str) -> bytes:
             raise ValueError("is no data:image/...;base64, URL")
     text = text.rstrip("=").translate(_STANDARD)
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError):
+        return pybase64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except ValueError:
         raise ValueError(f"is no base64 of an image: {text[:_SHOWN]!r}") from None
 
 
