@@ -175,6 +175,28 @@ def test_a_tar_that_is_cut_anywhere_gives_what_is_before_and_is_told(tmp_path: P
         assert [one for one, _ in found[:-5]] == [one for one, _ in images[: len(found) - 5]]
 
 
+def test_a_packed_tar_that_is_damaged_anywhere_fails_by_itself(tmp_path: Path) -> None:
+    images = dict(dataset(tmp_path / "d", tars=2))
+    path = tmp_path / "d" / "00000.tar"
+    whole = gzip.compress(path.read_bytes())
+    path.unlink()
+    path = path.with_suffix(".tar.gz")
+    source = image_source(tmp_path / "d", format="webdataset")
+    for place in range(16, len(whole) - 8, 89):
+        path.write_bytes(whole[:place] + b"\xff" * 8 + whole[place + 8 :])
+        items = list(source.items())
+        # Once images are not what they were, the stream's sum is not either: the last one, or the tar itself, fails.
+        *read, torn = items[:-4]
+        assert torn.id == path.name
+        assert "damaged" in torn.failure or "cut off" in torn.failure
+        assert [item.id for item in read] == list(images)[: len(read)]
+        assert {item.id: item.value for item in items[-4:]} == dict(list(images.items())[4:])
+        # Who goes on behind one, without its value or with it, meets the same ones.
+        for start, item in enumerate(items, 1):
+            behind = source.items(1, start=start, after=item.after)
+            assert [one.id for one in behind] == [one.id for one in items[start:]]
+
+
 def test_a_damaged_header_is_told_and_not_taken_for_the_end(tmp_path: Path) -> None:
     images = list(dataset(tmp_path / "d", tars=2).items())
     path = tmp_path / "d" / "00000.tar"
