@@ -95,6 +95,17 @@ def test_errors_are_one_line(tmp_path: Path, arguments: list[str], complaint: st
     assert not (tmp_path / "build" / "repository").exists()
 
 
+def test_an_interrupted_command_says_what_has_become_of_its_work() -> None:
+    code = (
+        "import cnclip_builder.cli.stages as stages\n"
+        "def interrupted(*_): raise KeyboardInterrupt\n"
+        "stages.choose_arch = interrupted\n"
+        "from cnclip_builder.cli.app import main; main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code, "checkpoint"], capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (130, "interrupted; what was there before is untouched\n")
+
+
 NOT_UTF8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
