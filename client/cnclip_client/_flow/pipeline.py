@@ -46,13 +46,13 @@ _log = logging.getLogger(__name__)
 _WINDOWS = 2
 # How often a long run asks whether the model is still the same, so as not to find out at its end.
 _VERIFY_S = 10.0
+# How old that may be for a run of a single request, as an online service makes many of: it would double their calls.
+_SINGLE_VERIFY_S = 1.0
 # How long a server that is away is waited for, where what is to be done is better done there or can only be done there:
 # a part of `Retry.deadline_s`, so that who is patient waits for a restart, and who is not is soon served by another.
 _GRACE = 1 / 20
 # How often it is looked whether a server is free, where nothing tells.
 _POLL_S = 0.02
-# How old that may be for a run of a single request, as an online service makes many of: it would double their calls.
-_SINGLE_VERIFY_S = 1.0
 
 
 class Pipeline:
@@ -151,6 +151,8 @@ class Pipeline:
                         raise failure
                     if ended:
                         return
+                    if held is not None:
+                        time.sleep(_POLL_S)  # all servers are kept for what another run suspects
                 elif (outcome := self._window[0].outcome) is None:
                     self._take_answers(wait=True)
                 elif isinstance(outcome, Exception):
