@@ -156,7 +156,9 @@ def _extract_images(
     with reporting(verbose):
         with usage():
             place = job.place(output)
-            opened = image_source(source, format=format, id_column=id_column, column=column)
+            opened = image_source(
+                source, format=format, id_column=id_column, column=column, item_bytes=server.item_bytes
+            )
         _extract(server, opened, place, job, job.options())
 
 

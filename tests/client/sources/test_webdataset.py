@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cnclip_client import BadFile
+from cnclip_client._flow.items import too_large
 from cnclip_client.sources import image_source, text_source
 from cnclip_client.sources._webdataset import braces
 
@@ -121,7 +122,7 @@ def test_what_is_no_image_is_told_by_name(tmp_path: Path) -> None:
         "!has no image among .txt",
         "!c.jpg is a link, and no file",
         "!e.jpg is a link, and no file",
-        "!is larger than 4,000 bytes",
+        f"!{too_large(4000)}",
     ]
     texts = values(text_source(tmp_path / "a.tar"))
     assert [value for _, value in texts] == [
