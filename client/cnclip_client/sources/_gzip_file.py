@@ -30,10 +30,14 @@ class GzipFile(io.RawIOBase):
     """
 
     def __init__(self, file: IO[bytes]) -> None:
+        """Begins at the file's own beginning, where it stands."""
         super().__init__()
         self._file = file
         self._place = 0
-        self._rewind()
+        self._failure: Exception | None = None
+        self._begin, self._step, self._packed = 0, b"", b""
+        self._unpacking = zlib.decompressobj(_WITH_HEADER)
+        self.packed_bytes = 0
 
     def readable(self) -> bool:
         return True
@@ -74,9 +78,8 @@ class GzipFile(io.RawIOBase):
 
     def _rewind(self) -> None:
         self._file.seek(0)
-        self._begin, self._step = 0, b""
-        self._failure: Exception | None = None
-        self._packed = b""
+        self._failure = None
+        self._begin, self._step, self._packed = 0, b"", b""
         self._unpacking = zlib.decompressobj(_WITH_HEADER)
         self.packed_bytes = 0
 
