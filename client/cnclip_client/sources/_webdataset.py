@@ -115,6 +115,8 @@ class WebDatasetSource:
 
     def total(self) -> int | None:
         tars = self._tars()
+        if any(state.size_bytes < 0 for _, state in tars):
+            return None
         with _opened(*tars[0]) as file:
             parts = _Parts(file, 0, 0, [])
             # Where it is packed, what is read of it counts.
