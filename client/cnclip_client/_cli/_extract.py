@@ -29,7 +29,7 @@ from cnclip_client._cli._progress import ProgressEvery, ProgressOption, job_prog
 from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, reporting, usage
 from cnclip_client.extraction import Engine, ExtractOptions, RepeatedIds, Summary, extract_parts
 from cnclip_client.extraction import extract as extract_features
-from cnclip_client.sinks import Dtype
+from cnclip_client.features import Dtype
 from cnclip_client.sources import ImageFormat, Source, TextFormat, image_source, text_source
 
 __all__ = ["extract"]
