@@ -88,9 +88,10 @@ def _lines(file: Path | None, given: list[str] | None, option: str) -> list[str]
     if given:
         raise typer.BadParameter(f"give {option} or {option}s, not both")
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+        text = file.read_text(encoding="utf-8-sig").rstrip()
     except UnicodeDecodeError as error:
         raise typer.BadParameter(f"{file} is not UTF-8 ({error.reason}); convert it") from error
+    lines = [line.strip() for line in text.split("\n")] if text else []
     if "" in lines:
         raise typer.BadParameter(f"{file}: line {lines.index('') + 1} is blank; fill or remove it")
     return lines
