@@ -213,7 +213,8 @@ class Gateway:
             }
             for hit in hits
         ]
-        return JSONResponse({"model": slug, "hits": found})
+        # Starlette's own JSON is UTF-8, which no path of other bytes can be in.
+        return Response(json.dumps({"model": slug, "hits": found}), media_type="application/json")
 
     async def _thumbnail(self, request: Request) -> Response:
         row, pictures = _number(request.path_params["row"]), self._pictures
