@@ -38,24 +38,26 @@ class GatewayError(Exception):
         status: Of HTTP.
         message: One line that ends in the way to mend it.
         kind: OpenAI's `type`.
+        usual_status: What `status` is unless another is given.
         param: The field that is wrong.
         code: A word for programs.
         headers: What is sent with it.
     """
 
     kind = "server_error"
+    usual_status = 500
 
     def __init__(
         self,
         message: str,
         *,
-        status: int = 500,
+        status: int | None = None,
         code: str | None = None,
         param: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status = status
+        self.status = status or self.usual_status
         self.message = message
         self.param = param
         self.code = code
@@ -71,17 +73,7 @@ class BadRequest(GatewayError):
     """The request is not what it should be."""
 
     kind = "invalid_request_error"
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int = 400,
-        code: str | None = None,
-        param: str | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        super().__init__(message, status=status, code=code, param=param, headers=headers)
+    usual_status = 400
 
 
 class NotNow(GatewayError):

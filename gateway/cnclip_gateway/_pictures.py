@@ -53,12 +53,12 @@ class Pictures:
         place = self._places.get(one)
         if place is None:
             return None
-        value: str | bytes | None = place if isinstance(place, str) else None
-        if not isinstance(place, str):
-            number, after = place
-            item = next(self._source.items(start=number, after=after), None)
-            value = item.value if item is not None and item.id == one else None
         try:
+            value: str | bytes | None = place if isinstance(place, str) else None
+            if not isinstance(place, str):
+                number, after = place
+                item = next(self._source.items(start=number, after=after), None)
+                value = item.value if item is not None and item.id == one else None
             return small_jpeg(image_bytes(value, _ITEM_BYTES)) if value else None
-        except (Unsendable, CnclipError):
+        except (Unsendable, CnclipError, OSError):
             return None

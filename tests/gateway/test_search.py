@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -125,6 +126,7 @@ def test_thumbnails_are_of_what_is_searched_and_of_nothing_else(searching: Runni
     for row in (
         COUNT,
         10**30,
+        "9" * 5000,
         "-1",
         "x",
         "..%2fsecret.png",
@@ -147,6 +149,21 @@ def test_a_picture_that_is_gone_is_not_made_up(searching: Running, photos: Path)
         assert searching.ask("GET", hit["thumbnail"]).status == 404
     finally:
         (photos / "2.png").write_bytes(kept)
+
+
+def test_a_picture_whose_name_is_no_utf8(
+    run: Callable[..., Running], triton: FakeTriton, photos: Path, tmp_path: Path, stack: ExitStack
+) -> None:
+    named = tmp_path / "photos" / os.fsdecode("照片".encode("gb18030"))
+    named.mkdir(parents=True)
+    (named / "2.png").write_bytes((photos / "2.png").read_bytes())
+    with Client(triton.url, model="vit-b-16") as client:
+        extract(client, image_source(tmp_path / "photos"), tmp_path / "made.jsonl", ExtractOptions())
+    found = open_searched(tmp_path / "made.jsonl", stack)
+    searching = run(triton.url, searched=found, pictures=Pictures(image_source(named.parent)))
+    answer = searching.ask("GET", "/search?q=x")
+    assert [hit["id"] for hit in answer.json["hits"]] == [f"{named.name}/2.png"]
+    assert searching.ask("GET", answer.json["hits"][0]["thumbnail"]).status == 200
 
 
 def sources(photos: Path, folder: Path) -> dict[str, Path]:
@@ -177,6 +194,11 @@ def test_pictures_of_every_source(photos: Path, tmp_path: Path, packed: str) -> 
             red = small.convert("RGB").getpixel((128, 8))[0]  # type: ignore[index]
         assert red == pytest.approx(int(Path(str(one)).stem) * 6, abs=8)
     assert pictures.thumbnail("secret.png") is None
+    kept = pictures.thumbnail(ids[1])
+    if packed != "list":
+        Path(str(source.fingerprint["path"])).unlink()
+        assert pictures.thumbnail(ids[0]) is None  # it was not asked for before
+        assert pictures.thumbnail(ids[1]) == kept
     if packed == "list":  # a file also goes by its name, with its ending and without, as in `cnclip search --html`
         assert pictures.thumbnail("7.png") == pictures.thumbnail("7") == pictures.thumbnail(7)
 

@@ -91,13 +91,23 @@ def everything(asked: Asked, output: OutputOption = OUTPUT) -> None:
 
 def main() -> None:
     """Runs the command. What goes wrong is one line on stderr and exit status 1."""
-    from cnclip_builder.errors import BuildError
-
     try:
         app()
-    except (BuildError, OSError, ValueError, ModuleNotFoundError) as error:
+    except Exception as error:
         missing = isinstance(error, ModuleNotFoundError)
+        if not missing and not isinstance(error, _told()):
+            raise
         install = ": pip install 'cn-clip-triton[builder,server,bench,cpu]' installs all that is measured"
         fix = install if missing else ""
         print(f"error: {error}{fix}", file=sys.stderr)
         sys.exit(1)
+
+
+def _told() -> tuple[type[Exception], ...]:
+    """What is raised with words for whoever measures."""
+    # Here, since help is to come at once.
+    from cnclip_builder.errors import BuildError
+    from cnclip_client import CnclipError
+    from cnclip_server import ServerError
+
+    return BuildError, CnclipError, ServerError, OSError, RuntimeError, ValueError

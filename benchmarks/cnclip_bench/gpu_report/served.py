@@ -18,7 +18,7 @@ from cnclip_bench.stats import Latency
 from cnclip_bench.subject import Subject, serving
 
 if TYPE_CHECKING:
-    from cnclip_builder.repository.serving import Platform
+    from cnclip_builder.repository.settings import Platform
     from cnclip_client import Client
 
 __all__ = ["load_onnxruntime", "load_plans", "told", "verify_onnxruntime", "verify_plans"]

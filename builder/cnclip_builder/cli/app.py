@@ -30,6 +30,7 @@ app = plain_app(
     "  cnclip-build repository --arch ViT-B-16 --verify",
     no_args_is_help=True,
 )
+_INTERRUPTED = 130  # Typer ends so by itself, and without a word
 _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "From checkpoint to servers": (repository, show, verify, compare_features, publish, prune),
     "Stages of `repository`, each by itself": (archs, checkpoint, onnx, tensorrt),
@@ -55,7 +56,7 @@ def _options(
 
 
 def main() -> None:
-    """Runs the command. An error is one line on stderr and exit status 1; `-v` adds the traceback."""
+    """Runs the command. An error is one line on stderr and exit status 1, Ctrl-C one and 130; `-v` adds a traceback."""
     use_utf8()
     verbose = "-v" in sys.argv or "--verbose" in sys.argv
     configure_logging(logging.INFO if verbose else logging.WARNING)
@@ -69,6 +70,7 @@ def main() -> None:
         fix = install if missing else ""
         typer.echo(without_secrets(f"error: {error}{fix}"), err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; what was there before is untouched", err=True)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:
+            typer.echo("interrupted; what was there before is untouched", err=True)
+        raise

@@ -113,11 +113,11 @@ def _read_captions(path: Path) -> list[str]:
         SettingError: there are none, or the file is not in UTF-8.
     """
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        texts = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise SettingError(
             f"{path} is not in UTF-8 ({error.reason} at byte {error.start}): save it in UTF-8, a text a line"
         ) from error
-    if not texts:
+    if texts == [""]:
         raise SettingError(f"{path} holds no texts: write one a line, or leave --captions out for the built-in ones")
     return texts

@@ -41,12 +41,13 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     """Gives a new folder beside the target; on a clean exit it takes the target's place in one step.
 
     Whoever reads the target sees the old folder or the new one, never a mixture: on Linux the two are exchanged by
-    one system call.
+    one system call. A link stays one: the folder that it leads to is replaced, on the disk that is meant.
 
     Raises:
         MissingRequirementError: the disk is full.
         BuildError: the folder can't be written to.
     """
+    target = _behind_links(target)
     with explaining_disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
@@ -66,6 +67,7 @@ def require_writable(target: Path) -> None:
         MissingRequirementError: the disk is full.
         BuildError: the folder that it would be in can't be written to.
     """
+    target = _behind_links(target)
     with explaining_disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=target.parent).close()
@@ -78,6 +80,7 @@ def require_room(target: Path) -> None:
         MissingRequirementError: the disk is full.
         BuildError: the folder that it would be in can't be made or written to.
     """
+    target = _behind_links(target)
     folder, missing = target.parent, None
     while not folder.exists():
         folder, missing = folder.parent, folder
@@ -144,6 +147,10 @@ def explaining_disk_errors(target: Path) -> Iterator[None]:
         raise
 
 
+def _behind_links(target: Path) -> Path:
+    return target.resolve() if target.is_symlink() else target
+
+
 def _exchange(new: Path, target: Path) -> None:
     if not target.exists():
         new.rename(target)
@@ -174,6 +181,7 @@ def locked(target: Path) -> Iterator[None]:
     Raises:
         BuildError: another process holds the lock.
     """
+    target = _behind_links(target)
     with explaining_disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         # The lock outlives its file's use, not its process: nothing has to be cleaned up after a crash.

@@ -29,7 +29,7 @@ from cnclip_client._cli._progress import ProgressEvery, ProgressOption, job_prog
 from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, reporting, usage
 from cnclip_client.extraction import Engine, ExtractOptions, RepeatedIds, Summary, extract_parts
 from cnclip_client.extraction import extract as extract_features
-from cnclip_client.sinks import Dtype
+from cnclip_client.features import Dtype
 from cnclip_client.sources import ImageFormat, Source, TextFormat, image_source, text_source
 
 __all__ = ["extract"]
@@ -156,7 +156,9 @@ def _extract_images(
     with reporting(verbose):
         with usage():
             place = job.place(output)
-            opened = image_source(source, format=format, id_column=id_column, column=column)
+            opened = image_source(
+                source, format=format, id_column=id_column, column=column, item_bytes=server.item_bytes
+            )
         _extract(server, opened, place, job, job.options())
 
 

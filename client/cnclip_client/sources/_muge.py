@@ -9,6 +9,7 @@ from typing import Literal
 
 import pybase64
 
+from cnclip_client._flow.items import too_large
 from cnclip_client._remote import Location
 from cnclip_client.sources._item import Item, Place, checked_id, parse_id, told_by
 from cnclip_client.sources._lines import Line, about_lines, bounded_lines
@@ -28,7 +29,7 @@ def decode_base64(text: bytes, most_bytes: int) -> bytes:
     """
     text = text.rstrip(b"=")
     if len(text) * 3 // 4 > most_bytes:
-        raise ValueError(f"is larger than {most_bytes:,} bytes")
+        raise ValueError(too_large(most_bytes))
     if b"-" in text or b"_" in text:
         text = text.translate(_STANDARD)
     try:
@@ -71,7 +72,7 @@ class TsvSource:
         if id_only:
             return Item(one, None, after=line.after)
         if not line.whole:
-            return Item(one, None, f"is larger than {self.item_bytes:,} bytes", line.after)
+            return Item(one, None, too_large(self.item_bytes), line.after)
         try:
             return Item(one, decode_base64(text.strip(), self.item_bytes), after=line.after)
         except ValueError as error:

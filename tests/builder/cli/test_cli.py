@@ -81,7 +81,7 @@ def test_help(command: list[str]) -> None:
         ),
         (["checkpoint", "--arch", "RN50"], "could not fetch clip_cn_rn50.pt"),
         (["compare-features", "random:0", "random:1"], "there is nothing to compare on: give --images"),
-        (["compare-features", "absent.pt", "random:1", "--images", "/proc/self/fdinfo"], "no checkpoint at absent.pt"),
+        (["compare-features", "absent.pt", "random:1", "--images", str(DEMO / "images")], "no checkpoint at absent.pt"),
         (["compare-features", "a:fp16", "b:fp16", "--images", "absent"], "absent"),
     ],
 )
@@ -93,6 +93,17 @@ def test_errors_are_one_line(tmp_path: Path, arguments: list[str], complaint: st
     assert complaint in last
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "build" / "repository").exists()
+
+
+def test_an_interrupted_command_says_what_has_become_of_its_work() -> None:
+    code = (
+        "import cnclip_builder.cli.stages as stages\n"
+        "def interrupted(*_): raise KeyboardInterrupt\n"
+        "stages.choose_arch = interrupted\n"
+        "from cnclip_builder.cli.app import main; main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code, "checkpoint"], capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (130, "interrupted; what was there before is untouched\n")
 
 
 NOT_UTF8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -22,6 +22,21 @@ def test_folder_replaces_a_folder(tmp_path: Path) -> None:
     assert content(tmp_path) == {"deep/target/new": "new"}
 
 
+def test_a_link_stays_one_and_the_folder_behind_it_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk/target")
+    for text in ("old", "new"):
+        require_writable(tmp_path / "link")
+        with locked(tmp_path / "link"), replacing_folder(tmp_path / "link") as new:
+            assert new.parent == tmp_path / "disk"  # where there is room for it
+            (new / text).write_text(text)
+            with pytest.raises(BuildError, match="another process"), locked(tmp_path / "disk" / "target"):
+                pass
+    assert (tmp_path / "link").readlink() == Path("disk/target")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
+    assert content(tmp_path / "disk") == {"target/new": "new", ".target.lock": ""}
+
+
 @pytest.mark.parametrize(
     ("raised", "expected", "complaint"),
     [

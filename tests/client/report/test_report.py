@@ -118,6 +118,12 @@ def test_without_annotations_nothing_is_called_right_or_wrong() -> None:
     assert html_report([], "text-to-image").count("<section") == 0
 
 
+def test_ids_that_are_no_unicode_are_escaped() -> None:
+    page = html_report([hits("\ud800", "caf\udce9.jpg")], "text-to-image")
+    assert r"\ud800" in page.encode().decode()
+    assert r"caf\udce9.jpg" in page
+
+
 def test_it_counts(annotations: Annotations) -> None:
     found = [hits(1, "a", "b"), hits(2, "a", "x"), hits(3, "a", "b")]
     page = html_report(found, "text-to-image", annotations=annotations, queries=9999, searched=1234567)
