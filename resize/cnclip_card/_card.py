@@ -55,8 +55,13 @@ class Squares:
 
     def read(self, row: int) -> npt.NDArray[np.uint8]:
         """Copies a row's pixels, uint8 `[side, side, 3]`, out of the card's memory."""
-        data = self._device.read(self._address(row), self._bytes)
-        return np.frombuffer(data, np.uint8).reshape(self.side, self.side, 3)
+        pixels: npt.NDArray[np.uint8] = self.array(row, 1)[0]
+        return pixels
+
+    def array(self, first: int, count: int) -> npt.NDArray[np.uint8]:
+        """Copies rows that follow each other out of the card's memory, uint8 `[count, side, side, 3]`."""
+        data = self._device.read(self._address(first), count * self._bytes)
+        return np.frombuffer(data, np.uint8).reshape(count, self.side, self.side, 3)
 
     def fail(self, error: Exception) -> None:
         """Notes that the card failed."""
