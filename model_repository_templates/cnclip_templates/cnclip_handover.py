@@ -1,10 +1,11 @@
-"""Whether pixels go on in a GPU's memory: where Triton copies tensors of a GPU right also when it is short of memory.
+"""Whether pixels go on in a GPU's memory: where Triton copies a GPU's tensors right also when it is short of memory.
 
-What a model gives on a GPU, Triton copies into a pool of its own there, of 64 MiB by default. Where that has no room left,
-as with some hundred images under way, it takes pinned memory of the host; and to that its Python backend copies in the
-wrong direction, logs "failed to copy data: invalid argument", and sends on whatever was there: features of no image, and no
-error (triton-inference-server/server, issues 7148 and 8177; seen in the sources of releases up to 25.04, and in nvidia-pytriton
-0.7's). Without pinned memory it takes other memory of the host, for which the copy is right.
+What a model gives on a GPU, Triton copies into a pool of its own there, of 64 MiB by default. Where that has no room
+left, as with some hundred images under way, it takes pinned memory of the host. To that its Python backend copies in
+the wrong direction, logs "failed to copy data: invalid argument", and sends on what was there before: features of no
+image, and no error (triton-inference-server/server, issues 7148 and 8177; `PbMemory::CopyBuffer` of releases up to
+25.04 at least, and of nvidia-pytriton 0.7). Without pinned memory it takes other memory of the host, to which the copy
+is right.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def server_command(binary: Binary, settings: Settings, *, folder: Path, shm_pref
 
 
 def memory_pools(repository: Path) -> list[str]:
-    """Room for tensors that stay on a GPU, and no pinned memory where there is none: Triton would copy them there wrongly.
+    """Room for tensors that stay on a GPU; and no pinned memory, to which Triton would copy them wrongly without room.
 
     `cnclip_handover` of the templates says how, and looks for the flag. The stand-in for the onnxruntime backend has no
     use for pinned memory.

@@ -208,7 +208,9 @@ def test_pixels_stay_on_the_card_where_triton_copies_them_right(
     assert np.array_equal(first.tensors["pixels"].array, exact[0].tensors["pixels"].array)
     assert np.array_equal(last.tensors["pixels"].array, exact[2].tensors["pixels"].array)
     assert (first.tensors["pixels"].on_card, last.tensors["pixels"].on_card) == (on_card, on_card)
-    told = "pixels go on in its memory" if on_card else "pixels go on by way of the host, since this tritonserver was not"
+    told = (
+        "pixels go on in its memory" if on_card else "pixels go on by way of the host, since this tritonserver was not"
+    )
     assert sum(told in line for line in served.logged) == 1
 
 

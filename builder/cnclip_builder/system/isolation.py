@@ -23,8 +23,8 @@ T = TypeVar("T")
 START_METHOD = "forkserver"
 _IMPORTED = ["cn_clip.clip.model", "onnx", "onnxruntime"]
 
-# But for those that use a GPU: cn_clip asks torch for one when it is imported, which initialises CUDA's driver, and in a
-# fork of such a process it answers nothing but CUDA_ERROR_NOT_INITIALIZED.
+# But for those that use a GPU: cn_clip asks torch for one when it is imported. That initialises CUDA's driver, which
+# answers nothing but CUDA_ERROR_NOT_INITIALIZED in a fork of such a process.
 _GPU_START_METHOD = "spawn"
 
 

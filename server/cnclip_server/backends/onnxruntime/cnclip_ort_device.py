@@ -135,8 +135,8 @@ def _copy(arrays: Sequence[DeviceArray], address: int) -> None:
     for array in arrays:
         errors += driver.cuMemcpyDtoD(address, array.address, array.nbytes)
         address += array.nbytes
-    # The host does not wait for copies within a device (CUDA's "API synchronization behavior"), and ONNX Runtime's stream
-    # does not wait for the default one, on which they are (cudaStreamNonBlocking in its cuda_execution_provider.cc).
+    # The host does not wait for copies within a device (CUDA's "API synchronization behavior"); nor does ONNX Runtime's
+    # stream for the default one, on which they are (cudaStreamNonBlocking in its cuda_execution_provider.cc).
     errors += driver.cuStreamSynchronize(driver.CUstream(0))
     for error in errors:
         if error != driver.CUresult.CUDA_SUCCESS:
