@@ -214,6 +214,16 @@ def test_every_step_on_the_cpu(folder: Path) -> None:
         what: {one["at_once"] for one in figures["served"] if one["what"] == what} for what in ("pixels", "texts")
     }
     assert at_once == {"pixels": {1, 16, 8, 4}, "texts": {1, 16}}
+    alone, both = (
+        [
+            (one["what"], one["items"], one["at_once"])
+            for one in figures["served"]
+            if ("two encoders" in one["what"]) == two
+        ]
+        for two in (False, True)
+    )
+    of_encoders = [load for load in alone if load[0].startswith(("pixels", "ids"))]
+    assert both == [(f"{what}, two encoders", *load) for what, *load in of_encoders]
     assert all(one["per_s"] > 0 and one["median_ms"] <= one["p95_ms"] for one in figures["served"])
     assert {one["what"] for one in figures["memory"]} >= {"server, ready", "image encoder, loaded"}
     assert {"card", "PyTorch", "ONNX Runtime", "TensorRT", "tritonserver"} <= {
