@@ -6,10 +6,14 @@ the wrong direction, logs "failed to copy data: invalid argument", and sends on 
 image, and no error (triton-inference-server/server, issues 7148 and 8177; `PbMemory::CopyBuffer` of releases up to
 25.04 at least, and of nvidia-pytriton 0.7). Without pinned memory it takes other memory of the host, to which the copy
 is right.
+
+It also loads the driver by the name `libcuda.so`, and where only `libcuda.so.1` is there goes on without, to call what
+it does not have at the first tensor on a GPU (`CUDAHandler` in its pb_utils.cc).
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +29,28 @@ def server_arguments() -> list[str]:
         return []
 
 
-def is_safe(arguments: Sequence[str]) -> bool:
-    """Whether a tritonserver with such arguments has no pinned memory."""
+def why_by_host(arguments: Sequence[str]) -> str:
+    """Why pixels have to leave the GPU's memory on their way to the next model; empty if they need not.
+
+    Args:
+        arguments: the tritonserver's.
+    """
+    if not _has_no_pinned_memory(arguments):
+        return f"this tritonserver was not started with {_PINNED}=0, as cnclip-serve does (docs/gpu.md)"
+    if _loads("libcuda.so.1") and not _loads("libcuda.so"):
+        return "Triton looks for libcuda.so, and only libcuda.so.1 is there: link one to the other"
+    return ""
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def _has_no_pinned_memory(arguments: Sequence[str]) -> bool:
     sizes = [
         value if equals else following
         for argument, following in zip(arguments, [*arguments[1:], ""], strict=True)

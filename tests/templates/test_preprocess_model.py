@@ -214,6 +214,19 @@ def test_pixels_stay_on_the_card_where_triton_copies_them_right(
     assert sum(told in line for line in served.logged) == 1
 
 
+@pytest.mark.usefixtures("twin")
+@pytest.mark.parametrize(
+    ("libraries", "on_card"), [({"libcuda.so.1"}, False), ({"libcuda.so", "libcuda.so.1"}, True), (set(), True)]
+)
+def test_pixels_leave_the_card_where_triton_does_not_find_the_driver(
+    served: Any, monkeypatch: pytest.MonkeyPatch, libraries: set[str], on_card: bool
+) -> None:
+    monkeypatch.setattr(importlib.import_module("cnclip_handover"), "_loads", libraries.__contains__)
+    (answer,) = answers(served.load("gpu"), [("420",)])
+    assert answer.tensors["pixels"].on_card == on_card
+    assert on_card != any("link one to the other" in line for line in served.logged)
+
+
 def test_a_full_card_is_counted_and_told_once(served: Any, twin: Twin) -> None:
     model = served.load("gpu")
     exact = answers(served.load("exact"))

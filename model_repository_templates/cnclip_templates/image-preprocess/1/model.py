@@ -13,7 +13,7 @@ import PIL
 import triton_python_backend_utils as pb_utils
 from cnclip_bad_rows import bad_rows_message
 from cnclip_card_log import CardLog
-from cnclip_handover import is_safe, server_arguments
+from cnclip_handover import server_arguments, why_by_host
 from cnclip_pixels import (
     BadImage,
     decode_pixels,
@@ -134,12 +134,8 @@ class TritonPythonModel:
             )
         except CardUnfit as error:
             raise pb_utils.TritonModelException(str(error)) from None
-        self._hands_over = is_safe(server_arguments())
-        way = (
-            "pixels go on in its memory"
-            if self._hands_over
-            else "pixels go on by way of the host, since this tritonserver was not started with "
-            "--pinned-memory-pool-byte-size=0, as cnclip-serve does (docs/gpu.md)"
-        )
+        why = why_by_host(server_arguments())
+        self._hands_over = not why
+        way = f"pixels go on by way of the host, since {why}" if why else "pixels go on in its memory"
         pb_utils.Logger.log_info(f"{args['model_name']}: {card.about}; {way}")
         return card
