@@ -152,6 +152,7 @@ bench: $(VENV)/installed  ## Measure ViT-B-16 side by side: served, alternatives
 		--pairs build/bench/held-out/captions.tsv --output build/benchmarks/demo
 
 gpu-report: $(READY)  ## Measure what this machine's GPU does with ARCH, on one page; within ten minutes.
+	$(if $(filter gpu,$(RUNTIME)),$(MAKE) --no-print-directory $(VENV)/gpu-decode)
 	$(BIN)/cnclip-bench gpu-report $(call option,--arch,ARCH) $(call option,--checkpoint,CHECKPOINT) $(FLAGS)
 
 soak: $(VENV)/installed  ## Load the demo model for an hour (MINUTES=60); see that memory stays and no row is another's.
@@ -236,7 +237,7 @@ newest:  ## Run the tests with the newest of everything, in an environment of th
 TENSORRT_PACKAGES := tensorrt $(foreach cuda,cu11 cu12 cu13,$(addprefix tensorrt-$(cuda),-bindings -libs) tensorrt-$(cuda))
 
 ifneq ($(TENSORRT),)
-$(VENV)/tensorrt-$(TENSORRT): $(VENV)/installed
+$(VENV)/tensorrt-$(TENSORRT): $(VENV)/runtime
 	rm -f $(VENV)/tensorrt-*
 	$(BIN)/python -m pip uninstall --quiet --yes $(TENSORRT_PACKAGES)
 	$(BIN)/python -m pip install --progress-bar on 'tensorrt==$(TENSORRT).*'

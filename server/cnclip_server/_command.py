@@ -20,6 +20,12 @@ EXIT_TIMEOUT_S = 5
 _RESTRICTED = "shared-memory,trace,logging"
 _GRPC_RESTRICTION, _HTTP_RESTRICTION = "--grpc-restricted-protocol", "--http-restricted-api"
 
+# In the config of a model whose tensors stay on its GPU.
+_ON_GPU = "FORCE_CPU_ONLY_INPUT_TENSORS"
+# Of each GPU's memory, for tensors on their way from model to model: 27 batches of 64 images of 224 x 224.
+_CUDA_POOL_BYTES = 256 << 20
+_MOST_GPUS = 16  # Triton passes over those that are not there
+
 
 @dataclass(frozen=True)
 class Tls:
@@ -130,7 +136,21 @@ def server_command(binary: Binary, settings: Settings, *, folder: Path, shm_pref
         backends.mkdir()
         assemble_backends(binary, backends)
         command.append(f"--backend-directory={backends}")
+    command += memory_pools(settings.repository)
     return [*command, *_tls_flags(settings.tls), *_restrictions(binary, settings), *settings.extra_args]
+
+
+def memory_pools(repository: Path) -> list[str]:
+    """Room for tensors that stay on a GPU; and no pinned memory, to which Triton would copy them wrongly without room.
+
+    `cnclip_handover` of the templates says how, and looks for the flag. The stand-in for the onnxruntime backend has no
+    use for pinned memory.
+    """
+    configs = (config.read_text(encoding="utf-8", errors="replace") for config in repository.glob("*/config.pbtxt"))
+    if not any(_ON_GPU in config for config in configs):
+        return []
+    pools = (f"--cuda-memory-pool-byte-size={gpu}:{_CUDA_POOL_BYTES}" for gpu in range(_MOST_GPUS))
+    return ["--pinned-memory-pool-byte-size=0", *pools]
 
 
 def _tls_flags(tls: Tls | None) -> list[str]:

@@ -88,7 +88,10 @@ def server(as_built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     model = repository / "tiny-vit-image-preprocess" / "1" / "model.py"
     twin = TWIN.format(root=str(ROOT), library=str(compile_twin(folder)))
     model.write_text(twin + model.read_text(encoding="utf-8"), encoding="utf-8")
-    with TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0) as running:
+    log = folder / "log"
+    with TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0, log_file=log) as running:
+        # What cnclip-serve starts tritonserver with, its Python process has read.
+        assert "pixels go on in its memory" in log.read_text(encoding="utf-8")
         yield running
 
 

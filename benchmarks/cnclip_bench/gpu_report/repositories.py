@@ -46,7 +46,7 @@ def build_for_tensorrt(setup: Setup, report: Report) -> None:
         max(images, texts),
         DEFAULT_CONTEXT_LENGTH,
         image_profiles=default_profiles(images)[-1:],
-        text_profiles=default_profiles(texts, DEFAULT_CONTEXT_LENGTH)[-1:],
+        text_profiles=default_profiles(texts, DEFAULT_CONTEXT_LENGTH, request.serving.padded_lengths[0])[-1:],
     )
     build_repository(replace(request, plan_settings=settings))
 

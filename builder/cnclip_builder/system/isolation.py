@@ -23,6 +23,10 @@ T = TypeVar("T")
 START_METHOD = "forkserver"
 _IMPORTED = ["cn_clip.clip.model", "onnx", "onnxruntime"]
 
+# But for those that use a GPU: cn_clip asks torch for one when it is imported. That initialises CUDA's driver, which
+# answers nothing but CUDA_ERROR_NOT_INITIALIZED in a fork of such a process.
+_GPU_START_METHOD = "spawn"
+
 
 class StageProcess:
     """A process that calls functions one after another; see `stage_process`."""
@@ -52,12 +56,17 @@ class StageProcess:
 
 
 @contextlib.contextmanager
-def stage_process() -> Iterator[StageProcess]:
-    """Starts a process, and ends it on exit. Its log records are shown as this process's are."""
+def stage_process(*, on_gpu: bool = False) -> Iterator[StageProcess]:
+    """Starts a process, and ends it on exit. Its log records are shown as this process's are.
+
+    Args:
+        on_gpu: whether it is to use CUDA; it then starts some seconds later.
+    """
     # ONNX Runtime's wheel reports its use to its maker otherwise; what is forked from has the environment of the first.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    context = multiprocessing.get_context(START_METHOD)
-    context.set_forkserver_preload(_IMPORTED)
+    context = multiprocessing.get_context(_GPU_START_METHOD if on_gpu else START_METHOD)
+    if not on_gpu:
+        context.set_forkserver_preload(_IMPORTED)
     with ProcessPoolExecutor(
         max_workers=1,
         mp_context=context,
