@@ -45,7 +45,7 @@ _SETTLE_S = 0.1
 class TritonServer:
     """A tritonserver on a model repository, as a context manager.
 
-        with TritonServer(Path("repository"), grpc_port=0, http_port=0, metrics_port=0) as server:
+        with TritonServer("repository", grpc_port=0, http_port=0, metrics_port=0) as server:
             client = tritonclient.grpc.InferenceServerClient(server.grpc_url)
 
     Nothing of it outlives this process: a small guard process (`_guard.py`) kills the server and deletes its
@@ -59,18 +59,18 @@ class TritonServer:
 
     def __init__(
         self,
-        repository: Path,
+        repository: str | Path,
         *,
         host: str = "127.0.0.1",
         grpc_port: int = 8001,
         http_port: int = 8000,
         metrics_port: int = 8002,
-        binary: Path | None = None,
+        binary: str | Path | None = None,
         extra_args: Sequence[str] = (),
         tls: Tls | None = None,
         admin_key: str | None = None,
         startup_timeout_s: float = 300.0,
-        log_file: Path | None = None,
+        log_file: str | Path | None = None,
         log_limit_bytes: int = DEFAULT_LOG_LIMIT_BYTES,
     ) -> None:
         """Describes the server; `start`, or entering the context, starts it.
@@ -91,15 +91,15 @@ class TritonServer:
             log_limit_bytes: A log of more bytes is moved to a file of the same name with `.1` behind it, where it
                 replaces the one before, and begun anew; 0 for a log without end.
         """
-        self.repository = repository
+        self.repository = Path(repository)
         self.host = host
         self._wanted_ports = self._ports = Ports(grpc_port, http_port, metrics_port)
-        self._binary = binary
+        self._binary = None if binary is None else Path(binary)
         self._extra_args = tuple(extra_args)
         self._tls = tls
         self._admin_key = admin_key
         self._startup_timeout_s = startup_timeout_s
-        self._log_file = log_file
+        self._log_file = None if log_file is None else Path(log_file)
         self._log_limit_bytes = log_limit_bytes
         self._process: GuardedProcess | None = None
         self._health: Health | None = None
