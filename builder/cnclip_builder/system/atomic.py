@@ -23,10 +23,18 @@ _RENAME_EXCHANGE = 2  # linux/fs.h
 def replacing_file(target: Path) -> Iterator[Path]:
     """Gives a path to write to; on a clean exit that file takes the target's place in one step.
 
+    A link stays one: the file that it leads to is replaced. No file takes the place of a device or a pipe: that is what
+    is given then.
+
     Raises:
         MissingRequirementError: the disk is full.
         BuildError: the folder can't be written to.
     """
+    if _is_device(target):
+        with explaining_disk_errors(target):
+            yield target
+        return
+    target = _behind_links(target)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with explaining_disk_errors(target):
@@ -67,6 +75,8 @@ def require_writable(target: Path) -> None:
         MissingRequirementError: the disk is full.
         BuildError: the folder that it would be in can't be written to.
     """
+    if _is_device(target):
+        return
     target = _behind_links(target)
     with explaining_disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -145,6 +155,10 @@ def explaining_disk_errors(target: Path) -> Iterator[None]:
                 f"{error.filename or target} is in the way ({error.strerror}): choose another path"
             ) from error
         raise
+
+
+def _is_device(target: Path) -> bool:
+    return target.exists() and not target.is_file() and not target.is_dir()
 
 
 def _behind_links(target: Path) -> Path:

@@ -82,6 +82,10 @@ def test_help(command: list[str]) -> None:
         (["checkpoint", "--arch", "RN50"], "could not fetch clip_cn_rn50.pt"),
         (["compare-features", "random:0", "random:1"], "there is nothing to compare on: give --images"),
         (["compare-features", "absent.pt", "random:1", "--images", str(DEMO / "images")], "no checkpoint at absent.pt"),
+        (
+            ["compare-features", "absent.pt", "random:1", "--images", str(DEMO / "images"), "--html", "/proc/x/page"],
+            "/proc/x can't be written to",
+        ),
         (["compare-features", "a:fp16", "b:fp16", "--images", "absent"], "absent"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,31 @@ def test_a_link_stays_one_and_the_folder_behind_it_is_replaced(tmp_path: Path) -
     assert (tmp_path / "link").readlink() == Path("disk/target")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
     assert content(tmp_path / "disk") == {"target/new": "new", ".target.lock": ""}
+
+
+def test_a_link_stays_one_and_the_file_behind_it_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk/file")
+    for text in ("old", "new"):
+        require_writable(tmp_path / "link")
+        with replacing_file(tmp_path / "link") as new:
+            new.write_text(text)
+    assert (tmp_path / "link").readlink() == Path("disk/file")
+    assert content(tmp_path / "disk") == {"file": "new"}
+
+
+def test_no_file_takes_the_place_of_a_device_or_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        require_writable(tmp_path / "pipe")
+        with replacing_file(tmp_path / "pipe") as given:
+            given.write_text("page")
+        assert os.read(reader, 100) == b"page"
+    finally:
+        os.close(reader)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    assert (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.parametrize(

@@ -259,6 +259,9 @@ def test_the_command_writes_it(tmp_path: Path) -> None:
     encoded = {one: base64.urlsafe_b64encode(picture("red")).decode() for one in ids}
     tsv.write_text("".join(f"{one}\t{data}\n" for one, data in encoded.items()))
     assert search("--html", page, "--images", tsv).returncode == 0
+    early = search("--html", tmp_path / "absent" / "report.html")  # before it has searched
+    assert (early.returncode, early.stdout) == (2, "")
+    assert f"{tmp_path}/absent/report.html" in early.stderr
     assert page.read_text(encoding="utf-8").count("data:image/jpeg") == 9
     refused = search("--images", tmp_path)
     assert refused.returncode == 2
