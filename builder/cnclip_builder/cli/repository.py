@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from cnclip_console import gives_options, option
 
-from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
 from cnclip_builder.checkpoint.choose import choose_arch
 from cnclip_builder.cli.options import (
     BUILD,
@@ -130,7 +129,7 @@ def repository(
     chosen_arch = choose_arch(arch, checkpoint, vocabulary, name, fetch=not dry_run)
     chosen = {**_read_settings(settings), **serving_options.given()}
     kept = kept_serving(repository, name or chosen_arch.slug, model_version, chosen_arch.name) if keep_settings else {}
-    serving, told = choose_settings(chosen, kept, DEFAULT_CONTEXT_LENGTH)
+    serving, told = choose_settings(chosen, kept, chosen_arch.default_context_length)
     chosen_arch.checked_context_length(serving.context_length)
     if told:
         values = serving.as_dict()
