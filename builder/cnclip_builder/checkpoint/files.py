@@ -12,7 +12,9 @@ from typing import Any
 
 from cnclip_builder.errors import CheckpointError, MissingRequirementError
 
-_NO_MEMORY = re.compile("Cannot allocate memory|not enough memory|can't allocate memory|bad_alloc")
+_NO_MEMORY = re.compile(
+    "Cannot allocate memory|not enough memory|can't allocate memory|bad_alloc|failed to map segment"
+)
 
 _ARCHIVES = {
     b"\x1f\x8b": "a gzip archive",

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cnclip_builder.arch import Arch, cn_clip_vocabulary
-from cnclip_builder.checkpoint.parts import ADAPTER_CONFIG, CONFIG, VOCABULARY, find_parts
+from cnclip_builder.arch import Arch
+from cnclip_builder.checkpoint.parts import ADAPTER_CONFIG, find_parts
+from cnclip_builder.checkpoint.processors import other_preparation, own_vocabulary
 from cnclip_builder.checkpoint.sources import CheckpointFile, Hub, fetch_checkpoint, fetch_own, find_checkpoint
 from cnclip_builder.errors import CheckpointError
 from cnclip_builder.tensors import Tower
-from cnclip_builder.vocabulary import read_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -118,8 +118,10 @@ def _look_into(file: CheckpointFile, arch: Arch) -> CheckpointFacts:
         if path.name == ADAPTER_CONFIG:
             logger.info("Merging the LoRA adapter of %s", path.parent)
     require_finite(file.path, checkpoint.state_dict)
-    if checkpoint.note:
-        logger.warning("%s", checkpoint.note)
+    config = checkpoint.parts.config
+    prepared = other_preparation(config.parent, arch) if checkpoint.of_transformers and config else ""
+    for note in filter(None, (checkpoint.note, prepared)):
+        logger.warning("%s", note)
     sizes: dict[Tower, int] = {"image": 0, "text": 0}
     for name, value in checkpoint.state_dict.items():
         sizes["image" if name.startswith("visual.") else "text"] += 4 * value.numel()
@@ -129,7 +131,13 @@ def _look_into(file: CheckpointFile, arch: Arch) -> CheckpointFacts:
     return facts
 
 
-def find_arch_of(source: str, insisted: Mapping[str, Any], name: str | None, path: Path | None = None) -> Arch:
+def find_arch_of(
+    source: str,
+    insisted: Mapping[str, Any],
+    name: str | None,
+    path: Path | None = None,
+    vocabulary: Path | None = None,
+) -> Arch:
     """Fetches a checkpoint and tells its architecture; imports torch.
 
     Args:
@@ -137,6 +145,7 @@ def find_arch_of(source: str, insisted: Mapping[str, Any], name: str | None, pat
         insisted: arguments of `cn_clip.clip.model.CLIP` that the user says.
         name: what an architecture of its own is named; None for the name of the file.
         path: where it is, if it is not to be fetched.
+        vocabulary: of its tokens, whatever lies beside it.
 
     Raises:
         CheckpointError: as `fetch_own` and `find_arch`.
@@ -145,19 +154,23 @@ def find_arch_of(source: str, insisted: Mapping[str, Any], name: str | None, pat
     from cnclip_builder.checkpoint.load import find_arch
 
     path = path or fetch_own(source).path
-    return with_own_vocabulary(find_arch(path, insisted, [*([name] if name else []), _stem(source)]), path)
+    arch = find_arch(path, insisted, [*([name] if name else []), _stem(source)])
+    return with_own_vocabulary(arch, path) if vocabulary is None else replace(arch, vocabulary=vocabulary)
 
 
 def with_own_vocabulary(arch: Arch, path: Path) -> Arch:
-    """Gives an architecture the vocabulary that lies in a transformers' folder, if its tokens are not cn_clip's.
+    """Gives an architecture the vocabulary that lies beside a transformers' model, if its tokens are not cn_clip's.
+
+    Args:
+        arch: the architecture.
+        path: the checkpoint, a file or a folder; an adapter's base may be elsewhere.
 
     Raises:
         SettingError: cn_clip's model and tokeniser can't use it.
     """
-    beside = path / VOCABULARY
-    if not (path / CONFIG).is_file() or not beside.is_file():
-        return arch
-    return arch if read_tokens(beside) == read_tokens(cn_clip_vocabulary()) else replace(arch, vocabulary=beside)
+    config = find_parts(path).config
+    own = own_vocabulary(config.parent) if config is not None else None
+    return arch if own is None else replace(arch, vocabulary=own)
 
 
 def _stem(source: str) -> str:

@@ -27,7 +27,7 @@ from cnclip_builder.export.served import write_served_encoder
 from cnclip_builder.export.stage import finish_artefact
 from cnclip_builder.parity.distance import measure_parity
 from cnclip_builder.system.isolation import StageProcess
-from cnclip_builder.tensors import ALL_PRECISIONS, PRECISIONS, TOWERS
+from cnclip_builder.tensors import ALL_PRECISIONS, PRECISIONS, TOWERS, Tower
 
 from tests.conftest import TINY_VIT
 
@@ -278,6 +278,31 @@ def test_a_checkpoint_that_changes_meanwhile_is_not_built_from(
             tiny_vit, str(source), tmp_path / "a", towers=["image"], precisions=["fp32"], download_root=tmp_path
         )
     assert not list((tmp_path / "a").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("tower", "name", "number", "complaint"),
+    [
+        ("text", "text_projection", 0.0, "its text features are zero in PyTorch itself: take"),
+        (
+            "image",
+            "visual.transformer.resblocks.0.mlp.c_fc.weight",
+            7e4,
+            r"its image features are NaN or infinite in PyTorch itself; cn_clip rounds weights to FP16, and numbers of "
+            r"visual\.transformer\.resblocks\.0\.mlp\.c_fc\.weight are beyond it: take",
+        ),
+    ],
+)
+def test_a_checkpoint_without_features(
+    tiny_vit: Arch, root: Path, tmp_path: Path, tower: Tower, name: str, number: float, complaint: str
+) -> None:
+    weights = torch.load(root / "tiny-vit.random-0.pt")["state_dict"]
+    weights[f"module.{name}"].fill_(number)
+    torch.save({"state_dict": weights}, path := tmp_path / "astray.pt")
+    with pytest.raises(CheckpointError, match=complaint):
+        build_artefacts(
+            tiny_vit, str(path), tmp_path / "a", towers=[tower], precisions=["fp32"], download_root=tmp_path
+        )
 
 
 def test_texts_shorter_than_cn_clips(tmp_path: Path) -> None:

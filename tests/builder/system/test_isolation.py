@@ -1,4 +1,4 @@
-"""A build that is killed takes its stages with it."""
+"""A build that is killed takes its stages with it; a stage without memory is told."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
+from cnclip_builder.errors import MissingRequirementError
+from cnclip_builder.system.isolation import stage_process
 
 SCRIPT = """
 import time
@@ -46,3 +50,10 @@ def test_a_killed_build_leaves_no_stage_behind(tmp_path: Path) -> None:
         while is_there(stage) and time.monotonic() < until:
             time.sleep(0.05)
         assert not is_there(stage)
+
+
+def test_a_stage_without_memory_is_one_line() -> None:
+    with stage_process() as process:
+        with pytest.raises(MissingRequirementError, match="stage bytes found no memory: an architecture needs about"):
+            process.run(bytes, 1 << 60)
+        assert process.run(bytes, 2) == b"\0\0"
