@@ -26,6 +26,9 @@ DEFAULT_MAX_IMAGE_PIXELS = 178_956_970
 DEFAULT_SETTLE_S = 30.0
 """How long servers have to see a change before the next: twice the time between Triton's polls by default."""
 
+_MOST = 2**31 - 1
+"""Of every number: Triton's configs have 32 bits for it."""
+
 _MAY_BE_ZERO = frozenset(
     {
         "max_queue_size",
@@ -349,8 +352,9 @@ def check_setting(name: str, value: Any) -> None:
         raise SettingError(f"there is no setting {name!r}: the settings are {', '.join(SETTINGS)}")
     for number in _numbers(name, value):
         least = 0 if name in _MAY_BE_ZERO else 1
-        if not least <= number <= 2**31 - 1:
-            raise SettingError(f"{name} is {number}: choose at least {least}")
+        if not least <= number <= _MOST:
+            bound = f"at least {least}" if number < least else f"at most {_MOST}"
+            raise SettingError(f"{name} is {number}: choose {bound}")
 
 
 def choose_settings(
