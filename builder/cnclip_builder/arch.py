@@ -120,6 +120,11 @@ class Arch:
         """Position embeddings of the text encoder: the longest text it takes, in tokens."""
         return int(self.model_info["text_max_position_embeddings"])
 
+    @property
+    def default_context_length(self) -> int:
+        """Tokens of a text where nothing else is said: as all official checkpoints, or fewer of a shorter model."""
+        return min(DEFAULT_CONTEXT_LENGTH, self.max_context_length)
+
     def checked_context_length(self, context_length: int) -> int:
         """Returns the context length if the text encoder takes it.
 
@@ -130,7 +135,7 @@ class Arch:
             raise SettingError(
                 f"context length {context_length} is out of range for {self.name}: it has "
                 f"{self.max_context_length} position embeddings, so choose {MIN_CONTEXT_LENGTH} to "
-                f"{self.max_context_length} (its checkpoints were trained with {DEFAULT_CONTEXT_LENGTH})"
+                f"{self.max_context_length} (cn_clip's checkpoints were trained with {DEFAULT_CONTEXT_LENGTH})"
             )
         return context_length
 

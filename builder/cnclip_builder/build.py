@@ -22,7 +22,7 @@ from cnclip_builder.repository.entry import RepositoryEntry
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.sharing import check_place
 from cnclip_builder.repository.write import publish
-from cnclip_builder.system.atomic import require_writable
+from cnclip_builder.system.atomic import locked, require_writable
 from cnclip_builder.system.isolation import stage_process
 from cnclip_builder.tensors import PRECISIONS, TOWERS, Precision, Tower
 from cnclip_builder.verify import Verification, verify_server
@@ -70,7 +70,8 @@ class BuildRequest:
 def build_repository(request: BuildRequest) -> RepositoryEntry:
     """Builds a checkpoint's models into a repository.
 
-    FP32 and FP16 of both encoders are made and proved, whichever is served, and INT8 where that is.
+    FP32 and FP16 of both encoders are made and proved, whichever is served, and INT8 where that is. FP16 that does not
+    hold is left out where it is not served.
 
     Raises:
         SlowerError: INT8 was asked for and is faster for neither encoder.
@@ -78,6 +79,12 @@ def build_repository(request: BuildRequest) -> RepositoryEntry:
     """
     name = check_request(request)
     require_writable(request.repository)
+    # Up to the end: what is served is written from these files, and another build of this name would exchange them.
+    with locked(request.artefacts / name):
+        return _build(request, name)
+
+
+def _build(request: BuildRequest, name: str) -> RepositoryEntry:
     decodes_here = request.serving.preprocess == "gpu" and _has_card()
     artefacts = build_artefacts(
         request.arch,
@@ -88,6 +95,7 @@ def build_repository(request: BuildRequest) -> RepositoryEntry:
         download_root=request.download_root,
         hub=request.hub,
         least_int8_speed_up=request.least_int8_speed_up,
+        fp16_may_fail=request.serving.precision != "fp16",
     )
     _report_slower(artefacts.slower)
     if artefacts.checkpoint.file.is_random:
@@ -119,7 +127,7 @@ def _has_card() -> bool:
 
 
 def _measured_card(request: BuildRequest, artefacts: Artefacts) -> dict[str, Any]:
-    with stage_process(on_gpu=True) as process:
+    with artefacts.checkpoint.still(), stage_process(on_gpu=True) as process:
         path = artefacts.checkpoint.file.path
         return process.run(measure_card_distance, path, request.arch, request.card_images).as_dict()
 

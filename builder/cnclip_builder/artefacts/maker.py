@@ -15,7 +15,7 @@ from cnclip_builder.artefacts.record import ProvedArtefact
 from cnclip_builder.artefacts.store import ArtefactStore
 from cnclip_builder.checkpoint.sources import Hub
 from cnclip_builder.checkpoint.stage import CheckpointFacts, open_checkpoint
-from cnclip_builder.errors import SlowerError
+from cnclip_builder.errors import ParityError, SlowerError
 from cnclip_builder.export.artefact import Artefact
 from cnclip_builder.export.stage import export_to_onnx, finish_artefact
 from cnclip_builder.int8.report import LEAST_INT8_SPEED_UP
@@ -61,8 +61,11 @@ def build_artefacts(
     download_root: Path,
     hub: Hub = "huggingface",
     least_int8_speed_up: float = LEAST_INT8_SPEED_UP,
+    fp16_may_fail: bool = False,
 ) -> Artefacts:
     """Makes the artefacts that are missing or out of date. FP32 is always made, since the others are made from it.
+
+    Two of these at once in one folder would exchange each other's files: callers hold `system.atomic.locked`.
 
     Args:
         arch: the architecture.
@@ -73,6 +76,7 @@ def build_artefacts(
         download_root: folder of downloaded and random checkpoints.
         hub: where official checkpoints are fetched from.
         least_int8_speed_up: how many times FP32's speed an INT8 artefact must reach on this machine.
+        fp16_may_fail: whether FP16 is left out, with a warning, of an encoder that it does not hold.
 
     Raises:
         CheckpointError: the checkpoint can't be had or used.
@@ -85,19 +89,23 @@ def build_artefacts(
         plan = plan_artefacts(arch, checkpoint, folder, towers, precisions, least_int8_speed_up)
         for kind in plan.kept:
             logger.info("Reusing %s: nothing it rests on has changed", plan.store.place(*kind).name)
-        store, slower = plan.store, dict[Tower, str]()
+        store, slower, there = plan.store, dict[Tower, str](), set(plan.kept)
         if plan.missing:
             with store.work_folder() as work:
-                making = _Making(store, work, checkpoint, plan.missing)
+                making = _Making(store, work, checkpoint, plan.missing, fp16_may_fail)
                 in_floats = _make(making, process)
                 in_int8, slower = _make_int8(making, least_int8_speed_up)
-                store.publish([*in_floats, *in_int8])
+                made = [*in_floats, *in_int8]
+                store.publish(made)
+            there |= {(artefact.tower, artefact.precision) for artefact in made}
+            for kind in set(plan.missing) - there:
+                store.discard(*kind)  # of another checkpoint
     return Artefacts(
         checkpoint,
         tuple(
-            store.get(tower, precision, reused=(tower, precision) in plan.kept)
-            for tower, precision in plan.wanted
-            if precision in precisions and not (precision == "int8" and tower in slower)
+            store.get(*kind, reused=kind in plan.kept)
+            for kind in plan.wanted
+            if kind[1] in precisions and kind in there
         ),
         slower,
     )
@@ -169,12 +177,14 @@ class _Making:
         work: the folder to make the missing ones in.
         checkpoint: what they are made from.
         missing: what to make.
+        fp16_may_fail: whether FP16 that does not hold is left out.
     """
 
     store: ArtefactStore
     work: Path
     checkpoint: CheckpointFacts
     missing: Sequence[_Kind]
+    fp16_may_fail: bool
 
     def precisions(self, tower: Tower) -> list[Precision]:
         """What to make of an encoder; INT8 comes later."""
@@ -183,6 +193,11 @@ class _Making:
     def place(self, tower: Tower, precision: Precision) -> Artefact:
         """Where an artefact is, or will be."""
         return self.store.place(tower, precision, self.work if (tower, precision) in self.missing else None)
+
+    def drop(self, artefact: Artefact) -> None:
+        """Deletes what was written of an artefact that is not to be had."""
+        for file in self.work.glob(artefact.name + "*"):
+            file.unlink()
 
 
 def _make(making: _Making, first: StageProcess) -> list[Artefact]:
@@ -219,16 +234,24 @@ def _make_tower(making: _Making, tower: Tower, threads: int, first: StageProcess
     precisions, fp32 = making.precisions(tower), making.place(tower, "fp32")
     if "fp32" in precisions:
         # torch, and the weights that it read, go with its process.
-        with contextlib.nullcontext(first) if first else stage_process() as process:
+        with making.checkpoint.still(), contextlib.nullcontext(first) if first else stage_process() as process:
             process.run(export_to_onnx, making.checkpoint.file.path, fp32, threads)
             process.close()
-    made = [making.place(tower, precision) for precision in precisions]
+    made: list[Artefact] = []
     with stage_process() as process:
-        for artefact in made:
+        for artefact in (making.place(tower, precision) for precision in precisions):
             started = time.monotonic()
-            parity = process.run(finish_artefact, artefact, fp32, threads)
+            try:
+                parity = process.run(finish_artefact, artefact, fp32, threads)
+            except ParityError as error:
+                if artefact.precision != "fp16" or not making.fp16_may_fail:
+                    raise
+                logger.warning("Leaving %s out, which nothing here needs: %s", artefact.name, error)
+                making.drop(artefact)
+                continue
             _tell(artefact, f"1 - cosine <= {parity.cosine_distance:.0e}", started)
             making.store.write_sidecar(artefact, parity)
+            made.append(artefact)
     return made
 
 
@@ -252,8 +275,7 @@ def _make_int8(making: _Making, least_speed_up: float) -> tuple[list[Artefact], 
                 parity, int8 = process.run(make_int8_artefact, artefact, fp32, least_speed_up)
         except SlowerError as error:
             slower[tower] = str(error)
-            for file in making.work.glob(artefact.name + "*"):
-                file.unlink()
+            making.drop(artefact)
             continue
         cosine = max(parity.cosine_distance, int8.parity.cosine_distance)
         centred = max(parity.centred_distance, int8.parity.centred_distance)

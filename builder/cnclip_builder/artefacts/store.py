@@ -19,7 +19,7 @@ from cnclip_builder.export.artefact import Artefact
 from cnclip_builder.export.files import OPSET
 from cnclip_builder.int8.report import Int8Report
 from cnclip_builder.parity.distance import Parity
-from cnclip_builder.system.atomic import explaining_disk_errors, sha256_of_file
+from cnclip_builder.system.atomic import delete_partials, explaining_disk_errors, sha256_of_file
 from cnclip_builder.tensors import Precision, Tower
 
 logger = logging.getLogger(__name__)
@@ -119,11 +119,18 @@ class ArtefactStore:
                 file.chmod(0o644)  # tritonserver may run as another user
                 file.replace(self._folder / file.name)
 
+    def discard(self, tower: Tower, precision: Precision) -> None:
+        """Deletes an artefact that is there, its sidecar first."""
+        old = self.place(tower, precision)
+        for file in (old.sidecar, old.path, old.weights):
+            file.unlink(missing_ok=True)
+
     @contextlib.contextmanager
     def work_folder(self) -> Iterator[Path]:
         """A folder inside this one to make artefacts in; what is left in it on exit is deleted."""
         with explaining_disk_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
+            delete_partials(self._folder)
             work = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=self._folder))
             try:
                 yield work

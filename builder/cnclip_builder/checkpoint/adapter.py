@@ -28,6 +28,11 @@ _HALF = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<half>[AB])(\.
 # Ways to begin a training that leave the base's weights as they are; the others take something off them.
 _INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
 
+_MORE_THAN_A_SUM = (
+    *("use_dora", "use_qalora", "layer_replication", "arrow_config"),
+    *("alora_invocation_tokens", "trainable_token_indices"),
+)
+
 _MERGE = "merge it with peft (model.merge_and_unload()), save the model again, and give that"
 
 
@@ -70,7 +75,7 @@ def _read_config(adapter: Adapter) -> dict[str, Any]:
         raise CheckpointError(
             f"{adapter.config} is of an adapter of type {kind}, and only LORA is merged here: {_MERGE}"
         )
-    odd = [name for name in ("use_dora", "use_qalora", "layer_replication", "arrow_config") if config.get(name)]
+    odd = [name for name in _MORE_THAN_A_SUM if config.get(name)]
     if (begun := config.get("init_lora_weights", True)) not in _INITIALISATIONS:
         odd.append(f"init_lora_weights {begun!r}")
     if odd:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from cnclip_builder.arch import DEFAULT_ARCH, Arch, get_arch, lacking_sizes, read_sizes
@@ -49,8 +48,7 @@ def choose_arch(
             f"{source} is not here to tell its architecture, and a dry run fetches nothing: name its ARCH"
         )
     with stage_process() as process:
-        chosen = process.run(find_arch_of, source, said, name, here.path if here else None)
+        chosen = process.run(find_arch_of, source, said, name, here.path if here else None, vocabulary)
     if vocabulary is not None:
-        chosen = replace(chosen, vocabulary=vocabulary)
         chosen.require_vocabulary()
     return chosen

@@ -46,6 +46,7 @@ class Contents:
         of_transformers: transformers' model is their reference, which computes with them as they are; cn_clip's rounds
             its matrices to FP16.
         hint: what was taken off their names, or may have to be, for an error.
+        note: what a user has to know of them; empty for nothing.
     """
 
     parts: CheckpointParts
@@ -53,6 +54,7 @@ class Contents:
     told: Mapping[str, Any] = field(default_factory=dict)
     of_transformers: bool = False
     hint: str = ""
+    note: str = ""
 
 
 def read_contents(path: Path) -> Contents:
@@ -73,12 +75,12 @@ def read_contents(path: Path) -> Contents:
         tensors = named.tensors
     if not is_transformers_model(tensors):
         _require_family(path, tensors)
-        return Contents(parts, in_cn_clips_form(tensors), hint=_prefix_hint(named))
+        return Contents(parts, in_cn_clips_form(path, tensors), hint=_prefix_hint(named), note=_note(path, named))
     shapes, made = shapes_of(tensors), recipes(path, tensors)
     require_floats(path, {name: named.tensors[name] for recipe in made.values() for name in recipe.sources})
     makers = {name: (recipe.shape(path, shapes), partial(recipe.make, tensors)) for name, recipe in made.items()}
     told = told or (read_config(parts.config) if parts.config is not None else {})
-    return Contents(parts, LazyTensors(makers), told, of_transformers=True, hint=_prefix_hint(named))
+    return Contents(parts, LazyTensors(makers), told, True, _prefix_hint(named), _note(path, named))
 
 
 def _load(parts: CheckpointParts) -> Any:
@@ -122,3 +124,13 @@ def _prefix_hint(found: NamedTensors) -> str:
     if seen and seen.partition(".")[0] not in ("visual", "bert"):
         return f"; all its names begin with {seen!r}: save it again without that prefix"
     return ""
+
+
+def _note(path: Path, found: NamedTensors) -> str:
+    """Which of several models in a file is taken: an average of weights gives other features than the weights."""
+    if not found.others:
+        return ""
+    return (
+        f"{path} holds {', '.join(found.others)} beside {found.holder or 'the model'}, which is built; to build "
+        "another, save it alone: torch.save({'state_dict': ...}, path)"
+    )

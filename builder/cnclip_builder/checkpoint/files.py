@@ -12,6 +12,19 @@ from typing import Any
 
 from cnclip_builder.errors import CheckpointError, MissingRequirementError
 
+_NO_MEMORY = re.compile(
+    "Cannot allocate memory|not enough memory|can't allocate memory|bad_alloc|failed to map segment"
+)
+
+_ARCHIVES = {
+    b"\x1f\x8b": "a gzip archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"BZh": "a bzip2 archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive",
+}
+
 
 def read_checkpoint_file(path: Path) -> Any:
     """Reads a PyTorch file or a safetensors file.
@@ -22,19 +35,29 @@ def read_checkpoint_file(path: Path) -> Any:
 
     Raises:
         CheckpointError: the file is missing, a folder, damaged, or holds more than plain data.
-        MissingRequirementError: it is a safetensors file, and the library for those is not installed.
+        MissingRequirementError: it is a safetensors file, and the library for those is not installed; or there is too
+            little memory.
     """
     require_file(path)
     try:
         return _read_safetensors(path) if _is_safetensors(path) else _read_pytorch(path)
     except (CheckpointError, MissingRequirementError):
         raise
+    except PermissionError as error:
+        raise CheckpointError(f"{path} can't be read ({error.strerror}): change its permissions, or copy it") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(_explain_unpickling(path, error)) from error
     # Damaged bytes make the readers raise whatever the byte meant: TypeError, IndexError, OverflowError, ...
     except Exception as error:
         if "TorchScript" in str(error):
             raise CheckpointError(_torchscript_message(path)) from error
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+            raise MissingRequirementError(
+                f"there is no memory for {path} ({path.stat().st_size / 1e9:.1f} GB): free some, raise the limit of "
+                f"this process (ulimit -v), or build on a larger machine ({_first_line(error)})"
+            ) from error
+        if (packed := _packed(path)) is not None:
+            raise CheckpointError(f"{path} is {packed}: unpack it, and give the file that is in it") from error
         raise CheckpointError(
             f"{path} can't be read as a checkpoint; it may be truncated or only partly downloaded "
             f"({path.stat().st_size} bytes): fetch it again ({_first_line(error)})"
@@ -45,7 +68,7 @@ def require_file(path: Path) -> None:
     """Refuses a path at which no checkpoint's file can be.
 
     Raises:
-        CheckpointError: nothing is there, or a folder.
+        CheckpointError: nothing is there, or a folder or a pipe.
     """
     if not path.exists():
         raise CheckpointError(
@@ -54,6 +77,8 @@ def require_file(path: Path) -> None:
         )
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder: give the path of the .pt or .safetensors file in it")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no file that can be read twice: copy what comes out of it into one")
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -103,6 +128,7 @@ def _read_safetensors(path: Path) -> Any:
 def _read_pytorch(path: Path) -> Any:
     import torch
 
+    _require_plain_parts(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of TorchScript archives, which get an error of ours
         try:
@@ -113,9 +139,37 @@ def _read_pytorch(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)  # written before torch 1.6
 
 
+def _require_plain_parts(path: Path) -> None:
+    """Refuses an archive that was packed anew: PyTorch would take compressed bytes for numbers where it maps them.
+
+    Raises:
+        CheckpointError: a tensor of it is compressed.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        packed = [part for part in archive.infolist() if part.compress_type != zipfile.ZIP_STORED]
+    # Of TorchScript, code is compressed; it gets an error of its own.
+    if tensors := [part.filename for part in packed if "/data/" in part.filename]:
+        raise CheckpointError(
+            f"{path} was packed anew, and {tensors[0]} in it is compressed, which torch.save does not do: give the "
+            "file as it was saved, or save it again"
+        )
+
+
+def _packed(path: Path) -> str | None:
+    """What an archive is that is no checkpoint, by its beginning."""
+    with path.open("rb") as file:
+        head = file.read(263)
+    found = (kind for magic, kind in _ARCHIVES.items() if head.startswith(magic))
+    return next(found, "a tar archive" if head[257:262] == b"ustar" else None)
+
+
 def _explain_unpickling(path: Path, error: pickle.UnpicklingError) -> str:
     if "TorchScript" in str(error):
         return _torchscript_message(path)
+    if (packed := _packed(path)) is not None:
+        return f"{path} is {packed}: unpack it, and give the file that is in it"
     unsafe = re.search(r"(?:GLOBAL|function|class) ([\w.]+\.[\w.]+)", str(error))
     if unsafe:
         return (
@@ -133,5 +187,6 @@ def _torchscript_message(path: Path) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
+    # torch begins with a page on `weights_only`, and says what it met behind that.
+    lines = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__

@@ -20,6 +20,7 @@ from cnclip_builder.checkpoint.parts import (
     read_index,
     read_json,
 )
+from cnclip_builder.checkpoint.processors import BOTH, IMAGES, TOKENIZER, TOKENIZER_CONFIG
 from cnclip_builder.errors import CheckpointError, HubError, MissingRequirementError
 from cnclip_builder.system.atomic import sha256_of_file
 
@@ -184,7 +185,8 @@ def _fetch(repository: Repository) -> Path:
     logger.info("Taking %s at commit %s from Hugging Face", repository.name, commit)
     if weights and weights[0].endswith(INDEX):
         weights += sorted({shard.name for shard in read_index(fetch(weights[0]), missing_ok=True)})
-    paths = [fetch(name) for name in [*weights, *adapter, *({VOCABULARY} & names)]]
+    beside = [name for name in (VOCABULARY, TOKENIZER, TOKENIZER_CONFIG, IMAGES, BOTH) if name in names]
+    paths = [fetch(name) for name in [*weights, *adapter, *beside]]
     if repository.revision != commit:
         # Once more under the branch's name, so that it is found by that without a network.
         hub.hf_hub_download(repository.name, paths[0].name, revision=repository.revision)

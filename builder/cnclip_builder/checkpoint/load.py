@@ -34,6 +34,7 @@ class Checkpoint:
         state_dict: its tensors under the names of `cn_clip.clip.model.CLIP`, mapped from the file where the
             file's format allows it, so that only what is used is read.
         of_transformers: its reference is transformers' model, which does not round its weights as cn_clip's does.
+        note: what a user has to know of what was taken; empty for nothing.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Checkpoint:
     logit_scale: float
     state_dict: StateDict
     of_transformers: bool = False
+    note: str = ""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -74,6 +76,7 @@ def load_checkpoint(path: Path, arch: Arch) -> Checkpoint:
         logit_scale=read_logit_scale(path, contents.tensors["logit_scale"]),
         state_dict=contents.tensors,
         of_transformers=contents.of_transformers,
+        note=contents.note,
     )
 
 

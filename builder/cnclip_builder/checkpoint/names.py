@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _HOLDERS = ("state_dict", "model_state_dict", "model", "module")
 _DEEPEST = 3
 
-_POOLER = "bert.pooler."
+_POOLER, _SCALE = "bert.pooler.", "logit_scale"
 
 # Parts that wrappers put into names: DataParallel and DDP, torch.compile, FSDP, activation checkpoints, DeepSpeed.
 _WRAPPERS = frozenset(
@@ -37,11 +37,13 @@ class NamedTensors:
         tensors: under the names that its class has for them.
         prefix: what was taken off their names, such as "model."; empty if nothing was.
         holder: the key that they were found under, such as "state_dict"; empty for a bare state dict.
+        others: keys of further models in the file, such as averages of its weights.
     """
 
     tensors: dict[str, torch.Tensor]
     prefix: str = ""
     holder: str = ""
+    others: tuple[str, ...] = ()
 
 
 def find_tensors(path: Path, loaded: Any) -> NamedTensors:
@@ -63,17 +65,17 @@ def find_tensors(path: Path, loaded: Any) -> NamedTensors:
             f"{path} is not a checkpoint: it has no 'state_dict' with tensors; it holds {keys}. Save it again as "
             "torch.save({'state_dict': model.state_dict()}, path)"
         )
-    # An optimizer's or an average's tensors have other names; where none has the landmark, the first is shown.
-    holder, tensors = next(
-        ((holder, tensors) for holder, tensors in found if any(_is_landmark(name) for name in tensors)), found[0]
-    )
+    # An optimizer's tensors have other names; where none has the landmark, the first is shown.
+    holder, tensors = next(((holder, tensors) for holder, tensors in found if _is_model(tensors)), found[0])
     if tensors and all(value.numel() == 0 for value in tensors.values()):
         raise CheckpointError(
             f"{path} holds empty tensors, as DeepSpeed's ZeRO-3 leaves them: run the zero_to_fp32.py that lies beside "
             "the checkpoint's folder, and give the file that it writes"
         )
     named, prefix = _without_prefix(path, _without_wrappers(path, tensors))
-    return NamedTensors(named, prefix, holder)
+    if (scale := named.get(_SCALE)) is not None and scale.numel() == 1:
+        named[_SCALE] = scale.reshape(())  # FSDP takes no scalars, so that models trained with it have a vector of one
+    return NamedTensors(named, prefix, holder, tuple(other for other in _models(loaded, "", 0) if other != holder))
 
 
 def shared_prefix(names: list[str]) -> str:
@@ -94,13 +96,24 @@ def _holders(loaded: Mapping[Any, Any], where: str, depth: int) -> Iterator[tupl
     for key in _HOLDERS:
         if depth < _DEEPEST and isinstance(inner := loaded.get(key), Mapping):
             yield from _holders(inner, f"{where}.{key}".lstrip("."), depth + 1)
-    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
+    # Detached: of parameters, as `named_parameters()` gives them, nothing may be written in place.
+    tensors = {str(name): value.detach() for name, value in loaded.items() if isinstance(value, torch.Tensor)}
     if tensors:
         yield where, tensors
 
 
-def _is_landmark(name: str) -> bool:
-    return _LANDMARKS.fullmatch(name) is not None
+def _is_model(loaded: Mapping[Any, Any]) -> bool:
+    return any(isinstance(name, str) and _LANDMARKS.fullmatch(name) for name in loaded)
+
+
+def _models(loaded: Mapping[Any, Any], where: str, depth: int) -> Iterator[str]:
+    """Where models are, under whatever keys."""
+    if _is_model(loaded):
+        yield where
+    if depth < _DEEPEST:
+        for key, inner in loaded.items():
+            if isinstance(inner, Mapping):
+                yield from _models(inner, f"{where}.{key}".lstrip("."), depth + 1)
 
 
 def _without_wrappers(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -129,13 +142,27 @@ def _without_prefix(path: Path, tensors: dict[str, torch.Tensor]) -> tuple[dict[
     return {name.removeprefix(prefix): value for name, value in tensors.items()}, prefix
 
 
-def in_cn_clips_form(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Gives tensors of cn_clip's class the names that they have without FlashAttention, and leaves unused ones out."""
+def in_cn_clips_form(path: Path, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Gives tensors of cn_clip's class the names that they have without FlashAttention, and leaves unused ones out.
+
+    Args:
+        path: named in errors.
+        tensors: of cn_clip's class.
+
+    Raises:
+        CheckpointError: of what FlashAttention names otherwise, a part is missing.
+    """
     if any(".Wqkv." in name for name in tensors):
         from cn_clip.clip.model import convert_state_dict
 
         # cn_clip's way back from FlashAttention's names is right only for names that start with "module.".
-        tensors = convert_state_dict({f"module.{name}": value for name, value in tensors.items()})
+        try:
+            tensors = convert_state_dict({f"module.{name}": value for name, value in tensors.items()})
+        except KeyError as error:
+            lacking = str(error.args[0]).removeprefix("module.")
+            raise CheckpointError(
+                f"{path} has FlashAttention's names and lacks {lacking}: save the whole model again, or fetch it again"
+            ) from error
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     if any(name.startswith(_POOLER) for name in tensors):
         tensors = {name: value for name, value in tensors.items() if not name.startswith(_POOLER)}

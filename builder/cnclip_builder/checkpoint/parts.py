@@ -189,6 +189,8 @@ def choose_weights(names: Sequence[str]) -> list[str]:
         and name not in ADAPTER_WEIGHTS
         # What transformers' Trainer leaves beside a model.
         and not re.fullmatch(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.\w+", name)
+        # DeepSpeed's, beside the model_states.
+        and not name.endswith("_optim_states.pt")
     )
 
 
@@ -215,6 +217,16 @@ def _nothing_in(folder: Path) -> CheckpointError:
         whose = f", {base}, which is not here" if base else ""
         return CheckpointError(
             f"{folder} is an adapter without its base{whose}: copy the base's {CONFIG} and weights into the folder"
+        )
+    if (folder / "zero_to_fp32.py").is_file():
+        return CheckpointError(
+            f"{folder} is a checkpoint of DeepSpeed: run `python {folder / 'zero_to_fp32.py'} {folder} OUT`, and give "
+            "what it writes"
+        )
+    if any(folder.glob("*.distcp")):
+        return CheckpointError(
+            f"{folder} is a distributed checkpoint, in pieces: run `python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} OUT.pt`, and give OUT.pt"
         )
     return CheckpointError(
         f"{folder} is a folder: give the path of the .pt or .safetensors file in it; of folders, one with {CONFIG} and "

@@ -51,9 +51,12 @@ def require_floats(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Looks at the types of tensors, of which two kinds may be put together in one where integers would not be seen.
 
     Raises:
-        CheckpointError: one is of a type that weights don't have.
+        CheckpointError: one is of a type that weights don't have, sparse, or without numbers.
     """
     for name, tensor in tensors.items():
+        if str(tensor.layout) != "torch.strided" or tensor.is_meta:
+            form = "without its numbers (on the meta device)" if tensor.is_meta else "as a sparse tensor"
+            raise CheckpointError(f"{path} holds {name} {form}: save the model again with all its weights, as they are")
         if str(tensor.dtype) not in _WEIGHT_TYPES and not name.endswith(_COUNTER):
             raise CheckpointError(
                 f"{path} holds {name} as {str(tensor.dtype).removeprefix('torch.')}, and weights are FP32, FP16 or "

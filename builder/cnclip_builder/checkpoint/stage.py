@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cnclip_builder.arch import Arch, cn_clip_vocabulary
-from cnclip_builder.checkpoint.parts import ADAPTER_CONFIG, CONFIG, VOCABULARY
+from cnclip_builder.arch import Arch
+from cnclip_builder.checkpoint.parts import ADAPTER_CONFIG, find_parts
+from cnclip_builder.checkpoint.processors import other_preparation, own_vocabulary
 from cnclip_builder.checkpoint.sources import CheckpointFile, Hub, fetch_checkpoint, fetch_own, find_checkpoint
+from cnclip_builder.errors import CheckpointError
 from cnclip_builder.tensors import Tower
-from cnclip_builder.vocabulary import read_tokens
 
 logger = logging.getLogger(__name__)
+
+
+_Stamp = tuple[int, int, int]
+"""A file's inode, size and time of change in nanoseconds."""
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,7 @@ class CheckpointFacts:
         logit_scale: the factor on cosines, already exponentiated.
         fp32_bytes: size of its weights in FP32, by encoder.
         files: names of all files that its numbers rest on; a LoRA adapter's are among them.
+        stamps: of each of these files, what tells that it is still the one that was looked at.
     """
 
     file: CheckpointFile
@@ -34,6 +49,36 @@ class CheckpointFacts:
     logit_scale: float
     fp32_bytes: dict[Tower, int]
     files: tuple[str, ...] = ()
+    stamps: Mapping[Path, _Stamp | None] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """Does work that reads the checkpoint again, and then sees that it was the same one.
+
+        A training that goes on writes its next epoch over it: one encoder would be of this one, the other of that.
+
+        Raises:
+            CheckpointError: it was changed meanwhile, whatever that made of the work.
+        """
+        try:
+            yield
+        except Exception:
+            self.require_same()
+            raise
+        self.require_same()
+
+    def require_same(self) -> None:
+        """Sees that the checkpoint is the one that was looked at.
+
+        Raises:
+            CheckpointError: it was changed since.
+        """
+        for path, stamp in self.stamps.items():
+            if _stamp(path) != stamp:
+                raise CheckpointError(
+                    f"{path} was changed while it was built from: copy it to where nothing writes to it, and build "
+                    "from the copy"
+                )
 
 
 def open_checkpoint(source: str | None, arch: Arch, download_root: Path, hub: Hub) -> CheckpointFacts:
@@ -66,20 +111,33 @@ def _look_into(file: CheckpointFile, arch: Arch) -> CheckpointFacts:
     from cnclip_builder.checkpoint.load import load_checkpoint
     from cnclip_builder.checkpoint.soundness import require_finite
 
+    stamps = {path: _stamp(path) for path in find_parts(file.path).files}
     checkpoint = load_checkpoint(file.path, arch)
     for path in checkpoint.files:
         require_intact(path)
         if path.name == ADAPTER_CONFIG:
             logger.info("Merging the LoRA adapter of %s", path.parent)
     require_finite(file.path, checkpoint.state_dict)
+    config = checkpoint.parts.config
+    prepared = other_preparation(config.parent, arch) if checkpoint.of_transformers and config else ""
+    for note in filter(None, (checkpoint.note, prepared)):
+        logger.warning("%s", note)
     sizes: dict[Tower, int] = {"image": 0, "text": 0}
     for name, value in checkpoint.state_dict.items():
         sizes["image" if name.startswith("visual.") else "text"] += 4 * value.numel()
     files = tuple(path.name for path in checkpoint.files)
-    return CheckpointFacts(file, checkpoint.sha256, checkpoint.logit_scale, sizes, files)
+    facts = CheckpointFacts(file, checkpoint.sha256, checkpoint.logit_scale, sizes, files, stamps)
+    facts.require_same()
+    return facts
 
 
-def find_arch_of(source: str, insisted: Mapping[str, Any], name: str | None, path: Path | None = None) -> Arch:
+def find_arch_of(
+    source: str,
+    insisted: Mapping[str, Any],
+    name: str | None,
+    path: Path | None = None,
+    vocabulary: Path | None = None,
+) -> Arch:
     """Fetches a checkpoint and tells its architecture; imports torch.
 
     Args:
@@ -87,6 +145,7 @@ def find_arch_of(source: str, insisted: Mapping[str, Any], name: str | None, pat
         insisted: arguments of `cn_clip.clip.model.CLIP` that the user says.
         name: what an architecture of its own is named; None for the name of the file.
         path: where it is, if it is not to be fetched.
+        vocabulary: of its tokens, whatever lies beside it.
 
     Raises:
         CheckpointError: as `fetch_own` and `find_arch`.
@@ -95,19 +154,23 @@ def find_arch_of(source: str, insisted: Mapping[str, Any], name: str | None, pat
     from cnclip_builder.checkpoint.load import find_arch
 
     path = path or fetch_own(source).path
-    return with_own_vocabulary(find_arch(path, insisted, [*([name] if name else []), _stem(source)]), path)
+    arch = find_arch(path, insisted, [*([name] if name else []), _stem(source)])
+    return with_own_vocabulary(arch, path) if vocabulary is None else replace(arch, vocabulary=vocabulary)
 
 
 def with_own_vocabulary(arch: Arch, path: Path) -> Arch:
-    """Gives an architecture the vocabulary that lies in a transformers' folder, if its tokens are not cn_clip's.
+    """Gives an architecture the vocabulary that lies beside a transformers' model, if its tokens are not cn_clip's.
+
+    Args:
+        arch: the architecture.
+        path: the checkpoint, a file or a folder; an adapter's base may be elsewhere.
 
     Raises:
         SettingError: cn_clip's model and tokeniser can't use it.
     """
-    beside = path / VOCABULARY
-    if not (path / CONFIG).is_file() or not beside.is_file():
-        return arch
-    return arch if read_tokens(beside) == read_tokens(cn_clip_vocabulary()) else replace(arch, vocabulary=beside)
+    config = find_parts(path).config
+    own = own_vocabulary(config.parent) if config is not None else None
+    return arch if own is None else replace(arch, vocabulary=own)
 
 
 def _stem(source: str) -> str:

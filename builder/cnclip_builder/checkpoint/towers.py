@@ -72,9 +72,10 @@ def _as_cn_clip_rounds(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
     """Rounds a tensor to the type that cn_clip keeps it in, and gives it in FP32 (integers as they are).
 
     FP32 is rounded in place: the tensor is mapped privately from the file, so that a page of memory then holds
-    either the file's content or ours. A copy would hold both, and double the memory that a build needs.
+    either the file's content or ours. A copy would hold both, and double the memory that a build needs. One whose
+    elements share memory, as those of `expand()`, can't be written to.
     """
-    if dtype == torch.float16 and tensor.dtype == torch.float32:
+    if dtype == torch.float16 and tensor.dtype == torch.float32 and tensor.is_contiguous():
         return tensor.copy_(tensor.half())
     return tensor.to(dtype).float() if dtype.is_floating_point else tensor
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 from cnclip_console import print_table
 
-from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
 from cnclip_builder.cli.options import (
     DEFAULT_DOWNLOAD_ROOT,
     DownloadRootOption,
@@ -74,8 +73,13 @@ def compare_features(
     ] = None,
     vocabulary: VocabularyOption = None,
     context_length: Annotated[
-        int, typer.Option(help="Tokens of a text that checkpoints and ONNX files read; a server has its own.")
-    ] = DEFAULT_CONTEXT_LENGTH,
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            help="Tokens of a text that checkpoints and ONNX files read; a server has its own. Default: 52, or what "
+            "the model has room for.",
+            show_default=False,
+        ),
+    ] = None,
     worst: Annotated[int, typer.Option(min=0, help="How many of the rows that are furthest apart to name.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Write all figures as JSON instead of the table.")] = False,
     html: Annotated[

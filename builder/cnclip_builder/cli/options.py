@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -181,6 +181,10 @@ class PlanOptions:
             panel=PLANS,
         ),
     ] = False
+
+    def given(self) -> list[str]:
+        """The options that the command line names."""
+        return [f"--{field.name.replace('_', '-')}" for field in fields(self) if getattr(self, field.name)]
 
     def settings(
         self, max_batch_size: int, context_length: int, tf32: bool, tuned_length: int | None = None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from cnclip_console import gives_options, option
 
-from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
 from cnclip_builder.checkpoint.choose import choose_arch
 from cnclip_builder.cli.options import (
     BUILD,
@@ -37,6 +36,7 @@ from cnclip_builder.errors import SettingError
 from cnclip_builder.int8.report import LEAST_INT8_SPEED_UP
 from cnclip_builder.repository.choosing import check_setting, choose_settings
 from cnclip_builder.repository.manifest import kept_serving, read_manifest
+from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.tensors import TOWERS
 
 
@@ -130,8 +130,9 @@ def repository(
     chosen_arch = choose_arch(arch, checkpoint, vocabulary, name, fetch=not dry_run)
     chosen = {**_read_settings(settings), **serving_options.given()}
     kept = kept_serving(repository, name or chosen_arch.slug, model_version, chosen_arch.name) if keep_settings else {}
-    serving, told = choose_settings(chosen, kept, DEFAULT_CONTEXT_LENGTH)
+    serving, told = choose_settings(chosen, kept, chosen_arch.default_context_length)
     chosen_arch.checked_context_length(serving.context_length)
+    _require_used(serving, [*(["--plans"] if plans else []), *plan_options.given()], card_images)
     if told:
         values = serving.as_dict()
         shown = ", ".join(f"{setting} {_shown(values[setting])}" for setting in told)
@@ -172,6 +173,23 @@ def repository(
     )
     if verify:
         show_live_parity(read_manifest(repository)[entry.name][str(entry.version)]["live_parity"])
+
+
+def _require_used(serving: ServingConfig, of_plans: Sequence[str], card_images: Path | None) -> None:
+    """Refuses options that what is served has no use for, and whoever gave them takes it for something else.
+
+    Raises:
+        SettingError: naming them.
+    """
+    if of_plans and serving.platform != "tensorrt":
+        raise SettingError(
+            f"{', '.join(of_plans)}: for TensorRT plans alone, and {serving.platform} serves none: choose --platform "
+            "tensorrt, or leave it out"
+        )
+    if card_images is not None and serving.preprocess != "gpu":
+        raise SettingError(
+            "--card-images: for a GPU that decodes, and here processors do: choose --preprocess gpu, or leave it out"
+        )
 
 
 def _read_settings(path: Path | None) -> dict[str, Any]:

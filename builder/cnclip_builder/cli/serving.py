@@ -73,7 +73,7 @@ class ServingOptions:
     context_length: Annotated[
         int | None,
         option(
-            f"Most tokens of a text; longer ones are cut. Default: {DEFAULT_CONTEXT_LENGTH}.",
+            f"Most tokens of a text; longer ones are cut. Default: {DEFAULT_CONTEXT_LENGTH}, or all it takes.",
             panel=LIMITS,
             metavar="N",
         ),

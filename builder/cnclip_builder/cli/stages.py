@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Optional
 import typer
 from cnclip_console import gives_options, print_table
 
-from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, official_archs
+from cnclip_builder.arch import official_archs
 from cnclip_builder.checkpoint.choose import choose_arch
 from cnclip_builder.cli.options import (
     DEFAULT_ARTEFACTS,
@@ -109,18 +109,22 @@ def onnx(
     """
     from cnclip_builder.artefacts.maker import build_artefacts
     from cnclip_builder.repository.sharing import check_model_name
+    from cnclip_builder.system.atomic import locked
 
     chosen = choose_arch(arch, checkpoint, vocabulary, name)
-    made = build_artefacts(
-        chosen,
-        checkpoint,
-        artefacts / check_model_name(name or chosen.slug),
-        towers=chosen_towers(tower),
-        precisions=[one for one in ALL_PRECISIONS if one in (precision or PRECISIONS)],
-        download_root=download_root,
-        hub=hub,
-        least_int8_speed_up=least_int8_speed_up,
-    )
+    folder = artefacts / check_model_name(name or chosen.slug)
+    with locked(folder):
+        made = build_artefacts(
+            chosen,
+            checkpoint,
+            folder,
+            towers=chosen_towers(tower),
+            precisions=[one for one in ALL_PRECISIONS if one in (precision or PRECISIONS)],
+            download_root=download_root,
+            hub=hub,
+            least_int8_speed_up=least_int8_speed_up,
+            fp16_may_fail=not precision,
+        )
     for artefact in made.items:
         reused = "  (reused)" if artefact.reused else ""
         distance = artefact.record.parity.cosine_distance
@@ -154,7 +158,10 @@ def tensorrt(
         ),
     ] = None,
     max_batch_size: Annotated[int, typer.Option(help="Most rows of a batch.")] = 64,
-    context_length: Annotated[int, typer.Option(help="Most tokens of a text.")] = DEFAULT_CONTEXT_LENGTH,
+    context_length: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Most tokens of a text. Default: 52, or what the model has room for.", show_default=False),
+    ] = None,
     plan: PlanOptions,
     tf32: Tf32Option = None,
     artefacts: ArtefactsOption = DEFAULT_ARTEFACTS,
@@ -176,34 +183,32 @@ def tensorrt(
     from cnclip_builder.plans.here import build_plans, require_tensorrt, write_jobs_of
     from cnclip_builder.repository.serving import ServingConfig
     from cnclip_builder.repository.sharing import check_model_name
+    from cnclip_builder.system.atomic import locked
 
     chosen = choose_arch(arch, checkpoint, vocabulary, name)
+    length = chosen.default_context_length if context_length is None else chosen.checked_context_length(context_length)
     settings = plan.settings(
         max_batch_size,
-        chosen.checked_context_length(context_length),
+        length,
         bool(tf32),
-        ServingConfig("gpu", precision, context_length, max_batch_size, "tensorrt").padded_lengths[0],
+        ServingConfig("gpu", precision, length, max_batch_size, "tensorrt").padded_lengths[0],
     )
     if bundle is None:
         require_tensorrt(chosen, checkpoint)
     towers = chosen_towers(tower)
-    made = build_artefacts(
-        chosen,
-        checkpoint,
-        artefacts / check_model_name(name or chosen.slug),
-        towers=towers,
-        precisions=[precision],
-        download_root=download_root,
-        hub=hub,
-    )
-    chosen_edges: Edges = edges or ("served" if bundle else "cn_clip")
-    if bundle is not None:
-        with new_bundle(bundle) as folder:
-            jobs = write_jobs_of(made, towers, precision, chosen_edges, settings, folder)
-            finish_bundle(folder, tuple(jobs.values()))
-        typer.echo(f"{bundle / SCRIPT_NAME} makes {', '.join(job.plan for job in jobs.values())} where it is run")
-        return
-    jobs = write_jobs_of(made, towers, precision, chosen_edges, settings)
-    for built in build_plans(jobs, made.items[0].folder, settings.options).values():
-        distance = built.record.parity["pytorch"]["cosine_distance"]
-        typer.echo(f"{built.path}  {built.record.precision}  1 - cosine <= {distance:.0e}")
+    place = artefacts / check_model_name(name or chosen.slug)
+    with locked(place):
+        made = build_artefacts(
+            chosen, checkpoint, place, towers=towers, precisions=[precision], download_root=download_root, hub=hub
+        )
+        chosen_edges: Edges = edges or ("served" if bundle else "cn_clip")
+        if bundle is not None:
+            with new_bundle(bundle) as folder:
+                jobs = write_jobs_of(made, towers, precision, chosen_edges, settings, folder)
+                finish_bundle(folder, tuple(jobs.values()))
+            typer.echo(f"{bundle / SCRIPT_NAME} makes {', '.join(job.plan for job in jobs.values())} where it is run")
+            return
+        jobs = write_jobs_of(made, towers, precision, chosen_edges, settings)
+        for built in build_plans(jobs, place, settings.options).values():
+            distance = built.record.parity["pytorch"]["cosine_distance"]
+            typer.echo(f"{built.path}  {built.record.precision}  1 - cosine <= {distance:.0e}")

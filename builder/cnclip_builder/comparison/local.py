@@ -54,7 +54,7 @@ class CheckpointSide:
             checkpoint_sha256=self._checkpoint.sha256,
             precision="fp32",
             embedding_size=self._arch.embedding_size,
-            context_length=self._arch.checked_context_length(named.context_length),
+            context_length=_context_length(named, self._arch),
         )
 
     def encode(self, tower: Tower, values: Iterable[Any]) -> Iterator[Block]:
@@ -91,7 +91,7 @@ class OnnxSide:
             checkpoint_sha256=fingerprint["checkpoint_sha256"],
             precision=precision,
             embedding_size=self._arch.embedding_size,
-            context_length=self._arch.checked_context_length(named.context_length),
+            context_length=_context_length(named, self._arch),
         )
 
     def encode(self, tower: Tower, values: Iterable[Any]) -> Iterator[Block]:
@@ -107,6 +107,12 @@ class OnnxSide:
             return features
 
         return _encode(self._arch, self.facts, tower, values, run)
+
+
+def _context_length(named: Named, arch: Arch) -> int:
+    if named.context_length is None:
+        return arch.default_context_length
+    return arch.checked_context_length(named.context_length)
 
 
 def _read_sidecars(folder: Path, precision: Precision) -> dict[Tower, dict[str, Any]]:

@@ -65,7 +65,7 @@ class Named:
         name: a checkpoint (a file, a folder of transformers, hf:OWNER/NAME, random:SEED, official), ONNX files with a
             precision (FOLDER:fp16), a repository (FOLDER, FOLDER#MODEL), or a server (HOST:PORT, HOST:PORT/MODEL).
         arch: of a checkpoint, as `choose_arch` takes it; None to read it off its tensors.
-        context_length: tokens of a text that a checkpoint or an ONNX file is to read.
+        context_length: tokens of a text that a checkpoint or an ONNX file is to read; None for its arch's default.
         download_root: folder of downloaded and random checkpoints.
         hub: where official checkpoints are fetched from.
         vocabulary: the file of its tokens, if it is not cn_clip's.
@@ -73,7 +73,7 @@ class Named:
 
     name: str
     arch: str | None
-    context_length: int
+    context_length: int | None
     download_root: Path
     hub: Any
     vocabulary: Path | None = None

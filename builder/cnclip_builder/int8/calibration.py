@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, Arch
+from cnclip_builder.arch import Arch
 from cnclip_builder.export.check import open_session
 from cnclip_builder.parity.probes import normalise
 from cnclip_builder.parity.samples import sample_images, sample_texts
@@ -32,7 +32,7 @@ def calibration_inputs(arch: Arch, tower: Tower) -> list[npt.NDArray[Any]]:
         return [normalise(decode_pixels(image, arch.resolution)[None]) for image in sample_images().values()]
     from cnclip_token_ids import TokenIds
 
-    tokenizer = TokenIds(arch.vocabulary_file, arch.checked_context_length(DEFAULT_CONTEXT_LENGTH))
+    tokenizer = TokenIds(arch.vocabulary_file, arch.default_context_length)
     return [np.array([tokenizer.encode(text)], dtype=np.int64) for text in sample_texts()]
 
 

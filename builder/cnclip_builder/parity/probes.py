@@ -27,18 +27,18 @@ class Probes:
 
     Attributes:
         pixels: uint8 `[4, R, R, 3]`, RGB, as the served image encoder takes them.
-        text: int64 `[8, 52]`, token ids of texts of 3 to 52 tokens, padded with 0.
+        text: int64 `[8, L]`, token ids of texts of 3 to L tokens, padded with 0; L is 52, or all that the model takes.
     """
 
     pixels: npt.NDArray[np.uint8]
     text: npt.NDArray[np.int64]
 
     def inputs(self, tower: Tower) -> npt.NDArray[np.float32] | npt.NDArray[np.int64]:
-        """What cn_clip's encoder takes: `image` float32 `[4, 3, R, R]`, or `text` int64 `[8, 52]`."""
+        """What cn_clip's encoder takes: `image` float32 `[4, 3, R, R]`, or `text` int64 `[8, L]`."""
         return self.image if tower == "image" else self.text
 
     def served_inputs(self, tower: Tower) -> npt.NDArray[np.uint8] | npt.NDArray[np.int32]:
-        """What a served encoder takes: `pixels` uint8 `[4, R, R, 3]`, or `text` int32 `[8, 52]`."""
+        """What a served encoder takes: `pixels` uint8 `[4, R, R, 3]`, or `text` int32 `[8, L]`."""
         return self.pixels if tower == "image" else self.text.astype(np.int32)
 
     @property
@@ -56,8 +56,9 @@ def make_probes(arch: Arch) -> Probes:
         repeat = -(-arch.resolution // coarse.shape[0])
         images.append(coarse.repeat(repeat, axis=0).repeat(repeat, axis=1)[: arch.resolution, : arch.resolution])
     start, end, ids = _token_ids(arch)
-    text = np.zeros((len(_TEXT_LENGTHS), max(_TEXT_LENGTHS)), dtype=np.int64)
-    for row, length in zip(text, _TEXT_LENGTHS, strict=True):
+    lengths = [min(length, arch.max_context_length) for length in _TEXT_LENGTHS]
+    text = np.zeros((len(lengths), max(lengths)), dtype=np.int64)
+    for row, length in zip(text, lengths, strict=True):
         row[0], row[length - 1] = start, end
         row[1 : length - 1] = ids[random.integers(len(ids), size=length - 2)]
     return Probes(np.stack(images), text)

@@ -147,7 +147,7 @@ def _write_encoder(new: Path, entry: RepositoryEntry, tower: Tower, threads: int
     folder, graph = _place(new, entry, tower), served_graph(entry.serving, entry.arch, tower)
     hashes: dict[str, str] = {}
     if graph == "fused":
-        with stage_process() as process:
+        with entry.artefacts.checkpoint.still(), stage_process() as process:
             served = process.run(write_fused, entry.artefacts.checkpoint.file.path, artefact, folder)
         with stage_process() as process:  # torch and the weights that it read are gone with the first one
             parity = process.run(prove_served, served, artefact, threads)

@@ -29,6 +29,9 @@ PER_TOWER = frozenset(
 )
 """The settings that may differ between the encoders."""
 
+_MOST = 2**31 - 1
+"""Of every number: Triton's configs have 32 bits for it."""
+
 _MAY_BE_ZERO = frozenset(
     {
         "max_queue_size",
@@ -60,8 +63,9 @@ def check_value(name: str, value: Any) -> None:
     """
     for number in _numbers(name, value):
         least = 0 if name in _MAY_BE_ZERO else 1
-        if not least <= number <= 2**31 - 1:
-            raise SettingError(f"{name} is {number}: choose at least {least}")
+        if not least <= number <= _MOST:
+            bound = f"at least {least}" if number < least else f"at most {_MOST}"
+            raise SettingError(f"{name} is {number}: choose {bound}")
 
 
 def merged_setting(before: PerTower | None, now: PerTower | None) -> PerTower | None:

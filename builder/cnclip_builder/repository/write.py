@@ -63,7 +63,7 @@ def publish(
         RepositoryError: the repository is not this builder's, or has the name in use for another architecture.
         ParityError: a served encoder differs from PyTorch beyond its tolerance.
     """
-    with locked(repository), replacing_folder(repository) as new:
+    with locked(repository, wait=True), replacing_folder(repository) as new:
         before = check_neighbours(entry, repository)
         models = dict(before.models)
         versions = models.get(entry.name, {})

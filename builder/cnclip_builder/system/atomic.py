@@ -7,7 +7,9 @@ import ctypes
 import errno
 import fcntl
 import hashlib
+import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,8 +17,13 @@ from pathlib import Path
 
 from cnclip_builder.errors import BuildError, MissingRequirementError
 
+logger = logging.getLogger(__name__)
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h
+
+_PARTIAL = r"[a-z0-9_]{8}\.partial"
+"""How names from `tempfile.mkdtemp` with our suffix end."""
 
 
 @contextlib.contextmanager
@@ -189,8 +196,12 @@ def _exchange(new: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(target: Path) -> Iterator[None]:
-    """Keeps a second process from building the same target meanwhile.
+def locked(target: Path, *, wait: bool = False) -> Iterator[None]:
+    """Keeps a second process from building the same target meanwhile, and deletes what a killed one left beside it.
+
+    Args:
+        target: a file or a folder.
+        wait: wait for another process, and say so.
 
     Raises:
         BuildError: another process holds the lock.
@@ -203,5 +214,31 @@ def locked(target: Path) -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise BuildError(f"another process is building {target}: wait until it has ended") from None
+                if not wait:
+                    raise BuildError(f"another process is building {target}: wait until it has ended") from None
+                logger.warning("Waiting: another process is building %s", target)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            _clear_after_a_kill(target)
             yield
+
+
+def delete_partials(folder: Path, prefix: str = ".") -> None:
+    """Deletes what builds that were killed left half made, gigabytes of it. What keeps others out must be held.
+
+    Args:
+        folder: where they were at work.
+        prefix: what the names of their temporary folders begin with.
+    """
+    for path in folder.iterdir():
+        if re.fullmatch(re.escape(prefix) + _PARTIAL, path.name):
+            logger.info("Deleting %s, which a killed build has left", path)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _clear_after_a_kill(target: Path) -> None:
+    prefix = f".{target.name}."
+    for path in list(target.parent.iterdir()):
+        # Where a file system can't exchange, the old folder is aside for a moment.
+        if re.fullmatch(re.escape(prefix) + _PARTIAL + r"\.old", path.name):
+            path.rename(path.with_suffix("") if target.exists() else target)
+    delete_partials(target.parent, prefix)

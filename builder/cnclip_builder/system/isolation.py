@@ -6,6 +6,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +28,12 @@ _IMPORTED = ["cn_clip.clip.model", "onnx", "onnxruntime"]
 # answers nothing but CUDA_ERROR_NOT_INITIALIZED in a fork of such a process.
 _GPU_START_METHOD = "spawn"
 
+_MEMORY = (
+    "an architecture needs about 2 times the size of its FP32 weights, 8 GB for ViT-H-14; free some, or build on a "
+    "larger machine"
+)
+_NO_MEMORY = re.compile("can't allocate memory|Cannot allocate memory|bad_alloc|Failed to allocate|start new thread")
+
 
 class StageProcess:
     """A process that calls functions one after another; see `stage_process`."""
@@ -42,17 +49,20 @@ class StageProcess:
         """Calls a module-level function in the process; arguments, result and errors are pickled.
 
         Raises:
-            MissingRequirementError: the process was killed.
+            MissingRequirementError: the process was killed, or found no memory.
             Exception: whatever the function raises.
         """
         try:
             return self._executor.submit(function, *args, **kwargs).result()
         except BrokenProcessPool as error:
             raise MissingRequirementError(
-                f"the process of stage {function.__name__} was killed, most likely for want of memory: an "
-                "architecture needs about 2 times the size of its FP32 weights, 8 GB for ViT-H-14; free some, or "
-                "build on a larger machine (or a script that builds lacks its `if __name__ == '__main__':`)"
+                f"the process of stage {function.__name__} was killed, most likely for want of memory: {_MEMORY} (or a "
+                "script that builds lacks its `if __name__ == '__main__':`)"
             ) from error
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
+                raise
+            raise MissingRequirementError(f"stage {function.__name__} found no memory: {_MEMORY}") from error
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from cnclip_builder.arch import Arch
+from cn_clip.clip.model import CLIP
+from cnclip_builder.arch import Arch, get_arch
 from cnclip_builder.artefacts import maker
 from cnclip_builder.artefacts.maker import Artefacts, build_artefacts
 from cnclip_builder.checkpoint.load import load_checkpoint
@@ -26,7 +27,9 @@ from cnclip_builder.export.served import write_served_encoder
 from cnclip_builder.export.stage import finish_artefact
 from cnclip_builder.parity.distance import measure_parity
 from cnclip_builder.system.isolation import StageProcess
-from cnclip_builder.tensors import PRECISIONS, TOWERS
+from cnclip_builder.tensors import ALL_PRECISIONS, PRECISIONS, TOWERS, Tower
+
+from tests.conftest import TINY_VIT
 
 
 def build(arch: Arch, folder: Path, root: Path, **options: Any) -> Artefacts:
@@ -192,8 +195,6 @@ def test_resnet(tiny_resnet: Arch, resnet_checkpoint: Path, tmp_path: Path) -> N
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["RN50", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14"])
 def test_every_official_arch(name: str, tmp_path: Path) -> None:
-    from cnclip_builder.arch import get_arch
-
     artefacts = build(get_arch(name), tmp_path / "artefacts", tmp_path)
     assert len(artefacts.items) == 4
 
@@ -230,6 +231,95 @@ def test_what_is_missing_alone_is_made(
     made = build(tiny_vit, artefacts, root)
     assert [item.reused for item in made.items] == [True, True, True, False]
     assert lost.read_bytes() == before
+
+
+def loud(arch: Arch, path: Path) -> Path:
+    """A checkpoint whose text encoder's inner numbers are beyond FP16's range, and whose features are not."""
+    torch.manual_seed(3)
+    weights = CLIP(**arch.model_info).state_dict()
+    last = "bert.encoder.layer.1.output.dense.weight"
+    weights[last] = weights[last].sign() * 3e4
+    torch.save({"state_dict": weights}, path)
+    return path
+
+
+def test_fp16_that_does_not_hold_is_left_out_where_nothing_needs_it(
+    tiny_vit: Arch, artefacts: Path, tmp_path: Path, builder_log: pytest.LogCaptureFixture
+) -> None:
+    """That of another checkpoint, which is there, does not stay for it."""
+    source = str(loud(tiny_vit, tmp_path / "loud.pt"))
+    place = {"towers": TOWERS, "precisions": PRECISIONS, "download_root": tmp_path}
+    with pytest.raises(ParityError, match=r"tiny-vit\.txt\.fp16\.onnx at batch 8: row"):
+        build_artefacts(tiny_vit, source, artefacts, **place)  # type: ignore[arg-type]
+    made = build_artefacts(tiny_vit, source, artefacts, fp16_may_fail=True, **place)  # type: ignore[arg-type]
+    kinds = [(item.tower, item.precision) for item in made.items]
+    assert kinds == [("image", "fp32"), ("image", "fp16"), ("text", "fp32")]
+    assert "Leaving tiny-vit.txt.fp16.onnx out, which nothing here needs: " in builder_log.text
+    assert not list(artefacts.glob("tiny-vit.txt.fp16.*"))
+
+
+def test_a_checkpoint_that_changes_meanwhile_is_not_built_from(
+    tiny_vit: Arch, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that goes on writes its next epoch: the text encoder would be of another than the image encoder."""
+    source = Path(shutil.copy(root / "tiny-vit.random-0.pt", tmp_path / "epoch_latest.pt"))
+    run = StageProcess.run
+
+    def train_on(process: StageProcess, function: Any, *arguments: Any) -> Any:
+        result = run(process, function, *arguments)
+        if function is maker.export_to_onnx:
+            weights = torch.load(source)["state_dict"]
+            torch.save({"state_dict": {name: value + 1 for name, value in weights.items()}}, source)
+        return result
+
+    monkeypatch.setattr(StageProcess, "run", train_on)
+    with pytest.raises(CheckpointError, match=r"epoch_latest\.pt was changed while it was built from: copy it"):
+        build_artefacts(
+            tiny_vit, str(source), tmp_path / "a", towers=["image"], precisions=["fp32"], download_root=tmp_path
+        )
+    assert not list((tmp_path / "a").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("tower", "name", "number", "complaint"),
+    [
+        ("text", "text_projection", 0.0, "its text features are zero in PyTorch itself: take"),
+        (
+            "image",
+            "visual.transformer.resblocks.0.mlp.c_fc.weight",
+            7e4,
+            r"its image features are NaN or infinite in PyTorch itself; cn_clip rounds weights to FP16, and numbers of "
+            r"visual\.transformer\.resblocks\.0\.mlp\.c_fc\.weight are beyond it: take",
+        ),
+    ],
+)
+def test_a_checkpoint_without_features(
+    tiny_vit: Arch, root: Path, tmp_path: Path, tower: Tower, name: str, number: float, complaint: str
+) -> None:
+    weights = torch.load(root / "tiny-vit.random-0.pt")["state_dict"]
+    weights[f"module.{name}"].fill_(number)
+    torch.save({"state_dict": weights}, path := tmp_path / "astray.pt")
+    with pytest.raises(CheckpointError, match=complaint):
+        build_artefacts(
+            tiny_vit, str(path), tmp_path / "a", towers=[tower], precisions=["fp32"], download_root=tmp_path
+        )
+
+
+def test_texts_shorter_than_cn_clips(tmp_path: Path) -> None:
+    """A model with fewer than 52 position embeddings is proved on texts that it takes, in INT8 too."""
+    (tmp_path / "short.json").write_text(json.dumps({**TINY_VIT, "text_max_position_embeddings": 20}))
+    arch = get_arch(str(tmp_path / "short.json"))
+    assert arch.default_context_length == 20
+    made = build_artefacts(
+        arch,
+        "random:0",
+        tmp_path / "a",
+        towers=["text"],
+        precisions=ALL_PRECISIONS,
+        download_root=tmp_path,
+        least_int8_speed_up=0,
+    )
+    assert [item.precision for item in made.items] == list(ALL_PRECISIONS)
 
 
 def test_a_failed_export_beside_another_is_told(

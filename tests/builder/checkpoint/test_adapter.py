@@ -261,6 +261,8 @@ BAD: dict[str, Callable[[ChineseCLIPModel, Path], str]] = {
     "no weights": without_weights,
     "DoRA": with_settings("has use_dora, which is more than a sum of weights: merge it with peft", use_dora=True),
     "PiSSA": with_settings("has init_lora_weights 'pissa_niter_4', which is more", init_lora_weights="pissa_niter_4"),
+    "activated LoRA": with_settings("has alora_invocation_tokens, which is more", alora_invocation_tokens=[670]),
+    "trained tokens": with_settings("has trainable_token_indices, which is more", trainable_token_indices=[670]),
     "IA3": with_settings("is of an adapter of type IA3, and only LORA is merged here: merge it", peft_type="IA3"),
     "no type": with_settings("is of an adapter of type None", peft_type=None),
     "no alpha": with_settings("no numbers as lora_alpha and alpha_pattern", lora_alpha=None),

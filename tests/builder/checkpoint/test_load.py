@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
+import lzma
 import math
 import os
+import tarfile
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +20,7 @@ from cn_clip.clip.model import CLIP, convert_weights
 from cnclip_builder.arch import Arch, get_arch
 from cnclip_builder.checkpoint.load import load_checkpoint
 from cnclip_builder.checkpoint.towers import ImageTower, TextTower, load_tower
-from cnclip_builder.errors import CheckpointError
+from cnclip_builder.errors import CheckpointError, MissingRequirementError
 
 StateDict = dict[str, torch.Tensor]
 
@@ -217,3 +223,76 @@ def test_missing_and_folder(tmp_path: Path, tiny_vit: Arch) -> None:
         load_checkpoint(tmp_path / "absent.pt", tiny_vit)
     with pytest.raises(CheckpointError, match="is a folder"):
         load_checkpoint(tmp_path, tiny_vit)
+
+
+@pytest.mark.parametrize(
+    ("pack", "complaint"),
+    [
+        (gzip.compress, "is a gzip archive: unpack it"),
+        (lzma.compress, "is an xz archive: unpack it"),
+        (bz2.compress, "is a bzip2 archive: unpack it"),
+    ],
+)
+def test_archives_are_named(
+    tmp_path: Path, tiny_vit: Arch, weights: StateDict, pack: Callable[[bytes], bytes], complaint: str
+) -> None:
+    torch.save({"state_dict": weights}, path := tmp_path / "c.pt")
+    (packed := tmp_path / "c.pt.packed").write_bytes(pack(path.read_bytes()))
+    with pytest.raises(CheckpointError, match=complaint):
+        load_checkpoint(packed, tiny_vit)
+    with tarfile.open(tar := tmp_path / "c.tar", "w") as archive:
+        archive.add(path, "c.pt")
+    with pytest.raises(CheckpointError, match="is a tar archive: unpack it"):
+        load_checkpoint(tar, tiny_vit)
+
+
+def test_a_file_that_was_packed_anew(tmp_path: Path, tiny_vit: Arch, weights: StateDict) -> None:
+    """PyTorch maps tensors from the file, and would take compressed bytes for numbers; uncompressed ones are right."""
+    torch.save({"state_dict": weights}, path := tmp_path / "c.pt")
+    for how in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(path) as whole, zipfile.ZipFile(again := tmp_path / "again.pt", "w", how) as packed:
+            for name in whole.namelist():
+                packed.writestr(name, whole.read(name))
+        if how == zipfile.ZIP_STORED:
+            loaded = load_checkpoint(again, tiny_vit).state_dict
+            assert all(torch.equal(loaded[name], value) for name, value in weights.items())
+    with pytest.raises(CheckpointError, match=r"was packed anew, and c/data/\d+ in it is compressed"):
+        load_checkpoint(again, tiny_vit)
+
+
+def test_a_pipe(tmp_path: Path, tiny_vit: Arch) -> None:
+    os.mkfifo(path := tmp_path / "c.pt")
+    with pytest.raises(CheckpointError, match="is no file that can be read twice: copy"):
+        load_checkpoint(path, tiny_vit)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "complaint"),
+    [
+        (MemoryError(), MissingRequirementError, r"there is no memory for .*c\.pt .*ulimit -v"),
+        (RuntimeError("unable to mmap 9 bytes: Cannot allocate memory (12)"), MissingRequirementError, "no memory for"),
+        (
+            PermissionError(13, "Permission denied"),
+            CheckpointError,
+            r"c\.pt can't be read \(Permission denied\): change",
+        ),
+    ],
+)
+def test_what_is_not_the_files_fault(
+    tmp_path: Path,
+    tiny_vit: Arch,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    kind: type[Exception],
+    complaint: str,
+) -> None:
+    """A fetch would not mend it."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    torch.save({"state_dict": {}}, path := tmp_path / "c.pt")
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(kind, match=complaint) as raised:
+        load_checkpoint(path, tiny_vit)
+    assert "fetch it again" not in str(raised.value)

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from cn_clip.clip.model import CLIP
+from cn_clip.clip.model import CLIP, convert_state_dict
 from cnclip_builder.arch import Arch
 from cnclip_builder.checkpoint.load import load_checkpoint
+from cnclip_builder.checkpoint.stage import open_checkpoint
 from cnclip_builder.checkpoint.towers import load_tower
 from cnclip_builder.errors import CheckpointError
+from cnclip_builder.tensors import TOWERS
 from safetensors.torch import save_file
 
 StateDict = dict[str, torch.Tensor]
@@ -109,3 +111,116 @@ def test_zero_3_leaves_shells(tmp_path: Path, tiny_vit: Arch, weights: StateDict
     torch.save({"module": {name: torch.zeros(0) for name in weights}}, path := tmp_path / "mp_rank_00_model_states.pt")
     with pytest.raises(CheckpointError, match=r"ZeRO-3 leaves them: run the zero_to_fp32\.py"):
         load_checkpoint(path, tiny_vit)
+
+
+def parameters(weights: StateDict) -> StateDict:
+    """As `dict(model.named_parameters())` has them: leaves of a graph, which can't be written to in place."""
+    return {name: torch.nn.Parameter(value) for name, value in weights.items()}
+
+
+def one_storage(weights: StateDict) -> StateDict:
+    """As FSDP flattens them: views of one storage, which begins with something else."""
+    whole = torch.cat([torch.zeros(7), *(value.flatten() for value in weights.values())])
+    sizes = [7, *(value.numel() for value in weights.values())]
+    pieces = whole.split(sizes)[1:]
+    return {name: piece.view_as(value) for piece, (name, value) in zip(pieces, weights.items(), strict=True)}
+
+
+FORMS: dict[str, Callable[[StateDict], StateDict]] = {
+    "parameters": parameters,
+    "views of one storage": one_storage,
+    "transposed in memory": lambda weights: {
+        name: value.t().contiguous().t() if value.dim() == 2 else value for name, value in weights.items()
+    },
+    "a scale of one axis": lambda weights: {**weights, "logit_scale": weights["logit_scale"].reshape(1)},
+    "float64": lambda weights: {name: value.double() for name, value in weights.items()},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tensors_in_other_forms(tmp_path: Path, tiny_vit: Arch, weights: StateDict, form: str) -> None:
+    torch.save({"state_dict": FORMS[form](weights)}, path := tmp_path / "c.pt")
+    checkpoint = load_checkpoint(path, tiny_vit)
+    torch.save({"state_dict": weights}, plain := tmp_path / "plain.pt")
+    expected = load_checkpoint(plain, tiny_vit)
+    assert checkpoint.logit_scale == expected.logit_scale
+    for tower in TOWERS:
+        found = load_tower(checkpoint, tower).state_dict()
+        for name, value in load_tower(expected, tower).state_dict().items():
+            assert value.is_meta or torch.equal(found[name], value)
+
+
+def test_a_tensor_whose_elements_are_one(tmp_path: Path, tiny_vit: Arch, weights: StateDict) -> None:
+    name = "visual.transformer.resblocks.0.mlp.c_fc.bias"
+    ones = torch.full((1,), 0.1).expand(weights[name].shape)
+    torch.save({"state_dict": {**weights, name: ones}}, path := tmp_path / "c.pt")
+    loaded = load_tower(load_checkpoint(path, tiny_vit), "image").state_dict()[f"clip.{name}"]
+    assert torch.equal(loaded, torch.full(ones.shape, 0.1).half().float())
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        (torch.ones(32, 48).to_sparse(), "holds text_projection as a sparse tensor: save the model again"),
+        (torch.ones(32, 48, device="meta"), "holds text_projection without its numbers"),
+        (torch.ones(32, 48, dtype=torch.complex64), "holds text_projection as complex64, and weights are"),
+        (torch.ones(32, 48).to(torch.float8_e4m3fn), "holds text_projection as float8_e4m3fn, and weights are"),
+    ],
+)
+def test_tensors_that_are_no_weights(
+    tmp_path: Path, tiny_vit: Arch, weights: StateDict, value: torch.Tensor, complaint: str
+) -> None:
+    torch.save({"state_dict": {**weights, "text_projection": value}}, path := tmp_path / "c.pt")
+    with pytest.raises(CheckpointError, match=complaint):
+        open_checkpoint(str(path), tiny_vit, tmp_path, "huggingface")
+
+
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        (("state_dict", "ema_state_dict"), "holds ema_state_dict beside state_dict, which is built"),
+        (("model", "model_ema"), "holds model_ema beside model, which is built"),
+        (("", "averages.ema"), "holds averages.ema beside the model, which is built"),
+        (("state_dict",), ""),
+    ],
+)
+def test_which_of_several_models_is_built_is_told(
+    tmp_path: Path,
+    tiny_vit: Arch,
+    weights: StateDict,
+    kept: tuple[str, ...],
+    told: str,
+    builder_log: pytest.LogCaptureFixture,
+) -> None:
+    """An average of the weights gives other features than the weights."""
+    saved: dict[str, Any] = {"optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}}
+    for key in reversed(kept):
+        outer, _, inner = key.partition(".")
+        saved |= {outer: {inner: weights} if inner else weights} if outer else weights
+    torch.save(saved, path := tmp_path / "c.pt")
+    open_checkpoint(str(path), tiny_vit, tmp_path, "huggingface")
+    assert told in builder_log.text
+    assert bool(told) == ("beside" in builder_log.text)
+
+
+def test_flash_attentions_names_without_one_of_them(tmp_path: Path, tiny_vit: Arch, weights: StateDict) -> None:
+    flash = dict(convert_state_dict(dict(weights)))
+    del flash["bert.encoder.layer.1.attention.self.out_proj.bias"]
+    torch.save({"state_dict": flash}, path := tmp_path / "c.pt")
+    with pytest.raises(CheckpointError, match=r"has FlashAttention's names and lacks bert\.encoder\.layer\.1\."):
+        load_checkpoint(path, tiny_vit)
+
+
+def test_folders_of_deepspeed_and_in_pieces(tmp_path: Path, tiny_vit: Arch, weights: StateDict) -> None:
+    step = tmp_path / "saved" / "global_step10"
+    step.mkdir(parents=True)
+    (tmp_path / "saved" / "zero_to_fp32.py").touch()
+    torch.save({"module": weights, "ds_version": "0.14"}, step / "mp_rank_00_model_states.pt")
+    torch.save({"optimizer_state_dict": {}}, step / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    assert load_checkpoint(step, tiny_vit).state_dict.keys() == weights.keys()
+    with pytest.raises(CheckpointError, match=r"is a checkpoint of DeepSpeed: run `python .*zero_to_fp32\.py"):
+        load_checkpoint(tmp_path / "saved", tiny_vit)
+    (pieces := tmp_path / "pieces").mkdir()
+    (pieces / "__0_0.distcp").touch()
+    with pytest.raises(CheckpointError, match=r"is a distributed checkpoint, in pieces: run `.*dcp_to_torch"):
+        load_checkpoint(pieces, tiny_vit)

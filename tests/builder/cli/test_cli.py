@@ -61,6 +61,12 @@ def test_help(command: list[str]) -> None:
             for command in ("checkpoint", "onnx", "tensorrt", "repository", "verify")
         ),
         (["tensorrt", "--arch", "RN50", "--image-profile", "batch=4:2:1"], "4:2:1 is no range: choose 1 <= min"),
+        (
+            ["repository", "--arch", "RN50", "--plans", ".", "--image-profile", "batch=1:2:3", "--target", "gpu"],
+            "--plans, --image-profile: for TensorRT plans alone, and onnxruntime serves none: choose --platform tensorrt",
+        ),
+        (["repository", "--arch", "RN50", "--fast"], "--fast: for TensorRT plans alone"),
+        (["repository", "--arch", "RN50", "--card-images", "."], "--card-images: for a GPU that decodes"),
         (["tensorrt", "--arch", "RN50", "--workspace-mib", "0"], "the workspace limit is 0 MiB: choose at least 1"),
         (
             ["repository", "--arch", "RN50", "--target", "cpu", "--accelerator", "cuda"],

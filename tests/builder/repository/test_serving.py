@@ -109,6 +109,7 @@ def test_per_tower_numbers() -> None:
     [
         ({"encoder_instance": 2}, "there is no setting 'encoder_instance': the settings are target, precision"),
         ({"encoder_instances": 0}, "encoder_instances is 0: choose at least 1"),
+        ({"encoder_instances": 2**31}, "encoder_instances is 2147483648: choose at most 2147483647"),
         ({"encoder_instances": {"image": 0}}, "encoder_instances is 0: choose at least 1"),
         ({"encoder_instances": {"picture": 1}}, "encoder_instances is {'picture': 1}: give a whole number or"),
         ({"encoder_instances": "2"}, "encoder_instances is '2': give a whole number or"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,46 @@ def test_only_one_at_a_time(tmp_path: Path) -> None:
             pass
     with locked(tmp_path / "target"):
         pass
+
+
+def test_one_that_waits_goes_on_when_the_other_has_ended(tmp_path: Path, builder_log: pytest.LogCaptureFixture) -> None:
+    target, entered = tmp_path / "target", threading.Event()
+
+    def wait() -> None:
+        with locked(target, wait=True):
+            entered.set()
+
+    with locked(target):
+        (waiting := threading.Thread(target=wait)).start()
+        while "Waiting: another process is building" not in builder_log.text:
+            assert not entered.is_set()
+    waiting.join()
+    assert entered.is_set()
+
+
+def test_what_a_killed_build_left_is_deleted_by_the_next(tmp_path: Path) -> None:
+    kept = [
+        "other/a",
+        ".target.lock",
+        ".target.abc/a",
+        ".target.b.abcdefgh.partial/a",
+        ".xtarget.abcdefgh.partial/a",
+        "target/a",
+    ]
+    for name in (".target.abcdefgh.partial/a", ".target.a_b_c_00.partial.old/a", *kept):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with locked(tmp_path / "target"):
+        assert set(content(tmp_path)) == set(kept)
+
+
+def test_one_that_was_killed_between_two_renames_is_put_back(tmp_path: Path) -> None:
+    """Where a file system can't exchange folders, the old one is aside for a moment."""
+    (tmp_path / ".target.abcdefgh.partial").mkdir()
+    (old := tmp_path / ".target.abcdefgh.partial.old").mkdir()
+    (old / "old").touch()
+    with locked(tmp_path / "target"):
+        assert set(content(tmp_path)) == {"target/old", ".target.lock"}
 
 
 @pytest.mark.parametrize("target", ["/sys/cnclip/target", "/proc/target"])

@@ -1,4 +1,4 @@
-"""A build that is killed takes its stages with it; stages on a GPU are no forks of a process that has asked for one."""
+"""A killed build takes its stages with it; one without memory is told; none on a GPU forks what has asked for one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 from cnclip_builder import build
+from cnclip_builder.errors import MissingRequirementError
 from cnclip_builder.plans import here
+from cnclip_builder.system.isolation import stage_process
 
 SCRIPT = """
 import time
@@ -132,3 +134,10 @@ def test_what_uses_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         ("_require_machine", True),
         ("_make", True),
     ]
+
+
+def test_a_stage_without_memory_is_one_line() -> None:
+    with stage_process() as process:
+        with pytest.raises(MissingRequirementError, match="stage bytes found no memory: an architecture needs about"):
+            process.run(bytes, 1 << 60)
+        assert process.run(bytes, 2) == b"\0\0"
