@@ -91,7 +91,7 @@ class Gateway:
                 Route("/", self._page),
                 Route("/search", self._search, methods=["GET"]),
                 Route("/search", self._search_by_picture, methods=["POST"]),
-                Route("/thumbnails/{row:int}", self._thumbnail),
+                Route("/thumbnails/{row}", self._thumbnail),
             ]
         handlers: Mapping[Any, Any] = {GatewayError: _refuse, HTTPException: _refuse_http, Exception: _fail}
         app = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
@@ -200,10 +200,10 @@ class Gateway:
             return await self._found(request, body)
 
     async def _found(self, request: Request, item: str | bytes) -> Response:
-        asked = request.query_params.get("k", "24")
-        if not (asked.isascii() and asked.isdecimal() and len(asked) < 9 and 1 <= int(asked) <= _MOST_FOUND):
+        asked = _number(request.query_params.get("k", "24"))
+        if asked is None or not 1 <= asked <= _MOST_FOUND:
             raise BadRequest(f"k is no number from 1 to {_MOST_FOUND}", param="k")
-        slug, hits = await self._work(partial(self._found_in().find, item, int(asked)))
+        slug, hits = await self._work(partial(self._found_in().find, item, asked))
         self._metrics.encoded([item])
         found = [
             {
@@ -216,10 +216,10 @@ class Gateway:
         return JSONResponse({"model": slug, "hits": found})
 
     async def _thumbnail(self, request: Request) -> Response:
-        row, pictures = request.path_params["row"], self._pictures
+        row, pictures = _number(request.path_params["row"]), self._pictures
 
         def draw() -> bytes | None:
-            one = self._found_in().id_of(row)
+            one = self._found_in().id_of(-1 if row is None else row)
             return None if pictures is None else pictures.thumbnail(one)
 
         data = await self._run(self._drawers, draw, self._settings.time_limit_s)
@@ -231,6 +231,11 @@ class Gateway:
         if self._searcher is None:
             raise AssertionError("a route that is only there with something to search")
         return self._searcher
+
+
+def _number(text: str) -> int | None:
+    """Returns what digits say; None of anything else, and of more digits than any row or count has."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
 
 
 async def _refuse(_: Request, error: GatewayError) -> Response:

@@ -125,6 +125,7 @@ def test_thumbnails_are_of_what_is_searched_and_of_nothing_else(searching: Runni
     for row in (
         COUNT,
         10**30,
+        "9" * 5000,
         "-1",
         "x",
         "..%2fsecret.png",
