@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -143,7 +144,7 @@ def gateway(
 
         settings = Settings(
             keys=_keys(api_key_file),
-            hosts=tuple(fetch_from or ()),
+            hosts=tuple(map(_host, fetch_from or ())),
             preprocess=preprocess,
             max_items=max_items,
             body_bytes=body_mib * MIB,
@@ -197,6 +198,19 @@ def _pictures(images: str) -> Pictures:
     pictures = Pictures(image_source(images))
     print(f"pictures of {images}: their ids read in {pictures.seconds:.1f} s", flush=True)
     return pictures
+
+
+def _host(named: str) -> str:
+    """Returns what --fetch-from names, if it is a host as addresses have it: any other would just never be met.
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
+    if not re.fullmatch(r"[\w.-]+(:\d+)?|[0-9a-fA-F:]*:[0-9a-fA-F:]*:[0-9a-fA-F.:]*", named):
+        raise typer.BadParameter(
+            f"--fetch-from {named} is no HOST or HOST:PORT; name each host, without http:// or a path"
+        )
+    return named
 
 
 def _keys(file: Path | None) -> tuple[bytes, ...]:

@@ -9,14 +9,17 @@ import time
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cnclip_gateway._errors import BadRequest, GatewayError
+from cnclip_gateway._errors import BadRequest, GatewayError, NotNow
 from cnclip_gateway._metrics import Metrics
 from cnclip_gateway._pages import HEADERS
+from cnclip_gateway._protocol import BEYOND
 
 __all__ = ["Guard", "refused"]
 
 # Who looks after the gateway asks these without a key; they tell nothing of anybody's.
 _PUBLIC = frozenset({"/health", "/health/live", "/metrics", "/docs", "/openapi.json", "/pages/docs.css"})
+# These are answered however many connections there are: one that is busy must not be taken for dead.
+_ALWAYS = frozenset({"/health", "/health/live", "/metrics"})
 
 
 def refused(error: GatewayError) -> Response:
@@ -47,6 +50,7 @@ class Guard:
                 message["headers"] = [
                     *message.get("headers", ()),
                     *((name.lower().encode(), value.encode()) for name, value in HEADERS.items()),
+                    *([(b"connection", b"close")] if _is_beyond(scope) else []),
                 ]
             await send(message)
 
@@ -58,6 +62,8 @@ class Guard:
                 self._metrics.answered(self._route(scope["path"]), status, time.monotonic() - began)
 
     def _refusal(self, scope: Scope) -> Response | None:
+        if _is_beyond(scope) and scope["path"] not in _ALWAYS:
+            return refused(NotNow("there are too many connections at present; try again", code="too_many_connections"))
         if not self._keys or scope["path"] in _PUBLIC:
             return None
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
@@ -79,6 +85,10 @@ class Guard:
             return path
         above = path.rpartition("/")[0]
         return next((route for route in self._routes if "{" in route and route.startswith(f"{above}/{{")), "other")
+
+
+def _is_beyond(scope: Scope) -> bool:
+    return bool(scope.get("state", {}).get(BEYOND))
 
 
 def _secret(header: bytes) -> bytes:

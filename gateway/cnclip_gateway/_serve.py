@@ -59,14 +59,13 @@ def server_of(
     """
     config = uvicorn.Config(
         app,
-        http=protocol(settings.sender_s),
+        http=protocol(settings.sender_s, settings.connections),
         ws="none",
         lifespan="on",
         log_config=None,
         log_level=logging.INFO if verbose else logging.WARNING,
         access_log=verbose,
         server_header=False,
-        limit_concurrency=settings.connections,
         timeout_graceful_shutdown=_LAST_ANSWERS_S,
         ssl_certfile=str(tls[0]) if tls else None,
         ssl_keyfile=str(tls[1]) if tls else None,

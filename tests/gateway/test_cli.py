@@ -113,6 +113,10 @@ def test_https(triton: FakeTriton, tmp_path: Path) -> None:
         (["--index", "no-such-folder"], "no-such-folder"),
         (["--url", "localhost"], "localhost"),
         (["--tls-cert", "no.pem", "--tls-key", "no.pem"], "No such file"),
+        # None of these would ever be met, and nothing would say so.
+        (["--fetch-from", "https://images.example.com"], "name each host"),
+        (["--fetch-from", "*.example.com"], "name each host"),
+        (["--fetch-from", "images.example.com/photos"], "name each host"),
     ],
 )
 def test_what_is_wrong_is_one_line(
