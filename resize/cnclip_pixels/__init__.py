@@ -51,8 +51,9 @@ __all__ = [
 _REDUCED_SIDES = 2
 
 # A file of some kilobytes can keep a processor busy for hours: Pillow reads some formats byte by byte in Python, and
-# takes as many parts of a TIFF as it lists. 178 million pixels, the most by default, take some seconds as a PNG.
-_MOST_SECONDS = 20.0
+# takes as many parts of a TIFF as it lists. So a picture has a processor's time by its size: of 178 million pixels, the
+# most by default, 23 s; as JPEG 2000, the slowest of the common formats, so many took 14 s, and 5 s as a PNG.
+_SECONDS, _SECONDS_A_PIXEL = 5.0, 1e-7
 # A further pass over the whole picture each, whatever is in it. Encoders write progressive JPEGs in about ten.
 _MOST_SCANS = 100
 _MOST_COMMENTS = 1000
@@ -109,7 +110,11 @@ class _Patient(io.BytesIO):
 
     def __init__(self, encoded: bytes) -> None:
         super().__init__(encoded)
-        self._until = time.thread_time() + _MOST_SECONDS
+        self._began, self._most = time.thread_time(), _SECONDS
+
+    def allow(self, pixels: int) -> None:
+        """Gives the time of a picture of so many pixels, now that they are known."""
+        self._most = _SECONDS + _SECONDS_A_PIXEL * pixels
 
     def read(self, size: int | None = -1, /) -> bytes:
         self._require_time()
@@ -120,8 +125,8 @@ class _Patient(io.BytesIO):
         return super().readline(size)
 
     def _require_time(self) -> None:
-        if time.thread_time() > self._until:
-            raise BadImage(f"takes more than {_MOST_SECONDS:g} s to decode")
+        if time.thread_time() - self._began > self._most:
+            raise BadImage(f"takes more than {self._most:.3g} s to decode")
 
 
 @cache
@@ -336,7 +341,9 @@ def decode_pixels(
     if not encoded:
         raise BadImage("0 bytes")
     try:
-        with Image.open(_Patient(encoded), formats=formats or image_formats()) as image:
+        file = _Patient(encoded)
+        with Image.open(file, formats=formats or image_formats()) as image:
+            file.allow(image.width * image.height)
             _require_quick(image, encoded)
             if reduced:
                 reduce_scale(image, resolution)

@@ -151,7 +151,7 @@ class TokenIds:
         """
         room = self.context_length - 2
         words = self._words(text[:_HEAD], room)
-        # Words that others follow are what they are whatever comes later, but for a sigma, whose lower case depends on it.
+        # Words before others are what they are, whatever comes later, but for a sigma: its lower case depends on it.
         if len(text) > _HEAD and (len(words) <= room or "\N{GREEK CAPITAL LETTER SIGMA}" in text[:_HEAD]):
             words = self._words(text, room)
         cut = len(words) > room
