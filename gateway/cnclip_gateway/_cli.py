@@ -42,7 +42,9 @@ def gateway(
         str,
         typer.Option(help="The address to listen on. 0.0.0.0 lets other machines in.", rich_help_panel=_LISTENS),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port. 0 picks a free one.", rich_help_panel=_LISTENS)] = 8080,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port. 0 picks a free one.", rich_help_panel=_LISTENS)
+    ] = 8080,
     api_key_file: Annotated[
         Path | None,
         typer.Option(

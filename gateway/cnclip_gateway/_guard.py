@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hmac
 import time
@@ -41,12 +42,12 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.monotonic(), 500
+        began, status, answering = time.monotonic(), 500, False
 
         async def send_more(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answering
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, answering = message["status"], True
                 message["headers"] = [
                     *message.get("headers", ()),
                     *((name.lower().encode(), value.encode()) for name, value in HEADERS.items()),
@@ -58,6 +59,11 @@ class Guard:
             try:
                 refusal = self._refusal(scope)
                 await (refusal or self._app)(scope, receive, send_more)
+            except asyncio.CancelledError:  # by uvicorn, which ends and has waited for as long as it may
+                if answering:
+                    raise
+                ended = NotNow("the gateway ends, and had no time left for this; try again", code="ending")
+                await refused(ended)(scope, receive, send_more)
             finally:
                 self._metrics.answered(self._route(scope["path"]), status, time.monotonic() - began)
 
