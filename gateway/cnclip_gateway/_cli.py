@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -41,7 +42,9 @@ def gateway(
         str,
         typer.Option(help="The address to listen on. 0.0.0.0 lets other machines in.", rich_help_panel=_LISTENS),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port. 0 picks a free one.", rich_help_panel=_LISTENS)] = 8080,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port. 0 picks a free one.", rich_help_panel=_LISTENS)
+    ] = 8080,
     api_key_file: Annotated[
         Path | None,
         typer.Option(
@@ -143,7 +146,7 @@ def gateway(
 
         settings = Settings(
             keys=_keys(api_key_file),
-            hosts=tuple(fetch_from or ()),
+            hosts=tuple(map(_host, fetch_from or ())),
             preprocess=preprocess,
             max_items=max_items,
             body_bytes=body_mib * MIB,
@@ -197,6 +200,19 @@ def _pictures(images: str) -> Pictures:
     pictures = Pictures(image_source(images))
     print(f"pictures of {images}: their ids read in {pictures.seconds:.1f} s", flush=True)
     return pictures
+
+
+def _host(named: str) -> str:
+    """Returns what --fetch-from names, if it is a host as addresses have it: any other would just never be met.
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
+    if not re.fullmatch(r"[\w.-]+(:\d+)?|[0-9a-fA-F:]*:[0-9a-fA-F:]*:[0-9a-fA-F.:]*", named):
+        raise typer.BadParameter(
+            f"--fetch-from {named} is no HOST or HOST:PORT; name each host, without http:// or a path"
+        )
+    return named
 
 
 def _keys(file: Path | None) -> tuple[bytes, ...]:

@@ -29,6 +29,7 @@ __all__ = ["BadRequest", "GatewayError", "NotNow", "told"]
 
 _log = logging.getLogger(__name__)
 _AGAIN_S = 2
+_SHOWN = 100  # characters of what a caller named
 
 
 class GatewayError(Exception):
@@ -112,4 +113,5 @@ def told(error: CnclipError) -> GatewayError:
 def not_found(model: str, available: tuple[str, ...]) -> BadRequest:
     """Returns the error of a model that there is not."""
     served = f"this serves {', '.join(available)}" if available else "this serves none at present"
-    return BadRequest(f"there is no model {model!r}; {served}", status=404, code="model_not_found", param="model")
+    named = repr(model if len(model) <= _SHOWN else f"{model[:_SHOWN]}...")
+    return BadRequest(f"there is no model {named}; {served}", status=404, code="model_not_found", param="model")

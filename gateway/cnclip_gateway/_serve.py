@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+import ssl
 from pathlib import Path
 from types import FrameType
 
@@ -37,9 +38,9 @@ def listening(host: str, port: int) -> socket.socket:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((host, port))
         made.listen(_BACKLOG)
-    except BaseException:
+    except OSError as error:
         made.close()
-        raise
+        raise OSError(f"cannot listen on {host}:{port} ({error.strerror}); check --host and --port") from error
     return made
 
 
@@ -57,16 +58,24 @@ def server_of(
     Raises:
         OSError: A file of `tls` cannot be used.
     """
+    if tls is not None:
+        try:
+            # With a password that none is: uvicorn would have whoever sits there asked for one, and nobody may.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*tls, password=lambda: "-")
+        except OSError as error:
+            raise OSError(
+                f"{tls[0]} and {tls[1]} cannot be used together ({error.strerror or error}); give a certificate, those "
+                "that it rests on behind it, and its own key without a passphrase"
+            ) from error
     config = uvicorn.Config(
         app,
-        http=protocol(settings.sender_s),
+        http=protocol(settings.sender_s, settings.connections),
         ws="none",
         lifespan="on",
         log_config=None,
         log_level=logging.INFO if verbose else logging.WARNING,
         access_log=verbose,
         server_header=False,
-        limit_concurrency=settings.connections,
         timeout_graceful_shutdown=_LAST_ANSWERS_S,
         ssl_certfile=str(tls[0]) if tls else None,
         ssl_keyfile=str(tls[1]) if tls else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class Tls:
     client_ca: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuses files that can't be read, which Triton would not name.
+        """Refuses files that can't be used, of which Triton would say that the port is in use.
 
         Raises:
             SettingError: Naming the file.
@@ -55,6 +56,22 @@ class Tls:
                     raise SettingError(f"{path} can't be read ({error}); name a PEM file") from error
                 if "-----BEGIN" not in text:
                     raise SettingError(f"{path} is no PEM file: it has no line that starts with -----BEGIN")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            # With a password that none is, so that nobody is asked for one.
+            context.load_cert_chain(self.certificate, self.key, password=lambda: "-")
+        except (OSError, ValueError) as error:
+            raise SettingError(
+                f"{self.certificate} and {self.key} can't be used together ({error}); name a certificate, those that "
+                "it rests on behind it, and its own key without a passphrase"
+            ) from None
+        if self.client_ca is not None:
+            try:
+                context.load_verify_locations(self.client_ca)
+            except (OSError, ValueError) as error:
+                raise SettingError(
+                    f"{self.client_ca} can't be used ({error}); name a PEM file of certificates"
+                ) from None
 
 
 @dataclass(frozen=True)

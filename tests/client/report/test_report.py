@@ -22,7 +22,7 @@ from cnclip_client._cli._pictures import pictures_in
 from cnclip_client.evaluation import Annotations, read_annotations
 from cnclip_client.report import Thumbnail, html_report, image_ids, thumbnails
 from cnclip_client.retrieval import Hits
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 HOSTILE = "<script>alert(1)</script> & \"引号\" 'x' {{ 7 * 7 }}"
 
@@ -203,6 +203,18 @@ def test_a_picture_that_cannot_be_read_does_not_end_the_page(tmp_path: Path, mon
 
     monkeypatch.setattr(Path, "read_bytes", read)
     assert {one for one, _ in pictures_in(tmp_path, {1, 2})} == {2}
+
+
+def test_no_thumbnail_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features that were made elsewhere may be of a file in PostScript, which the server refuses."""
+    started = tmp_path / "started"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {started}\nexit 1\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 10\n%%EndComments\nshowpage\n%%EOF\n"
+    assert thumbnails([(1, postscript)], {1})[1].reason == "cannot be decoded"
+    assert not started.exists()
 
 
 def test_thumbnails_stop_reading_once_all_are_found() -> None:

@@ -4,13 +4,20 @@ Its output `pillow` is the version of what decodes, for clients that prepare ima
 """
 
 import json
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL
 import triton_python_backend_utils as pb_utils
+
+# Triton puts this folder last on the path: what is installed under these names, of whatever version, would be imported
+# in place of what was proved with this repository, and is compared with its manifest.
+sys.path.insert(0, str(Path(__file__).parent))
+
 from cnclip_bad_rows import bad_rows_message
 from cnclip_card_log import CardLog
 from cnclip_handover import server_arguments, why_by_host
