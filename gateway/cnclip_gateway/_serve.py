@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import socket
+import ssl
 from pathlib import Path
 from types import FrameType
 
@@ -37,6 +39,10 @@ def listening(host: str, port: int) -> socket.socket:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((host, port))
         made.listen(_BACKLOG)
+    except OSError as error:
+        made.close()
+        fix = "choose another --port, or 0 for any free one" if error.errno == errno.EADDRINUSE else "check --host"
+        raise OSError(error.errno, f"{error.strerror}; {fix}", f"{host}:{port}") from error
     except BaseException:
         made.close()
         raise
@@ -55,8 +61,11 @@ def server_of(
         verbose: Whether each request is logged.
 
     Raises:
-        OSError: A file of `tls` cannot be used.
+        OSError: A file of `tls` cannot be read.
+        ValueError: They are not a certificate chain and its key.
     """
+    for file in tls or ():
+        file.open("rb").close()  # OpenSSL does not say which one it cannot open
     config = uvicorn.Config(
         app,
         http=protocol(settings.sender_s),
@@ -71,7 +80,11 @@ def server_of(
         ssl_certfile=str(tls[0]) if tls else None,
         ssl_keyfile=str(tls[1]) if tls else None,
     )
-    config.load()
+    try:
+        config.load()
+    except ssl.SSLError as error:
+        named = " and ".join(map(str, tls or ()))
+        raise ValueError(f"{named} are no certificate chain and its key in PEM ({error.reason or error})") from error
     return uvicorn.Server(config)
 
 

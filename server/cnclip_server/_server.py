@@ -333,6 +333,7 @@ def _check_repository(repository: Path) -> None:
         RepositoryError: It does not exist, or no folder in it has a config.pbtxt.
     """
     if not repository.is_dir():
-        raise RepositoryError(repository, f"the model repository {repository} does not exist")
+        what = "is a file, not a folder of models" if repository.exists() else "does not exist"
+        raise RepositoryError(repository, f"the model repository {repository} {what}")
     if not any(repository.glob("*/config.pbtxt")):
         raise RepositoryError(repository, f"{repository} holds no model: no folder in it has a config.pbtxt")

@@ -272,3 +272,13 @@ def test_strays_are_not_handed_to_tritonserver() -> None:
     assert result.exit_code == 2
     assert "unexpected argument 'another'" in result.stderr
     assert CliRunner().invoke(app, ["repository", "--log-verbose=1"]).exit_code == 2
+
+
+def test_a_file_in_a_repositorys_place(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(app, [str(tmp_path / "file")])
+    assert result.exit_code == 1
+    assert result.output == (
+        f"error: the model repository {tmp_path}/file is a file, not a folder of models; "
+        "give a folder written by `cnclip-build`, as `make repo` runs it\n"
+    )

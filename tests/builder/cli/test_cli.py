@@ -60,6 +60,10 @@ def test_help(command: list[str]) -> None:
             ([command, "--arch", "RN50", "--vocabulary", "/dev/null"], "/dev/null lacks [UNK], [CLS], [SEP]")
             for command in ("checkpoint", "onnx", "tensorrt", "repository", "verify")
         ),
+        # The server is asked before an official checkpoint is fetched, or large random weights are made.
+        (["verify", "--arch", "RN50", "--url", "localhost:1"], "no Triton server answers at localhost:1"),
+        (["verify", "--arch", "RN50", "--url", "localhost"], "'localhost' has no port"),
+        (["verify", "--arch", "RN50", "--url", "http://localhost:8000"], "leave out the http://"),
         (["tensorrt", "--arch", "RN50", "--image-profile", "batch=4:2:1"], "4:2:1 is no range: choose 1 <= min"),
         (["tensorrt", "--arch", "RN50", "--workspace-mib", "0"], "the workspace limit is 0 MiB: choose at least 1"),
         (
