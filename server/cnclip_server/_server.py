@@ -29,6 +29,7 @@ from cnclip_server._host import check_glibc, check_numpy, check_open_files, envi
 from cnclip_server._log import failure_reason, last_line, serves_metrics, tail, unbound_service, without_keys
 from cnclip_server._ports import FLAGS, Ports
 from cnclip_server._process import DEFAULT_LOG_LIMIT_BYTES, GuardedProcess
+from cnclip_server._stub_python import lay_out_stub_python
 
 logger = logging.getLogger(__name__)
 
@@ -275,6 +276,8 @@ class TritonServer:
         try:
             with told_by_name(folder):
                 command = server_command(binary, settings, folder=folder, shm_prefix=shm_prefix)
+                if not binary.has_onnxruntime and (python := lay_out_stub_python(folder)) is not None:
+                    environ["PATH"] = f"{python}{os.pathsep}{environ['PATH']}"
             return GuardedProcess(
                 command,
                 folder=folder,
