@@ -162,6 +162,7 @@ def test_make_passes_each_variable_on(variable: str, flag: str) -> None:
     assert '--arch "ViT-H-14"' in recipe()
     assert flag not in recipe()
     assert flag in recipe(variable)
+    assert "what tests and benchmarks need" not in recipe(variable)
 
 
 @pytest.mark.parametrize("target", ["repo", "verify", "gpu-report"])
