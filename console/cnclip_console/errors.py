@@ -13,8 +13,8 @@ _FIXES = {
     errno.EACCES: "see to its permissions, or name another",
     errno.EPERM: "see to its permissions, or name another",
     errno.EROFS: "name another place, which can be written",
-    errno.ENOSPC: "make room there, or name another place",
-    errno.EDQUOT: "make room there, or name another place",
+    errno.ENOSPC: "make room, or name another place",
+    errno.EDQUOT: "make room, or name another place",
 }
 
 

@@ -24,7 +24,7 @@ from cnclip_console import told
         (OSError(errno.ENOENT, os.strerror(errno.ENOENT), Path("a")), "a: No such file or directory; check the path"),
         (
             OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
-            "No space left on device; make room there, or name another place",
+            "No space left on device; make room, or name another place",
         ),
         (OSError(errno.EINVAL, os.strerror(errno.EINVAL), "a"), "a: Invalid argument"),
         # Words of our own, which end in an advice themselves.

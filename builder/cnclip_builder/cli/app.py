@@ -28,6 +28,7 @@ app = plain_app(
     "  cnclip-build repository --arch ViT-B-16 --verify",
     no_args_is_help=True,
 )
+_INTERRUPTED = 130
 _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "From checkpoint to servers": (repository, show, verify, compare_features, publish, prune),
     "Stages of `repository`, each by itself": (archs, checkpoint, onnx, tensorrt),
@@ -57,6 +58,7 @@ def main() -> None:
         fix = install if missing else ""
         typer.echo(without_secrets(f"error: {told(error)}{fix}"), err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; what was there before is untouched", err=True)
-        sys.exit(130)
+    except SystemExit as ending:
+        if ending.code == _INTERRUPTED:  # what typer makes of a KeyboardInterrupt
+            typer.echo("interrupted; what was there before is untouched", err=True)
+        raise

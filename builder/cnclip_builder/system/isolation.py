@@ -6,6 +6,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -21,7 +22,7 @@ T = TypeVar("T")
 # Stages are forked from a process that has imported these and done nothing else, so that their seconds are spent once.
 # A fork of this process would inherit its memory and threads.
 START_METHOD = "forkserver"
-_IMPORTED = ["cn_clip.clip.model", "onnx", "onnxruntime"]
+_IMPORTED = ["cnclip_builder.system.quiet_interrupt", "cn_clip.clip.model", "onnx", "onnxruntime"]
 
 
 class StageProcess:
@@ -72,6 +73,7 @@ def stage_process() -> Iterator[StageProcess]:
 
 
 def _prepare(level: int) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a stage tidies up
     configure_logging(level)
     threading.Thread(target=_end_with_the_build, daemon=True).start()
 

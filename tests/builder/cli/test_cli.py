@@ -200,6 +200,23 @@ def test_the_arch_is_read_off_the_checkpoint_by_every_command(
             assert complaint in str(result.exception)
 
 
+def test_control_c_is_one_line() -> None:
+    code = """
+import sys
+import cnclip_builder.checkpoint.choose
+from cnclip_builder.cli.app import main
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+cnclip_builder.checkpoint.choose.get_arch = interrupted
+sys.argv = ["cnclip-build", "checkpoint", "--arch", "RN50"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "interrupted; what was there before is untouched\n")
+
+
 def test_the_builder_is_light_until_it_builds() -> None:
     code = (
         "import sys, cnclip_builder.cli.app, cnclip_builder.build\n"

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from cnclip_builder.system import isolation
+
 SCRIPT = """
 import time
 from cnclip_builder.system import isolation
@@ -46,3 +48,17 @@ def test_a_killed_build_leaves_no_stage_behind(tmp_path: Path) -> None:
         while is_there(stage) and time.monotonic() < until:
             time.sleep(0.05)
         assert not is_there(stage)
+
+
+def _handles_interrupts() -> bool:
+    return signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_control_c_prints_no_traceback_of_what_stages_are_forked_from() -> None:
+    """It imports the quiet way first, before seconds of torch; the stages themselves still tidy up."""
+    quiet, *_ = isolation._IMPORTED
+    code = f"import {quiet}, os, signal\nos.kill(os.getpid(), signal.SIGINT)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+    with isolation.stage_process() as process:
+        assert process.run(_handles_interrupts)
