@@ -46,6 +46,11 @@ CHECKPOINT_OPTIONS = $(call option,--arch,ARCH) $(call option,--checkpoint,CHECK
 # GPU, also where .venv is there already.
 READY = $(VENV)/runtime $(if $(TENSORRT),$(VENV)/tensorrt-$(TENSORRT)) $(if $(filter gpu,$(PREPROCESS)),$(VENV)/gpu-decode)
 
+# A misspelt variable would count as none: make repo CHECKPONT=my.pt builds the official checkpoint.
+KNOWN := VENV SHELL $(shell sed -nE 's/^(constraints: )?([A-Z_]+) *[?]=.*/\2/p' $(firstword $(MAKEFILE_LIST)))
+UNKNOWN := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(filter-out $(KNOWN),$(name))))
+$(if $(strip $(UNKNOWN)),$(error there is no variable $(strip $(UNKNOWN)); `make help` lists them))
+
 .DEFAULT_GOAL := help
 .PHONY: help demo repo serve verify publish test test-slow docs bench gpu-report soak wheel test-s3 test-rtx test-pillows check \
 	constraints newest clean

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -163,6 +164,17 @@ def test_make_passes_each_variable_on(variable: str, flag: str) -> None:
     assert flag not in recipe()
     assert flag in recipe(variable)
     assert "what tests and benchmarks need" not in recipe(variable)
+
+
+def test_make_refuses_a_variable_that_it_does_not_know() -> None:
+    """Else `make repo CHECKPONT=my.pt` would build the official checkpoint."""
+    given = ["make", "--dry-run", "repo", "VERIFY=1", "FLAGS=--a b=c --d=e"]
+    done = subprocess.run([*given, "CHECKPONT=my.pt"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"Makefile:\d+: \*\*\* there is no variable CHECKPONT; `make help` lists them\.  Stop\.\n", done.stderr
+    )
+    subprocess.run(given, cwd=ROOT, capture_output=True, check=True)
 
 
 @pytest.mark.parametrize("target", ["repo", "verify", "gpu-report"])
