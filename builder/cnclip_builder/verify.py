@@ -120,7 +120,7 @@ def verify_server(
             card_decoding = measure_parity(served["image"], exact)
             served["image"] = exact
     except CnclipError as error:
-        raise BuildError(f"{model} at {url} can't be verified: {error}") from error
+        raise _not_verified(url, model, error) from error
     precisions = served_precisions(info.precision)
     encoded, reduced = list(images.values()), info.decoding == "reduced"
     reference = {
@@ -134,6 +134,27 @@ def verify_server(
         measure_parity(reference["image"], _encode_images(loaded, encoded)) if reduced else None,
         card_decoding,
     )
+
+
+def require_served(url: str, model: str, arch: Arch) -> None:
+    """Sees that a server answers and has a model: before a checkpoint is fetched and read to be compared with it.
+
+    Raises:
+        SettingError: the arch's vocabulary is not the model's.
+        BuildError: it does not answer, serves no such model, or is no address.
+    """
+    from cnclip_client import CnclipError
+
+    arch.require_vocabulary()
+    try:
+        with connected(url, model, arch.vocabulary_file):
+            pass
+    except (CnclipError, ValueError) as error:  # ValueError: what is no address
+        raise _not_verified(url, model, error) from error
+
+
+def _not_verified(url: str, model: str, error: Exception) -> BuildError:
+    return BuildError(f"{model} at {url} can't be verified: {error}")
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from cnclip_client import BadFile, Client, Retry, served_models
 from cnclip_client._cli._connection import Server, asks_server_for
 from cnclip_client._cli._shared import Verbose, reporting, usage
 from cnclip_client._extras import require
-from cnclip_console import plain_app
+from cnclip_console import Version, plain_app
 
 from cnclip_gateway._settings import MIB, Settings
 
@@ -43,7 +43,7 @@ def gateway(
         typer.Option(help="The address to listen on. 0.0.0.0 lets other machines in.", rich_help_panel=_LISTENS),
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="The port. 0 picks a free one.", rich_help_panel=_LISTENS)
+        int, typer.Option(min=0, max=65_535, help="The port. 0 picks a free one.", rich_help_panel=_LISTENS)
     ] = 8080,
     api_key_file: Annotated[
         Path | None,
@@ -122,6 +122,7 @@ def gateway(
         int, typer.Option(min=1, help="Most connections; others are turned away.", rich_help_panel=_BOUNDS)
     ] = _DEFAULT.connections,
     verbose: Verbose = False,
+    version: Version = False,
 ) -> None:
     """Serve features over HTTP in the form of OpenAI's API, and a page to search pictures with, until Ctrl-C.
 
@@ -132,7 +133,7 @@ def gateway(
       cnclip-gateway --url localhost:8001
       cnclip-gateway --index photos.index --images photos/ --port 8080
     """
-    with reporting(verbose), usage(), ExitStack() as stack:
+    with reporting(verbose, "cnclip-gateway"), usage(), ExitStack() as stack:
         if (tls_cert is None) != (tls_key is None):
             raise typer.BadParameter("--tls-cert and --tls-key go together")
         if images and index is None:

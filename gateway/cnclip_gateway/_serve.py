@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import socket
@@ -40,7 +41,11 @@ def listening(host: str, port: int) -> socket.socket:
         made.listen(_BACKLOG)
     except OSError as error:
         made.close()
-        raise OSError(f"cannot listen on {host}:{port} ({error.strerror}); check --host and --port") from error
+        fix = "choose another --port, or 0 for any free one" if error.errno == errno.EADDRINUSE else "check --host"
+        raise OSError(error.errno, f"{error.strerror}; {fix}", f"{host}:{port}") from error
+    except BaseException:
+        made.close()
+        raise
     return made
 
 
@@ -56,13 +61,15 @@ def server_of(
         verbose: Whether each request is logged.
 
     Raises:
-        OSError: A file of `tls` cannot be used.
+        OSError: A file of `tls` cannot be read, or they are not a certificate chain and its key.
     """
+    for file in tls or ():
+        file.open("rb").close()  # OpenSSL does not say which one it cannot open
     if tls is not None:
         try:
             # With a password that none is: uvicorn would have whoever sits there asked for one, and nobody may.
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*tls, password=lambda: "-")
-        except OSError as error:
+        except ssl.SSLError as error:
             raise OSError(
                 f"{tls[0]} and {tls[1]} cannot be used together ({error.strerror or error}); give a certificate, those "
                 "that it rests on behind it, and its own key without a passphrase"

@@ -29,6 +29,7 @@ from cnclip_server._host import check_glibc, check_numpy, check_open_files, envi
 from cnclip_server._log import failure_reason, last_line, serves_metrics, tail, unbound_service, without_keys
 from cnclip_server._ports import FLAGS, Ports
 from cnclip_server._process import DEFAULT_LOG_LIMIT_BYTES, GuardedProcess
+from cnclip_server._stub_python import lay_out_stub_python
 
 logger = logging.getLogger(__name__)
 
@@ -275,6 +276,8 @@ class TritonServer:
         try:
             with told_by_name(folder):
                 command = server_command(binary, settings, folder=folder, shm_prefix=shm_prefix)
+                if not binary.has_onnxruntime and (python := lay_out_stub_python(folder)) is not None:
+                    environ["PATH"] = f"{python}{os.pathsep}{environ['PATH']}"
             return GuardedProcess(
                 command,
                 folder=folder,
@@ -333,6 +336,7 @@ def _check_repository(repository: Path) -> None:
         RepositoryError: It does not exist, or no folder in it has a config.pbtxt.
     """
     if not repository.is_dir():
-        raise RepositoryError(repository, f"the model repository {repository} does not exist")
+        what = "is a file, not a folder of models" if repository.exists() else "does not exist"
+        raise RepositoryError(repository, f"the model repository {repository} {what}")
     if not any(repository.glob("*/config.pbtxt")):
         raise RepositoryError(repository, f"{repository} holds no model: no folder in it has a config.pbtxt")

@@ -150,7 +150,9 @@ def test_https(triton: FakeTriton, tmp_path: Path) -> None:
         (["--api-key-file", "/dev/null"], "/dev/null: holds no key"),
         (["--index", "no-such-folder"], "no-such-folder"),
         (["--url", "localhost"], "localhost"),
-        (["--tls-cert", "no.pem", "--tls-key", "no.pem"], "No such file"),
+        (["--tls-cert", "no.pem", "--tls-key", "no.pem"], "cnclip-gateway: no.pem: No such file or directory; check"),
+        (["--tls-cert", "/dev/null", "--tls-key", "/dev/null"], "cannot be used together"),
+        (["--host", "no-such-host.invalid"], "no-such-host.invalid:0: "),
         # None of these would ever be met, and nothing would say so.
         (["--fetch-from", "https://images.example.com"], "name each host"),
         (["--fetch-from", "*.example.com"], "name each host"),
@@ -199,7 +201,7 @@ def test_a_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = CliRunner().invoke(app, ["--port", str(taken.getsockname()[1])])
     assert result.exit_code == 2
-    assert "Address already in use" in result.output
+    assert "Address already in use; choose another --port, or 0 for any free one" in result.output
 
 
 def test_what_is_not_installed_is_named(tmp_path: Path) -> None:
@@ -216,5 +218,6 @@ def test_what_is_not_installed_is_named(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert (
-        done.stderr == "cnclip: this needs starlette, which is not installed; pip install 'cn-clip-triton[gateway]'\n"
+        done.stderr
+        == "cnclip-gateway: this needs starlette, which is not installed; pip install 'cn-clip-triton[gateway]'\n"
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 from cnclip_builder.arch import official_archs
-from cnclip_console import plain_app
+from cnclip_console import Version, plain_app, told
 
 from cnclip_bench._cli._alternatives import compare
 from cnclip_bench._cli._costs import build, memory, startup
@@ -40,6 +40,13 @@ app = plain_app(
     "  cnclip-bench all --arch ViT-B-16",
     no_args_is_help=True,
 )
+
+
+@app.callback()
+def _bench(version: Version = False) -> None:
+    pass
+
+
 _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "What is served, side by side": (served, compare, latency, throughput, preparation, stages),
     "What is done for it": (preprocess, host, tokenize, savings, int8),
@@ -99,7 +106,7 @@ def main() -> None:
             raise
         install = ": pip install 'cn-clip-triton[builder,server,bench,cpu]' installs all that is measured"
         fix = install if missing else ""
-        print(f"error: {error}{fix}", file=sys.stderr)
+        print(f"error: {told(error)}{fix}", file=sys.stderr)
         sys.exit(1)
 
 

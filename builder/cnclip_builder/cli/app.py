@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from importlib.metadata import version as installed_version
-from typing import Annotated
 
 import typer
-from cnclip_console import plain_app
+from cnclip_console import Version, plain_app, told
 
 from cnclip_builder.cli.charset import use_utf8
 from cnclip_builder.cli.compare import compare_features
@@ -40,18 +38,8 @@ for heading, commands in _COMMANDS.items():
         app.command(rich_help_panel=heading)(command)
 
 
-def _version(show: bool) -> None:
-    if show:
-        typer.echo(f"cn-clip-triton {installed_version('cn-clip-triton')}")
-        raise typer.Exit
-
-
 @app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
+def _options(version: Version = False) -> None:
     pass
 
 
@@ -68,7 +56,7 @@ def main() -> None:
         missing = isinstance(error, ModuleNotFoundError)
         install = ": pip install 'cn-clip-triton[builder,cpu]', or [builder,gpu] for a GPU, installs what a build needs"
         fix = install if missing else ""
-        typer.echo(without_secrets(f"error: {error}{fix}"), err=True)
+        typer.echo(without_secrets(f"error: {told(error)}{fix}"), err=True)
         sys.exit(1)
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:

@@ -48,12 +48,14 @@ def verify(
       cnclip-build verify --arch ViT-B-16 --url localhost:8001
     """
     from cnclip_builder.checkpoint.sources import fetch_checkpoint
-    from cnclip_builder.verify import verify_server
+    from cnclip_builder.verify import require_served, verify_server
 
     chosen = choose_arch(arch, checkpoint, vocabulary, name)
+    model = name or chosen.slug
+    require_served(url, model, chosen)
     verification = verify_server(
         url,
-        name or chosen.slug,
+        model,
         fetch_checkpoint(checkpoint, chosen, download_root, hub).path,
         chosen,
         images={str(path): path.read_bytes() for path in image} if image else None,

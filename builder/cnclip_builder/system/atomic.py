@@ -87,7 +87,7 @@ def require_writable(target: Path) -> None:
     target = _behind_links(target)
     with explaining_disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=target.parent).close()
+        _try_to_write(target.parent)
 
 
 def require_room(target: Path) -> None:
@@ -107,7 +107,7 @@ def require_room(target: Path) -> None:
             raise OSError(code, os.strerror(code), str(target.parent))
         try:
             # On Linux, a file that never has a name.
-            tempfile.TemporaryFile(dir=folder).close()
+            _try_to_write(folder)
         except OSError as error:
             if missing is None:
                 raise
@@ -134,6 +134,13 @@ def link_or_copy(source: Path, target: Path) -> None:
 def link_tree(source: Path, target: Path) -> None:
     """Makes a folder with the same files appear at the target, without copies where the file system allows it."""
     shutil.copytree(source, target, copy_function=lambda s, t: link_or_copy(Path(s), Path(t)), dirs_exist_ok=True)
+
+
+def _try_to_write(folder: Path) -> None:
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:  # which names a file that nobody has asked for
+        raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import re
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +23,7 @@ T = TypeVar("T")
 # Stages are forked from a process that has imported these and done nothing else, so that their seconds are spent once.
 # A fork of this process would inherit its memory and threads.
 START_METHOD = "forkserver"
-_IMPORTED = ["cn_clip.clip.model", "onnx", "onnxruntime"]
+_IMPORTED = ["cnclip_builder.system.quiet_interrupt", "cn_clip.clip.model", "onnx", "onnxruntime"]
 
 # But for those that use a GPU: cn_clip asks torch for one when it is imported. That initialises CUDA's driver, which
 # answers nothing but CUDA_ERROR_NOT_INITIALIZED in a fork of such a process.
@@ -91,6 +92,7 @@ def stage_process(*, on_gpu: bool = False) -> Iterator[StageProcess]:
 
 
 def _prepare(level: int) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a stage tidies up
     configure_logging(level)
     threading.Thread(target=_end_with_the_build, daemon=True).start()
 

@@ -258,7 +258,7 @@ def _engine(name: str, connect: Callable[[], Client], actors: int | None) -> Eng
 
 def _words(summary: Summary) -> str:
     rate = summary.items / summary.seconds if summary.seconds else 0.0
-    parts = f" in {summary.parts:,} parts" if summary.parts else ""
+    parts = f" in {summary.parts:,} part{'s' * (summary.parts > 1)}" if summary.parts else ""
     return (
         f"{summary.items:,} items{parts}, {summary.failures:,} failures, {summary.seconds:.1f} s, {rate:,.1f} items/s"
     )

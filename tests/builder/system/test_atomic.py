@@ -161,7 +161,9 @@ def test_one_that_was_killed_between_two_renames_is_put_back(tmp_path: Path) -> 
 @pytest.mark.parametrize("target", ["/sys/cnclip/target", "/proc/target"])
 def test_a_target_that_nobody_can_write_to(target: str) -> None:
     """Such folders refuse the superuser too, as a read-only mount does."""
-    with pytest.raises(BuildError, match="can't be written to.*choose another folder"):
+    folder = Path(target).parent
+    folder = folder if folder.exists() else folder.parent
+    with pytest.raises(BuildError, match=rf"^{folder}(/cnclip)? can't be written to.*choose another folder"):
         require_writable(Path(target))
 
 

@@ -18,6 +18,7 @@ import pytest
 from cnclip_builder import build
 from cnclip_builder.errors import MissingRequirementError
 from cnclip_builder.plans import here
+from cnclip_builder.system import isolation
 from cnclip_builder.system.isolation import stage_process
 
 SCRIPT = """
@@ -141,3 +142,17 @@ def test_a_stage_without_memory_is_one_line() -> None:
         with pytest.raises(MissingRequirementError, match="stage bytes found no memory: an architecture needs about"):
             process.run(bytes, 1 << 60)
         assert process.run(bytes, 2) == b"\0\0"
+
+
+def _handles_interrupts() -> bool:
+    return signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_control_c_prints_no_traceback_of_what_stages_are_forked_from() -> None:
+    """It imports the quiet way first, before seconds of torch; the stages themselves still tidy up."""
+    quiet, *_ = isolation._IMPORTED
+    code = f"import {quiet}, os, signal\nos.kill(os.getpid(), signal.SIGINT)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+    with stage_process() as process:
+        assert process.run(_handles_interrupts)

@@ -120,7 +120,7 @@ def test_a_job_that_has_not_come_to_its_end_is_not_searched(tmp_path: Path, trit
     _, said = cnclip(*given, "1/3", url=triton.url)
     assert "out/ was shared out among 2 jobs, and is among 3 now" in said
     _, said = cnclip(*given, "2/3", url=triton.url)
-    assert "was finished before: 50 items in 1 parts" in said
+    assert "was finished before: 50 items in 1 part," in said
     cnclip(*given, "0/3", url=triton.url)
     assert len(pq.read_table(tmp_path / "out" / "part-00003.parquet")) == 50
 
