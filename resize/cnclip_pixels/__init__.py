@@ -52,8 +52,8 @@ _REDUCED_SIDES = 2
 
 # A file of some kilobytes can keep a processor busy for hours: Pillow reads some formats byte by byte in Python, and
 # takes as many parts of a TIFF as it lists. So a picture has a processor's time by its size: of 178 million pixels, the
-# most by default, 23 s; as JPEG 2000, the slowest of the common formats, so many took 14 s, and 5 s as a PNG.
-_SECONDS, _SECONDS_A_PIXEL = 5.0, 1e-7
+# most by default, 59 s. As JPEG 2000, the slowest of the common formats, a pixel takes 0.08 to 0.5 µs, as PNG 0.03.
+_SECONDS, _SECONDS_A_PIXEL = 5.0, 3e-7
 # A further pass over the whole picture each, whatever is in it. Encoders write progressive JPEGs in about ten.
 _MOST_SCANS = 100
 _MOST_COMMENTS = 1000
@@ -111,6 +111,7 @@ class _Patient(io.BytesIO):
     def __init__(self, encoded: bytes) -> None:
         super().__init__(encoded)
         self._began, self._most = time.thread_time(), _SECONDS
+        self.refusal: BadImage | None = None
 
     def allow(self, pixels: int) -> None:
         """Gives the time of a picture of so many pixels, now that they are known."""
@@ -126,7 +127,8 @@ class _Patient(io.BytesIO):
 
     def _require_time(self) -> None:
         if time.thread_time() - self._began > self._most:
-            raise BadImage(f"takes more than {self._most:.3g} s to decode")
+            self.refusal = BadImage(f"takes more than {self._most:.3g} s to decode")
+            raise self.refusal
 
 
 @cache
@@ -210,13 +212,27 @@ def _memory() -> int:
     return min(limits, default=0)
 
 
+def _bytes_a_pixel(image: Image.Image) -> int:
+    """The most that a pixel takes while it is decoded and resized, as it was seen of noise, by Pillow 13."""
+    bands = len(image.getbands())
+    if image.format == "JPEG2000":  # OpenJPEG holds each band in 32 bits
+        return 7 * bands
+    if image.format in ("WEBP", "AVIF"):
+        return 21 if image.format == "WEBP" else 13
+    if isinstance(image, JpegImageFile):  # coefficients of all that are progressive
+        return 3 * bands
+    if image.mode in ("1", "L", "P"):
+        return 1
+    return 9 if image.mode[-1] in "Aa" else 5  # what has alpha is multiplied with it in a copy
+
+
 @contextmanager
 def _in_turn(image: Image.Image, memory: int) -> Iterator[None]:
     """Waits, before a picture that takes more bytes, until no thread of any process here decodes such a one.
 
     The lock is the kernel's: a process that dies gives it back.
     """
-    if not memory or image.width * image.height * (1 if image.mode in ("1", "L", "P") else 4) <= memory:
+    if not memory or image.width * image.height * _bytes_a_pixel(image) <= memory:
         yield
         return
     import fcntl  # where there is one: clients of other systems ask for no bound
@@ -340,8 +356,8 @@ def decode_pixels(
     """
     if not encoded:
         raise BadImage("0 bytes")
+    file = _Patient(encoded)
     try:
-        file = _Patient(encoded)
         with Image.open(file, formats=formats or image_formats()) as image:
             file.allow(image.width * image.height)
             _require_quick(image, encoded)
@@ -356,6 +372,8 @@ def decode_pixels(
         raise
     # Pillow's decoders raise nearly anything on hostile files: OSError, SyntaxError, struct.error, MemoryError, ...
     except Exception as error:
+        if file.refusal is not None:  # of what some make an error of their own
+            raise file.refusal from error
         name, said = type(error).__name__, _OBJECT_ADDRESS.sub("", str(error)).strip()
         # What names a file, or the system's own words, are the server's affair.
         private = re.search(r"[/\\\n]", said) or getattr(error, "errno", None) is not None

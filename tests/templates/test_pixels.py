@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 import subprocess
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cnclip_pixels
 import numpy as np
@@ -28,7 +30,7 @@ from cnclip_pixels import (
     limit_pixels,
     usable_cores,
 )
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, features
 
 # The server turns Pillow's warnings off for its whole process; so do these tests.
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
@@ -297,7 +299,7 @@ def test_large_pictures_are_decoded_in_turn(tmp_path: Path, monkeypatch: pytest.
     """By the threads of all processes: another one holds the lock here, until it is killed."""
     monkeypatch.setattr(cnclip_pixels, "_SHARED_FOLDER", tmp_path)
     buffer = io.BytesIO()
-    Image.new("RGB", (100, 50)).save(buffer, "PNG")  # 20,000 bytes in Pillow's memory
+    Image.new("RGB", (100, 50)).save(buffer, "PNG")  # 25,000 bytes while it is decoded
     large = buffer.getvalue()
     hold = (
         "import fcntl, os, sys, time; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX); "
@@ -307,8 +309,8 @@ def test_large_pictures_are_decoded_in_turn(tmp_path: Path, monkeypatch: pytest.
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with ThreadPoolExecutor(4) as pool:
-            waiting = [pool.submit(decode_pixels, large, 32, memory=19_999) for _ in range(3)]
-            for free in (20_000, 0):
+            waiting = [pool.submit(decode_pixels, large, 32, memory=24_999) for _ in range(3)]
+            for free in (25_000, 0):
                 assert pool.submit(decode_pixels, large, 32, memory=free).result(timeout=60).shape == (32, 32, 3)
             assert not any(one.done() for one in waiting)
             holder.kill()
@@ -319,6 +321,50 @@ def test_large_pictures_are_decoded_in_turn(tmp_path: Path, monkeypatch: pytest.
             decode_pixels(large[:-40], 32, memory=1)
     monkeypatch.setattr(cnclip_pixels, "_SHARED_FOLDER", tmp_path / "missing")
     assert decode_pixels(large, 32, memory=1).shape == (32, 32, 3)
+
+
+# Decodes a file, and prints by how much that raised the most memory that the process had.
+PEAK = """
+import io, pathlib, sys
+from PIL import Image
+from cnclip_pixels import decode_pixels
+def most():
+    return int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+for form in ("JPEG", "PNG"):
+    small = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(small, form)
+    decode_pixels(small.getvalue(), 32)
+encoded = pathlib.Path(sys.argv[1]).read_bytes()
+pathlib.Path("/proc/self/clear_refs").write_text("5")
+before = most()
+decode_pixels(encoded, 32)
+print(most() - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("form", "mode", "options"),
+    [
+        ("PNG", "RGB", {}),
+        ("PNG", "RGBA", {}),
+        ("JPEG", "CMYK", {"progressive": True}),
+        ("WEBP", "RGBA", {"lossless": True, "method": 0}),
+        ("AVIF", "RGBA", {"speed": 10, "subsampling": "4:4:4"}),
+        ("JPEG2000", "RGBA", {}),
+    ],
+)
+def test_no_picture_takes_more_than_it_counts_as(tmp_path: Path, form: str, mode: str, options: dict[str, Any]) -> None:
+    """Else several together would take more than there is: a small file of JPEG 2000 holds 24 bytes a pixel."""
+    if form == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    noise = np.random.default_rng(1).integers(0, 256, (1000, 1500, len(mode)), dtype=np.uint8)
+    Image.fromarray(noise, mode="CMYK" if mode == "CMYK" else None).save(tmp_path / "noise", form, **options)
+    with Image.open(tmp_path / "noise") as image:
+        counted = cnclip_pixels._bytes_a_pixel(image) * image.width * image.height
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "noise")]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    taken = int(subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout)
+    assert counted / 5 < taken < counted + 2_000_000
 
 
 def test_one_large_picture_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
