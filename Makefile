@@ -46,6 +46,11 @@ CHECKPOINT_OPTIONS = $(call option,--arch,ARCH) $(call option,--checkpoint,CHECK
 # GPU, also where .venv is there already.
 READY = $(VENV)/runtime $(if $(TENSORRT),$(VENV)/tensorrt-$(TENSORRT)) $(if $(filter gpu,$(PREPROCESS)),$(VENV)/gpu-decode)
 
+# A misspelt variable would count as none: make repo CHECKPONT=my.pt builds the official checkpoint.
+KNOWN := VENV SHELL $(shell sed -nE 's/^(constraints: )?([A-Z_]+) *[?]=.*/\2/p' $(firstword $(MAKEFILE_LIST)))
+UNKNOWN := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(filter-out $(KNOWN),$(name))))
+$(if $(strip $(UNKNOWN)),$(error there is no variable $(strip $(UNKNOWN)); `make help` lists them))
+
 .DEFAULT_GOAL := help
 .PHONY: help demo repo serve verify publish test test-slow docs bench gpu-report soak wheel test-s3 test-rtx test-pillows check \
 	constraints newest clean
@@ -80,15 +85,15 @@ endef
 export VARIABLES INSTALLED
 
 # Of lines NAME:WORDS two columns, 80 wide at most.
-COLUMNS = while IFS=: read -r name words; do printf '%s\n' "$$words" | fold -s -w 63 \
+TWO_COLUMNS = while IFS=: read -r name words; do printf '%s\n' "$$words" | fold -s -w 63 \
 	| sed "1s/^/$$(printf '%-17s' "$$name")/; 2,\$$s/^/$$(printf '%-17s')/; s/ *$$//"; done
 
 help:  ## List the targets.
-	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /:/' | $(COLUMNS)
+	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /:/' | $(TWO_COLUMNS)
 	@echo && echo 'Variables of make repo, and what they are unless given:'
-	@echo "$$VARIABLES" | $(COLUMNS)
+	@echo "$$VARIABLES" | $(TWO_COLUMNS)
 	@echo && echo 'Variables of what is installed:'
-	@echo "$$INSTALLED" | $(COLUMNS)
+	@echo "$$INSTALLED" | $(TWO_COLUMNS)
 
 demo: $(VENV)/runtime  ## Build the bundled demo checkpoint, serve it, and match its pictures with Chinese captions.
 	$(BIN)/python examples/demo/demo.py
@@ -101,7 +106,7 @@ repo: $(READY)  ## Build a model repository: make repo ARCH=ViT-H-14
 		$(call option,--model-version,MODEL_VERSION) $(if $(ENCODERS_ONLY),--encoders-only) $(if $(VERIFY),--verify) \
 		$(if $(DRY_RUN),--dry-run) $(FLAGS)
 
-serve: $(VENV)/runtime  ## Serve the repository until Ctrl-C; FLAGS= go to cnclip-serve.
+serve: $(VENV)/runtime  ## Serve REPOSITORY until Ctrl-C; FLAGS= go to cnclip-serve.
 	$(BIN)/cnclip-serve "$(REPOSITORY)" $(FLAGS)
 
 verify: $(VENV)/runtime  ## Compare a running server with PyTorch: make verify ARCH=... CHECKPOINT=... URL=...
@@ -152,6 +157,7 @@ bench: $(VENV)/installed  ## Measure ViT-B-16 side by side: served, alternatives
 		--pairs build/bench/held-out/captions.tsv --output build/benchmarks/demo
 
 gpu-report: $(READY)  ## Measure what this machine's GPU does with ARCH, on one page; within ten minutes.
+	$(if $(filter gpu,$(RUNTIME)),$(MAKE) --no-print-directory $(VENV)/gpu-decode)
 	$(BIN)/cnclip-bench gpu-report $(call option,--arch,ARCH) $(call option,--checkpoint,CHECKPOINT) $(FLAGS)
 
 soak: $(VENV)/installed  ## Load the demo model for an hour (MINUTES=60); see that memory stays and no row is another's.
@@ -236,7 +242,7 @@ newest:  ## Run the tests with the newest of everything, in an environment of th
 TENSORRT_PACKAGES := tensorrt $(foreach cuda,cu11 cu12 cu13,$(addprefix tensorrt-$(cuda),-bindings -libs) tensorrt-$(cuda))
 
 ifneq ($(TENSORRT),)
-$(VENV)/tensorrt-$(TENSORRT): $(VENV)/installed
+$(VENV)/tensorrt-$(TENSORRT): $(VENV)/runtime
 	rm -f $(VENV)/tensorrt-*
 	$(BIN)/python -m pip uninstall --quiet --yes $(TENSORRT_PACKAGES)
 	$(BIN)/python -m pip install --progress-bar on 'tensorrt==$(TENSORRT).*'

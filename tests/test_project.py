@@ -3,6 +3,7 @@ held against something is."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -157,3 +158,25 @@ def test_commands_and_links_of_the_pages_are_there(page: str) -> None:
         assert (ROOT / link).exists(), link
     for target in re.findall(r"^make ([a-z0-9-]+)", text, re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), target
+
+
+def dry_run(tmp_path: Path, *arguments: str) -> str:
+    """What make would do where there is a GPU and no virtual environment."""
+    command = tmp_path / "nvidia-smi"
+    command.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-0)'\n")
+    command.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    make = ["make", "--dry-run", f"VENV={tmp_path / 'venv'}", *arguments]
+    return subprocess.run(make, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_report_of_a_gpu_installs_what_decodes_on_it(tmp_path: Path) -> None:
+    told = dry_run(tmp_path, "gpu-report")
+    assert told.index(".[gpu,builder,") < told.index("'.[gpu-decode]'") < told.index("cnclip-bench gpu-report")
+    assert ".[gpu-decode]" not in dry_run(tmp_path, "repo")
+
+
+def test_another_tensorrt_brings_nothing_of_the_tests(tmp_path: Path) -> None:
+    told = dry_run(tmp_path, "repo", "TENSORRT=10.13.3")
+    assert told.index(".[gpu,builder,") < told.index("'tensorrt==10.13.3.*'") < told.index("cnclip-build repository")
+    assert "--group dev" not in told

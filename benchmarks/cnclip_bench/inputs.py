@@ -49,7 +49,7 @@ def captions(file: Path | None) -> list[str]:
 
     if file is None:
         return [text for text in sample_texts() if text.strip()]
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     if not lines:
         raise ValueError(f"{file} has no line with a text; name another file")
     return lines

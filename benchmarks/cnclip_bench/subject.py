@@ -161,7 +161,7 @@ def arch_option(arch: str | None, checkpoint: str, name: str | None) -> str:
 def _build(arch: Arch, checkpoint: str, repository: Path, name: str) -> Path:
     from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
     from cnclip_builder.build import BuildRequest, build_repository
-    from cnclip_builder.repository.serving import choose_settings
+    from cnclip_builder.repository.choosing import choose_settings
 
     serving, _ = choose_settings({}, {}, DEFAULT_CONTEXT_LENGTH)  # for a GPU where there is one, as users build
     request = BuildRequest(

@@ -119,7 +119,7 @@ def _build(request: BuildRequest, name: str) -> RepositoryEntry:
 
 def _has_card() -> bool:
     """Whether this machine's GPU can decode; what is built without one is for another machine's."""
-    with stage_process() as process:
+    with stage_process(on_gpu=True) as process:
         why = process.run(why_no_card)
     if why:
         logger.warning("How far a GPU's pixels are from exact ones is not measured: %s", why)
@@ -127,7 +127,7 @@ def _has_card() -> bool:
 
 
 def _measured_card(request: BuildRequest, artefacts: Artefacts) -> dict[str, Any]:
-    with artefacts.checkpoint.still(), stage_process() as process:
+    with artefacts.checkpoint.still(), stage_process(on_gpu=True) as process:
         path = artefacts.checkpoint.file.path
         return process.run(measure_card_distance, path, request.arch, request.card_images).as_dict()
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from cnclip_builder.arch import Arch
 from cnclip_builder.checkpoint.load import Checkpoint, load_checkpoint
-from cnclip_builder.errors import BuildError, ParityError
+from cnclip_builder.errors import BuildError, ParityError, SettingError
 from cnclip_builder.parity.distance import TOLERANCES, Parity, Tolerance, measure_parity
 from cnclip_builder.parity.samples import sample_images, sample_texts
 from cnclip_builder.tensors import ALL_PRECISIONS, TOWERS, Precision, Tower
@@ -95,7 +95,7 @@ def verify_server(
         texts: by default real captions and odd texts.
 
     Raises:
-        SettingError: the arch's vocabulary is not the model's.
+        SettingError: the address is none, or the arch's vocabulary is not the model's.
         BuildError: the server does not answer, or serves another checkpoint.
     """
     from cnclip_client import Client, CnclipError
@@ -120,7 +120,7 @@ def verify_server(
             card_decoding = measure_parity(served["image"], exact)
             served["image"] = exact
     except CnclipError as error:
-        raise BuildError(f"{model} at {url} can't be verified: {error}") from error
+        raise _not_verified(url, model, error) from error
     precisions = served_precisions(info.precision)
     encoded, reduced = list(images.values()), info.decoding == "reduced"
     reference = {
@@ -136,6 +136,27 @@ def verify_server(
     )
 
 
+def require_served(url: str, model: str, arch: Arch) -> None:
+    """Sees that a server answers and has a model: before a checkpoint is fetched and read to be compared with it.
+
+    Raises:
+        SettingError: the arch's vocabulary is not the model's.
+        BuildError: it does not answer, serves no such model, or is no address.
+    """
+    from cnclip_client import CnclipError
+
+    arch.require_vocabulary()
+    try:
+        with connected(url, model, arch.vocabulary_file):
+            pass
+    except (CnclipError, ValueError) as error:  # ValueError: what is no address
+        raise _not_verified(url, model, error) from error
+
+
+def _not_verified(url: str, model: str, error: Exception) -> BuildError:
+    return BuildError(f"{model} at {url} can't be verified: {error}")
+
+
 @contextlib.contextmanager
 def connected(url: str, model: str, vocabulary: Path | None = None) -> Iterator[Client]:
     """Connects to a server, which prepares images and texts; one of encoders alone has this process do it.
@@ -146,17 +167,32 @@ def connected(url: str, model: str, vocabulary: Path | None = None) -> Iterator[
         vocabulary: the file of the text encoder's tokens, for token ids that are made here; None for cn_clip's.
 
     Raises:
+        SettingError: the address is none.
         CnclipError: it does not answer.
     """
     from cnclip_client import Client, ModelNotFound
 
     with contextlib.ExitStack() as opened:
-        client = opened.enter_context(Client(url, model=model))
+        with addressed():
+            client = opened.enter_context(Client(url, model=model))
         try:
             _ = client.info
         except ModelNotFound:
             client = opened.enter_context(Client(url, model=model, prepare="client", vocabulary=vocabulary))
         yield client
+
+
+@contextlib.contextmanager
+def addressed() -> Iterator[None]:
+    """Turns what the client says of an address that is none into an error of the builder's.
+
+    Raises:
+        SettingError: it is none.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise SettingError(str(error)) from error
 
 
 def served_precisions(served: str) -> dict[Tower, Precision]:

@@ -8,7 +8,8 @@
 
 Everything that it raises on purpose is a `CnclipError`: `TransportError` (`ServerUnreachable`, `TlsFailed`,
 `ServerBusy`, `RequestTimeout`), `AccessDenied`, `ModelNotFound`, `ModelNotReady`, `ModelChanged`,
-`CheckpointMismatch`, `BadInput`, `BadFile`, `MissingExtra`, `JobRefused`, `TooManyFailures`, `ServerError`.
+`CheckpointMismatch`, `BadInput`, `BadFile`, `StoreError`, `MissingExtra`, `JobRefused`, `TooManyFailures`,
+`ServerError`.
 """
 
 from cnclip_client import _forks  # noqa: F401 - first, as it says

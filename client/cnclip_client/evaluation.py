@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -30,6 +31,7 @@ from cnclip_client.features import Features
 __all__ = ["Annotations", "Prediction", "Recall", "annotated", "read_annotations", "read_predictions", "recall"]
 
 _DEEPEST = 10
+_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,10 +178,11 @@ def recall(
             ranks[one.query] = next((rank for rank, each in enumerate(one.ids[:_DEEPEST]) if each in right), _DEEPEST)
     left_out = len(answers) - len(ranks)
     if left_out and missing == "error":
-        named = ", ".join(repr(query) for query in answers if query not in ranks)[:80]
+        named = ", ".join(islice((repr(query) for query in answers if query not in ranks), _NAMED))
+        more = ", ..." if left_out > _NAMED else ""
         raise ValueError(
-            f"{left_out} of {len(answers)} annotated queries were not searched ({named}); "
-            "extract them too, or count them as misses"
+            f"{left_out} of {len(answers)} annotated queries were not searched ({named}{more}); extract them too, or "
+            "count them as misses (missing='miss', --missing-as-misses)"
         )
     r1, r5, r10 = (sum(rank < k for rank in ranks.values()) / len(answers) for k in (1, 5, _DEEPEST))
     return Recall(r1=r1, r5=r5, r10=r10, mean_recall=(r1 + r5 + r10) / 3.0, queries=len(answers), missing=left_out)

@@ -6,11 +6,28 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
-from typing import Any, get_type_hints
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-__all__ = ["gives_options", "option"]
+__all__ = ["Version", "gives_options", "option"]
+
+
+def _print_version(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        name = context.find_root().info_name
+        try:
+            typer.echo(f"{name} {version('cn-clip-triton')}")
+        except PackageNotFoundError:
+            typer.echo(f"{name} (run from a source tree)")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+]
+"""An option that each of the five commands has."""
 
 
 def option(help: str, *names: str, panel: str | None = None, metavar: str | None = None, **more: Any) -> Any:

@@ -13,4 +13,6 @@ RUN python3 -m pip install --no-cache-dir --no-deps --break-system-packages \
         --requirement /opt/cnclip/card-requirements.txt \
     # NVRTC compiles without a GPU: what is missing is found here, and not when a server starts.
     && python3 -c 'from cnclip_card._cuda import compile_kernels; compile_kernels("90"); from nvidia import nvimgcodec'
+# For serve.sh.
+ENV CNCLIP_DECODES_ON_GPU=1
 USER 1000:1000

@@ -3,12 +3,20 @@
 # shared-memory, trace and logging APIs closed unless CNCLIP_ADMIN_KEY opens them. Arguments go to tritonserver.
 # CNCLIP_GRPC_CONNECTION_SECONDS has gRPC's connections end after so long: clients look the server's name up again, and
 # find those that were added. Requests under way come to their end first.
+# CNCLIP_DECODES_ON_GPU, which card.Dockerfile sets, has images stay on the GPU that decodes them: room there, and no pinned
+# memory, to which Triton would copy them wrongly where there is none.
 set -eu
 : "${CNCLIP_ADMIN_KEY:=$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')}"
 restricted="shared-memory,trace,logging:admin-key=$CNCLIP_ADMIN_KEY"
 unset CNCLIP_ADMIN_KEY # the Python models need not know it
 if [ -n "${CNCLIP_GRPC_CONNECTION_SECONDS:-}" ]; then
   set -- --grpc-max-connection-age="$((CNCLIP_GRPC_CONNECTION_SECONDS * 1000))" "$@"
+fi
+if [ -n "${CNCLIP_DECODES_ON_GPU:-}" ]; then
+  for gpu in 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do
+    set -- --cuda-memory-pool-byte-size="$gpu:268435456" "$@"
+  done
+  set -- --pinned-memory-pool-byte-size=0 "$@"
 fi
 # For probe.py, which may be told to end a server that is beyond help; exec keeps the number. What it remembers is of the
 # server before.

@@ -79,7 +79,8 @@ def main() -> int:
     if not show(pictures, captions, probabilities):
         say("a wrong caption won: the served features are not what the checkpoint gives; please report this")
         return 1
-    say("Every picture found its own caption. The server has stopped.")
+    say("Every picture found its own caption. The server has stopped. To start it again:")
+    say("  source .venv/bin/activate\n  cnclip-serve build/demo/repository", markup=False)
     return 0
 
 

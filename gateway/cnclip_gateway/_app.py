@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import anyio
 import numpy as np
 from cnclip_client import CnclipError
+from cnclip_client.retrieval import Id
 from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -91,10 +93,12 @@ class Gateway:
                 Route("/", self._page),
                 Route("/search", self._search, methods=["GET"]),
                 Route("/search", self._search_by_picture, methods=["POST"]),
-                Route("/thumbnails/{row:int}", self._thumbnail),
+                Route("/thumbnails/{row}", self._thumbnail),
             ]
         handlers: Mapping[Any, Any] = {GatewayError: _refuse, HTTPException: _refuse_http, Exception: _fail}
         app = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
+        # They would lead to wherever the request's own header says that it came to.
+        app.router.redirect_slashes = False
         known = frozenset(route.path for route in routes)
         return Guard(app, self._settings.keys, self._metrics, known)
 
@@ -200,27 +204,29 @@ class Gateway:
             return await self._found(request, body)
 
     async def _found(self, request: Request, item: str | bytes) -> Response:
-        asked = request.query_params.get("k", "24")
-        if not (asked.isascii() and asked.isdecimal() and len(asked) < 9 and 1 <= int(asked) <= _MOST_FOUND):
+        asked = _number(request.query_params.get("k", "24"))
+        if asked is None or not 1 <= asked <= _MOST_FOUND:
             raise BadRequest(f"k is no number from 1 to {_MOST_FOUND}", param="k")
-        slug, hits = await self._work(partial(self._found_in().find, item, int(asked)))
+        slug, hits = await self._work(partial(self._found_in().find, item, asked))
         self._metrics.encoded([item])
         found = [
             {
                 "id": hit.id,
                 "score": round(hit.score, 6),
-                "thumbnail": f"/thumbnails/{hit.row}" if self._pictures is not None else None,
+                "thumbnail": f"/thumbnails/{hit.row}?of={_mark(hit.id)}" if self._pictures is not None else None,
             }
             for hit in hits
         ]
-        return JSONResponse({"model": slug, "hits": found})
+        # Starlette's own JSON is UTF-8, which no path of other bytes can be in.
+        return Response(json.dumps({"model": slug, "hits": found}), media_type="application/json")
 
     async def _thumbnail(self, request: Request) -> Response:
-        row, pictures = request.path_params["row"], self._pictures
+        row, pictures = _number(request.path_params["row"]), self._pictures
+        of = request.query_params.get("of")
 
         def draw() -> bytes | None:
-            one = self._found_in().id_of(row)
-            return None if pictures is None else pictures.thumbnail(one)
+            one = self._found_in().id_of(-1 if row is None else row)
+            return None if pictures is None or of not in (None, _mark(one)) else pictures.thumbnail(one)
 
         data = await self._run(self._drawers, draw, self._settings.time_limit_s)
         if data is None:
@@ -231,6 +237,16 @@ class Gateway:
         if self._searcher is None:
             raise AssertionError("a route that is only there with something to search")
         return self._searcher
+
+
+def _mark(one: Id) -> str:
+    """Returns what tells a row of one index from the same row of another: browsers keep thumbnails, and pods differ."""
+    return f"{zlib.crc32(str(one).encode('utf-8', 'surrogatepass')):08x}"
+
+
+def _number(text: str) -> int | None:
+    """Returns what digits say; None of anything else, and of more digits than any row or count has."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
 
 
 async def _refuse(_: Request, error: GatewayError) -> Response:

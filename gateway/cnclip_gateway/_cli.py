@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,7 +17,7 @@ from cnclip_client import BadFile, Client, Retry, served_models
 from cnclip_client._cli._connection import Server, asks_server_for
 from cnclip_client._cli._shared import Verbose, reporting, usage
 from cnclip_client._extras import require
-from cnclip_console import plain_app
+from cnclip_console import Version, plain_app
 
 from cnclip_gateway._settings import MIB, Settings
 
@@ -41,7 +42,9 @@ def gateway(
         str,
         typer.Option(help="The address to listen on. 0.0.0.0 lets other machines in.", rich_help_panel=_LISTENS),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port. 0 picks a free one.", rich_help_panel=_LISTENS)] = 8080,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="The port. 0 picks a free one.", rich_help_panel=_LISTENS)
+    ] = 8080,
     api_key_file: Annotated[
         Path | None,
         typer.Option(
@@ -119,6 +122,7 @@ def gateway(
         int, typer.Option(min=1, help="Most connections; others are turned away.", rich_help_panel=_BOUNDS)
     ] = _DEFAULT.connections,
     verbose: Verbose = False,
+    version: Version = False,
 ) -> None:
     """Serve features over HTTP in the form of OpenAI's API, and a page to search pictures with, until Ctrl-C.
 
@@ -129,7 +133,7 @@ def gateway(
       cnclip-gateway --url localhost:8001
       cnclip-gateway --index photos.index --images photos/ --port 8080
     """
-    with reporting(verbose), usage(), ExitStack() as stack:
+    with reporting(verbose, "cnclip-gateway"), usage(), ExitStack() as stack:
         if (tls_cert is None) != (tls_key is None):
             raise typer.BadParameter("--tls-cert and --tls-key go together")
         if images and index is None:
@@ -143,7 +147,7 @@ def gateway(
 
         settings = Settings(
             keys=_keys(api_key_file),
-            hosts=tuple(fetch_from or ()),
+            hosts=tuple(map(_host, fetch_from or ())),
             preprocess=preprocess,
             max_items=max_items,
             body_bytes=body_mib * MIB,
@@ -197,6 +201,19 @@ def _pictures(images: str) -> Pictures:
     pictures = Pictures(image_source(images))
     print(f"pictures of {images}: their ids read in {pictures.seconds:.1f} s", flush=True)
     return pictures
+
+
+def _host(named: str) -> str:
+    """Returns what --fetch-from names, if it is a host as addresses have it: any other would just never be met.
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
+    if not re.fullmatch(r"[\w.-]+(:\d+)?|[0-9a-fA-F:]*:[0-9a-fA-F:]*:[0-9a-fA-F.:]*", named):
+        raise typer.BadParameter(
+            f"--fetch-from {named} is no HOST or HOST:PORT; name each host, without http:// or a path"
+        )
+    return named
 
 
 def _keys(file: Path | None) -> tuple[bytes, ...]:

@@ -29,6 +29,7 @@ __all__ = ["BadRequest", "GatewayError", "NotNow", "told"]
 
 _log = logging.getLogger(__name__)
 _AGAIN_S = 2
+_SHOWN = 100  # characters of what a caller named
 
 
 class GatewayError(Exception):
@@ -38,24 +39,26 @@ class GatewayError(Exception):
         status: Of HTTP.
         message: One line that ends in the way to mend it.
         kind: OpenAI's `type`.
+        usual_status: What `status` is unless another is given.
         param: The field that is wrong.
         code: A word for programs.
         headers: What is sent with it.
     """
 
     kind = "server_error"
+    usual_status = 500
 
     def __init__(
         self,
         message: str,
         *,
-        status: int = 500,
+        status: int | None = None,
         code: str | None = None,
         param: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status = status
+        self.status = status or self.usual_status
         self.message = message
         self.param = param
         self.code = code
@@ -71,17 +74,7 @@ class BadRequest(GatewayError):
     """The request is not what it should be."""
 
     kind = "invalid_request_error"
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int = 400,
-        code: str | None = None,
-        param: str | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        super().__init__(message, status=status, code=code, param=param, headers=headers)
+    usual_status = 400
 
 
 class NotNow(GatewayError):
@@ -120,4 +113,5 @@ def told(error: CnclipError) -> GatewayError:
 def not_found(model: str, available: tuple[str, ...]) -> BadRequest:
     """Returns the error of a model that there is not."""
     served = f"this serves {', '.join(available)}" if available else "this serves none at present"
-    return BadRequest(f"there is no model {model!r}; {served}", status=404, code="model_not_found", param="model")
+    named = repr(model if len(model) <= _SHOWN else f"{model[:_SHOWN]}...")
+    return BadRequest(f"there is no model {named}; {served}", status=404, code="model_not_found", param="model")

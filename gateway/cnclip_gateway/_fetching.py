@@ -28,8 +28,9 @@ _CHUNK = 64 * 1024
 _HEADERS = {"User-Agent": "cnclip-gateway", "Accept": "image/*", "Accept-Encoding": "identity", "Connection": "close"}
 # What an address may have as it is; the percent sign too, since what it quotes is quoted already.
 _SAFE = "/%:@!$&'()*+,;=~-._?"
-# Of IPv6: what carries an IPv4 address that a translator would connect to.
-_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
+# All of IPv6 that is given out to the public. Outside of it is, beside what is private, what carries an IPv4 address
+# for a translator to connect to, and what older systems kept for themselves; inside of it, the tunnels 6to4 and Teredo.
+_PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
 
 
 class Fetcher:
@@ -171,7 +172,7 @@ def _is_public(text: str) -> bool:
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             address = address.ipv4_mapped
-        elif address.sixtofour is not None or address.teredo is not None or address in _TRANSLATED:
+        elif address not in _PUBLIC_IPV6 or address.sixtofour is not None or address.teredo is not None:
             return False
     return address.is_global and not address.is_multicast
 

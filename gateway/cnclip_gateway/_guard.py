@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hmac
 import time
@@ -9,14 +10,17 @@ import time
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cnclip_gateway._errors import BadRequest, GatewayError
+from cnclip_gateway._errors import BadRequest, GatewayError, NotNow
 from cnclip_gateway._metrics import Metrics
 from cnclip_gateway._pages import HEADERS
+from cnclip_gateway._protocol import BEYOND
 
 __all__ = ["Guard", "refused"]
 
 # Who looks after the gateway asks these without a key; they tell nothing of anybody's.
 _PUBLIC = frozenset({"/health", "/health/live", "/metrics", "/docs", "/openapi.json", "/pages/docs.css"})
+# These are answered however many connections there are: one that is busy must not be taken for dead.
+_ALWAYS = frozenset({"/health", "/health/live", "/metrics"})
 
 
 def refused(error: GatewayError) -> Response:
@@ -38,15 +42,16 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.monotonic(), 500
+        began, status, answering = time.monotonic(), 500, False
 
         async def send_more(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answering
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, answering = message["status"], True
                 message["headers"] = [
                     *message.get("headers", ()),
                     *((name.lower().encode(), value.encode()) for name, value in HEADERS.items()),
+                    *([(b"connection", b"close")] if _is_beyond(scope) else []),
                 ]
             await send(message)
 
@@ -54,10 +59,17 @@ class Guard:
             try:
                 refusal = self._refusal(scope)
                 await (refusal or self._app)(scope, receive, send_more)
+            except asyncio.CancelledError:  # by uvicorn, which ends and has waited for as long as it may
+                if answering:
+                    raise
+                ended = NotNow("the gateway ends, and had no time left for this; try again", code="ending")
+                await refused(ended)(scope, receive, send_more)
             finally:
                 self._metrics.answered(self._route(scope["path"]), status, time.monotonic() - began)
 
     def _refusal(self, scope: Scope) -> Response | None:
+        if _is_beyond(scope) and scope["path"] not in _ALWAYS:
+            return refused(NotNow("there are too many connections at present; try again", code="too_many_connections"))
         if not self._keys or scope["path"] in _PUBLIC:
             return None
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
@@ -79,6 +91,10 @@ class Guard:
             return path
         above = path.rpartition("/")[0]
         return next((route for route in self._routes if "{" in route and route.startswith(f"{above}/{{")), "other")
+
+
+def _is_beyond(scope: Scope) -> bool:
+    return bool(scope.get("state", {}).get(BEYOND))
 
 
 def _secret(header: bytes) -> bytes:

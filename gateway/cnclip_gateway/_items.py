@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import pybase64
 
 from cnclip_gateway._errors import BadRequest
 
@@ -18,7 +18,8 @@ Item = str | bytes | ValueError
 
 # An element of JSON takes some hundred bytes once it is parsed, and a byte or two before.
 _PARSED_BYTES = 100
-_STANDARD = str.maketrans("-_", "+/")
+# The other alphabet, and without the ends of lines that `base64` and MIME write.
+_STANDARD = str.maketrans("-_", "+/", "\r\n")
 _NAMED = 20
 _SHOWN = 40
 
@@ -133,10 +134,10 @@ def decoded(text: str) -> bytes:
         kind, comma, text = text[5:].partition(",")
         if not comma or not kind.endswith(";base64") or not kind.startswith("image/"):
             raise ValueError("is no data:image/...;base64, URL")
-    text = text.rstrip("=").translate(_STANDARD)
+    text = text.rstrip("=\r\n").translate(_STANDARD)
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError):
+        return pybase64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except ValueError:
         raise ValueError(f"is no base64 of an image: {text[:_SHOWN]!r}") from None
 
 

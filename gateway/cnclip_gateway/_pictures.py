@@ -46,19 +46,26 @@ class Pictures:
             for name in names_of_file(place):
                 self._places.setdefault(name, place)
         self.seconds = time.monotonic() - began
-        self.thumbnail = lru_cache(_KEPT)(self._thumbnail)
+        self._small = lru_cache(_KEPT)(self._made)
 
-    def _thumbnail(self, one: Id) -> bytes | None:
-        """Returns a small JPEG of the picture with an id; None where there is none, or it cannot be decoded."""
-        place = self._places.get(one)
-        if place is None:
-            return None
-        value: str | bytes | None = place if isinstance(place, str) else None
-        if not isinstance(place, str):
-            number, after = place
-            item = next(self._source.items(start=number, after=after), None)
-            value = item.value if item is not None and item.id == one else None
+    def thumbnail(self, one: Id) -> bytes | None:
+        """Returns a small JPEG of the picture with an id; None where there is none, or it cannot be had now."""
         try:
-            return small_jpeg(image_bytes(value, _ITEM_BYTES)) if value else None
-        except (Unsendable, CnclipError):
+            return self._small(one)
+        except LookupError:  # never kept: a store that was away for a moment must not cost its pictures for good
             return None
+
+    def _made(self, one: Id) -> bytes:
+        place = self._places[one]
+        try:
+            value: str | bytes | None = place if isinstance(place, str) else None
+            if not isinstance(place, str):
+                number, after = place
+                item = next(self._source.items(start=number, after=after), None)
+                value = item.value if item is not None and item.id == one else None
+            small = small_jpeg(image_bytes(value, _ITEM_BYTES)) if value else None
+        except (Unsendable, CnclipError, OSError) as error:
+            raise LookupError(one) from error
+        if small is None:
+            raise LookupError(one)
+        return small

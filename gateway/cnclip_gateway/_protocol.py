@@ -1,4 +1,9 @@
-"""HTTP as uvicorn speaks it, with an end to slow senders and slow readers, whom it would wait for for ever."""
+"""HTTP as uvicorn speaks it, with an end to slow senders and slow readers, whom it would wait for for ever.
+
+uvicorn's own bound of connections, once it is reached, is for all requests, those of a load balancer's old connections
+and a kubelet's probes too: who opens so many and says nothing would have every gateway started again. Here it is for
+the connections that came when there were enough already; `BEYOND` in a request's state tells `_guard`.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +13,30 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["protocol"]
+__all__ = ["BEYOND", "protocol"]
 
+BEYOND = "beyond"
 # What is left for an answer that says so, before the connection is cut.
 _GRACE = 1.25
+# For a request on a connection too many: it is only told to come again.
+_BEYOND_S = 5.0
 
 
-def protocol(sender_s: float) -> type[asyncio.Protocol]:
+def protocol(sender_s: float, connections: int) -> type[asyncio.Protocol]:
     """Returns a protocol that cuts connections whose peer does not go on.
 
     Args:
         sender_s: How long a request may take to arrive, and how long a peer may leave an answer unread.
+        connections: How many there may be; requests on others have `BEYOND` in their state.
     """
 
     class Bounded(H11Protocol):
         def connection_made(self, transport: Any) -> None:
-            self._arriving = _Fuse(self.loop, _GRACE * sender_s, transport)
+            arriving_s = _GRACE * sender_s
+            if len(self.connections) >= connections:
+                self.app_state = {**self.app_state, BEYOND: True}
+                arriving_s = min(arriving_s, _BEYOND_S)
+            self._arriving = _Fuse(self.loop, arriving_s, transport)
             self._unread = _Fuse(self.loop, sender_s, transport)
             super().connection_made(transport)
             self._look()

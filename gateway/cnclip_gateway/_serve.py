@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import socket
+import ssl
 from pathlib import Path
 from types import FrameType
 
@@ -37,6 +39,10 @@ def listening(host: str, port: int) -> socket.socket:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((host, port))
         made.listen(_BACKLOG)
+    except OSError as error:
+        made.close()
+        fix = "choose another --port, or 0 for any free one" if error.errno == errno.EADDRINUSE else "check --host"
+        raise OSError(error.errno, f"{error.strerror}; {fix}", f"{host}:{port}") from error
     except BaseException:
         made.close()
         raise
@@ -55,18 +61,28 @@ def server_of(
         verbose: Whether each request is logged.
 
     Raises:
-        OSError: A file of `tls` cannot be used.
+        OSError: A file of `tls` cannot be read, or they are not a certificate chain and its key.
     """
+    for file in tls or ():
+        file.open("rb").close()  # OpenSSL does not say which one it cannot open
+    if tls is not None:
+        try:
+            # With a password that none is: uvicorn would have whoever sits there asked for one, and nobody may.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*tls, password=lambda: "-")
+        except ssl.SSLError as error:
+            raise OSError(
+                f"{tls[0]} and {tls[1]} cannot be used together ({error.strerror or error}); give a certificate, those "
+                "that it rests on behind it, and its own key without a passphrase"
+            ) from error
     config = uvicorn.Config(
         app,
-        http=protocol(settings.sender_s),
+        http=protocol(settings.sender_s, settings.connections),
         ws="none",
         lifespan="on",
         log_config=None,
         log_level=logging.INFO if verbose else logging.WARNING,
         access_log=verbose,
         server_header=False,
-        limit_concurrency=settings.connections,
         timeout_graceful_shutdown=_LAST_ANSWERS_S,
         ssl_certfile=str(tls[0]) if tls else None,
         ssl_keyfile=str(tls[1]) if tls else None,

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 _BURST = 100.0
+# Of what a client chose, the request's id, and of what a decoder said of its file.
+_MOST_CHARACTERS = 1000
 
 
 class RefusalLog:
@@ -49,7 +51,7 @@ class RefusalLog:
             request_id: what the client calls the request; empty if it did not say.
         """
         for row, reason in reasons.items():
-            self._log("refused", items[row], row, request_id, {"reason": reason})
+            self._log("refused", items[row], row, request_id, {"reason": reason[:_MOST_CHARACTERS]})
 
     def cut(self, items: Sequence[bytes], rows: Sequence[int], request_id: str, context_length: int) -> None:
         """Logs a request's texts of which only the first tokens are encoded.
@@ -74,7 +76,7 @@ class RefusalLog:
         line = {
             "event": event,
             "model": self._model,
-            "request": request_id,
+            "request": request_id[:_MOST_CHARACTERS],
             "row": row,
             "bytes": len(item),
             "sha256": hashlib.sha256(item).hexdigest()[:16],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,10 @@ _MOST_MEMORY = 1 << 30
 # rules of all Pillows.
 _TRIED = ((640, 480), (50, 901), (901, 50), (33, 17), (3, 2), (3, 299), (3, 301), (40, 47), (40, 49), (448, 448))
 _TRIED_SIDE = 32
+# And a smooth picture that is decoded; and how many grey levels it may be off Pillow's on average: another order of
+# colours, or none, is tens of them off.
+_TRIED_PICTURE = (64, 48)
+_MOST_DIFFERENCE = 4.0
 
 
 @dataclass
@@ -55,8 +60,13 @@ class Squares:
 
     def read(self, row: int) -> npt.NDArray[np.uint8]:
         """Copies a row's pixels, uint8 `[side, side, 3]`, out of the card's memory."""
-        data = self._device.read(self._address(row), self._bytes)
-        return np.frombuffer(data, np.uint8).reshape(self.side, self.side, 3)
+        pixels: npt.NDArray[np.uint8] = self.array(row, 1)[0]
+        return pixels
+
+    def array(self, first: int, count: int) -> npt.NDArray[np.uint8]:
+        """Copies rows that follow each other out of the card's memory, uint8 `[count, side, side, 3]`."""
+        data = self._device.read(self._address(first), count * self._bytes)
+        return np.frombuffer(data, np.uint8).reshape(count, self.side, self.side, 3)
 
     def fail(self, error: Exception) -> None:
         """Notes that the card failed."""
@@ -137,6 +147,7 @@ class Card:
             raise CardUnfit(f"its kernels do not run ({type(error).__name__}: {error})") from error
         if unequal:
             raise CardUnfit(f"its resize of {unequal[0]} gives other bytes than Pillow {PIL.__version__}")
+        self._require_pictures()
 
     def suited(self, images: Sequence[bytes]) -> dict[int, tuple[int, int]]:
         """Chooses by their headers what the card is to decode: width and height by the row."""
@@ -193,6 +204,27 @@ class Card:
         except Exception as error:  # of several libraries, which share no class of errors
             done.fail(error)
         return done
+
+    def _require_pictures(self) -> None:
+        """Makes sure that the decoder decodes: without nvJPEG's library it starts, and gives nothing for each picture.
+
+        Raises:
+            CardUnfit: it does not, or gives another picture.
+        """
+        wide, high = _TRIED_PICTURE
+        pixels = np.indices((high, wide)).transpose(1, 2, 0) * (4, 3)
+        image = Image.fromarray(np.dstack([pixels, 255 - pixels[..., :1]]).astype(np.uint8))
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=95)
+        done = self.decode([file.getvalue()], {0: image.size})
+        if not done.rows:
+            raise CardUnfit(
+                f"it decodes no JPEG ({done.why_not or 'nvImageCodec gives none: is its nvJPEG installed?'})"
+            )
+        square = (self._side, self._side)
+        expected = np.asarray(Image.open(file).resize(square, Image.Resampling.BICUBIC), np.int16)
+        if (difference := float(np.abs(done.read(0) - expected).mean())) > _MOST_DIFFERENCE:
+            raise CardUnfit(f"its pictures differ by {difference:.0f} grey levels from Pillow {PIL.__version__}'s")
 
     def _portions(self, suited: Mapping[int, tuple[int, int]]) -> Iterator[list[int]]:
         """Rows that are on the card at once, within the bound of its memory."""

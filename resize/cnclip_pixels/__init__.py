@@ -11,6 +11,7 @@ import io
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import EpsImagePlugin, Image, __version__
+from PIL.JpegImagePlugin import JpegImageFile
 
 try:
     from cnclip_resize import resize, resizer
@@ -47,6 +49,19 @@ __all__ = [
 
 # Reduced decoding keeps this many times the resolution: with one, features were off 20 times further.
 _REDUCED_SIDES = 2
+
+# A file of some kilobytes can keep a processor busy for hours: Pillow reads some formats byte by byte in Python, and
+# takes as many parts of a TIFF as it lists. So a picture has a processor's time by its size: of 178 million pixels, the
+# most by default, 23 s; as JPEG 2000, the slowest of the common formats, so many took 14 s, and 5 s as a PNG.
+_SECONDS, _SECONDS_A_PIXEL = 5.0, 1e-7
+# A further pass over the whole picture each, whatever is in it. Encoders write progressive JPEGs in about ten.
+_MOST_SCANS = 100
+_MOST_COMMENTS = 1000
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_WITHOUT_LENGTH = frozenset({0x01, 0xD8})
+_STRIPS, _TILES = 273, 324  # TIFF's tags of where they are
+# In a scan's data: what is neither a stuffed byte nor a restart, nor a fill byte.
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
 _OBJECT_ADDRESS = re.compile(r"<[\w.]+ object at 0x[0-9a-f]+>")
 
@@ -84,6 +99,34 @@ class BadImage(ValueError):
     def __init__(self, reason: str, details: str | None = None) -> None:
         self.details = details or reason
         super().__init__(reason)
+
+
+class _Patient(io.BytesIO):
+    """A file whose reader has so much of its thread's processor time, and no more.
+
+    Pillow asks for a file piece by piece while it decodes, in C and in Python: that is where it can be stopped. What it
+    does between two pieces is bounded by the size of a piece, or of the picture.
+    """
+
+    def __init__(self, encoded: bytes) -> None:
+        super().__init__(encoded)
+        self._began, self._most = time.thread_time(), _SECONDS
+
+    def allow(self, pixels: int) -> None:
+        """Gives the time of a picture of so many pixels, now that they are known."""
+        self._most = _SECONDS + _SECONDS_A_PIXEL * pixels
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._require_time()
+        return super().read(size)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        self._require_time()
+        return super().readline(size)
+
+    def _require_time(self) -> None:
+        if time.thread_time() - self._began > self._most:
+            raise BadImage(f"takes more than {self._most:.3g} s to decode")
 
 
 @cache
@@ -221,6 +264,44 @@ def reduce_scale(image: Image.Image, resolution: int) -> None:
     image.draft(None, (_REDUCED_SIDES * resolution, _REDUCED_SIDES * resolution))
 
 
+def _require_quick(image: Image.Image, encoded: bytes) -> None:
+    """Refuses a picture that would keep its decoder busy for long without another look at the file.
+
+    Args:
+        image: just opened.
+        encoded: its file.
+
+    Raises:
+        BadImage: it is a JPEG of too many scans, or a plain PPM of too many comments, each of which costs a copy.
+    """
+    if any(part[0] == "ppm_plain" for part in getattr(image, "tile", ())) and encoded.count(b"#") > _MOST_COMMENTS:
+        raise BadImage(f"more than {_MOST_COMMENTS} comments")
+    if isinstance(image, JpegImageFile):
+        scans = _scans(encoded)
+    elif image.format == "TIFF" and "jpeg" in image.info.get("compression", ""):
+        parts = image.tag_v2.get(_TILES) or image.tag_v2.get(_STRIPS) or (0,)  # type: ignore[attr-defined]
+        scans = encoded.count(b"\xff\xda") // len(parts)
+    elif image.format == "BLP":
+        scans = encoded.count(b"\xff\xda")
+    else:
+        return
+    if scans > _MOST_SCANS:
+        raise BadImage(f"a JPEG of more than {_MOST_SCANS} scans")
+
+
+def _scans(encoded: bytes) -> int:
+    """How many scans a JPEG has; those far beyond the most are not counted."""
+    scans = at = 0
+    while scans <= _MOST_SCANS and (found := _MARKER.search(encoded, at)) is not None:
+        kind, at = encoded[found.start() + 1], found.end()
+        if kind == _END_OF_IMAGE:
+            break
+        scans += kind == _START_OF_SCAN
+        if kind not in _WITHOUT_LENGTH:
+            at += int.from_bytes(encoded[at : at + 2], "big")
+    return scans
+
+
 def decode_pixels(
     encoded: bytes,
     resolution: int,
@@ -254,12 +335,16 @@ def decode_pixels(
         uint8 pixels of shape `[resolution, resolution, 3]`, RGB.
 
     Raises:
-        BadImage: the bytes are no image of these formats, or a broken, truncated or oversized one.
+        BadImage: the bytes are no image of these formats, or a broken, truncated or oversized one, or one that takes
+            too long to decode.
     """
     if not encoded:
         raise BadImage("0 bytes")
     try:
-        with Image.open(io.BytesIO(encoded), formats=formats or image_formats()) as image:
+        file = _Patient(encoded)
+        with Image.open(file, formats=formats or image_formats()) as image:
+            file.allow(image.width * image.height)
+            _require_quick(image, encoded)
             if reduced:
                 reduce_scale(image, resolution)
             with _in_turn(image, memory):
@@ -267,6 +352,8 @@ def decode_pixels(
                     return np.frombuffer(square, np.uint8).reshape(resolution, resolution, 3)
                 resized = image.resize((resolution, resolution), Image.Resampling.BICUBIC)
         return np.asarray(resized.convert("RGB"))
+    except BadImage:
+        raise
     # Pillow's decoders raise nearly anything on hostile files: OSError, SyntaxError, struct.error, MemoryError, ...
     except Exception as error:
         name, said = type(error).__name__, _OBJECT_ADDRESS.sub("", str(error)).strip()

@@ -178,7 +178,7 @@ def _equal_jpeg(mode: str, size: tuple[int, int], options: dict[str, int], scale
 
 def _jpeg(image: Image.Image, side: int) -> bytes | None:
     """Decodes and resizes a JPEG of which Pillow has read the header alone, and has nothing to say."""
-    if type(image) is not JpegImageFile or type(image.fp) is not io.BytesIO or image.mode not in _CHANNELS:
+    if type(image) is not JpegImageFile or not isinstance(image.fp, io.BytesIO) or image.mode not in _CHANNELS:
         return None
     scale = image.decoderconfig[0] if image.decoderconfig else 1
     if image.decoderconfig not in ((), (scale, 0)) or image.tile != [

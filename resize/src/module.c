@@ -159,13 +159,15 @@ static int has_jpegs;
 
 static PyObject *
 find_jpeg(PyObject *module, PyObject *arguments) {
-    const char *path;
+    PyObject *path;
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "s:find_jpeg", &path)) {
+    /* A path's own bytes: where Python takes the locale for ASCII, as in Triton's stub, it is no UTF-8 string. */
+    if (!PyArg_ParseTuple(arguments, "O&:find_jpeg", PyUnicode_FSConverter, &path)) {
         return NULL;
     }
     /* Names are looked up where that library's own calls end: in it, and in those that it was linked with. */
-    void *handle = dlopen(path, RTLD_LAZY | RTLD_LOCAL | RTLD_NOLOAD);
+    void *handle = dlopen(PyBytes_AsString(path), RTLD_LAZY | RTLD_LOCAL | RTLD_NOLOAD);
+    Py_DECREF(path);
     if (!handle) {
         return PyUnicode_FromString("it is not loaded");
     }

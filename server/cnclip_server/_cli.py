@@ -16,7 +16,7 @@ from types import FrameType
 from typing import IO, Annotated
 
 import typer
-from cnclip_console import plain_app
+from cnclip_console import Version, plain_app, told
 
 from cnclip_server._command import Tls
 from cnclip_server._errors import RepositoryError, ServerError
@@ -135,6 +135,7 @@ def serve(
         bool,
         typer.Option("--verbose", "-v", help="Show tritonserver's log on stderr, and tracebacks of errors."),
     ] = False,
+    version: Version = False,
 ) -> None:
     """Serve a model repository with NVIDIA's tritonserver, until Ctrl-C.
 
@@ -172,10 +173,10 @@ def serve(
             _serve(stack.enter_context(server), max_restarts, restart_window)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-    except ServerError as error:
+    except (ServerError, OSError) as error:
         if verbose:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {told(error)}", file=sys.stderr)
         raise typer.Exit(1) from None
 
 

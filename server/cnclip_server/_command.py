@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,12 @@ EXIT_TIMEOUT_S = 5
 _RESTRICTED = "shared-memory,trace,logging"
 _GRPC_RESTRICTION, _HTTP_RESTRICTION = "--grpc-restricted-protocol", "--http-restricted-api"
 
+# In the config of a model whose tensors stay on its GPU.
+_ON_GPU = "FORCE_CPU_ONLY_INPUT_TENSORS"
+# Of each GPU's memory, for tensors on their way from model to model: 27 batches of 64 images of 224 x 224.
+_CUDA_POOL_BYTES = 256 << 20
+_MOST_GPUS = 16  # Triton passes over those that are not there
+
 
 @dataclass(frozen=True)
 class Tls:
@@ -36,7 +43,7 @@ class Tls:
     client_ca: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuses files that can't be read, which Triton would not name.
+        """Refuses files that can't be used, of which Triton would say that the port is in use.
 
         Raises:
             SettingError: Naming the file.
@@ -49,6 +56,22 @@ class Tls:
                     raise SettingError(f"{path} can't be read ({error}); name a PEM file") from error
                 if "-----BEGIN" not in text:
                     raise SettingError(f"{path} is no PEM file: it has no line that starts with -----BEGIN")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            # With a password that none is, so that nobody is asked for one.
+            context.load_cert_chain(self.certificate, self.key, password=lambda: "-")
+        except (OSError, ValueError) as error:
+            raise SettingError(
+                f"{self.certificate} and {self.key} can't be used together ({error}); name a certificate, those that "
+                "it rests on behind it, and its own key without a passphrase"
+            ) from None
+        if self.client_ca is not None:
+            try:
+                context.load_verify_locations(self.client_ca)
+            except (OSError, ValueError) as error:
+                raise SettingError(
+                    f"{self.client_ca} can't be used ({error}); name a PEM file of certificates"
+                ) from None
 
 
 @dataclass(frozen=True)
@@ -130,7 +153,21 @@ def server_command(binary: Binary, settings: Settings, *, folder: Path, shm_pref
         backends.mkdir()
         assemble_backends(binary, backends)
         command.append(f"--backend-directory={backends}")
+    command += memory_pools(settings.repository)
     return [*command, *_tls_flags(settings.tls), *_restrictions(binary, settings), *settings.extra_args]
+
+
+def memory_pools(repository: Path) -> list[str]:
+    """Room for tensors that stay on a GPU; and no pinned memory, to which Triton would copy them wrongly without room.
+
+    `cnclip_handover` of the templates says how, and looks for the flag. The stand-in for the onnxruntime backend has no
+    use for pinned memory.
+    """
+    configs = (config.read_text(encoding="utf-8", errors="replace") for config in repository.glob("*/config.pbtxt"))
+    if not any(_ON_GPU in config for config in configs):
+        return []
+    pools = (f"--cuda-memory-pool-byte-size={gpu}:{_CUDA_POOL_BYTES}" for gpu in range(_MOST_GPUS))
+    return ["--pinned-memory-pool-byte-size=0", *pools]
 
 
 def _tls_flags(tls: Tls | None) -> list[str]:

@@ -50,7 +50,12 @@ class RepositoryError(ServerError):
         path: The repository.
     """
 
-    def __init__(self, path: Path, reason: str, fix: str | None = "give a folder written by `cnclip-build`") -> None:
+    def __init__(
+        self,
+        path: Path,
+        reason: str,
+        fix: str | None = "give a folder written by `cnclip-build`, as `make repo` runs it",
+    ) -> None:
         self.path = path
         super().__init__(f"{reason}; {fix}" if fix else reason)
 

@@ -44,7 +44,7 @@ def _said(repository: Path) -> dict[str, str] | None:
     path = repository / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise RepositoryError(repository, f"{path} cannot be read ({error})") from error

@@ -29,6 +29,7 @@ from cnclip_server._host import check_glibc, check_numpy, check_open_files, envi
 from cnclip_server._log import failure_reason, last_line, serves_metrics, tail, unbound_service, without_keys
 from cnclip_server._ports import FLAGS, Ports
 from cnclip_server._process import DEFAULT_LOG_LIMIT_BYTES, GuardedProcess
+from cnclip_server._stub_python import lay_out_stub_python
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ _SETTLE_S = 0.1
 class TritonServer:
     """A tritonserver on a model repository, as a context manager.
 
-        with TritonServer(Path("repository"), grpc_port=0, http_port=0, metrics_port=0) as server:
+        with TritonServer("repository", grpc_port=0, http_port=0, metrics_port=0) as server:
             client = tritonclient.grpc.InferenceServerClient(server.grpc_url)
 
     Nothing of it outlives this process: a small guard process (`_guard.py`) kills the server and deletes its
@@ -59,18 +60,18 @@ class TritonServer:
 
     def __init__(
         self,
-        repository: Path,
+        repository: str | Path,
         *,
         host: str = "127.0.0.1",
         grpc_port: int = 8001,
         http_port: int = 8000,
         metrics_port: int = 8002,
-        binary: Path | None = None,
+        binary: str | Path | None = None,
         extra_args: Sequence[str] = (),
         tls: Tls | None = None,
         admin_key: str | None = None,
         startup_timeout_s: float = 300.0,
-        log_file: Path | None = None,
+        log_file: str | Path | None = None,
         log_limit_bytes: int = DEFAULT_LOG_LIMIT_BYTES,
     ) -> None:
         """Describes the server; `start`, or entering the context, starts it.
@@ -91,15 +92,15 @@ class TritonServer:
             log_limit_bytes: A log of more bytes is moved to a file of the same name with `.1` behind it, where it
                 replaces the one before, and begun anew; 0 for a log without end.
         """
-        self.repository = repository
+        self.repository = Path(repository)
         self.host = host
         self._wanted_ports = self._ports = Ports(grpc_port, http_port, metrics_port)
-        self._binary = binary
+        self._binary = None if binary is None else Path(binary)
         self._extra_args = tuple(extra_args)
         self._tls = tls
         self._admin_key = admin_key
         self._startup_timeout_s = startup_timeout_s
-        self._log_file = log_file
+        self._log_file = None if log_file is None else Path(log_file)
         self._log_limit_bytes = log_limit_bytes
         self._process: GuardedProcess | None = None
         self._health: Health | None = None
@@ -275,6 +276,8 @@ class TritonServer:
         try:
             with told_by_name(folder):
                 command = server_command(binary, settings, folder=folder, shm_prefix=shm_prefix)
+                if not binary.has_onnxruntime and (python := lay_out_stub_python(folder)) is not None:
+                    environ["PATH"] = f"{python}{os.pathsep}{environ['PATH']}"
             return GuardedProcess(
                 command,
                 folder=folder,
@@ -333,6 +336,7 @@ def _check_repository(repository: Path) -> None:
         RepositoryError: It does not exist, or no folder in it has a config.pbtxt.
     """
     if not repository.is_dir():
-        raise RepositoryError(repository, f"the model repository {repository} does not exist")
+        what = "is a file, not a folder of models" if repository.exists() else "does not exist"
+        raise RepositoryError(repository, f"the model repository {repository} {what}")
     if not any(repository.glob("*/config.pbtxt")):
         raise RepositoryError(repository, f"{repository} holds no model: no folder in it has a config.pbtxt")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from cn_clip.clip import image_transform, tokenize
-from cnclip_bench._cli import app
+from cnclip_bench._cli import app, main
 from cnclip_bench.alternatives import clip_as_service_executor, cn_clip_loop, transformers_model
 from cnclip_bench.costs import _timed
 from cnclip_bench.inputs import captions, images, repeated
@@ -26,7 +26,9 @@ from cnclip_builder.arch import get_arch
 from cnclip_builder.checkpoint.load import load_checkpoint
 from cnclip_builder.checkpoint.towers import load_tower
 from cnclip_builder.parity.samples import sample_images
+from cnclip_client import ServerUnreachable
 from cnclip_client.sources import image_source
+from cnclip_server import ServerError
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -78,6 +80,21 @@ def test_encoders_alone_are_not_built_over(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has encoders of demo alone, .*: give a --repository with all models"):
         make_subject(DEMO_ARCH, DEMO_CHECKPOINT, tmp_path, None, None, None)
     assert [path.name for path in tmp_path.iterdir()] == ["demo-image-encoder"]
+
+
+@pytest.mark.parametrize(
+    "error", [ServerError("no tritonserver"), ServerUnreachable("no answer", url=""), OSError("full")]
+)
+def test_errors_are_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("cnclip_bench._cli.app", fail)
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert capsys.readouterr().err == f"error: {error}\n"
 
 
 @pytest.mark.triton

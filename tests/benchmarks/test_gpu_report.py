@@ -6,6 +6,7 @@ import ctypes
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import torch
 from cnclip_bench._cli import app, main
 from cnclip_bench.gpu_report import pytorch, steps
 from cnclip_bench.gpu_report.findings import Findings
+from cnclip_bench.gpu_report.in_process import who_ran
 from cnclip_bench.gpu_report.inputs import SIZES, jpegs, token_ids
 from cnclip_bench.gpu_report.rows import Ceiling, Fact, PassedOver, Report, Setup, Timing, Work
 from cnclip_bench.gpu_report.run import Step, run_step
@@ -118,6 +120,19 @@ def test_shares_of_the_ceiling(tmp_path: Path) -> None:
     assert findings.best_in_process("text", 52, "y") is None
 
 
+def test_nodes_that_a_gpu_leaves_to_the_cpu_are_named() -> None:
+    def node(kind: str, provider: str) -> dict[str, Any]:
+        args = {"op_name": kind, "provider": f"{provider}ExecutionProvider"}
+        return {"cat": "Node", "name": f"{kind}_kernel_time", "args": args}
+
+    session = {"cat": "Session", "name": "model_run", "args": {}}
+    cuda, fence = [node("MatMul", "CUDA")] * 5, {"cat": "Node", "name": "MatMul_fence_before", "args": {}}
+    copies = [node("MemcpyToHost", "CUDA"), node("MemcpyFromHost", "CUDA")]
+    assert who_ran([session, fence, *cuda]) == "5 by CUDA; 0 copies between them"
+    left = [node("Pad", "CPU"), node("Shape", "CPU"), node("Pad", "CPU")]
+    assert who_ran([*copies, *left, *cuda]) == "5 by CUDA; 3 by CPU (Pad 2, Shape); 2 copies between them"
+
+
 def test_the_first_run_is_told_apart() -> None:
     pauses = iter([0.2, *[0.01] * 1000])
     first, others = time_runs(lambda: time.sleep(next(pauses)), 0.25)
@@ -214,11 +229,22 @@ def test_every_step_on_the_cpu(folder: Path) -> None:
         what: {one["at_once"] for one in figures["served"] if one["what"] == what} for what in ("pixels", "texts")
     }
     assert at_once == {"pixels": {1, 16, 8, 4}, "texts": {1, 16}}
+    alone, both = (
+        [
+            (one["what"], one["items"], one["at_once"])
+            for one in figures["served"]
+            if ("two encoders" in one["what"]) == two
+        ]
+        for two in (False, True)
+    )
+    of_encoders = [load for load in alone if load[0].startswith(("pixels", "ids"))]
+    assert both == [(f"{what}, two encoders", *load) for what, *load in of_encoders]
     assert all(one["per_s"] > 0 and one["median_ms"] <= one["p95_ms"] for one in figures["served"])
     assert {one["what"] for one in figures["memory"]} >= {"server, ready", "image encoder, loaded"}
-    assert {"card", "PyTorch", "ONNX Runtime", "TensorRT", "tritonserver"} <= {
-        one["what"] for one in figures["installed"]
-    }
+    facts = {one["what"]: one["value"] for one in figures["installed"]}
+    assert {"card", "PyTorch", "ONNX Runtime", "TensorRT", "tritonserver"} <= set(facts)
+    for tower in ("image", "text"):
+        assert re.fullmatch("[0-9]+ by CPU; 0 copies between them", facts[f"{tower} encoder's nodes"])
     page = (folder / "out/gpu-report.md").read_text()
     for said in ("# demo on the CPU", "| load ONNX Runtime |", "**", "| images | ONNX Runtime |", "1080p"):
         assert said in page

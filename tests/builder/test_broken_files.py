@@ -228,6 +228,11 @@ def test_captions_that_are_none(tmp_path: Path, content: bytes, complaint: str) 
         _read_captions(path)
 
 
+def test_captions_begin_after_a_byte_order_mark_and_end_with_their_line(tmp_path: Path) -> None:
+    (path := tmp_path / "captions.txt").write_bytes("\ufeff黑猫\u2028白猫\r\n\r\n夜晚\r\n".encode())
+    assert _read_captions(path) == ["黑猫\u2028白猫", "", "夜晚"]
+
+
 def test_descriptions_of_archs(tmp_path: Path) -> None:
     path = tmp_path / "tiny.json"
     path.write_text(json.dumps(TINY_VIT, indent=1))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from cnclip_builder.errors import BuildError, ParityError
+from cnclip_builder.errors import BuildError, ParityError, SettingError
 from cnclip_builder.parity.distance import TOLERANCES, Parity
-from cnclip_builder.verify import Verification, served_precisions
+from cnclip_builder.verify import Verification, connected, served_precisions
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,8 @@ def test_half_precision_keeps_the_ranking() -> None:
     """What FP16 was seen to cost official architectures is 2e-4; INT8 may cost 2e-2."""
     assert TOLERANCES["fp32"].centred_distance < TOLERANCES["fp16"].centred_distance == 5e-3
     assert TOLERANCES["fp16"].centred_distance < TOLERANCES["int8"].centred_distance
+
+
+def test_an_address_that_is_none_is_told_as_an_option() -> None:
+    with pytest.raises(SettingError, match="'localhost' has no port; write host:8001"), connected("localhost", "demo"):
+        pass

@@ -174,6 +174,11 @@ def test_filled_puts_nan_where_an_item_failed() -> None:
         ("localhost", "has no port"),
         ("::1", "has no port"),
         ("", "has no port"),
+        (":8001", "names no host; write localhost:8001"),
+        ("localhost:99999", "99999 is not a port"),  # gRPC asks at 34463
+        ("localhost:0", "0 is not a port"),
+        ("localhost：8001", "full-width"),
+        ("a:8001，b:8001", "full-width"),
     ],
 )
 def test_an_address_that_cannot_work_is_refused_at_once(url: str, words: str) -> None:

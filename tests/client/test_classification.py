@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cnclip_client import CheckpointMismatch, Client
+from cnclip_client._cli._classify import _lines
 from cnclip_client.classification import TEMPLATES, Classifier
 
 LABELS = ["猫", "狗", "“大”Horse", "鸟"]
@@ -165,6 +166,11 @@ def test_a_folder_of_parquet_names_its_ids(tmp_path: Path, triton: Any) -> None:
     done = cnclip(triton.url, folder, "--label", "猫")
     assert (done.returncode, done.stderr) == (1, "cnclip: 9: torn\n")
     assert json.loads(done.stdout)["image"] == 7
+
+
+def test_a_label_ends_with_its_line(tmp_path: Path) -> None:
+    (labels := tmp_path / "labels.txt").write_bytes("猫\u2028虎\r\n狗\x85狼\r\n\r\n".encode())
+    assert _lines(labels, None, "--label") == ["猫\u2028虎", "狗\x85狼"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,6 +106,12 @@ def test_help_is_plain_text_wherever_it_goes(name: str, environment: dict[str, s
     assert "\x1b" not in text
     assert text.startswith("Usage: ")
     assert not re.search("[─│╭╮╰╯]", text)
+
+
+@pytest.mark.parametrize("name", APPS)
+def test_each_command_tells_its_version(name: str) -> None:
+    result = CliRunner().invoke(APPS[name], ["--version"], prog_name=name)
+    assert (result.exit_code, result.output) == (0, f"{name} {version('cn-clip-triton')}\n")
 
 
 def test_options_stand_under_their_headings_in_the_order_of_the_first() -> None:

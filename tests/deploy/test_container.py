@@ -22,6 +22,7 @@ import tritonclient.grpc as triton
 import yaml
 from cnclip_server import TritonServer
 from cnclip_server._binary import find_binary
+from cnclip_server._command import memory_pools
 from cnclip_server._host import environment
 
 from tests.conftest import ROOT
@@ -64,6 +65,23 @@ def test_connections_end_where_servers_are_added(tmp_path: Path) -> None:
     assert "--grpc-max-connection-age=120000" in serve_script(tmp_path, CNCLIP_GRPC_CONNECTION_SECONDS="120")
 
 
+def test_images_stay_on_the_gpu_that_decodes_them(tmp_path: Path) -> None:
+    """By the flags of `cnclip-serve`, behind which a user's own win."""
+    assert "memory-pool" not in " ".join(serve_script(tmp_path))
+    found = re.search(r"^ENV (\w+)=(.*)$", (DOCKER / "card.Dockerfile").read_text(), re.MULTILINE)
+    assert found is not None
+    flags = serve_script(tmp_path, **{found[1]: found[2]})
+    ours = [flag for flag in flags if "memory-pool" in flag]
+    assert flags.index("--model-repository=/a folder") > max(map(flags.index, ours))
+
+    config = tmp_path / "models/a-image-preprocess/config.pbtxt"
+    config.parent.mkdir(parents=True)
+    config.write_text('backend: "python"')
+    assert memory_pools(config.parents[1]) == []
+    config.write_text('parameters { key: "FORCE_CPU_ONLY_INPUT_TENSORS" value { string_value: "no" } }')
+    assert sorted(memory_pools(config.parents[1])) == sorted(ours)
+
+
 def test_the_script_leaves_its_number_and_nothing_of_the_server_before(tmp_path: Path) -> None:
     (tmp_path / "cnclip-probe-0-8000.failures").write_text("7")
     serve_script(tmp_path)
@@ -81,7 +99,7 @@ def test_tritonserver_knows_every_flag(tmp_path: Path) -> None:
         ROOT / "deploy/kserve/inference-service.yaml",
         *(file for file in (ROOT / "deploy/kubernetes").rglob("*.yaml") if file.name != "gateway.yaml"),
     ]
-    arguments = serve_script(tmp_path, CNCLIP_GRPC_CONNECTION_SECONDS="1")[:-1]
+    arguments = serve_script(tmp_path, CNCLIP_GRPC_CONNECTION_SECONDS="1", CNCLIP_DECODES_ON_GPU="1")[:-1]
     for file in files:
         for document in yaml.safe_load_all(file.read_text()):
             arguments += flags_in(document)

@@ -129,8 +129,10 @@ def test_the_autoscalers_labels_are_set_by_prometheus(tmp_path: Path) -> None:
     adapter = yaml.safe_load((KUBERNETES / "components/autoscaling/prometheus-adapter-values.yaml").read_text())
     wanted = set(re.findall(r'(\w+)!=""', adapter["rules"]["custom"][0]["seriesQuery"]))
     assert wanted == {"namespace", "pod"}
-    (job,) = yaml.safe_load((DEPLOY / "prometheus/kubernetes.yml").read_text())
-    monitor = of_kind(assembled(tmp_path, "gpu", "monitoring"), "PodMonitor")
+    job, gateway = yaml.safe_load((DEPLOY / "prometheus/kubernetes.yml").read_text())
+    rendered = assembled(tmp_path, "gpu", "monitoring", "gateway")
+    monitors = {one["metadata"]["name"]: one for one in rendered if one["kind"] == "PodMonitor"}
+    monitor, of_gateway = monitors["cnclip-triton"], monitors["cnclip-gateway"]
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     assert wanted <= {config.get("target_label") for config in job["relabel_configs"]}
     assert wanted <= {config.get("targetLabel") for config in endpoint["relabelings"]}
@@ -138,9 +140,19 @@ def test_the_autoscalers_labels_are_set_by_prometheus(tmp_path: Path) -> None:
     assert 'up{job="triton"}' in (DEPLOY / "prometheus/rules.yml").read_text()
     assert job["job_name"] == "triton"
     assert {"targetLabel": "job", "replacement": "triton"} in endpoint["relabelings"]
-    pod = of_kind(kustomize(KUBERNETES / "base"), "Deployment")["spec"]["template"]
-    assert monitor["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
-    assert endpoint["port"] in [port["name"] for port in pod["spec"]["containers"][0]["ports"]]
+    assert 'up{job="gateway"}' in (DEPLOY / "prometheus/rules.yml").read_text()
+    assert gateway["job_name"] == "gateway"
+    assert {"targetLabel": "job", "replacement": "gateway"} in of_gateway["spec"]["podMetricsEndpoints"][0][
+        "relabelings"
+    ]
+    deployments = {one["metadata"]["name"]: one for one in rendered if one["kind"] == "Deployment"}
+    for one, name, config in ((monitor, "cnclip-triton", job), (of_gateway, "cnclip-gateway", gateway)):
+        template = deployments[name]["spec"]["template"]
+        assert one["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+        ports = [port["name"] for port in template["spec"]["containers"][0]["ports"]]
+        assert one["spec"]["podMetricsEndpoints"][0]["port"] in ports
+        kept = [each["regex"] for each in config["relabel_configs"] if each.get("action") == "keep"]
+        assert kept == [name, one["spec"]["podMetricsEndpoints"][0]["port"]]
 
 
 @needs_kubectl
@@ -224,6 +236,7 @@ def test_the_gateway_beside_the_server(tmp_path: Path) -> None:
         spec["selector"]["matchLabels"],
         named["Service", "cnclip-gateway"]["spec"]["selector"],
         named["NetworkPolicy", "cnclip-gateway"]["spec"]["podSelector"]["matchLabels"],
+        named["PodDisruptionBudget", "cnclip-gateway"]["spec"]["selector"]["matchLabels"],
     ):
         assert selector == {"app.kubernetes.io/name": "cnclip-gateway"}
         assert selector.items() <= labels.items()
@@ -257,6 +270,7 @@ def test_compose_has_the_gateway() -> None:
     assert all(port.startswith("127.0.0.1:") for port in gateway["ports"])
     assert (gateway["cap_drop"], gateway["read_only"], gateway["tmpfs"]) == (["ALL"], True, ["/tmp"])
     assert gateway["security_opt"] == ["no-new-privileges:true"]
+    assert gateway["logging"] == {"driver": "local"}
     context = DEPLOY / "compose" / gateway["build"]["context"]
     assert (context / gateway["build"]["dockerfile"]).samefile(DEPLOY / "docker/client.Dockerfile")
     assert re.search(r"^ARG EXTRAS=\S*\bgateway\b", (DEPLOY / "docker/client.Dockerfile").read_text(), re.MULTILINE)
@@ -282,6 +296,7 @@ def test_compose_is_on_loopback_and_its_files_exist() -> None:
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["logging"] == {"driver": "local"}  # which has an end
         for volume in service["volumes"]:
             if isinstance(volume, str) and volume.startswith(".."):
                 assert (DEPLOY / "compose" / volume.split(":")[0]).exists(), volume

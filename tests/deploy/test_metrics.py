@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import yaml
+from cnclip_gateway._metrics import Metrics
+from cnclip_gateway._pages import openapi
 from cnclip_server import TritonServer
 
 from tests.conftest import ROOT
@@ -61,6 +63,22 @@ def test_every_metric_is_exported(exported: str) -> None:
     used = {name for expression in expressions() for name in re.findall(r"\bnv_\w+", expression)}
     assert len(used) > 10
     assert used <= set(known) | OF_GPUS, used - set(known)
+
+
+def test_every_metric_of_the_gateway_is_exported() -> None:
+    """Its labels' values too: a route that is none, or a status that is never answered, would be silent for ever."""
+    metrics = Metrics()
+    metrics.answered("/v1/embeddings", 200, 0.1)
+    known = metrics_of(metrics.text().decode())
+    selectors = [one for text in expressions() for one in re.findall(r"\b(cnclip_gateway_\w+)(?:\{([^}]*)\})?", text)]
+    assert {"cnclip_gateway_requests_total", "cnclip_gateway_request_seconds_bucket"} <= {name for name, _ in selectors}
+    routes = {"/health", "/health/live", "/metrics", *openapi()["paths"]}
+    for name, matchers in selectors:
+        assert name in known
+        for label, values in re.findall(r'(\w+)(?:=~|!~|!=|=)"([^"]*)"', matchers):
+            assert label in known[name]
+            if label == "route":
+                assert all(any(re.fullmatch(value, route) for route in routes) for value in values.split("|")), values
 
 
 @pytest.mark.triton

@@ -7,6 +7,7 @@ import re
 import cnclip_client
 import cnclip_server
 import pytest
+import yaml
 from cnclip_client import CnclipError
 from cnclip_pixels import _FORMATS
 
@@ -17,11 +18,13 @@ PAGES = ("faults", "serving", "security", "observability")
 
 @pytest.mark.parametrize("page", PAGES)
 def test_names_are_those_of_the_packages(page: str) -> None:
-    """Such as an error that a client gets: a CamelCase word in backticks is one of ours, or Triton's or Python's."""
+    """Such as an error that a client gets: a CamelCase word in backticks is one of ours, or Triton's, or an alert."""
     text = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
     named = {name.partition(".")[0] for name in re.findall(r"`((?:[A-Z][a-z]+){2,}(?:\.\w+)?)`", text)}
     assert named or page != "faults"
     theirs = {"SupportPrefetching"}  # a function of Triton's core
+    groups = yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").read_text())["groups"]
+    theirs |= {rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule}
     ours = set(cnclip_client.__all__) | set(cnclip_server.__all__)
     assert named <= ours | theirs, named - ours - theirs
 

@@ -11,7 +11,9 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,10 +31,10 @@ def environment(**more: str) -> dict[str, str]:
 
 
 @contextmanager
-def started(*options: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def started(*options: str, code: str = COMMAND[-1], **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The command, once it listens, and its address."""
     process = subprocess.Popen(
-        [*COMMAND, "--port", "0", *options],
+        [*COMMAND[:-1], code, "--port", "0", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -65,6 +67,16 @@ def get(address: str, path: str, context: ssl.SSLContext | None = None, **header
         connection.close()
 
 
+def post(address: str, text: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+    try:
+        connection.request("POST", "/v1/embeddings", json.dumps({"input": text}))
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
 @pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_until_it_is_told_to_end(triton: FakeTriton, told: signal.Signals) -> None:
     with started("--url", triton.url) as (process, address):
@@ -74,6 +86,32 @@ def test_it_serves_until_it_is_told_to_end(triton: FakeTriton, told: signal.Sign
         process.send_signal(told)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "", "stopped\n")
+
+
+def test_who_waits_while_it_ends_is_told_to_come_again(triton: FakeTriton) -> None:
+    """What takes longer than the last answers may, and neither a bare 500 nor a traceback."""
+    released = threading.Event()
+    code = "from cnclip_gateway import _serve; _serve._LAST_ANSWERS_S = 1; from cnclip_gateway._cli import main; main()"
+    with started("--url", triton.url, code=code) as (process, address), ThreadPoolExecutor(1) as pool:
+        try:
+            assert post(address, "warm")[0] == 200
+            arrived = threading.Event()
+
+            def hold(attempt: int, items: list[bytes]) -> None:
+                arrived.set()
+                released.wait(30)
+
+            triton.before_infer = hold
+            asked = pool.submit(post, address, "x")
+            assert arrived.wait(30)
+            process.send_signal(signal.SIGTERM)
+            status, body = asked.result(30)
+            _, err = process.communicate(timeout=60)
+        finally:
+            released.set()
+    assert (status, json.loads(body)["error"]["code"]) == (503, "ending")
+    assert process.returncode == 0
+    assert "Traceback" not in err
 
 
 def test_keys_of_a_file_and_of_the_environment(triton: FakeTriton, tmp_path: Path) -> None:
@@ -112,7 +150,13 @@ def test_https(triton: FakeTriton, tmp_path: Path) -> None:
         (["--api-key-file", "/dev/null"], "/dev/null: holds no key"),
         (["--index", "no-such-folder"], "no-such-folder"),
         (["--url", "localhost"], "localhost"),
-        (["--tls-cert", "no.pem", "--tls-key", "no.pem"], "No such file"),
+        (["--tls-cert", "no.pem", "--tls-key", "no.pem"], "cnclip-gateway: no.pem: No such file or directory; check"),
+        (["--tls-cert", "/dev/null", "--tls-key", "/dev/null"], "cannot be used together"),
+        (["--host", "no-such-host.invalid"], "no-such-host.invalid:0: "),
+        # None of these would ever be met, and nothing would say so.
+        (["--fetch-from", "https://images.example.com"], "name each host"),
+        (["--fetch-from", "*.example.com"], "name each host"),
+        (["--fetch-from", "images.example.com/photos"], "name each host"),
     ],
 )
 def test_what_is_wrong_is_one_line(
@@ -126,11 +170,38 @@ def test_what_is_wrong_is_one_line(
     assert "Traceback" not in result.output
 
 
+def test_a_key_that_is_anothers_or_wants_a_passphrase(tmp_path: Path) -> None:
+    """Nobody is asked for it: a container would wait for an answer for ever."""
+    trustme = pytest.importorskip("trustme", reason="trustme is not installed")
+    serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+    authority = trustme.CA()
+    for name in ("a", "b"):
+        issued = authority.issue_cert("127.0.0.1")
+        issued.cert_chain_pems[0].write_to_path(str(tmp_path / f"{name}.pem"))
+        issued.private_key_pem.write_to_path(str(tmp_path / f"{name}.key"))
+    key = serialization.load_pem_private_key((tmp_path / "a.key").read_bytes(), None)
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    (tmp_path / "secret.key").write_bytes(key.private_bytes(*form, serialization.BestAvailableEncryption(b"x")))
+    for name in ("b.key", "secret.key"):
+        options = ["--port", "0", "--tls-cert", str(tmp_path / "a.pem"), "--tls-key", str(tmp_path / name)]
+        result = CliRunner().invoke(app, options)
+        assert result.exit_code == 2
+        assert f"{name} cannot be used together" in result.output
+        assert len(result.output.strip().splitlines()) == 1, result.output
+
+
+@pytest.mark.parametrize("port", ["-1", "65536"])
+def test_what_is_no_port(port: str) -> None:
+    result = CliRunner().invoke(app, ["--port", port])
+    assert result.exit_code == 2
+    assert "--port" in result.output
+
+
 def test_a_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = CliRunner().invoke(app, ["--port", str(taken.getsockname()[1])])
     assert result.exit_code == 2
-    assert "Address already in use" in result.output
+    assert "Address already in use; choose another --port, or 0 for any free one" in result.output
 
 
 def test_what_is_not_installed_is_named(tmp_path: Path) -> None:
@@ -147,5 +218,6 @@ def test_what_is_not_installed_is_named(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert (
-        done.stderr == "cnclip: this needs starlette, which is not installed; pip install 'cn-clip-triton[gateway]'\n"
+        done.stderr
+        == "cnclip-gateway: this needs starlette, which is not installed; pip install 'cn-clip-triton[gateway]'\n"
     )

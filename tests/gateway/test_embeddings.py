@@ -72,6 +72,8 @@ def test_texts_and_images_come_out_in_their_order(gateway: Running, form: str) -
         {"text": "a much longer text"},
         {"image": base64.b64encode(PNG + b"\xfb\xff").decode()},
         {"image": base64.urlsafe_b64encode(PNG + b"\xfb\xfe").decode().rstrip("=")},
+        {"image": base64.encodebytes(PNG * 9).decode()},  # in lines, as `base64` writes it
+        {"image": "data:image/png;base64," + base64.encodebytes(PNG * 9).decode().replace("\n", "\r\n")},
         data_url(PNG + b"3", "image/jpeg"),
     ]
     answer = gateway.embed(items, encoding_format=form)
@@ -80,7 +82,8 @@ def test_texts_and_images_come_out_in_their_order(gateway: Running, form: str) -
     rows = [one["embedding"] for one in answer.json["data"]]
     if form == "base64":
         rows = [np.frombuffer(base64.b64decode(row), "<f4") for row in rows]
-    texts_and_images = ["短".encode(), PNG, b"a much longer text", PNG + b"\xfb\xff", PNG + b"\xfb\xfe", PNG + b"3"]
+    texts_and_images = ["短".encode(), PNG, b"a much longer text", PNG + b"\xfb\xff", PNG + b"\xfb\xfe"]
+    texts_and_images += [PNG * 9, PNG * 9, PNG + b"3"]
     np.testing.assert_allclose(np.array(rows, np.float32), unit(*texts_and_images), rtol=0, atol=1e-7)
 
 
@@ -182,6 +185,10 @@ def test_unknown_models_and_paths(gateway: Running) -> None:
     for path in ("/", "/search?q=x", "/v1/../../etc/passwd", "/pages/../_app.py", "/pages/%2e%2e%2f_app.py", "/%00"):
         answer = gateway.ask("GET", path)
         assert (answer.status, answer.error["code"]) == (404, "not_found"), path
+    # An error does not say back whatever it was sent, and no answer leads to where a header points.
+    assert len(gateway.embed("x", model="\0" * 100_000).body) < 2000
+    answer = gateway.ask("GET", "/v1/models/", Host="evil.example")
+    assert (answer.status, answer.headers["Location"]) == (404, None)
     answer = gateway.ask("GET", "/v1/embeddings")
     assert (answer.status, answer.error["code"]) == (405, "method_not_allowed")
     assert answer.headers["Allow"] == "POST"

@@ -83,6 +83,7 @@ def fetched(fetcher: Fetcher, *urls: str) -> list[Any]:
             "224.0.0.1",
         ),
         *("::1", "fe80::1", "fd00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::"),
+        *("::", "::7f00:1", "::ffff:0:7f00:1", "64:ff9b:1::7f00:1", "fec0::1", "5f00::1", "2001::1", "ff0e::1"),
     ],
 )
 def test_addresses_that_are_not_public(monkeypatch: pytest.MonkeyPatch, address: str) -> None:

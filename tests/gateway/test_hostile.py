@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
+from cnclip_gateway import _protocol
 
 from tests.client.conftest import FakeTriton
 from tests.gateway.conftest import Answer, Running
@@ -243,10 +244,23 @@ def test_who_does_not_read_the_answer_is_cut_off(run: Callable[..., Running], se
 
 def test_more_connections_than_there_may_be_are_turned_away(run: Callable[..., Running], triton: FakeTriton) -> None:
     gateway = run(triton.url, connections=5)
-    held = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(8)]
+    held = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(9)]
+
+    def ask(connection: socket.socket, path: str) -> Answer:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        return read_answer(connection)
+
     try:
-        held[-1].sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert held[-1].recv(65536).startswith(b"HTTP/1.1 503 ")
+        told = ask(held[-1], "/v1/models")
+        assert (told.status, told.error["code"]) == (503, "too_many_connections")
+        assert (told.headers["Retry-After"], told.headers["Connection"]) == ("2", "close")
+        assert told.headers["X-Content-Type-Options"] == "nosniff"
+        # Who was there before goes on, and nobody takes for dead what is only busy.
+        for _ in range(2):
+            assert ask(held[0], "/v1/models").status == 200
+        for connection, path in zip(held[5:8], ("/health/live", "/health", "/metrics"), strict=True):
+            assert ask(connection, path).status == 200, path
+        assert gateway.metric('cnclip_gateway_requests_total{route="/v1/models",status="503"}') == 1
     finally:
         for connection in held:
             connection.close()
@@ -254,6 +268,17 @@ def test_more_connections_than_there_may_be_are_turned_away(run: Callable[..., R
     while gateway.ask("GET", "/health/live").status != 200 and time.monotonic() < deadline:
         time.sleep(0.05)
     require_sound(gateway)
+
+
+def test_a_connection_too_many_that_says_nothing_is_cut_soon(
+    run: Callable[..., Running], triton: FakeTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_protocol, "_BEYOND_S", 0.2)
+    gateway = run(triton.url, connections=1)
+    with connected(gateway) as first, connected(gateway) as second:
+        assert read_all(second) == b""
+        first.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert read_answer(first).status == 200
 
 
 def test_what_takes_too_long_is_not_waited_for(run: Callable[..., Running], triton: FakeTriton) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from cnclip_client import BadFile, Client
+from cnclip_client import BadFile, Client, StoreError
 from cnclip_client.extraction import ExtractOptions, extract
 from cnclip_client.sources import image_source
 from PIL import Image
@@ -23,6 +25,7 @@ from tests.gateway.conftest import Running, require_schema
 
 pytest.importorskip("faiss", reason="the extra search is not installed")
 
+from cnclip_gateway import _pictures
 from cnclip_gateway._pictures import Pictures
 from cnclip_gateway._search import open_searched
 
@@ -121,10 +124,11 @@ def test_thumbnails_are_of_what_is_searched_and_of_nothing_else(searching: Runni
             assert small.size == (256, 17)
             red = small.convert("RGB").getpixel((128, 8))[0]  # type: ignore[index]
         assert red == pytest.approx(int(Path(hit["id"]).stem) * 6, abs=8)
-    assert sorted(int(hit["thumbnail"].rpartition("/")[2]) for hit in hits) == list(range(COUNT))
+    assert sorted(int(hit["thumbnail"].rpartition("/")[2].partition("?")[0]) for hit in hits) == list(range(COUNT))
     for row in (
         COUNT,
         10**30,
+        "9" * 5000,
         "-1",
         "x",
         "..%2fsecret.png",
@@ -147,6 +151,51 @@ def test_a_picture_that_is_gone_is_not_made_up(searching: Running, photos: Path)
         assert searching.ask("GET", hit["thumbnail"]).status == 404
     finally:
         (photos / "2.png").write_bytes(kept)
+
+
+def test_a_picture_whose_name_is_no_utf8(
+    run: Callable[..., Running], triton: FakeTriton, photos: Path, tmp_path: Path, stack: ExitStack
+) -> None:
+    named = tmp_path / "photos" / os.fsdecode("照片".encode("gb18030"))
+    named.mkdir(parents=True)
+    (named / "2.png").write_bytes((photos / "2.png").read_bytes())
+    with Client(triton.url, model="vit-b-16") as client:
+        extract(client, image_source(tmp_path / "photos"), tmp_path / "made.jsonl", ExtractOptions())
+    found = open_searched(tmp_path / "made.jsonl", stack)
+    searching = run(triton.url, searched=found, pictures=Pictures(image_source(named.parent)))
+    answer = searching.ask("GET", "/search?q=x")
+    assert [hit["id"] for hit in answer.json["hits"]] == [f"{named.name}/2.png"]
+    assert searching.ask("GET", answer.json["hits"][0]["thumbnail"]).status == 200
+
+
+def test_a_picture_that_could_not_be_had_is_asked_for_again(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that is away for a moment costs no picture for longer than that."""
+    pictures = Pictures(image_source(photos))
+    with monkeypatch.context() as away:
+        away.setattr(_pictures, "image_bytes", Mock(side_effect=StoreError("is away", path="s3://photos/2.png")))
+        assert pictures.thumbnail("2.png") is None
+    shown = pictures.thumbnail("2.png")
+    assert shown is not None
+    assert pictures.thumbnail("2.png") is shown  # and that is kept
+
+
+def test_a_row_of_another_index_is_not_shown_for_this_one(
+    run: Callable[..., Running], triton: FakeTriton, features: Path, photos: Path, tmp_path: Path, stack: ExitStack
+) -> None:
+    """Browsers keep thumbnails for an hour, and while an index is rolled out a pod finds what another is asked for."""
+    (tmp_path / "others.jsonl").write_text("".join(reversed(features.read_text().splitlines(keepends=True))))
+    pictures = Pictures(image_source(photos))
+    old, new = (
+        run(triton.url, searched=open_searched(one, stack), pictures=pictures)
+        for one in (features, tmp_path / "others.jsonl")
+    )
+    first, second = (
+        {hit["id"]: hit["thumbnail"] for hit in one.ask("GET", "/search?q=x&k=200").json["hits"]} for one in (old, new)
+    )
+    assert not set(first.values()) & set(second.values())
+    assert old.ask("GET", first["2.png"]).status == 200
+    assert new.ask("GET", first["2.png"]).status == 404
+    assert new.ask("GET", second["2.png"]).body == old.ask("GET", first["2.png"]).body
 
 
 def sources(photos: Path, folder: Path) -> dict[str, Path]:
@@ -177,6 +226,11 @@ def test_pictures_of_every_source(photos: Path, tmp_path: Path, packed: str) -> 
             red = small.convert("RGB").getpixel((128, 8))[0]  # type: ignore[index]
         assert red == pytest.approx(int(Path(str(one)).stem) * 6, abs=8)
     assert pictures.thumbnail("secret.png") is None
+    kept = pictures.thumbnail(ids[1])
+    if packed != "list":
+        Path(str(source.fingerprint["path"])).unlink()
+        assert pictures.thumbnail(ids[0]) is None  # it was not asked for before
+        assert pictures.thumbnail(ids[1]) == kept
     if packed == "list":  # a file also goes by its name, with its ending and without, as in `cnclip search --html`
         assert pictures.thumbnail("7.png") == pictures.thumbnail("7") == pictures.thumbnail(7)
 

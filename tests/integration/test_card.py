@@ -19,8 +19,8 @@ from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.build import BuildRequest, build_repository
 from cnclip_builder.cli.app import app
+from cnclip_builder.repository.choosing import choose_settings
 from cnclip_builder.repository.manifest import MANIFEST_NAME, read_manifest
-from cnclip_builder.repository.serving import choose_settings
 from cnclip_builder.verify import verify_server
 from cnclip_client import Client
 from cnclip_server import ServerError, TritonServer
@@ -88,7 +88,10 @@ def server(as_built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     model = repository / "tiny-vit-image-preprocess" / "1" / "model.py"
     twin = TWIN.format(root=str(ROOT), library=str(compile_twin(folder)))
     model.write_text(twin + model.read_text(encoding="utf-8"), encoding="utf-8")
-    with TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0) as running:
+    log = folder / "log"
+    with TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0, log_file=log) as running:
+        # What cnclip-serve starts tritonserver with, its Python process has read.
+        assert "pixels go on in its memory" in log.read_text(encoding="utf-8")
         yield running
 
 

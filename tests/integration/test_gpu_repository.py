@@ -13,8 +13,8 @@ import tritonclient.grpc as grpc
 from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.build import BuildRequest, build_repository
+from cnclip_builder.repository.choosing import choose_settings
 from cnclip_builder.repository.manifest import read_manifest
-from cnclip_builder.repository.serving import choose_settings
 from cnclip_builder.tensors import TOWERS
 from cnclip_builder.verify import verify_server
 from cnclip_client import Client

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -188,3 +189,19 @@ def test_a_small_dev_shm(private_shared_memory: list[str], demo_repository: Path
         check=False,
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_what_lies_in_the_repository_runs_and_not_what_is_installed(demo_repository: Path, tmp_path: Path) -> None:
+    """The tests' own environment has this project installed: under the names of what a Python model takes along, too."""
+    shutil.copytree(demo_repository, tmp_path / "repository")
+    with (tmp_path / "repository/demo-image-preprocess/1/cnclip_pixels.py").open("a") as pixels:
+        pixels.write("\n\ndef resizer():\n    return 'what lies here'\n")
+    with (tmp_path / "repository/demo-text-tokenize/1/cnclip_token_ids.py").open("a") as tokens:
+        tokens.write(
+            "\n\nof_old = decoded\n\n\ndef decoded(text):\n"
+            "    if text == b'x':\n        raise BadText('says what lies here')\n    return of_old(text)\n"
+        )
+    with TritonServer(tmp_path / "repository", grpc_port=0, http_port=0, metrics_port=0) as server:
+        assert "images are resized by what lies here" in server.log_path.read_text()
+        with Client(server.grpc_url, model=MODEL) as client:
+            assert client.encode_texts(["x"], errors="collect").failures == {0: "says what lies here"}

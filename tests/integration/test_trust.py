@@ -108,15 +108,16 @@ def test_damaged_images_among_good_ones(demo_server: TritonServer) -> None:
     accepted = [cn_clip_pixels(data, 32) is not None for data in mixed]
     with Client(demo_server.grpc_url, model=MODEL) as client:
         expected = client.encode_images(good)
-        sizes = []
-        for _ in range(14):
+        sizes: list[int] = []
+        # malloc keeps, for each thread, the largest size that a damaged header has claimed of it. Which thread gets that
+        # file is chance, so that there are late steps, but as many as threads; what leaks has no end.
+        while len(sizes) < 14 or max(sizes[-4:]) - max(sizes[:-4]) >= 20_000:
+            assert len(sizes) < 40, f"KiB after each round: {sizes}"
             block = client.encode_images(mixed, errors="collect")
             assert [row not in block.failures for row in range(len(mixed))] == accepted
             features = block.filled()[1::2]
             np.testing.assert_allclose(features, expected, atol=1e-5)
             sizes.append(resident_kib(demo_server.pid))
-        # malloc keeps, for each thread, the largest size that a damaged header has claimed of it.
-        assert max(sizes[10:]) - max(sizes[:10]) < 20_000
 
 
 def test_what_is_refused_is_logged(demo_server: TritonServer) -> None:

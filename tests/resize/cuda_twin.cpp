@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <map>
+#include <vector>
 
 typedef unsigned long long address;
 struct config {
@@ -22,6 +23,11 @@ static const char *const NAMES[] = {"weigh", "shrink"};
 static char stand[64]; // what contexts, streams and pools point to
 static std::map<address, size_t> allocated;
 static int fail_after = -1;
+struct copy {
+    address to, from;
+    size_t size;
+};
+static std::vector<copy> under_way;
 
 static int
 setting(const char *name, int otherwise) {
@@ -68,7 +74,15 @@ CALL(cuCtxGetStreamPriorityRange, int *least, int *most) { *least = *most = 0; r
 CALL(cuStreamCreateWithPriority, void **stream, unsigned, int) { *stream = stand + 8; return SUCCESS; }
 CALL(cuStreamCreate, void **stream, unsigned) { *stream = stand + 8; return SUCCESS; }
 CALL(cuStreamDestroy, void *) { return SUCCESS; }
-CALL(cuStreamSynchronize, void *) { return SUCCESS; }
+CALL(cuStreamSynchronize, void *stream) {
+    if (!stream) {
+        for (auto &one : under_way) {
+            memcpy((void *)one.to, (void *)one.from, one.size);
+        }
+        under_way.clear();
+    }
+    return SUCCESS;
+}
 CALL(cuStreamIsCapturing, void *, int *status) { *status = 0; return SUCCESS; }
 CALL(cuStreamGetCtx, void *, void **context) { *context = stand; return SUCCESS; }
 CALL(cuDeviceGetDefaultMemPool, void **pool, int) { *pool = stand + 16; return SUCCESS; }
@@ -133,11 +147,12 @@ CALL(cuMemcpyDtoHAsync, void *to, address from, size_t size, void *) {
     memcpy(to, (void *)from, size);
     return SUCCESS;
 }
+// Nobody waits for copies within the card but who waits for the default stream.
 CALL(cuMemcpyDtoD, address to, address from, size_t size) {
     if (!is_ours(to, size) || !is_ours(from, size)) {
         return INVALID;
     }
-    memcpy((void *)to, (void *)from, size);
+    under_way.push_back({to, from, size});
     return SUCCESS;
 }
 

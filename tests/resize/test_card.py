@@ -155,7 +155,9 @@ def decoder() -> Counting:
 
 @pytest.fixture
 def card(twin: Twin, decoder: Counting) -> Card:
-    return Card(twin, decoder, side=SIDE, formats=image_formats(), memory=1 << 30)
+    made = Card(twin, decoder, side=SIDE, formats=image_formats(), memory=1 << 30)
+    decoder.asked.clear()  # of what it tries first
+    return made
 
 
 def exactly(image: bytes) -> Any:
@@ -274,16 +276,19 @@ def test_the_exact_way_works_beside_the_card(twin: Twin) -> None:
 
     class Waiting:
         about = "a decoder that waits"
+        waits = False
 
         def decode(self, jpegs: Sequence[bytes], sizes: Sequence[tuple[int, int]]) -> list[Any]:
-            assert under_way.wait(60)
+            assert not self.waits or under_way.wait(60)
             return NvImageCodec(None, 1).decode(jpegs, sizes)
 
     def begin(image: bytes) -> Any:
         under_way.set()
         return exactly(image)
 
-    card = Card(twin, Waiting(), side=SIDE, formats=image_formats(), memory=1 << 30)
+    decoder = Waiting()
+    card = Card(twin, decoder, side=SIDE, formats=image_formats(), memory=1 << 30)
+    decoder.waits = True
     with ThreadPoolExecutor(1) as pool:
         prepared = card.prepare([JPEG, ALL["PNG"]], lambda images: pool.map(begin, images))
     assert prepared.on_card == 1
@@ -294,6 +299,7 @@ def test_a_batch_is_decoded_in_portions_that_the_memory_bounds(twin: Twin, decod
     images |= {"large": ALL["large"], "small": ALL["upscaled"]}
     card = Card(twin, decoder, side=SIDE, formats=image_formats(), memory=1_500_000)
     twin.largest = 0
+    decoder.asked.clear()
     prepared = require_as_exact(card, images)
     assert [len(sizes) for sizes in decoder.asked] == [2, 2, 2]
     assert prepared.rows[5] is not None, "a picture that alone is more than the bound goes the exact way"
@@ -323,14 +329,50 @@ def test_when_the_card_fails_the_batch_goes_the_exact_way(twin: Twin, decoder: C
     assert (again.on_card, again.why_not) == (3, "")
 
 
+class Spoilt:
+    """A decoder from which `spoil` makes another, once it is there."""
+
+    about = "a decoder that is spoilt"
+
+    def __init__(self, spoil: Callable[[list[Any]], list[Any]] = list) -> None:
+        self.spoil = spoil
+
+    def decode(self, jpegs: Sequence[bytes], sizes: Sequence[tuple[int, int]]) -> list[Any]:
+        return self.spoil(NvImageCodec(None, 1).decode(jpegs, sizes))
+
+
+def failing(_: list[Any]) -> list[Any]:
+    raise RuntimeError("nvimgcodec: cudaMallocAsync failed: out of memory")
+
+
+def in_another_order(pictures: list[Any]) -> list[Any]:
+    for picture in pictures:
+        pixels = np.asarray(picture.owner)
+        pixels[:] = pixels[..., ::-1].copy()
+    return pictures
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (
+            lambda pictures: [None for _ in pictures],
+            r"it decodes no JPEG \(nvImageCodec gives none: is its nvJPEG installed",
+        ),
+        (failing, r"it decodes no JPEG \(RuntimeError: nvimgcodec: cudaMallocAsync failed: out of memory\)"),
+        (in_another_order, r"its pictures differ by \d\d grey levels from Pillow"),
+    ],
+)
+def test_a_card_that_decodes_nothing_or_another_picture_is_refused(twin: Twin, spoil: Any, why: str) -> None:
+    """nvImageCodec starts without nvJPEG's library, and then gives nothing for each picture."""
+    with pytest.raises(CardUnfit, match=f"{why}.*; mend this, or build the repository with"):
+        Card(twin, Spoilt(spoil), side=SIDE, formats=image_formats(), memory=1 << 30)
+
+
 def test_when_the_decoder_fails_too(twin: Twin) -> None:
-    class Failing:
-        about = "a decoder that fails"
-
-        def decode(self, jpegs: Sequence[bytes], sizes: Sequence[tuple[int, int]]) -> list[Any]:
-            raise RuntimeError("nvimgcodec: cudaMallocAsync failed: out of memory")
-
-    card = Card(twin, Failing(), side=SIDE, formats=image_formats(), memory=1 << 30)
+    decoder = Spoilt()
+    card = Card(twin, decoder, side=SIDE, formats=image_formats(), memory=1 << 30)
+    decoder.spoil = failing
     prepared = require_as_exact(card, {"420": JPEG, "PNG": ALL["PNG"]})
     assert (prepared.on_card, prepared.full, prepared.squares) == (0, True, None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import resource
 import subprocess
@@ -364,6 +365,13 @@ from cnclip_resize import _native
 loaded = ctypes.CDLL(sys.argv[1])
 print(_native.find_jpeg(sys.argv[1]))
 """
+
+
+def test_a_path_that_is_no_utf8_is_a_path() -> None:
+    """To Python in the C locale, as in Triton's stub, the folder of a Chinese name is such bytes."""
+    ready()
+    assert native.find_jpeg(os.fsdecode(b"/\xb9\xa4\xb3\xcc/_imaging.so")) == "it is not loaded"
+    assert native.find_jpeg("/工程/_imaging.so") == "it is not loaded"
 
 
 def test_the_module_checks_what_it_is_given() -> None:

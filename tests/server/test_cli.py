@@ -11,12 +11,15 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cnclip_console
+import cnclip_server
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
@@ -78,6 +81,41 @@ def test_says_where_it_is_and_stops_on_a_signal(repository: Any, number: signal.
     assert process.returncode == 0
     assert (out, err) == ("", "stopped\n")
     assert not _listens(facts["grpc"])
+
+
+@pytest.mark.triton
+def test_an_environment_whose_path_is_not_ascii(repository: Any, tmp_path: Path) -> None:
+    """What `make` installs into a folder with a Chinese name: `.venv`, and in it the names of this project's folders."""
+    project, environment = tmp_path / "图文 检索", tmp_path / "图文 检索" / ".venv"
+    packages = environment / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    packages.mkdir(parents=True)
+    (environment / "bin").mkdir()
+    (environment / "bin" / "python3").symlink_to(Path(sys.executable).resolve())
+    (environment / "pyvenv.cfg").write_text(f"home = {sys.base_prefix}/bin\n")
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if "cn_clip_triton" not in path.name:
+            (packages / path.name).symlink_to(path)
+    with (packages / "ours.pth").open("w", encoding="utf-8") as ours:
+        for package in (cnclip_server, cnclip_console):
+            folder = Path(package.__path__[0]).parent
+            (project / folder.name).symlink_to(folder, target_is_directory=True)
+            ours.write(f"{project / folder.name}\n")
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [
+        str(environment / "bin" / "python3"),
+        *COMMAND[1:],
+        str(repository.path),
+        *FREE_PORTS,
+        "--startup-timeout",
+        "60",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**environ, "LC_ALL": "C.UTF-8"}
+    ) as process:
+        try:
+            assert _answers(_until_serving(process)["grpc"])
+        finally:
+            process.terminate()
 
 
 @pytest.mark.triton
@@ -272,3 +310,13 @@ def test_strays_are_not_handed_to_tritonserver() -> None:
     assert result.exit_code == 2
     assert "unexpected argument 'another'" in result.stderr
     assert CliRunner().invoke(app, ["repository", "--log-verbose=1"]).exit_code == 2
+
+
+def test_a_file_in_a_repositorys_place(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(app, [str(tmp_path / "file")])
+    assert result.exit_code == 1
+    assert result.output == (
+        f"error: the model repository {tmp_path}/file is a file, not a folder of models; "
+        "give a folder written by `cnclip-build`, as `make repo` runs it\n"
+    )

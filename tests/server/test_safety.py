@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import tritonclient.grpc as grpc
 import trustme
 from cnclip_server import SettingError, Tls, TritonServer
 from cnclip_server._cli import app
+from cryptography.hazmat.primitives import serialization
 from tritonclient.utils import InferenceServerException
 from typer.testing import CliRunner
 
@@ -108,6 +110,27 @@ def test_a_file_that_is_no_pem(tmp_path: Path, content: str | None) -> None:
         path.write_text(content, encoding="latin-1")
     with pytest.raises(SettingError, match=r"cert\.pem (can't be read|is no PEM file)"):
         Tls(path, path)
+
+
+def encrypted(key: Path) -> Path:
+    """A key that wants a passphrase, beside another that does not."""
+    secret = serialization.BestAvailableEncryption(b"secret")
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    loaded = serialization.load_pem_private_key(key.read_bytes(), None)
+    path = key.with_name("encrypted.pem")
+    path.write_bytes(loaded.private_bytes(*form, secret))
+    return path
+
+
+def test_files_that_do_not_go_together_are_named(files: dict[str, Path]) -> None:
+    """Triton itself says of them that the port is in use."""
+    for key in (files["client-key"], encrypted(files["key"])):
+        with pytest.raises(
+            SettingError, match=rf"cert\.pem and {re.escape(str(key))} can't be used together .*passphrase"
+        ):
+            Tls(files["cert"], key)
+    with pytest.raises(SettingError, match=r"key\.pem can't be used \(.*PEM file of certificates"):
+        Tls(files["cert"], files["key"], client_ca=files["key"])
 
 
 def test_half_a_pair(repository: Any, tmp_path: Path) -> None:

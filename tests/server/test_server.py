@@ -223,6 +223,11 @@ def test_no_repository(tmp_path: Path) -> None:
         _server(tmp_path / "empty").start()
 
 
+def test_paths_may_be_strings(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match="empty does not exist"):
+        TritonServer(str(tmp_path / "empty"), binary="tritonserver", log_file=str(tmp_path / "log")).start()
+
+
 @pytest.mark.parametrize(("option", "flag"), [("grpc_port", "--grpc-port"), ("http_port", "--http-port")])
 def test_a_port_in_use(repository: Any, option: str, flag: str) -> None:
     with socket.socket() as taken:

@@ -169,10 +169,15 @@ def test_rows_on_a_device_are_run_where_they_are(
     model = load(nets.rows_of_run(), _config([Y, ROWS]))
     inputs = [_row(1, 3, 0), _row(2, 3, 10), _row(2, 3, 20), _row(3, 3, 30), _row(1, 5, 40)]
     at = [False, True, False, True, True]
-    joins: list[int] = []
+    joins: list[list[int]] = []
     devices = stand_in.devices
     copy = devices._copy
-    monkeypatch.setattr(devices, "_copy", lambda array, address: (joins.append(array.shape[0]), copy(array, address)))
+
+    def counted(arrays: Any, address: int) -> None:
+        joins.append([array.shape[0] for array in arrays])
+        copy(arrays, address)
+
+    monkeypatch.setattr(devices, "_copy", counted)
     requests = [
         stand_in.pb_utils.Request({"x": stand_in.pb_utils.DeviceTensor("x", x) if there else x}, ("y", "rows"))
         for x, there in zip(inputs, at, strict=True)
@@ -182,7 +187,7 @@ def test_rows_on_a_device_are_run_where_they_are(
         assert answer.error is None
         np.testing.assert_array_equal(answer.arrays["y"], x)
     assert [answer.arrays["rows"].ravel().tolist() for answer in answers] == [[3], [5, 5], [3, 3], [5, 5, 5], [1]]
-    assert joins == [2, 3]
+    assert joins == [[2, 3]]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import subprocess
 import sys
 import time
@@ -341,6 +342,99 @@ def test_one_large_picture_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert most == 1
         list(pool.map(lambda _: decode_pixels(buffer.getvalue(), 32), range(40)))
     assert most > 1
+
+
+def jpeg(scans: int, *, progressive: bool = True) -> bytes:
+    """A JPEG whose last scan is there again and again, as short as scans are: a pass over the whole picture each."""
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").save(buffer, "JPEG", progressive=progressive)
+    whole = buffer.getvalue()
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    return whole[:-2] + last * (scans - whole.count(b"\xff\xda")) + b"\xff\xd9"
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded() -> None:
+    """A megabyte of them kept a processor busy for minutes, and with it all that was asked beside it."""
+    assert check(jpeg(100), 32)
+    for encoded in (jpeg(101), jpeg(5000)):
+        with pytest.raises(BadImage, match="^a JPEG of more than 100 scans$"):
+            decode_pixels(encoded, 32)
+
+
+def test_what_only_looks_like_scans_is_none() -> None:
+    """What follows a picture, as the film of a phone's moving photograph, and what is kept beside it."""
+    noise = b"\xff\xda\x00\x08" * 1000
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").save(buffer, "JPEG", progressive=True, comment=noise, icc_profile=noise)
+    assert check(buffer.getvalue() + noise, 32)
+    frames = io.BytesIO()
+    Image.linear_gradient("L").save(
+        frames, "MPO", save_all=True, append_images=[Image.radial_gradient("L")] * 150, quality=20
+    )
+    assert check(frames.getvalue(), 32)
+
+
+def tiff(side: int, rows: int, data: bytes, *, compression: int = 1, times: int = 1) -> bytes:
+    """A grey TIFF of one strip after another, each of which is said to be all the data, so many of them."""
+    tags = {256: side, 257: side, 258: 8, 259: compression, 262: 1, 277: 1, 278: rows}
+    at = 8 + 2 + 12 * (len(tags) + 2) + 4
+    offsets, sizes = at, at + 4 * times
+    start = sizes + 4 * times
+    if times == 1:
+        offsets, sizes = start, len(data)
+    entries = [(tag, 4, 1, value) for tag, value in tags.items()] + [(273, 4, times, offsets), (279, 4, times, sizes)]
+    ifd = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *one) for one in sorted(entries)) + bytes(4)
+    lists = struct.pack("<I", start) * times + struct.pack("<I", len(data)) * times
+    return b"II*\0" + struct.pack("<I", 8) + ifd + lists + data
+
+
+def test_the_same_inside_a_tiff() -> None:
+    assert check(tiff(256, 256, jpeg(20), compression=7), 32)
+    with pytest.raises(BadImage, match="more than 100 scans"):
+        decode_pixels(tiff(256, 256, jpeg(500), compression=7), 32)
+
+
+def two_halves(times: int) -> bytes:
+    """A TIFF that lists its two halves again and again, all of which Pillow decodes."""
+    return tiff(64, 32, bytes(64 * 32), times=times)
+
+
+def short_rows(high: int) -> bytes:
+    """A BMP of rows whose first pixel is there, and the rest of which Pillow fills in one by one, in Python."""
+    wide, rows, palette = 5000, b"\x01\0\0\0" * high, bytes(1024)
+    head = struct.pack("<IiiHHIIiiII", 40, wide, high, 1, 8, 1, len(rows), 0, 0, 256, 256)
+    return b"BM" + struct.pack("<IHHI", 1078 + len(rows), 0, 0, 1078) + head + palette + rows
+
+
+def many_markers(count: int) -> bytes:
+    """A JPEG whose EXIF is in pieces, each of which Pillow copies all before it for."""
+    whole = jpeg(1, progressive=False)
+    return whole[:2] + b"\xff\xe1\x00\x09Exif\0\0x" * count + whole[2:]
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [two_halves(100_000), short_rows(4000), many_markers(400_000)],
+    ids=["two halves", "short rows", "many markers"],
+)
+def test_what_takes_long_is_stopped(hostile: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cnclip_pixels, "_SECONDS", 0.2)
+    monkeypatch.setattr(cnclip_pixels, "_SECONDS_A_PIXEL", 1e-12)
+    began = time.thread_time()
+    with pytest.raises(BadImage, match=r"^takes more than 0\.2 s to decode$"):
+        decode_pixels(hostile, 32)
+    assert time.thread_time() - began < 30
+
+
+def test_comments_of_a_plain_ppm() -> None:
+    assert check(b"P2\n9 9\n255\n" + b"#\n" * 1000 + b"7 " * 81, 32)
+    with pytest.raises(BadImage, match="^more than 1000 comments$"):
+        decode_pixels(b"P2\n9 9\n255\n" + b"#\n" * 2_000_000 + b"7 " * 81, 32)
+
+
+def test_what_takes_no_longer_than_it_may_is_decoded() -> None:
+    for harmless in (two_halves(10), short_rows(10), many_markers(10)):
+        assert check(harmless, 32)
 
 
 @pytest.mark.parametrize("encoded", [b"", b"\x00", b"no image", b"\xff\xd8\xff\xe0", b"GIF89a" + b"\xff" * 20])

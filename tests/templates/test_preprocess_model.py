@@ -78,6 +78,8 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     for module in tmp_path.glob("cnclip_*.py"):
         monkeypatch.delitem(sys.modules, module.stem, raising=False)
     importlib.invalidate_caches()
+    arguments = ["tritonserver", "--pinned-memory-pool-byte-size=0"]
+    monkeypatch.setattr(importlib.import_module("cnclip_handover"), "server_arguments", lambda: arguments)
 
     def load(decoding: str, limit: int = 10**8) -> Any:
         parameters = {"resolution": SIDE, "threads": 2, "max_image_pixels": limit, "decoding": decoding}
@@ -96,7 +98,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         )
         return model
 
-    return SimpleNamespace(logged=logged, metrics=metrics, load=load)
+    return SimpleNamespace(logged=logged, metrics=metrics, load=load, arguments=arguments)
 
 
 class Refusal:
@@ -181,6 +183,48 @@ def test_a_batch_without_a_jpeg_stays_on_the_host(served: Any) -> None:
     (answer,) = answers(served.load("gpu"), [("PNG", "GIF")])
     assert not answer.tensors["pixels"].on_card
     assert served.metrics.counts == {("cnclip_card_images", "exact"): 2}
+
+
+@pytest.mark.usefixtures("twin")
+@pytest.mark.parametrize(
+    ("arguments", "on_card"),
+    [
+        ([], False),
+        (["--pinned-memory-pool-byte-size=268435456"], False),
+        (["--pinned-memory-pool-byte-size=0", "--pinned-memory-pool-byte-size", "1"], False),
+        (["--pinned-memory-pool-byte-size"], False),
+        (["--pinned-memory-pool-byte-size", "0", ""], True),
+        (["--cuda-memory-pool-byte-size=0:1", "--pinned-memory-pool-byte-size=0"], True),
+    ],
+)
+def test_pixels_stay_on_the_card_where_triton_copies_them_right(
+    served: Any, arguments: list[str], on_card: bool
+) -> None:
+    """The same pixels either way, in each request's own rows."""
+    served.arguments[:] = ["tritonserver", *arguments]
+    requests = [("420", "PNG"), ("nothing",), ("grey",)]
+    first, _, last = answers(served.load("gpu"), requests)
+    exact = answers(served.load("exact"), requests)
+    assert np.array_equal(first.tensors["pixels"].array, exact[0].tensors["pixels"].array)
+    assert np.array_equal(last.tensors["pixels"].array, exact[2].tensors["pixels"].array)
+    assert (first.tensors["pixels"].on_card, last.tensors["pixels"].on_card) == (on_card, on_card)
+    told = (
+        "pixels go on in its memory" if on_card else "pixels go on by way of the host, since this tritonserver was not"
+    )
+    assert sum(told in line for line in served.logged) == 1
+
+
+@pytest.mark.usefixtures("twin")
+@pytest.mark.parametrize(
+    ("libraries", "on_card"), [({"libcuda.so.1"}, False), ({"libcuda.so", "libcuda.so.1"}, True), (set(), True)]
+)
+def test_pixels_leave_the_card_where_triton_does_not_find_the_driver(
+    served: Any, monkeypatch: pytest.MonkeyPatch, libraries: set[str], on_card: bool
+) -> None:
+    monkeypatch.setattr(importlib.import_module("cnclip_handover"), "_loads", libraries.__contains__)
+    (answer,) = answers(served.load("gpu"), [("420",)])
+    assert answer.tensors["pixels"].on_card == on_card
+    assert on_card != any("link one to the other" in line for line in served.logged)
 
 
 def test_a_full_card_is_counted_and_told_once(served: Any, twin: Twin) -> None:

@@ -56,6 +56,13 @@ def test_a_reason_cannot_forge_a_line() -> None:
     assert "\n" not in lines[0]
 
 
+def test_a_line_has_an_end_whatever_a_client_calls_its_request() -> None:
+    lines: list[str] = []
+    RefusalLog("m", lines.append).refused([b"x"], {0: "\0" * 100_000}, "\0" * 100_000)
+    assert len(lines[0]) < 13_000
+    assert json.loads(lines[0])["request"] == "\0" * 1000
+
+
 def test_texts_that_are_cut_have_lines_of_their_own() -> None:
     lines: list[str] = []
     clock = Clock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cnclip_token_ids
 import numpy as np
 import pytest
 from cn_clip.clip import tokenize
@@ -84,6 +85,30 @@ def test_long_texts_are_decomposed_as_short_ones(marks: list[str]) -> None:
 def test_a_megabyte_costs_no_more_than_its_length(text: str) -> None:
     ids = TOKEN_IDS.encode_utf8(text.encode())
     assert len(ids) <= TOKEN_IDS.context_length
+
+
+@pytest.mark.parametrize("head", [1, 7, 60, 500])
+def test_wherever_the_first_look_ends(head: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cnclip_token_ids, "_HEAD", head)
+    for text in [
+        *ODD_TEXTS,
+        "ab é́ " * 300,
+        "x Σ" + "." * 600 + "a",
+        "Σ." * 300 + "a",
+        "한글 " * 300,
+        "a" * 600 + " b" * 60,
+    ]:
+        check(text)
+
+
+def test_of_a_long_text_no_more_is_read_than_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    words = TokenIds._words
+    monkeypatch.setattr(
+        TokenIds, "_words", lambda self, text, room: (read.append(len(text)), words(self, text, room))[1]
+    )
+    assert TOKEN_IDS.encode_and_tell("我" * 1_000_000) == (TOKEN_IDS.encode("我" * 51), True)
+    assert max(read) < 10_000
 
 
 def test_utf8() -> None:

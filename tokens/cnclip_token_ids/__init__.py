@@ -39,6 +39,9 @@ _CJK_RANGES = (
 )
 
 
+# So many characters of a text are looked at before all of it is: far more than fill a context.
+_HEAD = 4096
+
 # Python's NFD takes a time quadratic in a run of combining marks: a minute for some 300,000 of them.
 _LONG_FOR_NFD = 1000
 
@@ -147,12 +150,10 @@ class TokenIds:
             BadText: as `encode`.
         """
         room = self.context_length - 2
-        words = (
-            self._nfd(text.translate(self._clean).lower())
-            .translate(self._split)
-            # Every word is a token at least, so that what comes after `room` words is cut in any case.
-            .split(None, room)
-        )
+        words = self._words(text[:_HEAD], room)
+        # Words before others are what they are, whatever comes later, but for a sigma: its lower case depends on it.
+        if len(text) > _HEAD and (len(words) <= room or "\N{GREEK CAPITAL LETTER SIGMA}" in text[:_HEAD]):
+            words = self._words(text, room)
         cut = len(words) > room
         ids = [self._cls]
         for word in words[:room]:
@@ -165,6 +166,11 @@ class TokenIds:
         del ids[room + 1 :]
         ids.append(self._sep)
         return ids, cut
+
+    def _words(self, text: str, room: int) -> list[str]:
+        """Gives so many words, and behind them, if there is more, all the rest as one."""
+        # Every word is a token at least, so that what comes after `room` words is cut in any case.
+        return self._nfd(text.translate(self._clean).lower()).translate(self._split).split(None, room)
 
     def encode_utf8(self, text: bytes) -> list[int]:
         """Gives the token ids of a text in UTF-8; see `encode`.

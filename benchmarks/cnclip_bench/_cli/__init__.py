@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 from cnclip_builder.arch import official_archs
-from cnclip_console import plain_app
+from cnclip_console import Version, plain_app, told
 
 from cnclip_bench._cli._alternatives import compare
 from cnclip_bench._cli._costs import build, memory, startup
@@ -40,6 +40,13 @@ app = plain_app(
     "  cnclip-bench all --arch ViT-B-16",
     no_args_is_help=True,
 )
+
+
+@app.callback()
+def _bench(version: Version = False) -> None:
+    pass
+
+
 _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "What is served, side by side": (served, compare, latency, throughput, preparation, stages),
     "What is done for it": (preprocess, host, tokenize, savings, int8),
@@ -91,13 +98,23 @@ def everything(asked: Asked, output: OutputOption = OUTPUT) -> None:
 
 def main() -> None:
     """Runs the command. What goes wrong is one line on stderr and exit status 1."""
-    from cnclip_builder.errors import BuildError
-
     try:
         app()
-    except (BuildError, OSError, ValueError, ModuleNotFoundError) as error:
+    except Exception as error:
         missing = isinstance(error, ModuleNotFoundError)
+        if not missing and not isinstance(error, _told()):
+            raise
         install = ": pip install 'cn-clip-triton[builder,server,bench,cpu]' installs all that is measured"
         fix = install if missing else ""
-        print(f"error: {error}{fix}", file=sys.stderr)
+        print(f"error: {told(error)}{fix}", file=sys.stderr)
         sys.exit(1)
+
+
+def _told() -> tuple[type[Exception], ...]:
+    """What is raised with words for whoever measures."""
+    # Here, since help is to come at once.
+    from cnclip_builder.errors import BuildError
+    from cnclip_client import CnclipError
+    from cnclip_server import ServerError
+
+    return BuildError, CnclipError, ServerError, OSError, RuntimeError, ValueError

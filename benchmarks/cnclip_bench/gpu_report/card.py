@@ -67,8 +67,8 @@ def build_for_card(setup: Setup, report: Report) -> None:
     """
     _require(setup)
     from cnclip_builder.build import build_repository
+    from cnclip_builder.repository.choosing import choose_settings
     from cnclip_builder.repository.manifest import read_manifest
-    from cnclip_builder.repository.serving import choose_settings
 
     from cnclip_bench.gpu_report.repositories import request_for
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from cnclip_bench.gpu_report.ceiling import LENGTHS
 from cnclip_bench.gpu_report.inputs import pixels, token_ids
 from cnclip_bench.gpu_report.memory import Meter
 from cnclip_bench.gpu_report.repositories import subject_of
-from cnclip_bench.gpu_report.rows import Report, Setup, Timing, Tower
+from cnclip_bench.gpu_report.rows import Fact, Report, Setup, Timing, Tower
 from cnclip_bench.gpu_report.timing import BATCH_SIZES, time_runs
 from cnclip_bench.subject import read_config
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-__all__ = ["time_images_in_onnxruntime", "time_plans", "time_texts_in_onnxruntime"]
+__all__ = ["time_images_in_onnxruntime", "time_plans", "time_texts_in_onnxruntime", "who_ran"]
 
 
 def time_images_in_onnxruntime(setup: Setup, report: Report) -> None:
@@ -36,7 +38,8 @@ def _time_onnxruntime(setup: Setup, report: Report, tower: Tower) -> None:
 
     subject = subject_of(setup, "onnxruntime")
     meter = Meter(setup.gpu)
-    session = _open_as_served(subject.repository / f"{subject.name}-{tower}-encoder", subject.served_file(tower))
+    model, file = subject.repository / f"{subject.name}-{tower}-encoder", subject.served_file(tower)
+    session = _open_as_served(model, file)
     meter.tell(report, "ONNX Runtime", f"{tower} encoder, loaded")
     device = "cuda" if setup.gpu else "cpu"
     (tensor,) = session.get_inputs()
@@ -49,6 +52,49 @@ def _time_onnxruntime(setup: Setup, report: Report, tower: Tower) -> None:
         first, ms = time_runs(partial(session.run_with_iobinding, binding), setup.seconds)
         report(Timing("ONNX Runtime", tower, batch_size, length, first, ms))
     meter.tell(report, "ONNX Runtime", f"{tower} encoder, after these batches")
+    report(Fact(f"{tower} encoder's nodes", who_ran(_profile(model, file, {tensor.name: rows}))))
+
+
+def who_ran(events: Iterable[Mapping[str, Any]]) -> str:
+    """Says which execution providers ran the nodes of a profile of ONNX Runtime's: on a GPU all but a few are CUDA's.
+
+    A provider that has no kernel for a node's version leaves it to the CPU, with copies there and back, and warns of
+    nothing.
+    """
+    nodes: dict[str, Counter[str]] = {}
+    copies = 0
+    for event in events:
+        if event.get("cat") != "Node" or not str(event.get("name")).endswith("_kernel_time"):
+            continue
+        kind = str(event["args"]["op_name"])
+        if kind.startswith("Memcpy"):
+            copies += 1
+        else:
+            name = str(event["args"]["provider"]).removesuffix("ExecutionProvider")
+            nodes.setdefault(name, Counter())[kind] += 1
+    most = max(nodes, key=lambda name: nodes[name].total())
+    told = [f"{nodes.pop(most).total()} by {most}"]
+    for name, kinds in nodes.items():
+        named = ", ".join(f"{kind} {count}" if count > 1 else kind for kind, count in kinds.most_common())
+        told.append(f"{kinds.total()} by {name} ({named})")
+    return "; ".join([*told, f"{copies} copies between them"])
+
+
+def _profile(model: Path, file: Path, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What ONNX Runtime tells of one run of a served file."""
+    import onnxruntime
+    from cnclip_server.backends.onnxruntime.cnclip_ort_session import execution_providers, session_options
+
+    config, kind = _config(model)
+    options = session_options(config)
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = f"{folder}/profile"
+        providers = execution_providers(config, kind=kind, device_id=0)
+        session = onnxruntime.InferenceSession(str(file), sess_options=options, providers=providers)
+        session.run(None, inputs)
+        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return events
 
 
 def _open_as_served(model: Path, file: Path) -> Any:
@@ -58,19 +104,26 @@ def _open_as_served(model: Path, file: Path) -> Any:
         LoadError: It would not run where it is served; of the stand-in.
     """
     from cnclip_server._backends import STAND_IN
-    from google.protobuf.json_format import MessageToDict
 
     # As Triton has it for the stub; its modules import each other by their bare names.
     sys.path.insert(0, str(STAND_IN))
     from cnclip_server.backends.onnxruntime.cnclip_ort_session import open_session
 
-    config = MessageToDict(read_config(model), preserving_proto_field_name=True)
+    config, kind = _config(model)
+    return open_session(config, file, kind=kind, device_id=0)
+
+
+def _config(model: Path) -> tuple[dict[str, Any], str]:
+    """A model's configuration as the stand-in gets it, and the kind of its instances."""
+    from google.protobuf.json_format import MessageToDict
+
+    config: dict[str, Any] = MessageToDict(read_config(model), preserving_proto_field_name=True)
     (group,) = config["instance_group"]
-    return open_session(config, file, kind=group["kind"].removeprefix("KIND_"), device_id=0)
+    return config, group["kind"].removeprefix("KIND_")
 
 
 def time_plans(setup: Setup, report: Report) -> None:
-    """Times both plans in TensorRT by Polygraphy, inputs and outputs copied to and from the card each time.
+    """Times both plans in TensorRT by Polygraphy, inputs and outputs on the card.
 
     Raises:
         MissingRequirementError: There is no TensorRT.
@@ -83,11 +136,11 @@ def time_plans(setup: Setup, report: Report) -> None:
     towers: tuple[Tower, ...] = ("image", "text")
     for tower in towers:
         meter = Meter(setup.gpu)
-        with tensorrt.open(subject.served_file(tower).read_bytes()) as run:
+        with tensorrt.open_on_device(subject.served_file(tower).read_bytes()) as lay:
             meter.tell(report, "TensorRT", f"{tower} plan, loaded")
             most = read_config(subject.repository / f"{subject.name}-{tower}-encoder").max_batch_size
             sizes = [size for size in BATCH_SIZES[tower] if size <= most]
             for length, batch_size in product((0,) if tower == "image" else LENGTHS, sizes):
                 rows = token_ids(batch_size, length) if length else pixels(batch_size, subject.arch.resolution)
-                first, ms = time_runs(partial(run, 0, rows), setup.seconds)
-                report(Timing("TensorRT, with copies", tower, batch_size, length, first, ms))
+                first, ms = time_runs(lay(0, rows), setup.seconds)
+                report(Timing("TensorRT", tower, batch_size, length, first, ms))

@@ -123,7 +123,7 @@ def _served(findings: Findings) -> Iterator[str]:
     )
     rows = []
     for one in rates:
-        length = next((length for length in LENGTHS if one.what == f"ids, {length} a text"), 0)
+        length = next((length for length in LENGTHS if one.what.startswith(f"ids, {length} a text")), 0)
         known = one.tower == "image" or length
         best = findings.best_in_process(one.tower, length, _ENGINES[one.way]) if known else None
         rows.append(

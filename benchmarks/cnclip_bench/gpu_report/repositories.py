@@ -10,7 +10,7 @@ from cnclip_bench.subject import FOLDER, Subject
 
 if TYPE_CHECKING:
     from cnclip_builder.build import BuildRequest
-    from cnclip_builder.repository.serving import Platform
+    from cnclip_builder.repository.settings import Platform
 
 __all__ = ["build_for_onnxruntime", "build_for_tensorrt", "request_for", "subject_of"]
 
@@ -46,7 +46,7 @@ def build_for_tensorrt(setup: Setup, report: Report) -> None:
         max(images, texts),
         DEFAULT_CONTEXT_LENGTH,
         image_profiles=default_profiles(images)[-1:],
-        text_profiles=default_profiles(texts, DEFAULT_CONTEXT_LENGTH)[-1:],
+        text_profiles=default_profiles(texts, DEFAULT_CONTEXT_LENGTH, request.serving.padded_lengths[0])[-1:],
     )
     build_repository(replace(request, plan_settings=settings))
 
@@ -78,7 +78,7 @@ def request_for(setup: Setup, platform: Platform) -> BuildRequest:
     """What is asked of the builder for one of Triton's backends."""
     from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, get_arch
     from cnclip_builder.build import BuildRequest
-    from cnclip_builder.repository.serving import choose_settings
+    from cnclip_builder.repository.choosing import choose_settings
 
     chosen: dict[str, Any] = {"target": "gpu" if setup.gpu else "cpu", "platform": platform}
     if not setup.gpu:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnclip_bench.gpu_report.inputs import SIZES, jpegs, pixels, token_ids
 from cnclip_bench.gpu_report.memory import Meter
-from cnclip_bench.gpu_report.repositories import subject_of
+from cnclip_bench.gpu_report.repositories import request_for, subject_of
 from cnclip_bench.gpu_report.rows import PassedOver, Rate, Report, Setup, Tower, Verified
 from cnclip_bench.inputs import repeated
 from cnclip_bench.load import Request, run_load
@@ -18,10 +18,10 @@ from cnclip_bench.stats import Latency
 from cnclip_bench.subject import Subject, serving
 
 if TYPE_CHECKING:
-    from cnclip_builder.repository.serving import Platform
+    from cnclip_builder.repository.settings import Platform
     from cnclip_client import Client
 
-__all__ = ["load_onnxruntime", "load_plans", "told", "verify_onnxruntime", "verify_plans"]
+__all__ = ["load_onnxruntime", "load_plans", "load_two_encoders", "told", "verify_onnxruntime", "verify_plans"]
 
 # Few and many: items a request, and requests at once.
 _PIXELS = ((1, 1), (1, 16), (8, 8), (64, 4))
@@ -55,6 +55,19 @@ def load_plans(setup: Setup, report: Report) -> None:
     _load(setup, report, "tensorrt")
 
 
+def load_two_encoders(setup: Setup, report: Report) -> None:
+    """Has two instances of each encoder served: what one copies and joins, while the other computes, costs nothing."""
+    from dataclasses import replace
+
+    from cnclip_builder.build import build_repository
+
+    request = request_for(setup, "onnxruntime")
+    build_repository(replace(request, serving=replace(request.serving, encoder_instances=2)))
+    subject = subject_of(setup, "onnxruntime")
+    with _serving(subject, "onnxruntime") as (url, _):
+        _load_encoders(setup, report, "onnxruntime", subject, url, ", two encoders")
+
+
 def _verify(setup: Setup, report: Report, platform: Platform) -> None:
     from cnclip_builder.verify import verify_server
 
@@ -70,39 +83,49 @@ def _verify(setup: Setup, report: Report, platform: Platform) -> None:
 
 def _load(setup: Setup, report: Report, platform: Platform) -> None:
     subject = subject_of(setup, platform)
-    resolution = subject.arch.resolution
+    photographs = {name: jpegs(size) for name, size in SIZES.items()}
+    meter = Meter(setup.gpu)
+    with _serving(subject, platform) as (url, client):
+        meter.tell(report, platform, "server, ready")
+        measure = _measurer(setup, report, platform)
+        ensembles: dict[str, tuple[Tower, Sequence[Any]]] = {
+            **{told(name, given): ("image", given) for name, given in photographs.items()},
+            "texts": ("text", subject.texts),
+        }
+        _load_encoders(setup, report, platform, subject, url)
+        for what, (tower, given) in ensembles.items():
+            number = _JOB[setup.gpu][tower]
+            measure(f"{what}, a job", tower, _job(client, tower, given, number), number, 1)
+        for what, (tower, given) in ensembles.items():
+            for items, at_once in _FEW_AND_MANY:
+                measure(what, tower, to_ensemble(client, tower, given)(items), items, at_once)
+        meter.tell(report, platform, "server, after these loads")
 
+
+def _load_encoders(
+    setup: Setup, report: Report, platform: Platform, subject: Subject, url: str, more: str = ""
+) -> None:
+    """Loads the encoders alone; `more` is said of each load."""
+    measure = _measurer(setup, report, platform)
+    rows = {"image": pixels(_LARGEST, subject.arch.resolution), "text": token_ids(_LARGEST, _LENGTH)}
+
+    def of(tower: Tower, *sizes: int) -> Request:
+        return to_encoder(url, f"{subject.name}-{tower}-encoder", rows[tower], sizes)
+
+    for items, at_once in _PIXELS:
+        measure(f"pixels{more}", "image", of("image", items), items, at_once)
+    measure(f"pixels, requests of 1 to 64{more}", "image", of("image", *_MIXED), round(mean(_MIXED)), 8)
+    for items, at_once in _IDS:
+        measure(f"ids, {_LENGTH} a text{more}", "text", of("text", items), items, at_once)
+
+
+def _measurer(setup: Setup, report: Report, platform: Platform) -> Callable[[str, Tower, Request, int, int], None]:
     def measure(what: str, tower: Tower, request: Request, items: int, at_once: int) -> None:
         sustained = run_load(request, at_once, setup.seconds, items)
         took = Latency.of(what, sustained.waits_s)
         report(Rate(platform, tower, what, items, at_once, sustained.items_per_s, took.median_ms, took.p95_ms))
 
-    photographs = {name: jpegs(size) for name, size in SIZES.items()}
-    meter = Meter(setup.gpu)
-    with _serving(subject, platform) as (url, client):
-        meter.tell(report, platform, "server, ready")
-        encoders: dict[Tower, Callable[..., Request]] = {
-            "image": lambda *sizes: to_encoder(
-                url, f"{subject.name}-image-encoder", pixels(_LARGEST, resolution), sizes
-            ),
-            "text": lambda *sizes: to_encoder(url, f"{subject.name}-text-encoder", token_ids(_LARGEST, _LENGTH), sizes),
-        }
-        ensembles: dict[str, tuple[Tower, Sequence[Any]]] = {
-            **{told(name, given): ("image", given) for name, given in photographs.items()},
-            "texts": ("text", subject.texts),
-        }
-        for items, at_once in _PIXELS:
-            measure("pixels", "image", encoders["image"](items), items, at_once)
-        measure("pixels, requests of 1 to 64", "image", encoders["image"](*_MIXED), round(mean(_MIXED)), 8)
-        for what, (tower, given) in ensembles.items():
-            number = _JOB[setup.gpu][tower]
-            measure(f"{what}, a job", tower, _job(client, tower, given, number), number, 1)
-        for items, at_once in _IDS:
-            measure(f"ids, {_LENGTH} a text", "text", encoders["text"](items), items, at_once)
-        for what, (tower, given) in ensembles.items():
-            for items, at_once in _FEW_AND_MANY:
-                measure(what, tower, to_ensemble(client, tower, given)(items), items, at_once)
-        meter.tell(report, platform, "server, after these loads")
+    return measure
 
 
 def told(name: str, images: Sequence[bytes]) -> str:

@@ -151,7 +151,7 @@ class ArtefactStore:
         free = shutil.disk_usage(existing).free
         if free < needed:
             raise MissingRequirementError(
-                f"{self._folder} needs {needed / 1e9:.1f} GB of disk for the ONNX files and {free / 1e9:.1f} GB are "
+                f"{self._folder} needs {needed / 1e6:,.0f} MB of disk for the ONNX files and {free / 1e6:,.0f} MB are "
                 "free: free some space, or choose a folder on another disk"
             )
 

@@ -101,7 +101,7 @@ def _of_texts(folder: Path) -> Iterator[str]:
     normalizer = tokenizer.get("normalizer")
     if isinstance(normalizer, Mapping) and normalizer.get("type") == "BertNormalizer":  # it counts more, as it runs
         names = {"lowercase": "do_lower_case", "handle_chinese_chars": "tokenize_chinese_chars"}
-        says = {**says, **{names.get(str(key), str(key)): value for key, value in normalizer.items()}}
+        says = {**says, **{names.get(key) or str(key): value for key, value in normalizer.items()}}
     for key in ("do_lower_case", "tokenize_chinese_chars", "strip_accents"):
         if says.get(key) is False:
             yield f"{key} is False"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -185,5 +188,10 @@ def _make_random(arch: Arch, seed: int, target: Path) -> Path:
     state_dict = {f"module.{name}": value for name, value in model.state_dict().items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing_file(target) as partial:
-        torch.save({"epoch": 0, "name": f"random:{seed}", "state_dict": state_dict}, partial)
+        try:
+            torch.save({"epoch": 0, "name": f"random:{seed}", "state_dict": state_dict}, partial)
+        except RuntimeError as error:  # torch's writer keeps to itself what the disk said
+            is_full = shutil.disk_usage(partial.parent).free < sum(value.nbytes for value in state_dict.values())
+            code = errno.ENOSPC if is_full else errno.EIO
+            raise OSError(code, os.strerror(code), str(target)) from error
     return target

@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from importlib.metadata import version as installed_version
-from typing import Annotated
 
 import typer
-from cnclip_console import plain_app
+from cnclip_console import Version, plain_app, told
 
 from cnclip_builder.cli.charset import use_utf8
 from cnclip_builder.cli.compare import compare_features
@@ -30,6 +28,7 @@ app = plain_app(
     "  cnclip-build repository --arch ViT-B-16 --verify",
     no_args_is_help=True,
 )
+_INTERRUPTED = 130  # Typer ends so by itself, and without a word
 _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "From checkpoint to servers": (repository, show, verify, compare_features, publish, prune),
     "Stages of `repository`, each by itself": (archs, checkpoint, onnx, tensorrt),
@@ -39,23 +38,13 @@ for heading, commands in _COMMANDS.items():
         app.command(rich_help_panel=heading)(command)
 
 
-def _version(show: bool) -> None:
-    if show:
-        typer.echo(f"cn-clip-triton {installed_version('cn-clip-triton')}")
-        raise typer.Exit
-
-
 @app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
+def _options(version: Version = False) -> None:
     pass
 
 
 def main() -> None:
-    """Runs the command. An error is one line on stderr and exit status 1; `-v` adds the traceback."""
+    """Runs the command. An error is one line on stderr and exit status 1, Ctrl-C one and 130; `-v` adds a traceback."""
     use_utf8()
     verbose = "-v" in sys.argv or "--verbose" in sys.argv
     configure_logging(logging.INFO if verbose else logging.WARNING)
@@ -67,8 +56,9 @@ def main() -> None:
         missing = isinstance(error, ModuleNotFoundError)
         install = ": pip install 'cn-clip-triton[builder,cpu]', or [builder,gpu] for a GPU, installs what a build needs"
         fix = install if missing else ""
-        typer.echo(without_secrets(f"error: {error}{fix}"), err=True)
+        typer.echo(without_secrets(f"error: {told(error)}{fix}"), err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; what was there before is untouched", err=True)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:
+            typer.echo("interrupted; what was there before is untouched", err=True)
+        raise

@@ -20,7 +20,7 @@ from cnclip_builder.cli.options import (
     VerboseOption,
     VocabularyOption,
 )
-from cnclip_builder.system.atomic import replacing_file
+from cnclip_builder.system.atomic import replacing_file, require_writable
 
 if TYPE_CHECKING:
     from cnclip_builder.comparison.compare import Comparison
@@ -101,6 +101,8 @@ def compare_features(
     from cnclip_builder.comparison.sides import Named
 
     logging.getLogger("cnclip_builder").setLevel(logging.INFO if sys.stderr.isatty() or verbose else logging.WARNING)
+    if html is not None:
+        require_writable(html)  # before minutes of encoding
     inputs = open_inputs(images, texts, pairs)
     archs = (arch, arch_b or arch)
     sides = [

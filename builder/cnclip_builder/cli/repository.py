@@ -34,8 +34,9 @@ from cnclip_builder.cli.serving import ServingOptions
 from cnclip_builder.cli.verify import show_live_parity
 from cnclip_builder.errors import SettingError
 from cnclip_builder.int8.report import LEAST_INT8_SPEED_UP
+from cnclip_builder.repository.choosing import check_setting, choose_settings
 from cnclip_builder.repository.manifest import kept_serving, read_manifest
-from cnclip_builder.repository.serving import ServingConfig, check_setting, choose_settings
+from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.tensors import TOWERS
 
 

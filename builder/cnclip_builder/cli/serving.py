@@ -9,8 +9,8 @@ from cnclip_console import option
 
 from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
 from cnclip_builder.cli.options import LIMITS, SERVED, SPEED, Tf32Option
-from cnclip_builder.repository.serving import (
-    DEFAULT_MAX_IMAGE_PIXELS,
+from cnclip_builder.repository.serving import DEFAULT_MAX_IMAGE_PIXELS
+from cnclip_builder.repository.settings import (
     PER_TOWER,
     Accelerator,
     Platform,

@@ -48,12 +48,14 @@ def verify(
       cnclip-build verify --arch ViT-B-16 --url localhost:8001
     """
     from cnclip_builder.checkpoint.sources import fetch_checkpoint
-    from cnclip_builder.verify import verify_server
+    from cnclip_builder.verify import require_served, verify_server
 
     chosen = choose_arch(arch, checkpoint, vocabulary, name)
+    model = name or chosen.slug
+    require_served(url, model, chosen)
     verification = verify_server(
         url,
-        name or chosen.slug,
+        model,
         fetch_checkpoint(checkpoint, chosen, download_root, hub).path,
         chosen,
         images={str(path): path.read_bytes() for path in image} if image else None,
@@ -113,11 +115,11 @@ def _read_captions(path: Path) -> list[str]:
         SettingError: there are none, or the file is not in UTF-8.
     """
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        texts = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise SettingError(
             f"{path} is not in UTF-8 ({error.reason} at byte {error.start}): save it in UTF-8, a text a line"
         ) from error
-    if not texts:
+    if texts == [""]:
         raise SettingError(f"{path} holds no texts: write one a line, or leave --captions out for the built-in ones")
     return texts

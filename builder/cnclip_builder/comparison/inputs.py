@@ -110,7 +110,8 @@ def _read_tsv(pairs: Path, images: str | None) -> Inputs:
         SettingError: a line is no pair, or an image's file is nowhere and no `images` hold it.
     """
     try:
-        lines = pairs.read_text(encoding="utf-8").splitlines()
+        # A caption may hold what splitlines() takes for an end.
+        lines = pairs.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise SettingError(
             f"{pairs} is not in UTF-8 ({error.reason} at byte {error.start}): save it in UTF-8"

@@ -15,7 +15,7 @@ from cnclip_builder.comparison.sides import Facts, Named
 from cnclip_builder.errors import BuildError, MissingRequirementError, SettingError
 from cnclip_builder.repository.manifest import read_manifest
 from cnclip_builder.tensors import Tower
-from cnclip_builder.verify import connected
+from cnclip_builder.verify import addressed, connected
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +58,12 @@ def asking_server(named: Named, address: str, model: str | None, kind: str) -> I
         kind: "server" or "repository".
 
     Raises:
-        SettingError: it serves several models, or none.
+        SettingError: the address is none, or it serves several models, or none.
         BuildError: it does not answer.
     """
     with clients_errors():
-        chosen = model or _only(named.name, served_models(address))
+        with addressed():
+            chosen = model or _only(named.name, served_models(address))
         with connected(address, chosen) as client:
             yield ServedSide(named, client, kind)
 

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 18
-"""Of all graphs that are written; from 17 on LayerNormalization is one operator."""
+"""Of all graphs but the fused ones; from 17 on LayerNormalization is one operator."""
+
+FUSED_OPSET = 17
+"""Of the fused graphs, those in few operators.
+
+A kernel of ONNX Runtime's that has no end runs nodes of just the version that it began with (kernel_registry.cc). The
+CUDA provider's Pad began with 13, in 1.17 for one: a Pad of opset 18, one a layer, would go to the CPU, its tokens
+copied there and back, and nothing would say so.
+"""
 
 EXTERNAL_DATA_SUFFIX = ".extra_file"
 """cn_clip's suffix for the file of weights beside an .onnx file."""

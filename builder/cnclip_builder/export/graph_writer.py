@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from cnclip_builder.arch import Arch
-from cnclip_builder.export.files import OPSET, external_data_of
+from cnclip_builder.export.files import FUSED_OPSET, OPSET, external_data_of
 from cnclip_builder.export.weights_file import WeightsFile
 from cnclip_builder.tensors import BATCH, TENSORS, InputSpec, Precision, Tower
 
@@ -145,10 +145,11 @@ class GraphWriter:
         """
         names = TENSORS[tower]
         self._nodes.append(helper.make_node("Cast", [features], [names.unnormalised], "features", to=TensorProto.FLOAT))
-        norm = self.one("ReduceL2", names.unnormalised, self.integers(1))
+        norm = self.one("ReduceL2", names.unnormalised, axes=[1])
         self._nodes.append(helper.make_node("Div", [names.unnormalised, norm], [names.normalised], "normalised"))
         self._drop_unread()
-        self._save(arch, tower, spec, (names.normalised, names.unnormalised), (helper.make_opsetid(MICROSOFT, 1),))
+        opsets = (helper.make_opsetid("", FUSED_OPSET), helper.make_opsetid(MICROSOFT, 1))
+        self._save(arch, tower, spec, (names.normalised, names.unnormalised), opsets)
 
     def finish_plain(self, arch: Arch, tower: Tower, spec: InputSpec) -> None:
         """Gives the last node's output, features `[N, D]`, cn_clip's name, and writes the file.
@@ -159,7 +160,7 @@ class GraphWriter:
             spec: its input.
         """
         self._nodes[-1].output[0] = TENSORS[tower].unnormalised
-        self._save(arch, tower, spec, (TENSORS[tower].unnormalised,))
+        self._save(arch, tower, spec, (TENSORS[tower].unnormalised,), (helper.make_opsetid("", OPSET),))
 
     def _save(
         self,
@@ -167,7 +168,7 @@ class GraphWriter:
         tower: Tower,
         spec: InputSpec,
         outputs: Sequence[str],
-        domains: Sequence[onnx.OperatorSetIdProto] = (),
+        opsets: Sequence[onnx.OperatorSetIdProto],
     ) -> None:
         graph = helper.make_graph(
             self._nodes,
@@ -180,7 +181,6 @@ class GraphWriter:
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, arch.embedding_size]) for name in outputs],
             self._weights,
         )
-        opsets = [helper.make_opsetid("", OPSET), *domains]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="cn-clip-triton")
         onnx.save_model(model, self._path)
 

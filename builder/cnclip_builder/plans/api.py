@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     PlanRunner = Callable[[int, npt.NDArray[Any]], Mapping[str, npt.NDArray[np.float32]]]
     """Runs a plan: the number of a profile and the input tensor -> the outputs by name."""
 
+    PlanOnDevice = Callable[[int, npt.NDArray[Any]], Callable[[], object]]
+    """Lays an input tensor into a GPU's memory, for a profile -> what runs the plan on it there, and waits."""
+
 # Libraries beside TensorRT that it takes kernels from where it is let; a plan with such kernels needs them where it is
 # served, too. 8.5 needs cuBLAS's two in any case, and may use them; 8.6 and later have them off by default.
 _CUBLAS_TACTICS = ("CUBLAS", "CUBLAS_LT")
@@ -192,6 +195,39 @@ class TensorRT:
         Raises:
             PlanError: TensorRT refuses the plan, as one of another version or GPU.
         """
+        with self._runner(plan) as (runner, name):
+
+            def run(profile: int, inputs: npt.NDArray[Any]) -> dict[str, npt.NDArray[np.float32]]:
+                runner.set_profile(profile)
+                outputs = runner.infer({name: inputs})
+                # The runner's own buffers are written over by its next run.
+                return {output: array.copy() for output, array in outputs.items()}
+
+            yield run
+
+    @contextlib.contextmanager
+    def open_on_device(self, plan: bytes) -> Iterator[PlanOnDevice]:
+        """Loads a plan onto the GPU, to be timed: inputs and outputs stay there.
+
+        Raises:
+            PlanError: as `open`.
+        """
+        from polygraphy.cuda import DeviceArray
+        from polygraphy.datatype import DataType
+
+        with self._runner(plan) as (runner, name), contextlib.ExitStack() as arrays:
+
+            def lay(profile: int, inputs: npt.NDArray[Any]) -> Callable[[], object]:
+                runner.set_profile(profile)
+                there = DeviceArray(inputs.shape, DataType.from_dtype(inputs.dtype, "numpy"))
+                arrays.enter_context(there).copy_from(inputs)
+                return lambda: runner.infer({name: there}, check_inputs=False, copy_outputs_to_host=False)
+
+            yield lay
+
+    @contextlib.contextmanager
+    def _runner(self, plan: bytes) -> Iterator[tuple[Any, str]]:
+        """Loads a plan; gives Polygraphy's runner and the name of the input."""
         from polygraphy.backend import trt as polygraphy
 
         with _polygraphy_errors(f"TensorRT {self.version} can't run the plan"):
@@ -202,14 +238,7 @@ class TensorRT:
                 if engine.get_tensor_mode(tensor) == self._trt.TensorIOMode.INPUT
             )
             with polygraphy.TrtRunner(engine) as runner:
-
-                def run(profile: int, inputs: npt.NDArray[Any]) -> dict[str, npt.NDArray[np.float32]]:
-                    runner.set_profile(profile)
-                    outputs = runner.infer({name: inputs})
-                    # The runner's own buffers are written over by its next run.
-                    return {output: array.copy() for output, array in outputs.items()}
-
-                yield run
+                yield runner, name
 
     def _settings(self, precision: str, options: BuildOptions) -> dict[str, Any]:
         """The arguments of Polygraphy's `CreateConfig` that depend on version, precision and options."""

@@ -58,7 +58,7 @@ def require_tensorrt(arch: Arch, checkpoint: str | None) -> None:
             "the GPU is (TENSORRT_IMAGE: NVIDIA's tensorrt:YY.MM-py3 of your tritonserver's month), and then "
             f"`cnclip-build repository {model} --platform tensorrt --target gpu --plans plans` here"
         )
-    with stage_process() as process:
+    with stage_process(on_gpu=True) as process:
         process.run(_require_machine)
 
 
@@ -148,7 +148,7 @@ def build_plans(jobs: dict[Tower, PlanJob], folder: Path, options: BuildOptions)
     """
     plans: dict[Tower, Plan] = {}
     for tower, job in jobs.items():
-        with stage_process() as process:
+        with stage_process(on_gpu=True) as process:
             plans[tower] = Plan(folder / job.plan, process.run(_make, job, folder, options))
     return plans
 

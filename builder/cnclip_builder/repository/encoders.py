@@ -26,7 +26,7 @@ from cnclip_builder.tensors import TOWERS, Tower
 
 logger = logging.getLogger(__name__)
 
-SERVED_RECIPE = 1
+SERVED_RECIPE = 2
 """Raise it when what a served encoder is written as changes: older ones are then written again."""
 
 _LIBRARIES = ("cn-clip-triton", "cn_clip", "torch", "onnx", "onnxruntime", "pillow", "tokenizers")

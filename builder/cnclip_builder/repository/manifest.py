@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cnclip_builder.errors import RepositoryError
-from cnclip_builder.repository.serving import PER_TOWER, merged_setting
+from cnclip_builder.repository.settings import PER_TOWER, merged_setting
 from cnclip_builder.system.atomic import replacing_file, sha256_of_file
 
 MANIFEST_NAME = "manifest.json"

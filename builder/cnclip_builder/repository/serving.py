@@ -1,78 +1,22 @@
-"""How models are served: the settings, where each comes from, and the values that follow from them for each encoder."""
+"""How models are served: the settings together, and the values that follow from them for each encoder."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any
 
 from cnclip_builder.arch import MIN_CONTEXT_LENGTH
 from cnclip_builder.errors import SettingError
+from cnclip_builder.repository.settings import Accelerator, PerTower, Platform, Preprocess, Target, check_value
 from cnclip_builder.system.machine import has_gpu, usable_cores
 from cnclip_builder.tensors import TOWERS, Precision, Tower
-
-Target = Literal["cpu", "gpu"]
-Platform = Literal["onnxruntime", "tensorrt"]
-Accelerator = Literal["none", "cuda", "tensorrt"]
-Preprocess = Literal["exact", "gpu"]
-
-PerTower = int | Mapping[Tower, int]
-"""A number for both encoders, or one for each; of one that is not named the default holds."""
 
 DEFAULT_MAX_IMAGE_PIXELS = 178_956_970
 """What Pillow refuses by itself (a bitmap of 512 MiB), and with it cn_clip."""
 
 DEFAULT_SETTLE_S = 30.0
 """How long servers have to see a change before the next: twice the time between Triton's polls by default."""
-
-_MOST = 2**31 - 1
-"""Of every number: Triton's configs have 32 bits for it."""
-
-_MAY_BE_ZERO = frozenset(
-    {
-        "max_queue_size",
-        "encoder_queue_delay_microseconds",
-        "encoder_threads",
-        "preprocess_threads",
-        "merged_batch_size",
-        "gpus",
-    }
-)
-
-_MAY_BE_NONE = frozenset({"preferred_batch_size", "merged_batch_size", "text_lengths", "gpus", "preprocess_instances"})
-
-_CHOICES: Mapping[str, tuple[str | bool, ...]] = {
-    "target": get_args(Target),
-    "precision": get_args(Precision),
-    "platform": get_args(Platform),
-    "accelerator": get_args(Accelerator),
-    "preprocess": get_args(Preprocess),
-    **dict.fromkeys(("cuda_graphs", "pinned_memory", "tf32", "reduced_decoding", "encoders_only"), (False, True)),
-}
-
-# Their defaults follow from it, or they were chosen for what it can do.
-_DEPEND_ON_TARGET = frozenset(
-    {
-        "target",
-        "precision",
-        "platform",
-        "accelerator",
-        "preprocess",
-        "cuda_graphs",
-        "tf32",
-        "max_batch_size",
-        "preferred_batch_size",
-        "merged_batch_size",
-        "encoder_instances",
-        "encoder_threads",
-        "encoder_queue_delay_microseconds",
-        "text_lengths",
-        "gpus",
-        "preprocess_instances",
-        "preprocess_threads",
-    }
-)
 
 _LEAST_GPU_PREPROCESS_INSTANCES = 4
 _MOST_GPU_PREPROCESS_INSTANCES = 16
@@ -213,7 +157,7 @@ class ServingConfig:
             SettingError: naming the setting.
         """
         for field in fields(self):
-            check_setting(field.name, getattr(self, field.name))
+            check_value(field.name, getattr(self, field.name))
 
         if self.text_lengths is not None:
             object.__setattr__(self, "text_lengths", tuple(self.text_lengths))
@@ -338,155 +282,8 @@ class ServingConfig:
 SETTINGS = tuple(field.name for field in fields(ServingConfig))
 """The names of all settings."""
 
-PER_TOWER = frozenset(field.name for field in fields(ServingConfig) if "PerTower" in str(field.type))
-"""Those that may differ between the encoders."""
-
-
-def check_setting(name: str, value: Any) -> None:
-    """Checks a setting by itself; what goes together is `ServingConfig`'s business.
-
-    Raises:
-        SettingError: there is none of this name, or the value is out of its range.
-    """
-    if name not in SETTINGS:
-        raise SettingError(f"there is no setting {name!r}: the settings are {', '.join(SETTINGS)}")
-    for number in _numbers(name, value):
-        least = 0 if name in _MAY_BE_ZERO else 1
-        if not least <= number <= _MOST:
-            bound = f"at least {least}" if number < least else f"at most {_MOST}"
-            raise SettingError(f"{name} is {number}: choose {bound}")
-
-
-def choose_settings(
-    chosen: Mapping[str, Any], kept: Mapping[str, Any], context_length: int
-) -> tuple[ServingConfig, tuple[str, ...]]:
-    """Settles how models are served: what is asked for now, then what their owner chose before, then the defaults.
-
-    With another target, what was chosen for the old one says nothing of the new: those settings begin anew.
-
-    Args:
-        chosen: settings by name, as asked for now.
-        kept: settings by name, as the repository's manifest holds them; empty for a new model.
-        context_length: most tokens of a text by default.
-
-    Returns:
-        The settings, and the names of those that are kept and differ from the defaults.
-
-    Raises:
-        SettingError: a name is unknown, or a value out of its range.
-    """
-    for name, value in chosen.items():
-        check_setting(name, value)
-    before = {name: value for name, value in kept.items() if name in SETTINGS}
-    target: Target = chosen.get("target") or (
-        "gpu" if chosen.get("platform") == "tensorrt" else before.get("target", default_target())
-    )
-    if target != before.get("target"):
-        before = {name: value for name, value in before.items() if name not in _DEPEND_ON_TARGET}
-    if chosen.get("platform", "onnxruntime") != before.get("platform", "onnxruntime") and "platform" in chosen:
-        before = {name: value for name, value in before.items() if name not in ("accelerator", "cuda_graphs")}
-    if chosen.get("precision", "fp32") != "fp32":
-        before.pop("tf32", None)  # chosen for FP32
-    platform: Platform = chosen.get("platform") or before.get("platform", "onnxruntime")
-    defaults: dict[str, Any] = {
-        "precision": default_precision(target),
-        "max_batch_size": default_max_batch_size(target, platform),
-        "accelerator": default_accelerator(target, platform),
-        "context_length": context_length,
-    }
-    values: dict[str, Any] = {"target": target, **defaults, **before}
-    for name, value in chosen.items():
-        values[name] = merged_setting(values.get(name), value) if name in PER_TOWER else value
-    plain = ServingConfig(target=target, **defaults)
-    told = tuple(
-        name
-        for name, value in before.items()
-        if name not in chosen and name != "target" and value != getattr(plain, name)
-    )
-    return ServingConfig(**values), told
-
-
-def merged_setting(before: PerTower | None, now: PerTower | None) -> PerTower | None:
-    """Lays a new value of a setting over an old one: naming one encoder leaves the other as it is."""
-    if not isinstance(now, Mapping) or before is None:
-        return now
-    old = before if isinstance(before, Mapping) else dict.fromkeys(TOWERS, before)
-    return {**old, **now}
-
-
-def parse_per_tower(name: str, text: str) -> PerTower:
-    """Reads a setting from the command line: "2" for both encoders, or "image=2,text=1".
-
-    Raises:
-        SettingError: it is not of that form.
-    """
-    if text.isascii() and text.isdecimal():
-        return int(text)
-    values: dict[Tower, int] = {}
-    for part in text.split(","):
-        tower, _, number = part.partition("=")
-        if tower not in TOWERS or tower in values or not (number.isascii() and number.isdecimal()):
-            raise SettingError(f"{name} is {text!r}: write a number, or image=N,text=N for one of each encoder")
-        values[tower] = int(number)
-    return values
-
-
-def parse_lengths(text: str) -> tuple[int, ...]:
-    """Reads lengths of texts from the command line: "24,40".
-
-    Raises:
-        SettingError: they are not of that form.
-    """
-    return _parse_numbers("text_lengths", text, "lengths in tokens", "24,40")
-
-
-def parse_gpus(text: str) -> tuple[int, ...]:
-    """Reads numbers of GPUs from the command line: "0,2".
-
-    Raises:
-        SettingError: they are not of that form.
-    """
-    return _parse_numbers("gpus", text, "numbers of GPUs", "0,2")
-
-
-def _parse_numbers(name: str, text: str, what: str, example: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not all(part.isascii() and part.isdecimal() for part in parts):
-        raise SettingError(f"{name} is {text!r}: write {what} with commas between them, such as {example}")
-    return tuple(map(int, parts))
-
 
 def _of(value: PerTower | None, tower: Tower, default: int) -> int:
     if value is None:
         return default
     return value.get(tower, default) if isinstance(value, Mapping) else value
-
-
-def _numbers(name: str, value: Any) -> list[int]:
-    """The numbers of a setting; none of one that is no number.
-
-    Raises:
-        SettingError: it is neither a number nor one for each encoder.
-    """
-    if name in _CHOICES:
-        if value not in _CHOICES[name]:
-            choices = ", ".join(str(choice).lower() for choice in _CHOICES[name])
-            raise SettingError(f"{name} is {value!r}: choose one of {choices}")
-        return []
-    if value is None and name in _MAY_BE_NONE:
-        return []
-    if name == "image_formats":
-        if not isinstance(value, str) or not re.fullmatch(r"(?:[A-Za-z0-9]+(?:,[A-Za-z0-9]+)*)?", value):
-            raise SettingError(f"{name} is {value!r}: write Pillow's names of formats, such as MPEG,WMF")
-        return []
-    if isinstance(value, Mapping) and name in PER_TOWER and set(value) <= set(TOWERS):
-        numbers = list(value.values())
-    elif isinstance(value, list | tuple) and name in ("text_lengths", "gpus"):
-        numbers = list(value)
-    else:
-        numbers = [value]
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int):
-            form = ' or {"image": N, "text": N}' if name in PER_TOWER else ""
-            raise SettingError(f"{name} is {number!r}: give a whole number{form}")
-    return numbers

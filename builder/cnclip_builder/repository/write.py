@@ -37,7 +37,7 @@ _ENSEMBLES = ("image", "text")
 
 # What each Python model takes along: modules of the templates, and the package with its work, which clients have too.
 _MODULES = {
-    "image-preprocess": ("cnclip_bad_rows.py", "cnclip_card_log.py", "cnclip_refusal_log.py"),
+    "image-preprocess": ("cnclip_bad_rows.py", "cnclip_card_log.py", "cnclip_handover.py", "cnclip_refusal_log.py"),
     "text-tokenize": ("cnclip_bad_rows.py", "cnclip_refusal_log.py"),
 }
 _PACKAGES = {"image-preprocess": "cnclip_pixels", "text-tokenize": "cnclip_token_ids"}

@@ -30,10 +30,18 @@ _PARTIAL = r"[a-z0-9_]{8}\.partial"
 def replacing_file(target: Path) -> Iterator[Path]:
     """Gives a path to write to; on a clean exit that file takes the target's place in one step.
 
+    A link stays one: the file that it leads to is replaced. No file takes the place of a device or a pipe: that is what
+    is given then.
+
     Raises:
         MissingRequirementError: the disk is full.
         BuildError: the folder can't be written to.
     """
+    if _is_device(target):
+        with explaining_disk_errors(target):
+            yield target
+        return
+    target = _behind_links(target)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with explaining_disk_errors(target):
@@ -48,12 +56,13 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     """Gives a new folder beside the target; on a clean exit it takes the target's place in one step.
 
     Whoever reads the target sees the old folder or the new one, never a mixture: on Linux the two are exchanged by
-    one system call.
+    one system call. A link stays one: the folder that it leads to is replaced, on the disk that is meant.
 
     Raises:
         MissingRequirementError: the disk is full.
         BuildError: the folder can't be written to.
     """
+    target = _behind_links(target)
     with explaining_disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
@@ -73,9 +82,12 @@ def require_writable(target: Path) -> None:
         MissingRequirementError: the disk is full.
         BuildError: the folder that it would be in can't be written to.
     """
+    if _is_device(target):
+        return
+    target = _behind_links(target)
     with explaining_disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=target.parent).close()
+        _try_to_write(target.parent)
 
 
 def require_room(target: Path) -> None:
@@ -85,6 +97,7 @@ def require_room(target: Path) -> None:
         MissingRequirementError: the disk is full.
         BuildError: the folder that it would be in can't be made or written to.
     """
+    target = _behind_links(target)
     folder, missing = target.parent, None
     while not folder.exists():
         folder, missing = folder.parent, folder
@@ -94,7 +107,7 @@ def require_room(target: Path) -> None:
             raise OSError(code, os.strerror(code), str(target.parent))
         try:
             # On Linux, a file that never has a name.
-            tempfile.TemporaryFile(dir=folder).close()
+            _try_to_write(folder)
         except OSError as error:
             if missing is None:
                 raise
@@ -123,6 +136,13 @@ def link_tree(source: Path, target: Path) -> None:
     shutil.copytree(source, target, copy_function=lambda s, t: link_or_copy(Path(s), Path(t)), dirs_exist_ok=True)
 
 
+def _try_to_write(folder: Path) -> None:
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:  # which names a file that nobody has asked for
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
 @contextlib.contextmanager
 def explaining_disk_errors(target: Path) -> Iterator[None]:
     """Turns the errors of a full or read-only disk into ones that say what to do."""
@@ -149,6 +169,14 @@ def explaining_disk_errors(target: Path) -> Iterator[None]:
                 f"{error.filename or target} is in the way ({error.strerror}): choose another path"
             ) from error
         raise
+
+
+def _is_device(target: Path) -> bool:
+    return target.exists() and not target.is_file() and not target.is_dir()
+
+
+def _behind_links(target: Path) -> Path:
+    return target.resolve() if target.is_symlink() else target
 
 
 def _exchange(new: Path, target: Path) -> None:
@@ -185,6 +213,7 @@ def locked(target: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         BuildError: another process holds the lock.
     """
+    target = _behind_links(target)
     with explaining_disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         # The lock outlives its file's use, not its process: nothing has to be cleaned up after a crash.

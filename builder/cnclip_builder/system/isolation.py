@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import re
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +23,11 @@ T = TypeVar("T")
 # Stages are forked from a process that has imported these and done nothing else, so that their seconds are spent once.
 # A fork of this process would inherit its memory and threads.
 START_METHOD = "forkserver"
-_IMPORTED = ["cn_clip.clip.model", "onnx", "onnxruntime"]
+_IMPORTED = ["cnclip_builder.system.quiet_interrupt", "cn_clip.clip.model", "onnx", "onnxruntime"]
+
+# But for those that use a GPU: cn_clip asks torch for one when it is imported. That initialises CUDA's driver, which
+# answers nothing but CUDA_ERROR_NOT_INITIALIZED in a fork of such a process.
+_GPU_START_METHOD = "spawn"
 
 _MEMORY = (
     "an architecture needs about 2 times the size of its FP32 weights, 8 GB for ViT-H-14; free some, or build on a "
@@ -62,12 +67,17 @@ class StageProcess:
 
 
 @contextlib.contextmanager
-def stage_process() -> Iterator[StageProcess]:
-    """Starts a process, and ends it on exit. Its log records are shown as this process's are."""
+def stage_process(*, on_gpu: bool = False) -> Iterator[StageProcess]:
+    """Starts a process, and ends it on exit. Its log records are shown as this process's are.
+
+    Args:
+        on_gpu: whether it is to use CUDA; it then starts some seconds later.
+    """
     # ONNX Runtime's wheel reports its use to its maker otherwise; what is forked from has the environment of the first.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    context = multiprocessing.get_context(START_METHOD)
-    context.set_forkserver_preload(_IMPORTED)
+    context = multiprocessing.get_context(_GPU_START_METHOD if on_gpu else START_METHOD)
+    if not on_gpu:
+        context.set_forkserver_preload(_IMPORTED)
     with ProcessPoolExecutor(
         max_workers=1,
         mp_context=context,
@@ -82,6 +92,7 @@ def stage_process() -> Iterator[StageProcess]:
 
 
 def _prepare(level: int) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a stage tidies up
     configure_logging(level)
     threading.Thread(target=_end_with_the_build, daemon=True).start()
 

@@ -10,11 +10,8 @@ from __future__ import annotations
 import io
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
 
-import typer
-from cnclip_console import plain_app
+from cnclip_console import Version, plain_app
 
 from cnclip_client._cli._classify import classify
 from cnclip_client._cli._dedup import dedup
@@ -71,20 +68,6 @@ def _be_utf8() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        try:
-            typer.echo(f"cnclip {version('cn-clip-triton')}")
-        except PackageNotFoundError:
-            typer.echo("cnclip (run from a source tree)")
-        raise typer.Exit
-
-
 @app.callback()
-def _cnclip(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
-    ] = False,
-) -> None:
+def _cnclip(version: Version = False) -> None:
     pass

@@ -68,7 +68,7 @@ def classify(
             report(0, 0)
             classifier = Classifier.of(client, named, templates=prompts)
             pending: deque[tuple[Id, str]] = deque()
-            images = _images(items_given(paths, file), pending)
+            images = _images(items_given(paths, file), pending, server.item_bytes)
             for done, found in enumerate(classifier.classify(client, images, k=top_k), start=1):
                 name, failure = pending.popleft()
                 if found.failure:
@@ -88,28 +88,30 @@ def _lines(file: Path | None, given: list[str] | None, option: str) -> list[str]
     if given:
         raise typer.BadParameter(f"give {option} or {option}s, not both")
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+        text = file.read_text(encoding="utf-8-sig").rstrip()
     except UnicodeDecodeError as error:
         raise typer.BadParameter(f"{file} is not UTF-8 ({error.reason}); convert it") from error
+    lines = [line.strip() for line in text.split("\n")] if text else []
     if "" in lines:
         raise typer.BadParameter(f"{file}: line {lines.index('') + 1} is blank; fill or remove it")
     return lines
 
 
-def _images(given: Iterable[str], pending: deque[tuple[Id, str]]) -> Iterator[Any]:
+def _images(given: Iterable[str], pending: deque[tuple[Id, str]], item_bytes: int) -> Iterator[Any]:
     """Yields the files, and the images in folders.
 
     Args:
         given: Paths.
         pending: Is given, for when the answers come, each one's path, or its id where it has no file of its own, and
             why it cannot be had.
+        item_bytes: The largest image taken.
     """
     for path in given:
         if not Path(path).is_dir():
             pending.append((path, ""))
             yield path
             continue
-        source = image_source(path)
+        source = image_source(path, item_bytes=item_bytes)
         are_files = source.fingerprint["format"] == "folder"
         for item in source.items():
             pending.append((str(Path(path, str(item.id))) if are_files else item.id, item.failure))

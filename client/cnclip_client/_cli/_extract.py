@@ -29,7 +29,7 @@ from cnclip_client._cli._progress import ProgressEvery, ProgressOption, job_prog
 from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, reporting, usage
 from cnclip_client.extraction import Engine, ExtractOptions, RepeatedIds, Summary, extract_parts
 from cnclip_client.extraction import extract as extract_features
-from cnclip_client.sinks import Dtype
+from cnclip_client.features import Dtype
 from cnclip_client.sources import ImageFormat, Source, TextFormat, image_source, text_source
 
 __all__ = ["extract"]
@@ -156,7 +156,9 @@ def _extract_images(
     with reporting(verbose):
         with usage():
             place = job.place(output)
-            opened = image_source(source, format=format, id_column=id_column, column=column)
+            opened = image_source(
+                source, format=format, id_column=id_column, column=column, item_bytes=server.item_bytes
+            )
         _extract(server, opened, place, job, job.options())
 
 
@@ -256,7 +258,7 @@ def _engine(name: str, connect: Callable[[], Client], actors: int | None) -> Eng
 
 def _words(summary: Summary) -> str:
     rate = summary.items / summary.seconds if summary.seconds else 0.0
-    parts = f" in {summary.parts:,} parts" if summary.parts else ""
+    parts = f" in {summary.parts:,} part{'s' * (summary.parts > 1)}" if summary.parts else ""
     return (
         f"{summary.items:,} items{parts}, {summary.failures:,} failures, {summary.seconds:.1f} s, {rate:,.1f} items/s"
     )

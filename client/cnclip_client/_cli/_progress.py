@@ -126,19 +126,20 @@ def _lines(
         always: Whether to tell at the end too, however soon that is.
     """
     started = time.monotonic()
-    items = failures = earlier = 0
+    items = failures = 0
+    earlier: int | None = None
     known: list[int | None] = [None]
     over = threading.Event()
 
     def report(done: int, failed: int) -> None:
         nonlocal items, failures, earlier
-        if not items:
+        if earlier is None:
             earlier = done  # what earlier runs did says nothing of this one's rate
         items, failures = done, failed
 
     def stand(since: float, before: int, finished: bool = False) -> _Stand:
         now = time.monotonic()
-        rate = max(items - max(before, earlier), 0) / max(now - since, 1e-9)
+        rate = max(items - max(before, earlier or 0), 0) / max(now - since, 1e-9)
         return _Stand(items, failures, known[0], rate, now - started, finished)
 
     def count() -> None:

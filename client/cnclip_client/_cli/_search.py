@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
 import typer
 
@@ -79,10 +79,12 @@ def search(
     """
     if html is None and (images or texts or annotations):
         raise typer.BadParameter("--images, --texts and --annotations are for the page; name it with --html")
-    with reporting(verbose), usage():
-        if html is not None:
+    with reporting(verbose), usage(), ExitStack() as pages:
+        page: IO[str] | None = None
+        if html is not None:  # before minutes of searching
             for module in ("jinja2", "PIL.Image"):
-                require(module, extra="report")  # before minutes of searching
+                require(module, extra="report")
+            page = pages.enter_context(writing(str(html)))
         known = read_annotations(annotations) if annotations else None
         shown: list[Hits] = []
         count = 0
@@ -110,12 +112,12 @@ def search(
                     shown.append(hits)
                 count += 1
             found = len(searched)
-        if html is not None:
+        if page is not None:
             wanted = image_ids(shown, direction, known)
             pictures = thumbnails(pictures_in(images, wanted), wanted) if images else {}
             words = dict(words_in(texts, text_ids(shown, direction, known))) if texts else {}
-            with writing(str(html)) as file:
-                page = html_report(
+            page.write(
+                html_report(
                     shown,
                     direction,
                     annotations=known,
@@ -124,7 +126,7 @@ def search(
                     queries=count,
                     searched=found,
                 )
-                file.write(page)
+            )
 
 
 def _line(hits: Hits, direction: Direction, scores: bool) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Annotated
 
 import typer
+from cnclip_console import told
 
 from cnclip_client import BadFile, CnclipError, JobRefused, MissingExtra, TooManyFailures
 from cnclip_client._replacing import replacing
@@ -42,20 +43,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @contextmanager
-def reporting(verbose: bool) -> Iterator[None]:
-    """Turns errors into one line on stderr and an exit status."""
+def reporting(verbose: bool, command: str = "cnclip") -> Iterator[None]:
+    """Turns errors into one line on stderr, which begins with the command, and an exit status."""
     if verbose:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
     try:
         yield
         sys.stdout.flush()
     except typer.BadParameter as error:
-        complain(error.message)
+        complain(error.message, command)
         raise typer.Exit(_USAGE) from error
     except (CnclipError, OSError, KeyboardInterrupt) as error:
         if verbose:
             traceback.print_exc()
-        raise typer.Exit(_status(error)) from error
+        raise typer.Exit(_status(error, command)) from error
 
 
 @contextmanager
@@ -67,7 +68,7 @@ def usage() -> Iterator[None]:
         raise typer.BadParameter(str(error)) from error
 
 
-def _status(error: BaseException) -> int:
+def _status(error: BaseException, command: str) -> int:
     """Says what there is to say of an error and returns the exit status."""
     if isinstance(error, OSError):
         try:
@@ -79,7 +80,7 @@ def _status(error: BaseException) -> int:
         return _PIPE_CLOSED
     if isinstance(error, KeyboardInterrupt):
         return _INTERRUPTED
-    complain(str(error))
+    complain(told(error), command)
     if isinstance(error, TooManyFailures):
         return _TOO_MANY_FAILED
     return _USAGE if isinstance(error, OSError | BadFile | MissingExtra | JobRefused) else _SERVER
@@ -124,9 +125,9 @@ def as_typed(texts: Iterable[str]) -> list[str]:
     return typed
 
 
-def complain(message: str) -> None:
+def complain(message: str, command: str = "cnclip") -> None:
     """Prints one line on stderr, whatever names of files or words of a server's are in it."""
-    line = _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), f"cnclip: {message}")
+    line = _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), f"{command}: {message}")
     typer.echo(line.encode("utf-8", "backslashreplace").decode(), err=True)
 
 

@@ -44,6 +44,12 @@ _NEVER_SENT = ("failed to connect", "connections to all backends failing")
 _PROCESS_DIED = "is not healthy"
 _NOT_SERVED = ("is not at ready state", "has no available versions", "stopped accepting")
 
+# What gRPC's core (1.60 to 1.85) puts before the one thing that tells why nobody could be reached.
+_GRPC_PREAMBLE = re.compile(
+    r"^failed to connect to all addresses; last error: [A-Z_]+: (?:\S+: )?(?:Failed to connect to remote host: )?"
+)
+_REFUSED = "Connection refused"
+
 # Words of gRPC's core (1.60 to 1.85) and of BoringSSL in a failed handshake -> what is wrong and how to mend it.
 _HANDSHAKE = ("handshake failed", "Hostname Verification Check failed")
 _TLS_PROBLEMS = (
@@ -177,12 +183,14 @@ def map_error(
 def _unreachable(url: str, status: str, detail: str, timeout_s: float, connecting: bool) -> str:
     if not connecting:
         return f"lost the connection to {url} ({detail}); check that the server still runs"
-    why = f"no answer within {timeout_s:g} s" if status == "DEADLINE_EXCEEDED" else detail
+    why = f"no answer within {timeout_s:g} s" if status == "DEADLINE_EXCEEDED" else _GRPC_PREAMBLE.sub("", detail)
     proxy = next((f"{name}={_shown(os.environ[name])}" for name in _PROXY_VARIABLES if os.environ.get(name)), None)
     through = f"; gRPC goes through the proxy {proxy} unless no_proxy names the host" if proxy else ""
+    # Where nobody listens, nobody wants TLS.
+    tls = "" if _REFUSED in why else ", and whether it wants TLS or a client's certificate"
     return (
-        f"no Triton server answers at {url} ({why}); check the address, that the server runs, that this is its gRPC "
-        f"port (8001 by default, not HTTP's 8000), and whether it wants TLS or a client's certificate{through}"
+        f"no Triton server answers at {url} ({why}); check that it runs, and that this is its gRPC port "
+        f"(8001 by default, not HTTP's 8000){tls}{through}"
     )
 
 

@@ -30,8 +30,6 @@ __all__ = ["Part", "Towers", "combine", "parse_info"]
 Part: TypeAlias = Literal["ensemble", "encoder"]
 """What is asked of a tower: the ensemble, which prepares items, or the encoder, for which they are prepared here."""
 
-_ENSEMBLES: dict[Kind, tuple[Part, ...]] = {"image": ("ensemble",), "text": ("ensemble",)}
-
 _log = logging.getLogger(__name__)
 
 # What two servers of the same model may say differently: none of it is seen in a feature.
@@ -50,7 +48,7 @@ class Towers:
         endpoints: Endpoints,
         slug: str,
         version: int | None,
-        wanted: Mapping[Kind, Sequence[Part]] = _ENSEMBLES,
+        wanted: Mapping[Kind, Sequence[Part]],
     ) -> None:
         """Asks nothing yet.
 

@@ -20,6 +20,7 @@ __all__ = ["Listed", "Transport", "check_url", "is_worth_asking_again", "require
 
 _T = TypeVar("_T")
 _CLOSE_S = 2.0
+_LAST_PORT = 65_535
 
 # What gRPC itself resolves; any other `scheme:` is taken for a host and fails with a puzzling message.
 _GRPC_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
@@ -52,8 +53,16 @@ def check_url(url: str) -> str:
     require_no_secret(url)
     if "://" in url and not url.startswith(_GRPC_SCHEMES):
         raise ValueError(f"{url!r} is not host:port; leave out the {url.split('://')[0]}://")
-    if not url.startswith(_GRPC_SCHEMES) and not re.search(r"[^:]:\d{1,5}$", url):
+    if any(mark in url for mark in "：，"):
+        raise ValueError(f"{url!r} has a full-width ： or ，; write host:8001 with the : and , of ASCII")
+    if url.startswith(_GRPC_SCHEMES):
+        return url
+    if not (port := re.search(r"(?:^|[^:]):(\d+)$", url)):
         raise ValueError(f"{url!r} has no port; write host:8001 (Triton's gRPC port)")
+    if url.startswith(":"):
+        raise ValueError(f"{url!r} names no host; write localhost{url} for this machine")
+    if not 0 < int(port[1]) <= _LAST_PORT:  # gRPC would ask at what remains of it in 16 bits
+        raise ValueError(f"{url!r}: {port[1]} is not a port; write host:8001 (Triton's gRPC port)")
     return url
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnclip_client._blocks import Block
 from cnclip_client._connection.endpoint import Endpoint
 from cnclip_client._flow.items import Unsendable
+from cnclip_client._settings import Retry
 
 __all__ = ["Batch", "batches"]
 
@@ -31,7 +34,7 @@ class Batch:
         attempts: How often it failed and may be sent again.
         failed_at: `time.monotonic()` of the first of these failures.
         call: The handle of the request under way.
-        endpoint: The server that it was sent to last.
+        endpoint: The server that it was sent to last, if it was.
         refused_by: Servers that failed it for good, through no fault of its items.
         refusal: What the first of them said.
         parts: Batches of one item each that it was taken apart into.
@@ -53,6 +56,32 @@ class Batch:
     refusal: Exception | None = None
     parts: list[Batch] = field(default_factory=list)
     whole: Batch | None = None
+
+    @property
+    def server(self) -> Endpoint:
+        """The server that it was sent to last."""
+        if self.endpoint is None:
+            raise AssertionError("an answer to what was never sent")
+        return self.endpoint
+
+    def block(self, features: NDArray[np.float32]) -> Block:
+        """Returns what it has come to, with its features, float32 [len(indices), D]."""
+        indices = np.asarray(self.indices, dtype=np.int64)
+        return Block(self.start, self.stop, indices, features, dict(sorted(self.failures.items())))
+
+    def end(self, outcome: Exception) -> None:
+        """Gives it what ended it."""
+        self.outcome, self.payloads = outcome, []
+
+    def may_retry(self, retry: Retry, *, for_ever: bool = False) -> bool:
+        """Counts a failure, and tells whether `Retry` allows another attempt; `for_ever` minds their number alone."""
+        now = time.monotonic()
+        self.attempts += 1
+        if self.attempts == 1:
+            # Counted from when the failure is seen: the caller may have been long over the block before.
+            self.failed_at = now
+        in_time = for_ever or now - self.failed_at < retry.deadline_s
+        return self.attempts < retry.attempts and in_time
 
     def take_apart(self) -> list[Batch]:
         """Gives each item a batch of its own; `put_together` goes the other way."""

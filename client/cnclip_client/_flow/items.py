@@ -23,6 +23,7 @@ __all__ = [
     "is_pil_image",
     "require_many",
     "text_bytes",
+    "too_large",
 ]
 
 # PNG keeps these modes to the bit, its palette and transparency included, and is the smaller of the two
@@ -117,8 +118,13 @@ def is_pil_image(item: object) -> bool:
 
 def _checked(data: bytes, item_bytes: int) -> bytes:
     if len(data) > item_bytes:
-        raise Unsendable(f"is larger than {item_bytes:,} bytes; raise Limits.item_bytes (--item-bytes) to send it")
+        raise Unsendable(too_large(item_bytes))
     return data
+
+
+def too_large(item_bytes: int) -> str:
+    """Returns the reason of an item of more bytes than that."""
+    return f"is larger than {item_bytes:,} bytes; raise Limits.item_bytes (--item-bytes) to send it"
 
 
 def _read(path: str | os.PathLike[Any], item_bytes: int) -> bytes:

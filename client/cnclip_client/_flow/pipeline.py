@@ -11,7 +11,6 @@ run that ends without an error holds features of one model.
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import itertools
 import logging
@@ -22,21 +21,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cnclip_client._blocks import Block
 from cnclip_client._connection.endpoint import Endpoint
 from cnclip_client._connection.endpoints import PASSING, Endpoints
 from cnclip_client._connection.mapping import is_death, is_model_death, is_queue_full, is_transient, status_of
 from cnclip_client._connection.wire import Tensors, bad_rows, features_output
-from cnclip_client._exceptions import (
-    CnclipError,
-    ServerError,
-)
+from cnclip_client._exceptions import CnclipError, ServerError
 from cnclip_client._flow.batches import Batch
 from cnclip_client._flow.concurrency import Concurrency, Found
 from cnclip_client._flow.quarantine import Quarantine
-from cnclip_client._settings import Limits, Retry
+from cnclip_client._flow.vouching import Vouching
+from cnclip_client._settings import Limits
 
 __all__ = ["Pipeline"]
 
@@ -44,15 +40,11 @@ _log = logging.getLogger(__name__)
 
 # Answered batches that wait for a slow one before them: the pipe stays full meanwhile, and memory bounded.
 _WINDOWS = 2
-# How often a long run asks whether the model is still the same, so as not to find out at its end.
-_VERIFY_S = 10.0
 # How long a server that is away is waited for, where what is to be done is better done there or can only be done there:
 # a part of `Retry.deadline_s`, so that who is patient waits for a restart, and who is not is soon served by another.
 _GRACE = 1 / 20
 # How often it is looked whether a server is free, where nothing tells.
 _POLL_S = 0.02
-# How old that may be for a run of a single request, as an online service makes many of: it would double their calls.
-_SINGLE_VERIFY_S = 1.0
 
 
 class Pipeline:
@@ -82,8 +74,7 @@ class Pipeline:
             limits: What may be under way at once.
             found: What the client's runs before have found out of how many requests are worth it.
             harmless: Gives an item that does a server no harm, another one each time.
-            verify: Asks whether the model is still the same, unless it was asked less than so many seconds ago, and
-                raises a `CnclipError` if it is not, or cannot be had.
+            verify: As for `Vouching`.
         """
         self._endpoints = endpoints
         self._model = model
@@ -92,12 +83,10 @@ class Pipeline:
         self._embedding_size = embedding_size
         self._limits = limits
         self._found = found
-        # Until the run has begun, and takes the one that is kept.
-        self._concurrency = Concurrency(limits.in_flight, len(endpoints))
-        self._verify = verify
-        self._verified_at = time.monotonic()
+        self._concurrency: Concurrency
+        self._retry = endpoints.retry
+        self._vouching = Vouching(verify, self._retry)
         self._sent = 0
-        self._retry: Retry = endpoints.retry
         self._answers: queue.SimpleQueue[tuple[Batch, Any, Any]] = queue.SimpleQueue()
         self._window: deque[Batch] = deque()
         self._resend: list[tuple[float, int, Batch]] = []
@@ -151,16 +140,18 @@ class Pipeline:
                         raise failure
                     if ended:
                         return
+                    if held is not None:
+                        time.sleep(_POLL_S)  # all servers are kept for what another run suspects
                 elif (outcome := self._window[0].outcome) is None:
                     self._take_answers(wait=True)
                 elif isinstance(outcome, Exception):
                     raise outcome
                 else:
                     if ended and len(self._window) == 1:
-                        self._vouch()
+                        self._vouching.at_the_end(self._sent)
                     else:
-                        self._look()
-                    yield _block(self._window.popleft(), outcome)
+                        self._vouching.now_and_then()
+                    yield self._window.popleft().block(outcome)
                     fed = False
         finally:
             self._quarantine.close()
@@ -188,7 +179,7 @@ class Pipeline:
         if endpoint is None:
             now = time.monotonic()
             if batch.refusal is not None and now - batch.failed_at > _GRACE * self._retry.deadline_s:
-                self._end(batch, batch.refusal)
+                batch.end(batch.refusal)
             else:
                 self._resend_at(now + _POLL_S if self._endpoints.inside() else now, batch)
             return
@@ -236,38 +227,12 @@ class Pipeline:
         try:
             self._endpoints.revive()
         except (CnclipError, RuntimeError) as error:
-            if isinstance(error, PASSING) and self._may_retry(batch):
+            if isinstance(error, PASSING) and batch.may_retry(self._retry):
                 self._resend_at(time.monotonic() + self._retry.delay_s(batch.attempts), batch)
             else:
-                self._end(batch, batch.refusal or error)
+                batch.end(batch.refusal or error)
             return False
         return True
-
-    def _vouch(self) -> None:
-        """Has the server say that all answers so far are of the same model; waits for it as `Retry` says.
-
-        Raises:
-            CnclipError: They are not, or it could not be had.
-        """
-        started = time.monotonic()
-        for failures in itertools.count(1):
-            try:
-                return self._verify(_SINGLE_VERIFY_S if self._sent <= 1 else 0.0)
-            except PASSING:
-                if failures >= self._retry.attempts or time.monotonic() - started > self._retry.deadline_s:
-                    raise
-            time.sleep(self._retry.delay_s(failures))
-
-    def _look(self) -> None:
-        """Does so now and then, to no great purpose if the server is busy otherwise.
-
-        Raises:
-            CnclipError: The model is another.
-        """
-        if time.monotonic() - self._verified_at > _VERIFY_S:
-            with contextlib.suppress(*PASSING):
-                self._verify(0.0)
-            self._verified_at = time.monotonic()
 
     def _take_answers(self, *, wait: bool) -> None:
         """Deals with the answers that have come; with `wait`, first waits for one or for the next resend."""
@@ -319,7 +284,7 @@ class Pipeline:
                 detail=str(problem),
             )
             outcome.__cause__ = problem
-            self._endpoints.leave_out(_endpoint_of(batch), outcome)
+            self._endpoints.leave_out(batch.server, outcome)
             self._send_elsewhere(batch, outcome)
 
     def _refused(self, batch: Batch, error: Any) -> None:
@@ -332,13 +297,13 @@ class Pipeline:
         try:
             outcome = self._note_failure(batch, error)
         except RuntimeError as closed:
-            self._end(batch, closed)
+            batch.end(closed)
             return
-        endpoint = _endpoint_of(batch)
+        endpoint = batch.server
         if not is_transient(error):
             self._send_elsewhere(batch, outcome)
-        elif not self._may_retry(batch, for_ever=is_death(error)):
-            self._end(batch, outcome)
+        elif not batch.may_retry(self._retry, for_ever=is_death(error)):
+            batch.end(outcome)
         elif is_death(error):
             _log.info("%s died with a request of %d rows (%s)", endpoint.transport.url, len(batch.payloads), error)
             self._quarantine.add(batch, endpoint, outcome, certain=is_model_death(error))
@@ -353,7 +318,7 @@ class Pipeline:
         Raises:
             RuntimeError: The client was closed.
         """
-        endpoint = _endpoint_of(batch)
+        endpoint = batch.server
         outcome = endpoint.transport.map(error, self._model)
         outcome.__cause__ = error
         full = is_queue_full(error)
@@ -373,26 +338,12 @@ class Pipeline:
         A GPU without memory is one server's trouble. What was late at one may be in time at another, while at the same
         one it would only add to the load.
         """
-        batch.refused_by.add(_endpoint_of(batch))
+        batch.refused_by.add(batch.server)
         batch.refusal = batch.refusal or outcome
-        if self._endpoints.is_any_left(batch.refused_by) and self._may_retry(batch):
+        if self._endpoints.is_any_left(batch.refused_by) and batch.may_retry(self._retry):
             self._resend_at(time.monotonic(), batch)
         else:
-            self._end(batch, batch.refusal)
-
-    def _end(self, batch: Batch, outcome: Exception) -> None:
-        batch.outcome = outcome
-        batch.payloads = []
-
-    def _may_retry(self, batch: Batch, *, for_ever: bool = False) -> bool:
-        """Counts a failure, and tells whether `Retry` allows another attempt; `for_ever` minds their number alone."""
-        now = time.monotonic()
-        batch.attempts += 1
-        if batch.attempts == 1:
-            # Counted from when the failure is seen: the caller may have been long over the block before.
-            batch.failed_at = now
-        in_time = for_ever or now - batch.failed_at < self._retry.deadline_s
-        return batch.attempts < self._retry.attempts and in_time
+            batch.end(batch.refusal)
 
     def _resend_at(self, moment: float, batch: Batch) -> None:
         if not self._quarantine.put_back(batch, moment):
@@ -402,19 +353,3 @@ class Pipeline:
 def _bad_rows(error: Any, rows: int) -> dict[int, str] | None:
     """Returns the rows that a refusal blames, and why; None if it is no such refusal."""
     return bad_rows(error.message() or "", rows) if status_of(error) == "INVALID_ARGUMENT" else None
-
-
-def _endpoint_of(batch: Batch) -> Endpoint:
-    if batch.endpoint is None:
-        raise AssertionError("an answer to what was never sent")
-    return batch.endpoint
-
-
-def _block(batch: Batch, features: NDArray[np.float32]) -> Block:
-    return Block(
-        start=batch.start,
-        stop=batch.stop,
-        indices=np.asarray(batch.indices, dtype=np.int64),
-        features=features,
-        failures=dict(sorted(batch.failures.items())),
-    )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from cnclip_client._blocks import Block
 from cnclip_client._exceptions import CnclipError
-from cnclip_client._flow.parts import Timed, moved
 from cnclip_client._ways.images import Preparing
 from cnclip_client._ways.sending import Sending
 from cnclip_client._ways.served import Served, Way
@@ -55,8 +56,8 @@ class Faster:
                 items = iter(items)  # only here: what is a list is read further ahead
                 rates: list[float] = []
                 for way in (self._sending, self._preparing) if self._can_prepare() else ():
-                    trial = Timed(way.run(itertools.islice(items, _TRIAL_ITEMS), normalize, batch_size))
-                    yield from moved(trial, start)
+                    trial = _Timed(way.run(itertools.islice(items, _TRIAL_ITEMS), normalize, batch_size))
+                    yield from _moved(trial, start)
                     start += trial.items
                     rates.append(trial.items / max(trial.seconds, 1e-9))
                     if trial.items < _TRIAL_ITEMS:
@@ -68,7 +69,7 @@ class Faster:
             finally:
                 self._measuring.release()
         chosen_way: Way = self._preparing if self.prepares_itself else self._sending
-        yield from moved(chosen_way.run(items, normalize, batch_size), start)
+        yield from _moved(chosen_way.run(items, normalize, batch_size), start)
 
     def close(self) -> None:
         """Ends what prepares."""
@@ -84,3 +85,45 @@ class Faster:
             _log.info("images are left to the server: %s", error)
             return False
         return True
+
+
+class _Timed:
+    """Blocks, of which is counted how many items they are of and how long they took; not what the caller takes.
+
+    Attributes:
+        items: So many have come out.
+        seconds: They took so long.
+    """
+
+    def __init__(self, blocks: Iterator[Block]) -> None:
+        self._blocks = blocks
+        self.items = 0
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[Block]:
+        return self
+
+    def __next__(self) -> Block:
+        started = time.monotonic()
+        try:
+            block = next(self._blocks)
+        finally:
+            self.seconds += time.monotonic() - started
+        self.items = block.stop
+        return block
+
+
+def _moved(blocks: Iterable[Block], by: int) -> Iterator[Block]:
+    """Yields blocks of a source's later part as those of the whole source."""
+    for block in blocks:
+        yield (
+            block
+            if not by
+            else replace(
+                block,
+                start=block.start + by,
+                stop=block.stop + by,
+                indices=block.indices + by,
+                failures={index + by: reason for index, reason in block.failures.items()},
+            )
+        )

@@ -4,7 +4,7 @@
     from cnclip_client.extraction import extract
     from cnclip_client.sources import image_source
 
-    with Client("localhost:8001", model="vit-b-16", retry=Retry(attempts=1000, deadline_s=600)) as client:
+    with Client("localhost:8001", model="vit-b-16", retry=Retry.patient(600)) as client:
         summary = extract(client, image_source("photos/"), "photos.parquet")
         print(summary.items, summary.failures, summary.seconds)
 

@@ -56,6 +56,7 @@ def origin_of(path: str | PathLike[str]) -> Origin | None:
         OSError: It cannot be read.
     """
     path = Path(path)
+    path.stat()  # of one that is not there nobody wonders which checkpoint it is of
     if not path.is_dir():
         return _of_parquet(path) if path.suffix == ".parquet" else _of_record(path)
     first: tuple[Path, Origin | None] | None = None

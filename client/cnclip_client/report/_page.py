@@ -76,7 +76,7 @@ def html_report(
     queries: int | None = None,
     searched: int | None = None,
 ) -> str:
-    """Returns the page.
+    """Returns the page; what of an id or a text is no Unicode, as in a path of other bytes, is escaped.
 
     Args:
         hits: What to show; a page of hundreds of queries is heavy, so choose.
@@ -107,7 +107,7 @@ def html_report(
         top_k=max((len(one.answers) for one in shown), default=0),
         annotated=[one for one in shown if one.annotated],
     )
-    return page
+    return page.encode("utf-8", "backslashreplace").decode()
 
 
 def _query(

@@ -14,6 +14,8 @@ from cnclip_client._vocabulary import Id
 
 __all__ = ["Thumbnail", "names_of_file", "small_jpeg", "thumbnails"]
 
+# For PostScript, and for what may hold it, Pillow starts Ghostscript: nothing that the server would have encoded.
+_START_PROGRAMS = frozenset({"EPS", "IPTC"})
 _SIDE_PIXELS = 256  # twice what the page shows them at, for dense screens
 
 
@@ -70,6 +72,8 @@ def small_jpeg(data: bytes) -> bytes | None:
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
             warnings.simplefilter("ignore")
+            if image.format in _START_PROGRAMS:
+                return None
             image.draft("RGB", (_SIDE_PIXELS, _SIDE_PIXELS))
             small = image.convert("RGB")
         small.thumbnail((_SIDE_PIXELS, _SIDE_PIXELS))

@@ -63,8 +63,10 @@ def bounded_lines(path: Location, most_bytes: int, after: Place = ()) -> Iterato
 
 
 def about_lines(path: Location) -> int | None:
-    """Returns how many lines a file has, guessed from its first MiBs if it is larger."""
+    """Returns how many lines a file has, guessed from its first MiBs if it is larger; None of an unknown size."""
     size = state_of(path).size_bytes
+    if size < 0:
+        return None
     with path.open("rb") as file:
         sample = file.read(_SAMPLE_BYTES)
     lines = sample.count(b"\n")

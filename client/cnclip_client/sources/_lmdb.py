@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cnclip_client._flow.items import too_large
 from cnclip_client.sources._item import Item, Place, parse_id, told_by
 from cnclip_client.sources._lmdb_file import LmdbFile
 from cnclip_client.sources._muge import decode_base64
@@ -53,7 +54,7 @@ class LmdbSource:
                 if seen <= start + ids_only:
                     yield Item(one, None, after=place)
                 elif value.size > self.item_bytes * 4 // 3 + 64:
-                    yield Item(one, None, f"is larger than {self.item_bytes:,} bytes", place)
+                    yield Item(one, None, too_large(self.item_bytes), place)
                 else:
                     yield self._item(one, file.read(value), place)
 

@@ -48,7 +48,7 @@ def image_source(
         format: What it is; without it, told by its name and content.
         id_column: Parquet's column of ids; in tars and in img2dataset's folders, that key of each sample's .json.
         column: Parquet's column of images or paths; in tars and in img2dataset's folders, the ending of the images.
-        item_bytes: The largest image taken from a TSV or LMDB; by default that of `Limits`.
+        item_bytes: The largest image taken from a TSV, an LMDB or a tar; by default that of `Limits`.
 
     Raises:
         BadFile: There is no telling what it is, or it is not what it was said to be.

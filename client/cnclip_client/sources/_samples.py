@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from cnclip_client._flow.items import too_large
 from cnclip_client._vocabulary import Id, Kind
 from cnclip_client.sources._item import Item, Place, checked_id
 from cnclip_client.sources._tar_file import TornTar
@@ -106,11 +107,13 @@ class _Sample:
             else:
                 self._json = self._bytes(part)
         elif not self._id_only or wanted.kind == "text":
-            most = wanted.item_bytes if wanted.kind == "image" else _MOST_TEXT_BYTES
-            if part.size > most:
-                self._failure = f"is larger than {most:,} bytes"
+            of_image = wanted.kind == "image"
+            if of_image and part.size > wanted.item_bytes:
+                self._failure = too_large(wanted.item_bytes)
+            elif not of_image and part.size > _MOST_TEXT_BYTES:
+                self._failure = f"is larger than {_MOST_TEXT_BYTES:,} bytes"
             else:
-                self._value = self._read(part) if wanted.kind == "image" else self._bytes(part)
+                self._value = self._read(part) if of_image else self._bytes(part)
 
     def _read(self, part: Part) -> str | bytes | None:
         try:

@@ -9,7 +9,6 @@ which is filled up to 512; and two blocks of zeros at the end, of which one is e
 
 from __future__ import annotations
 
-import gzip
 import tarfile as _tarfile
 import zlib
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from typing import IO, Any, NamedTuple
 
 tarfile: Any = _tarfile  # what is used of it is public, and not in its stubs
 
-__all__ = ["Member", "TornTar", "members"]
+__all__ = ["PACKED_BADLY", "Member", "TornTar", "members"]
 
 _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
@@ -27,8 +26,8 @@ _FILES = (b"0", b"\0", b"7")
 _KINDS = {b"1": "a link", b"2": "a link", b"3": "a device", b"4": "a device", b"5": "a folder", b"6": "a pipe"}
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_OF_ALL = b"L", b"K", b"x", b"g"
 _MOST_HEADER_BYTES = 1024 * 1024
-# What gzip says of a stream that is cut off or damaged.
-_PACKED_BADLY = (EOFError, gzip.BadGzipFile, zlib.error)
+PACKED_BADLY = (EOFError, zlib.error)
+"""What `GzipFile` says of a stream that is cut off or damaged, in a header as in a member's data."""
 
 
 class TornTar(Exception):
@@ -71,7 +70,7 @@ def members(file: IO[bytes], begin: int = 0) -> Iterator[Member]:
         while (member := _next(file, place)) is not None:
             yield member
             place = member.end
-    except _PACKED_BADLY as error:
+    except PACKED_BADLY as error:
         raise TornTar(f"its gzip stream is cut off or damaged, behind byte {place:,} unpacked ({error})") from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-import gzip
+import io
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,9 +14,10 @@ from typing import IO, cast
 from cnclip_client._exceptions import BadFile
 from cnclip_client._remote import FileState, Location, RemotePath, is_remote, state_digest, state_of
 from cnclip_client._vocabulary import Kind
+from cnclip_client.sources._gzip_file import GzipFile
 from cnclip_client.sources._item import Item, Place
 from cnclip_client.sources._samples import Part, Wanted, items_of
-from cnclip_client.sources._tar_file import Member, TornTar, members
+from cnclip_client.sources._tar_file import PACKED_BADLY, Member, TornTar, members
 
 __all__ = ["TAR_ENDINGS", "WebDatasetSource", "braces", "is_tar"]
 
@@ -114,12 +115,14 @@ class WebDatasetSource:
 
     def total(self) -> int | None:
         tars = self._tars()
+        if any(state.size_bytes < 0 for _, state in tars):
+            return None
         with _opened(*tars[0]) as file:
             parts = _Parts(file, 0, 0, [])
             # Where it is packed, what is read of it counts.
-            packed = file.fileobj if isinstance(file, gzip.GzipFile) else None
+            packed = getattr(file, "raw", None)
             for part in parts:
-                read = packed.tell() if packed is not None else int(part.end[1])
+                read = packed.packed_bytes if isinstance(packed, GzipFile) else int(part.end[1])
                 if read > _SAMPLE_BYTES:
                     return round(parts.samples * sum(state.size_bytes for _, state in tars) / read)
         return round(parts.samples * sum(state.size_bytes for _, state in tars) / max(tars[0][1].size_bytes, 1))
@@ -176,10 +179,10 @@ class _Parts:
 
 
 def _read(file: IO[bytes], member: Member) -> bytes:
-    file.seek(member.data)
     try:
+        file.seek(member.data)
         data = file.read(member.size)
-    except (EOFError, gzip.BadGzipFile) as error:
+    except PACKED_BADLY as error:
         raise TornTar(f"is cut off or damaged ({error})") from error
     if len(data) < member.size:
         raise TornTar(f"is cut off: the tar has {len(data):,} of its {member.size:,} bytes")
@@ -191,11 +194,7 @@ def _opened(place: Location, state: FileState) -> Iterator[IO[bytes]]:
     with place.open_of(state.size_bytes) if isinstance(place, RemotePath) else _local(place) as file:
         packed = file.read(2) == _GZIP
         file.seek(0)
-        if packed:
-            with gzip.GzipFile(fileobj=file) as unpacked:
-                yield cast(IO[bytes], unpacked)
-        else:
-            yield file
+        yield cast(IO[bytes], io.BufferedReader(GzipFile(file), _BUFFER_BYTES)) if packed else file
 
 
 def _local(path: Path) -> IO[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,20 @@ def test_random_is_the_same_each_time(tmp_path: Path, tiny_vit: Arch) -> None:
     one, two, three = (load_checkpoint(file.path, tiny_vit).state_dict for file in (first, second, other))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not torch.equal(one["text_projection"], three["text_projection"])
+
+
+def test_random_on_a_full_disk(tmp_path: Path, tiny_vit: Arch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's writer raises a RuntimeError of its own numbers, and keeps to itself what the disk said."""
+
+    def full(_: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 128 vs 0")
+
+    monkeypatch.setattr("torch.save", full)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    with pytest.raises(MissingRequirementError, match="no space left on the disk while writing .*tiny-vit.random-3.pt"):
+        fetch_checkpoint("random:3", tiny_vit, tmp_path, "huggingface")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("source", ["random:", "random:x", "random:-1", "random:9999999999"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,10 @@ def test_help(command: list[str]) -> None:
             ([command, "--arch", "RN50", "--vocabulary", "/dev/null"], "/dev/null lacks [UNK], [CLS], [SEP]")
             for command in ("checkpoint", "onnx", "tensorrt", "repository", "verify")
         ),
+        # The server is asked before an official checkpoint is fetched, or large random weights are made.
+        (["verify", "--arch", "RN50", "--url", "localhost:1"], "no Triton server answers at localhost:1"),
+        (["verify", "--arch", "RN50", "--url", "localhost"], "'localhost' has no port"),
+        (["verify", "--arch", "RN50", "--url", "http://localhost:8000"], "leave out the http://"),
         (["tensorrt", "--arch", "RN50", "--image-profile", "batch=4:2:1"], "4:2:1 is no range: choose 1 <= min"),
         (
             ["repository", "--arch", "RN50", "--plans", ".", "--image-profile", "batch=1:2:3", "--target", "gpu"],
@@ -87,7 +92,11 @@ def test_help(command: list[str]) -> None:
         ),
         (["checkpoint", "--arch", "RN50"], "could not fetch clip_cn_rn50.pt"),
         (["compare-features", "random:0", "random:1"], "there is nothing to compare on: give --images"),
-        (["compare-features", "absent.pt", "random:1", "--images", "/proc/self/fdinfo"], "no checkpoint at absent.pt"),
+        (["compare-features", "absent.pt", "random:1", "--images", str(DEMO / "images")], "no checkpoint at absent.pt"),
+        (
+            ["compare-features", "absent.pt", "random:1", "--images", str(DEMO / "images"), "--html", "/proc/x/page"],
+            "/proc/x can't be written to",
+        ),
         (["compare-features", "a:fp16", "b:fp16", "--images", "absent"], "absent"),
     ],
 )
@@ -99,6 +108,17 @@ def test_errors_are_one_line(tmp_path: Path, arguments: list[str], complaint: st
     assert complaint in last
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "build" / "repository").exists()
+
+
+def test_an_interrupted_command_says_what_has_become_of_its_work() -> None:
+    code = (
+        "import cnclip_builder.cli.stages as stages\n"
+        "def interrupted(*_): raise KeyboardInterrupt\n"
+        "stages.choose_arch = interrupted\n"
+        "from cnclip_builder.cli.app import main; main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code, "checkpoint"], capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (130, "interrupted; what was there before is untouched\n")
 
 
 NOT_UTF8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -164,6 +184,18 @@ def test_make_passes_each_variable_on(variable: str, flag: str) -> None:
     assert '--arch "ViT-H-14"' in recipe()
     assert flag not in recipe()
     assert flag in recipe(variable)
+    assert "what tests and benchmarks need" not in recipe(variable)
+
+
+def test_make_refuses_a_variable_that_it_does_not_know() -> None:
+    """Else `make repo CHECKPONT=my.pt` would build the official checkpoint."""
+    given = ["make", "--dry-run", "repo", "VERIFY=1", "FLAGS=--a b=c --d=e"]
+    done = subprocess.run([*given, "CHECKPONT=my.pt"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"Makefile:\d+: \*\*\* there is no variable CHECKPONT; `make help` lists them\.  Stop\.\n", done.stderr
+    )
+    subprocess.run(given, cwd=ROOT, capture_output=True, check=True)
 
 
 @pytest.mark.parametrize("target", ["repo", "verify", "gpu-report"])
@@ -199,6 +231,23 @@ def test_the_arch_is_read_off_the_checkpoint_by_every_command(
             assert "arch          odd\n" in result.stdout
         else:
             assert complaint in str(result.exception)
+
+
+def test_control_c_is_one_line() -> None:
+    code = """
+import sys
+import cnclip_builder.checkpoint.choose
+from cnclip_builder.cli.app import main
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+cnclip_builder.checkpoint.choose.get_arch = interrupted
+sys.argv = ["cnclip-build", "checkpoint", "--arch", "RN50"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "interrupted; what was there before is untouched\n")
 
 
 def test_the_builder_is_light_until_it_builds() -> None:

@@ -34,6 +34,16 @@ def test_an_image_with_several_captions_is_one_image(tmp_path: Path) -> None:
     assert found.right_texts == {"a.png": [1, 3]}
 
 
+def test_pairs_of_a_spreadsheet(tmp_path: Path) -> None:
+    """They begin with a byte order mark, and a line's end is no other of Unicode's separators."""
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "pairs.tsv").write_bytes("\ufeffa.png\t一\u2028二\r\nb.png\t三\x85四\r\n".encode())
+    found = open_inputs(None, None, tmp_path / "pairs.tsv")
+    assert ids(found, "image") == ["a.png", "b.png"]
+    assert [item.value for item in found.sources["text"].items()] == ["一\u2028二", "三\x85四"]
+
+
 def test_muges_jsonl(tmp_path: Path) -> None:
     (tmp_path / "texts.jsonl").write_text('{"text_id": 5, "text": "猫", "image_ids": ["a.png"]}\n', encoding="utf-8")
     (tmp_path / "images").mkdir()

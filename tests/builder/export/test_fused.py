@@ -35,6 +35,14 @@ Encode = Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]
 NODES_A_LAYER: dict[Tower, int] = {"image": 12, "text": 7}
 NODES_AROUND: dict[Tower, int] = {"image": 15, "text": 24}
 
+# The operators' versions that the CUDA provider has kernels for, in ONNX Runtime 1.17 (its cuda_execution_provider.cc,
+# after PR 18053) and since: a node of a newer version goes to the CPU without a word, unless a kernel of that is there.
+CUDA_KERNELS = {
+    **{"Add": 14, "Cast": 13, "Concat": 13, "Div": 14, "Gather": 13, "LayerNormalization": 17, "MatMul": 13, "Max": 13},
+    **{"Mul": 14, "Pad": 13, "Range": 11, "ReduceL2": 13, "ReduceSum": 13, "Reshape": 14, "Shape": 15, "Slice": 13},
+    "Transpose": 13,
+}
+
 
 @pytest.fixture(scope="module", params=PRECISIONS)
 def precision(request: pytest.FixtureRequest) -> Precision:
@@ -109,6 +117,15 @@ def test_texts_of_any_length_and_padding(
     served: Mapping[Tower, Path], pytorch: Mapping[Tower, Encode], precision: Precision, ids: npt.NDArray[np.int32]
 ) -> None:
     check_parity("texts", features(served["text"], "text")(ids), pytorch["text"](ids), TOLERANCES[precision])
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_every_node_has_a_kernel_on_a_gpu(served: Mapping[Tower, Path], tower: Tower) -> None:
+    model = onnx.load(served[tower], load_external_data=False)
+    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    own = {node.op_type for node in model.graph.node if not node.domain}
+    begun = {kind: onnx.defs.get_schema(kind, opset).since_version for kind in own}
+    assert begun == {kind: CUDA_KERNELS.get(kind) for kind in own}
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 65])

@@ -6,8 +6,9 @@ import inspect
 import logging
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import polygraphy.backend.trt as polygraphy
 import pytest
 from cnclip_builder.errors import MissingRequirementError, PlanError, SettingError
@@ -256,3 +257,62 @@ def test_without_tensorrt_or_polygraphy(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(__import__("sys").modules, "polygraphy.config", None)
     with pytest.raises(MissingRequirementError, match=r"pip install 'cn-clip-triton\[tensorrt\]'"):
         load_tensorrt()
+
+
+class OnDevice:
+    """Stands in for Polygraphy's array on a GPU."""
+
+    there: ClassVar[list[OnDevice]] = []
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        self.shape, self.dtype, self.copied = shape, dtype, None
+        OnDevice.there.append(self)
+
+    def __enter__(self) -> OnDevice:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        OnDevice.there.remove(self)
+
+    def copy_from(self, array: Any) -> None:
+        self.copied = array
+
+
+def test_a_plan_is_timed_without_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is laid on the GPU is given back with the plan; nothing but the plan is between two times."""
+    module = make_module("10.13.0.35")
+    module.TensorIOMode = SimpleNamespace(INPUT="in", OUTPUT="out")
+    asked: list[Any] = []
+
+    class Runner:
+        def __init__(self, engine: Any) -> None:
+            assert engine is known
+
+        def __enter__(self) -> Runner:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            asked.append("closed")
+
+        def set_profile(self, number: int) -> None:
+            asked.append(number)
+
+        def infer(self, feed: dict[str, Any], **options: Any) -> None:
+            asked.append((feed, options))
+
+    names = ["features", "text"]
+    known = SimpleNamespace(
+        num_io_tensors=2, get_tensor_name=names.__getitem__, get_tensor_mode={"features": "out", "text": "in"}.get
+    )
+    monkeypatch.setattr(polygraphy, "engine_from_bytes", lambda plan: known)
+    monkeypatch.setattr(polygraphy, "TrtRunner", Runner)
+    monkeypatch.setattr("polygraphy.cuda.DeviceArray", OnDevice)
+    ids = np.zeros((2, 24), np.int32)
+    with TensorRT(module).open_on_device(b"plan") as lay:
+        run = lay(1, ids)
+        (array,) = OnDevice.there
+        assert (array.shape, array.dtype.name, array.copied is ids) == ((2, 24), "int32", True)
+        run()
+        run()
+    assert asked == [1, *[({"text": array}, {"check_inputs": False, "copy_outputs_to_host": False})] * 2, "closed"]
+    assert OnDevice.there == []

@@ -14,11 +14,12 @@ from cnclip_builder.arch import Arch, cn_clip_vocabulary
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.cli.app import app
 from cnclip_builder.errors import RepositoryError
+from cnclip_builder.repository.choosing import choose_settings
 from cnclip_builder.repository.manifest import load_manifest, read_manifest
 from cnclip_builder.repository.pruning import prune_repository
 from cnclip_builder.repository.publishing import publish_repository
 from cnclip_builder.repository.render import parse_config
-from cnclip_builder.repository.serving import ServingConfig, choose_settings
+from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.sharing import check_place
 from cnclip_builder.repository.store import RepositoryStore
 from cnclip_builder.repository.values import KINDS

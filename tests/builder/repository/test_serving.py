@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,10 @@ from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, Arch
 from cnclip_builder.build import BuildRequest
 from cnclip_builder.cli.app import app
 from cnclip_builder.errors import RepositoryError, SettingError
+from cnclip_builder.repository.choosing import choose_settings
 from cnclip_builder.repository.manifest import kept_serving, read_manifest, update_serving, write_manifest
-from cnclip_builder.repository.serving import (
-    PER_TOWER,
-    SETTINGS,
-    EncoderSettings,
-    ServingConfig,
-    choose_settings,
-    parse_gpus,
-    parse_per_tower,
-)
+from cnclip_builder.repository.serving import SETTINGS, EncoderSettings, ServingConfig
+from cnclip_builder.repository.settings import PER_TOWER, parse_gpus, parse_per_tower
 from typer.testing import CliRunner
 
 CPU = ServingConfig(target="cpu", precision="fp32", context_length=52, max_batch_size=32)
@@ -73,6 +67,10 @@ def test_another_target_begins_anew_but_for_what_does_not_rest_on_it() -> None:
 def test_an_old_manifest_lacks_newer_settings_and_a_newer_one_has_unknown_ones() -> None:
     old = {name: value for name, value in CPU.as_dict().items() if name != "merged_batch_size"}
     assert choose({}, {**old, "from_the_future": 1})[0] == CPU
+
+
+def test_the_settings_of_an_encoder_are_those_typed_so() -> None:
+    assert {field.name for field in fields(ServingConfig) if "PerTower" in str(field.type)} == PER_TOWER
 
 
 @pytest.mark.parametrize("name", sorted(PER_TOWER))

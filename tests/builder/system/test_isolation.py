@@ -1,16 +1,24 @@
-"""A build that is killed takes its stages with it; a stage without memory is told."""
+"""A killed build takes its stages with it; one without memory is told; none on a GPU forks what has asked for one."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from cnclip_builder import build
 from cnclip_builder.errors import MissingRequirementError
+from cnclip_builder.plans import here
+from cnclip_builder.system import isolation
 from cnclip_builder.system.isolation import stage_process
 
 SCRIPT = """
@@ -52,8 +60,99 @@ def test_a_killed_build_leaves_no_stage_behind(tmp_path: Path) -> None:
         assert not is_there(stage)
 
 
+# As NVIDIA's: in a child of the process that has initialised it, it answers CUDA_ERROR_NOT_INITIALIZED.
+DRIVER = """
+#include <string.h>
+#include <unistd.h>
+
+static pid_t owner;
+
+int cuInit(unsigned flags) {
+    owner = owner ? owner : getpid();
+    return flags || owner != getpid() ? 3 : 0;
+}
+int cuDeviceGet(int *device, int number) { *device = number; return 0; }
+int cuDeviceGetName(char *name, int size, int device) { strncpy(name, "NVIDIA H200", size); return device; }
+int cuDeviceGetAttribute(int *value, int which, int device) { *value = which == 75 ? 9 : 0; return device; }
+"""
+# What importing cn_clip comes to where torch has CUDA: it asks `torch.cuda.is_available()`.
+ASKS = 'import ctypes\nctypes.CDLL("libcuda.so.1").cuInit(0)\n'
+ON_GPU = """
+from cnclip_builder.plans.device import current_device
+from cnclip_builder.system import isolation
+
+isolation._IMPORTED = ["asks_for_a_gpu"]
+
+if __name__ == "__main__":
+    for on_gpu in (False, True):
+        with isolation.stage_process(on_gpu=on_gpu) as process:
+            print(process.run(current_device))
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_a_stage_on_a_gpu_finds_it(tmp_path: Path) -> None:
+    (tmp_path / "driver.c").write_text(DRIVER)
+    (tmp_path / "asks_for_a_gpu.py").write_text(ASKS)
+    (tmp_path / "stages.py").write_text(ON_GPU)
+    library = tmp_path / "libcuda.so.1"
+    subprocess.run(["cc", "-shared", "-fPIC", str(tmp_path / "driver.c"), "-o", str(library)], check=True)
+    environment = {
+        **os.environ,
+        "LD_LIBRARY_PATH": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
+    }
+    command = [sys.executable, str(tmp_path / "stages.py")]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert told.splitlines() == ["None", "Device(name='NVIDIA H200', compute_capability='9.0')"]
+
+
+def test_what_uses_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    @contextlib.contextmanager
+    def stage_process(*, on_gpu: bool = False) -> Iterator[Any]:
+        def run(function: Any, *_: Any, **__: Any) -> Any:
+            asked.append((function.__name__, on_gpu))
+            return SimpleNamespace(as_dict=dict)
+
+        yield SimpleNamespace(run=run)
+
+    for module in (build, here):
+        monkeypatch.setattr(module, "stage_process", stage_process)
+    monkeypatch.setattr(here, "missing_gpu", lambda: "")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    anything: Any = SimpleNamespace(
+        arch=None, card_images=None, plan="x", checkpoint=SimpleNamespace(file=SimpleNamespace(path=tmp_path))
+    )
+    build._has_card()
+    build._measured_card(anything, anything)
+    here.require_tensorrt(anything, None)
+    here.build_plans({"image": anything}, tmp_path, anything)
+    assert asked == [
+        ("why_no_card", True),
+        ("measure_card_distance", True),
+        ("_require_machine", True),
+        ("_make", True),
+    ]
+
+
 def test_a_stage_without_memory_is_one_line() -> None:
     with stage_process() as process:
         with pytest.raises(MissingRequirementError, match="stage bytes found no memory: an architecture needs about"):
             process.run(bytes, 1 << 60)
         assert process.run(bytes, 2) == b"\0\0"
+
+
+def _handles_interrupts() -> bool:
+    return signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_control_c_prints_no_traceback_of_what_stages_are_forked_from() -> None:
+    """It imports the quiet way first, before seconds of torch; the stages themselves still tidy up."""
+    quiet, *_ = isolation._IMPORTED
+    code = f"import {quiet}, os, signal\nos.kill(os.getpid(), signal.SIGINT)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+    with stage_process() as process:
+        assert process.run(_handles_interrupts)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -189,7 +190,7 @@ def test_the_model_is_needed_where_there_are_several(serve: Callable[..., Any], 
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["info", "--url", "127.0.0.1:1"], 3, "no Triton server answers at 127.0.0.1:1"),
+        (["info", "--url", "127.0.0.1:1"], 3, "no Triton server answers at 127.0.0.1:1 (Connection refused); check"),
         (["info", "--model", "none"], 3, "has no model none-"),
         (["info", "--url", "http://host:8000"], 2, "leave out the http://"),
         (["features", "texts", "a", "--file", "b"], 2, "give items or --file, not both"),
@@ -207,6 +208,24 @@ def test_errors_are_one_line(triton: Any, arguments: list[str], status: int, wor
     verbose = cnclip(*arguments, "-v", CNCLIP_URL=triton.url)
     assert verbose.returncode == status
     assert (b"Traceback" in verbose.stderr) == (status == 3)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["search", "--image-feats", "none.jsonl", "--text-feats", "none.jsonl"],
+        ["evaluate", "--image-feats", "a.jsonl", "--text-feats", "b.jsonl", "--annotations", "none.jsonl"],
+        ["index", "images", "none.jsonl", "-o", "none.index"],
+        ["extract", "texts", "none.jsonl", "-o", "none.npy"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_file_that_is_not_there_is_all_that_is_told(arguments: list[str], triton: Any) -> None:
+    done = cnclip(*arguments, CNCLIP_URL=triton.url)
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"cnclip: (/.*/)?none\.jsonl: No such file or directory; check the path\n", done.stderr.decode()
+    )
 
 
 def test_an_output_that_cannot_be_written(triton: Any, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from cnclip_client._cli._place import place_of
+from cnclip_client._cli._progress import job_progress
 
 COMMAND = [sys.executable, "-c", "from cnclip_client._cli import main; main()"]
 
@@ -119,7 +120,7 @@ def test_a_job_that_has_not_come_to_its_end_is_not_searched(tmp_path: Path, trit
     _, said = cnclip(*given, "1/3", url=triton.url)
     assert "out/ was shared out among 2 jobs, and is among 3 now" in said
     _, said = cnclip(*given, "2/3", url=triton.url)
-    assert "was finished before: 50 items in 1 parts" in said
+    assert "was finished before: 50 items in 1 part," in said
     cnclip(*given, "0/3", url=triton.url)
     assert len(pq.read_table(tmp_path / "out" / "part-00003.parquet")) == 50
 
@@ -186,6 +187,19 @@ def test_a_line_now_and_then(tmp_path: Path, triton: Any, texts: Path) -> None:
     # A short job says nothing before its end.
     _, said = cnclip("extract", "texts", texts, "-o", tmp_path / "two.npy", url=triton.url)
     assert said.count("\n") == 1
+
+
+def test_the_rate_of_a_job_counts_its_first_block_and_not_what_earlier_runs_did(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for earlier in (0, 10**12):
+        began = time.monotonic()
+        with job_progress("json", 60.0, lambda: None) as report:
+            report(earlier, 0)
+            time.sleep(0.01)
+            report(earlier + 500, 0)
+        line = json.loads(capsys.readouterr().err)
+        assert 500 / (time.monotonic() - began) <= line["items_per_second"] + 0.1 <= 500 / 0.01 + 0.1
 
 
 def test_json_lines_for_machines(tmp_path: Path, triton: Any, texts: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from pathlib import Path
@@ -13,9 +16,11 @@ from typing import Any
 import grpc
 import pytest
 from cnclip_client import Limits, RequestTimeout, ServerBusy, Timeout
+from cnclip_client._cli import app
 from cnclip_client._cli._connection import Server
 from cnclip_client._connection.mapping import map_error
 from tritonclient.utils import InferenceServerException
+from typer.testing import CliRunner
 
 COMMAND = [sys.executable, "-c", "from cnclip_client._cli import main; main()"]
 
@@ -43,6 +48,25 @@ def test_an_item_that_is_too_large_names_the_option(triton: Any, tmp_path: Path)
     output = tmp_path / "out.jsonl"
     cnclip(triton.url, "extract", "images", tmp_path / "photos", "-o", output, status=1, CNCLIP_ITEM_BYTES="100")
     assert "(--item-bytes)" in Path(f"{output}.errors.jsonl").read_text()
+
+
+@pytest.mark.parametrize("kind", ["tsv", "tar"])
+def test_images_inside_a_file_may_be_as_large_as_the_option_says(
+    triton: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    image, source, output = b"x" * 200, tmp_path / f"images.{kind}", tmp_path / "out.jsonl"
+    if kind == "tsv":
+        source.write_bytes(b"7\t" + base64.b64encode(image) + b"\n")
+    else:
+        with tarfile.open(source, "w") as archive:
+            member = tarfile.TarInfo("7.jpg")
+            member.size = len(image)
+            archive.addfile(member, io.BytesIO(image))
+    monkeypatch.setattr("cnclip_client.sources._open.Limits", lambda: Limits(item_bytes=150))
+    given = ["extract", "images", str(source), "-o", str(output), "--url", triton.url, "--item-bytes"]
+    assert CliRunner().invoke(app, [*given, "100"]).exit_code == 1
+    assert "larger than 100 bytes; raise Limits.item_bytes (--item-bytes)" in Path(f"{output}.errors.jsonl").read_text()
+    assert CliRunner().invoke(app, [*given, "200", "--overwrite"]).exit_code == 0
 
 
 def test_an_answer_that_is_late_names_the_option(triton: Any) -> None:

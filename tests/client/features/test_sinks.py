@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from cnclip_client import MissingExtra
+from cnclip_client.features import open_sink
 from cnclip_client.retrieval import read_features
-from cnclip_client.sinks import open_sink
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

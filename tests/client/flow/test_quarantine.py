@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 from cnclip_client import BadInput, Client, Limits, Retry, ServerError, ServerUnreachable
+from cnclip_client._flow.pipeline import Pipeline
 from cnclip_token_ids import VOCABULARY, TokenIds
 
 PATIENT = Retry(attempts=1_000_000, first_delay_s=0.05, max_delay_s=0.1, deadline_s=20)
@@ -334,3 +335,25 @@ def test_ids_that_kill_an_encoder_are_found_and_nothing_else_is_lost(mortals: Ca
     assert "kills the server" in block.failures[20]
     expected = [fake.features_of(token_ids.pad([token_ids.encode(text)]).tobytes()) for text in ITEMS[:40]]
     np.testing.assert_array_equal(block.features, expected)
+
+
+def test_a_run_that_waits_for_anothers_suspects_takes_no_processor(
+    triton: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = 0
+    look = Pipeline._take_answers
+
+    def counted(self: Pipeline, *, wait: bool) -> None:
+        nonlocal looked
+        looked += 1
+        look(self, wait=wait)
+
+    with Client(triton.url, model="vit-b-16") as client:
+        client.encode_texts(["a"])
+        (server,) = client._endpoints.inside()
+        monkeypatch.setattr(Pipeline, "_take_answers", counted)
+        until = time.monotonic() + 0.3
+        server.kept_until = until
+        client.encode_texts(["b"])
+        assert time.monotonic() >= until
+    assert looked < 100

@@ -22,7 +22,7 @@ from cnclip_client._cli._pictures import pictures_in
 from cnclip_client.evaluation import Annotations, read_annotations
 from cnclip_client.report import Thumbnail, html_report, image_ids, thumbnails
 from cnclip_client.retrieval import Hits
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 HOSTILE = "<script>alert(1)</script> & \"引号\" 'x' {{ 7 * 7 }}"
 
@@ -118,6 +118,12 @@ def test_without_annotations_nothing_is_called_right_or_wrong() -> None:
     assert html_report([], "text-to-image").count("<section") == 0
 
 
+def test_ids_that_are_no_unicode_are_escaped() -> None:
+    page = html_report([hits("\ud800", "caf\udce9.jpg")], "text-to-image")
+    assert r"\ud800" in page.encode().decode()
+    assert r"caf\udce9.jpg" in page
+
+
 def test_it_counts(annotations: Annotations) -> None:
     found = [hits(1, "a", "b"), hits(2, "a", "x"), hits(3, "a", "b")]
     page = html_report(found, "text-to-image", annotations=annotations, queries=9999, searched=1234567)
@@ -199,6 +205,18 @@ def test_a_picture_that_cannot_be_read_does_not_end_the_page(tmp_path: Path, mon
     assert {one for one, _ in pictures_in(tmp_path, {1, 2})} == {2}
 
 
+def test_no_thumbnail_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features that were made elsewhere may be of a file in PostScript, which the server refuses."""
+    started = tmp_path / "started"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {started}\nexit 1\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 10\n%%EndComments\nshowpage\n%%EOF\n"
+    assert thumbnails([(1, postscript)], {1})[1].reason == "cannot be decoded"
+    assert not started.exists()
+
+
 def test_thumbnails_stop_reading_once_all_are_found() -> None:
     def images() -> Any:
         yield "a", picture("red")
@@ -253,6 +271,9 @@ def test_the_command_writes_it(tmp_path: Path) -> None:
     encoded = {one: base64.urlsafe_b64encode(picture("red")).decode() for one in ids}
     tsv.write_text("".join(f"{one}\t{data}\n" for one, data in encoded.items()))
     assert search("--html", page, "--images", tsv).returncode == 0
+    early = search("--html", tmp_path / "absent" / "report.html")  # before it has searched
+    assert (early.returncode, early.stdout) == (2, "")
+    assert f"{tmp_path}/absent/report.html" in early.stderr
     assert page.read_text(encoding="utf-8").count("data:image/jpeg") == 9
     refused = search("--images", tmp_path)
     assert refused.returncode == 2

@@ -324,3 +324,19 @@ def test_an_at_sign_elsewhere_is_no_password() -> None:
         "http://host:9000/a@b",
     ):
         assert RemotePath(url).url == url
+
+
+def test_of_a_file_whose_size_no_server_tells_nobody_guesses_how_many_items_it_has(
+    tmp_path: Path, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset(tmp_path / "d", tars=1)
+    (tmp_path / "d" / "a.txt").write_text("文\n" * 100)
+    upload(tmp_path / "d", f"{memory}/d")
+    lines, tar = text_source(f"{memory}/d/a.txt"), image_source(f"{memory}/d/00000.tar")
+    assert (lines.total(), tar.total()) == (100, 4)
+    files = fsspec.filesystem("memory")
+    info = files.info
+    monkeypatch.setattr(type(files), "info", lambda self, path, **more: {**info(path, **more), "size": None})
+    assert len(list(lines.items())) == 100
+    assert len(list(tar.items())) == 4
+    assert (lines.total(), tar.total()) == (None, None)

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cnclip_client import BadFile, MissingExtra
+from cnclip_client._flow.items import too_large
 from cnclip_client.sources import image_source, text_source
 from cnclip_client.sources._item import parse_id
 from cnclip_client.sources._lines import bounded_lines
@@ -255,8 +256,8 @@ def test_a_tsv_with_bad_lines(tmp_path: Path) -> None:
         ("line 4", "!is not id<TAB>base64"),
         ("line 5", "!is not id<TAB>base64"),
         (8, "!is no base64"),
-        (9, "!is larger than 1,000 bytes"),
-        (10, "!is larger than 1,000 bytes"),
+        (9, f"!{too_large(1000)}"),
+        (10, f"!{too_large(1000)}"),
         (11, b""),
     ]
 

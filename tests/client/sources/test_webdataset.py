@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cnclip_client import BadFile
+from cnclip_client._flow.items import too_large
 from cnclip_client.sources import image_source, text_source
 from cnclip_client.sources._webdataset import braces
 
@@ -121,7 +122,7 @@ def test_what_is_no_image_is_told_by_name(tmp_path: Path) -> None:
         "!has no image among .txt",
         "!c.jpg is a link, and no file",
         "!e.jpg is a link, and no file",
-        "!is larger than 4,000 bytes",
+        f"!{too_large(4000)}",
     ]
     texts = values(text_source(tmp_path / "a.tar"))
     assert [value for _, value in texts] == [
@@ -173,6 +174,28 @@ def test_a_tar_that_is_cut_anywhere_gives_what_is_before_and_is_told(tmp_path: P
         for one, value in found[:-5]:
             assert (one, value) in images or str(value).startswith("!"), cut
         assert [one for one, _ in found[:-5]] == [one for one, _ in images[: len(found) - 5]]
+
+
+def test_a_packed_tar_that_is_damaged_anywhere_fails_by_itself(tmp_path: Path) -> None:
+    images = dict(dataset(tmp_path / "d", tars=2))
+    path = tmp_path / "d" / "00000.tar"
+    whole = gzip.compress(path.read_bytes())
+    path.unlink()
+    path = path.with_suffix(".tar.gz")
+    source = image_source(tmp_path / "d", format="webdataset")
+    for place in range(16, len(whole) - 8, 89):
+        path.write_bytes(whole[:place] + b"\xff" * 8 + whole[place + 8 :])
+        items = list(source.items())
+        # Once images are not what they were, the stream's sum is not either: the last one, or the tar itself, fails.
+        *read, torn = items[:-4]
+        assert torn.id == path.name
+        assert "damaged" in torn.failure or "cut off" in torn.failure
+        assert [item.id for item in read] == list(images)[: len(read)]
+        assert {item.id: item.value for item in items[-4:]} == dict(list(images.items())[4:])
+        # Who goes on behind one, without its value or with it, meets the same ones.
+        for start, item in enumerate(items, 1):
+            behind = source.items(1, start=start, after=item.after)
+            assert [one.id for one in behind] == [one.id for one in items[start:]]
 
 
 def test_a_damaged_header_is_told_and_not_taken_for_the_end(tmp_path: Path) -> None:

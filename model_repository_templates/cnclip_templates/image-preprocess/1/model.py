@@ -4,15 +4,23 @@ Its output `pillow` is the version of what decodes, for clients that prepare ima
 """
 
 import json
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL
 import triton_python_backend_utils as pb_utils
+
+# Triton puts this folder last on the path: what is installed under these names, of whatever version, would be imported
+# in place of what was proved with this repository, and is compared with its manifest.
+sys.path.insert(0, str(Path(__file__).parent))
+
 from cnclip_bad_rows import bad_rows_message
 from cnclip_card_log import CardLog
+from cnclip_handover import server_arguments, why_by_host
 from cnclip_pixels import (
     BadImage,
     decode_pixels,
@@ -56,6 +64,7 @@ class TritonPythonModel:
         self._pool = ThreadPoolExecutor(threads)
         pb_utils.Logger.log_info(f"{args['model_name']}: images are resized by {resizer()}")
         self._log = RefusalLog(args["model_name"], pb_utils.Logger.log_warn)
+        self._hands_over = False
         self._card_log = CardLog(args["model_name"], args["model_version"], pb_utils) if decoding == "gpu" else None
         self._card = self._open_card(args, threads, groups) if decoding == "gpu" else None
 
@@ -100,8 +109,10 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse(error=error)
         if squares is None:
             pixels = pb_utils.Tensor("pixels", np.stack(rows))
-        else:
+        elif self._hands_over:
             pixels = pb_utils.Tensor.from_dlpack("pixels", squares.tensor(first, len(rows)))
+        else:
+            pixels = pb_utils.Tensor("pixels", squares.array(first, len(rows)))
         tensors = [pixels]
         if "pillow" in request.requested_output_names():
             tensors.append(pb_utils.Tensor("pillow", np.full((len(rows), 1), PIL.__version__.encode(), np.object_)))
@@ -130,5 +141,8 @@ class TritonPythonModel:
             )
         except CardUnfit as error:
             raise pb_utils.TritonModelException(str(error)) from None
-        pb_utils.Logger.log_info(f"{args['model_name']}: {card.about}")
+        why = why_by_host(server_arguments())
+        self._hands_over = not why
+        way = f"pixels go on by way of the host, since {why}" if why else "pixels go on in its memory"
+        pb_utils.Logger.log_info(f"{args['model_name']}: {card.about}; {way}")
         return card

@@ -1,10 +1,16 @@
 """Triton's side of tokenisation: `TEXT` (UTF-8) -> `text` (int32 ids `[N, length]`)."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
+
+# Triton puts this folder last on the path: what is installed under these names, of whatever version, would be imported
+# in place of what was proved with this repository, and is compared with its manifest.
+sys.path.insert(0, str(Path(__file__).parent))
+
 from cnclip_bad_rows import bad_rows_message
 from cnclip_refusal_log import RefusalLog
 from cnclip_token_ids import BadText, TokenIds, decoded, lengths_in_steps

@@ -99,10 +99,7 @@ def joined(arrays: Sequence[DeviceArray]) -> DeviceArray:
         return first
     shape = (sum(array.shape[0] for array in arrays), *first.shape[1:])
     value = ort.OrtValue.ortvalue_from_shape_and_type(shape, first.dtype, first.kind, first.device)
-    address = value.data_ptr()
-    for array in arrays:
-        _copy(array, address)
-        address += array.nbytes
+    _copy(arrays, value.data_ptr())
     return DeviceArray(value.data_ptr(), first.kind, first.device, first.dtype, shape, value)
 
 
@@ -123,14 +120,24 @@ def run(
     return outputs
 
 
-def _copy(array: DeviceArray, address: int) -> None:
-    if array.kind == "cpu":
-        ctypes.memmove(address, array.address, array.nbytes)
+def _copy(arrays: Sequence[DeviceArray], address: int) -> None:
+    """Copies arrays behind each other, and returns once they are there."""
+    if arrays[0].kind == "cpu":
+        for array in arrays:
+            ctypes.memmove(address, array.address, array.nbytes)
+            address += array.nbytes
         return
     from cuda.bindings import driver
     from cuda.core import Device
 
-    Device(array.device).set_current()
-    (error,) = driver.cuMemcpyDtoD(address, array.address, array.nbytes)
-    if error != driver.CUresult.CUDA_SUCCESS:
-        raise RuntimeError(f"{error.name} while inputs were copied on the GPU")
+    Device(arrays[0].device).set_current()
+    errors = []
+    for array in arrays:
+        errors += driver.cuMemcpyDtoD(address, array.address, array.nbytes)
+        address += array.nbytes
+    # The host does not wait for copies within a device (CUDA's "API synchronization behavior"); nor does ONNX Runtime's
+    # stream for the default one, on which they are (cudaStreamNonBlocking in its cuda_execution_provider.cc).
+    errors += driver.cuStreamSynchronize(driver.CUstream(0))
+    for error in errors:
+        if error != driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(f"{error.name} while inputs were copied on the GPU")

@@ -30,8 +30,6 @@ else:
     import cnclip_ort_device as devices
     import cnclip_ort_session as sessions
 
-Arrays = dict[str, npt.NDArray[Any]]
-
 
 @dataclass(frozen=True)
 class _Item:

@@ -1,0 +1,59 @@
+"""Has servers say, while a run goes on and at its end, that its features are all of one model."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable
+
+from cnclip_client._connection.endpoints import PASSING
+from cnclip_client._settings import Retry
+
+__all__ = ["Vouching"]
+
+# How often a long run asks whether the model is still the same, so as not to find out at its end.
+_EVERY_S = 10.0
+# How old that may be for a run of a single request, as an online service makes many of: it would double their calls.
+_SINGLE_S = 1.0
+
+
+class Vouching:
+    """What one run asks, for one thread.
+
+    Args:
+        verify: Asks whether the model is still the same, unless it was asked less than so many seconds ago, and raises
+            a `CnclipError` if it is not, or cannot be had.
+        retry: How long the last answer is waited for.
+    """
+
+    def __init__(self, verify: Callable[[float], None], retry: Retry) -> None:
+        self._verify = verify
+        self._retry = retry
+        self._asked_at = time.monotonic()
+
+    def now_and_then(self) -> None:
+        """Asks if it was long ago; to no great purpose if the server is busy otherwise.
+
+        Raises:
+            CnclipError: The model is another.
+        """
+        if time.monotonic() - self._asked_at > _EVERY_S:
+            with contextlib.suppress(*PASSING):
+                self._verify(0.0)
+            self._asked_at = time.monotonic()
+
+    def at_the_end(self, requests: int) -> None:
+        """Asks of a run of so many requests, and waits for the answer as `Retry` says.
+
+        Raises:
+            CnclipError: The model is another, or could not be had.
+        """
+        started = time.monotonic()
+        for failures in itertools.count(1):
+            try:
+                return self._verify(_SINGLE_S if requests <= 1 else 0.0)
+            except PASSING:
+                if failures >= self._retry.attempts or time.monotonic() - started > self._retry.deadline_s:
+                    raise
+            time.sleep(self._retry.delay_s(failures))
