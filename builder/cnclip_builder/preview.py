@@ -189,7 +189,8 @@ def _notes(
             "tolerance, and FP32 elsewhere: decided when measured; if neither encoder does, the build is refused"
         )
     if plan.missing or facts is None:
-        notes.append("each file that is made is compared with PyTorch, and refused if it differs")
+        spared = "" if serving.precision == "fp16" else "; of FP16, which is not served, only the file is left out then"
+        notes.append(f"each file that is made is compared with PyTorch, and the build refused if it differs{spared}")
     if serving.platform == "tensorrt":
         if request.plan_folders:
             notes.append("whether the plans were made from these ONNX files is seen when those are made")

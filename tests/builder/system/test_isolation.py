@@ -122,9 +122,8 @@ def test_what_uses_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         monkeypatch.setattr(module, "stage_process", stage_process)
     monkeypatch.setattr(here, "missing_gpu", lambda: "")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    anything: Any = SimpleNamespace(
-        arch=None, card_images=None, plan="x", checkpoint=SimpleNamespace(file=SimpleNamespace(path=tmp_path))
-    )
+    checkpoint = SimpleNamespace(file=SimpleNamespace(path=tmp_path), still=contextlib.nullcontext)
+    anything: Any = SimpleNamespace(arch=None, card_images=None, plan="x", checkpoint=checkpoint)
     build._has_card()
     build._measured_card(anything, anything)
     here.require_tensorrt(anything, None)
