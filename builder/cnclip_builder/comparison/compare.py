@@ -119,6 +119,8 @@ def compare_features(a: Named, b: Named, inputs: Inputs, worst: int = 5) -> Comp
     Raises:
         BuildError: a side or a source can't be had, or nothing could be encoded by both.
     """
+    with open_side(b):
+        pass  # what is wrong with B is told in seconds, not after hours of A
     with tempfile.TemporaryDirectory(prefix="cnclip-compare-") as folder:
         facts_a, by_a = _encode_all(a, inputs, Path(folder), "a")
         facts_b, by_b = _encode_all(b, inputs, Path(folder), "b")

@@ -242,6 +242,8 @@ def _extract(server: Server, source: Source, place: Place, job: _Job, options: E
         )
         complain(f"{summary.repeated:,} ids came again; {became}")
     if summary.failures:
+        errors = f"{output}.errors.jsonl" if sharding is None else f"the .errors.jsonl of each part in {output}"
+        complain(f"what failed, and why: {errors}")
         raise typer.Exit(SOME_FAILED)
 
 

@@ -142,6 +142,12 @@ def test_nothing_at_all_could_be_encoded(tmp_path: Path, demo_artefacts: Path) -
         compare_features(demo(), demo(), open_inputs(str(tmp_path / "empty"), None, None))
 
 
+def test_a_misspelt_b_is_told_before_a_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "_encode_all", lambda *_: pytest.fail("A was encoded first"))
+    with pytest.raises(CheckpointError, match=r"no checkpoint at absent\.pt"):
+        compare_features(demo(), named("absent.pt", DEMO_ARCH), open_inputs(None, None, PAIRS))
+
+
 def test_a_source_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = Path(shutil.copytree(DEMO / "images", tmp_path / "images"))
     encode_all = compare._encode_all

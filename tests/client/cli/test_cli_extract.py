@@ -117,6 +117,7 @@ def test_bad_items_cost_status_1_and_no_neighbours(tmp_path: Path, triton: Any) 
         (folder / name).write_bytes(content)
     said = extract(triton.url, "images", folder, "-o", tmp_path / "out.jsonl", status=1)
     assert said.startswith("cnclip: 4 items, 2 failures, ")
+    assert said.endswith(f"\ncnclip: what failed, and why: {tmp_path}/out.jsonl.errors.jsonl\n")
     lines = (tmp_path / "out.jsonl").read_text().splitlines()
     assert [json.loads(line)["image_id"] for line in lines] == ["a.jpg", "d.jpg"]
     errors = (tmp_path / "out.jsonl.errors.jsonl").read_text().splitlines()
