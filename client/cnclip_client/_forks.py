@@ -1,11 +1,50 @@
-"""Has gRPC leave forks alone; imported before anything that imports gRPC, which looks then and never again.
+"""Has gRPC leave forks alone, and tells where one has cut it off; imported before anything that imports gRPC.
 
 Ray and PySpark fork the process that starts them. gRPC's handlers at a fork, on by default, now and then abort the
 child of a process that has a channel, or leave it hanging: clusters that do not start. Without them a child that only
-runs another program is well, and one that itself goes on with gRPC is as before: not supported unless asked for, by the
-same variable, which is left as the user has set it.
+runs another program is well. One that itself goes on with gRPC waits for ever for threads that it has not, and one
+that uses its parent's channel writes into its parent's connection, which then waits as well: it is told so instead.
+Who wants gRPC's handlers sets the same variable, which is left as the user has set it.
 """
 
-import os
+from __future__ import annotations
 
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+import os
+import weakref
+from typing import Protocol
+
+__all__ = ["note_channel", "require_uncut"]
+
+_HANDLED = os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0").lower() in ("1", "true", "yes")
+_REASON = (
+    "gRPC does not survive a fork, and this process was forked from one that had a Client open: have it started anew, "
+    "by multiprocessing's 'spawn' or 'forkserver' (of a torch DataLoader: multiprocessing_context='spawn'), or make "
+    "the first Client after the fork"
+)
+
+
+class _Channel(Protocol):
+    closed: bool
+
+
+_channels: weakref.WeakSet[_Channel] = weakref.WeakSet()
+_cut = False
+
+
+def note_channel(channel: _Channel) -> None:
+    """Takes note of what a fork would cut off as long as it is there and not closed."""
+    _channels.add(channel)
+
+
+def require_uncut() -> None:
+    """Raises RuntimeError where gRPC would hang, as a fork has cut it off."""
+    if _cut:
+        raise RuntimeError(_REASON)
+
+
+def _note_fork() -> None:
+    global _cut
+    _cut = _cut or (not _HANDLED and any(not channel.closed for channel in _channels))
+
+
+os.register_at_fork(after_in_child=_note_fork)

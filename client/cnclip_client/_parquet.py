@@ -9,20 +9,15 @@ from typing import Any
 
 from cnclip_client._exceptions import BadFile, CnclipError
 from cnclip_client._extras import require
+from cnclip_client._listing import files_below
 from cnclip_client._remote import FileState, Location, RemotePath, state_of
 
 __all__ = ["opened_parquet", "parquet_files", "parquet_places", "parquet_states", "told_parquet"]
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """Returns a folder's parquet files and those of the folders in it, by path, hidden ones left out; or the file."""
-    if not path.is_dir():
-        return [path]
-    return sorted(
-        file
-        for file in path.rglob("*.parquet")
-        if not any(part.startswith(".") for part in file.relative_to(path).parts)
-    )
+    """Returns a folder's parquet files, as `files_below` does; or the file. Raises OSError."""
+    return files_below(path, ".parquet") if path.is_dir() else [path]
 
 
 def parquet_states(path: Location) -> list[FileState]:

@@ -68,6 +68,8 @@ def place_of(
     output: str, shard_items: int | None, shard: str | None, format: PartFormat | None, work: Path | None
 ) -> Place:
     """Tells a folder of parts from a file. Raises ValueError if what was said of it does not go together."""
+    if not output:
+        raise ValueError("--output is empty; name a file, or a folder with a / behind it")
     is_remote = "://" in output
     is_file = Path(output).suffix in (".jsonl", ".npy", ".parquet") and not output.endswith("/")
     if is_remote and is_file:

@@ -14,6 +14,7 @@ from cnclip_client._connection.mapping import is_transient, map_error, status_of
 from cnclip_client._connection.wire import Tensors, rows_input
 from cnclip_client._credentials import Credentials, channel_credentials, headers_of, is_local
 from cnclip_client._exceptions import CnclipError
+from cnclip_client._forks import note_channel, require_uncut
 from cnclip_client._settings import Retry, Timeout
 
 __all__ = ["Listed", "Transport", "check_url", "is_worth_asking_again", "require_no_secret"]
@@ -94,6 +95,7 @@ class Transport:
         Raises:
             ValueError: The address is not `host:port`, or secrets would go to another machine in plaintext.
             BadFile: A file of the credentials cannot be used.
+            RuntimeError: This process was forked from one that has a channel.
         """
         self.url = check_url(url)
         timeout, retry, credentials = timeout or Timeout(), retry or Retry(), credentials or Credentials()
@@ -107,6 +109,8 @@ class Transport:
         self.closed = False
         self.answered = False
         tls = credentials.tls
+        require_uncut()
+        note_channel(self)
         self._client = InferenceServerClient(
             url,
             creds=channel_credentials(tls) if tls else None,
@@ -237,7 +241,8 @@ class Transport:
         return map_error(error, url=self.url, model=name, timeout_s=self.timeout.request_s)
 
     def require_open(self, cause: BaseException | None = None) -> None:
-        """Raises RuntimeError if the client was closed."""
+        """Raises RuntimeError if the client was closed, or cut off by a fork."""
+        require_uncut()
         if self.closed:
             raise RuntimeError("the client is closed; make a new Client") from cause
 

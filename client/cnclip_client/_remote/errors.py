@@ -53,6 +53,8 @@ def _told(url: str, error: Exception) -> CnclipError:
         bucket = rest.partition("/")[0]
         what = f"there is no bucket {bucket}" if code == "NoSuchBucket" else "there is nothing"
         return BadFile(f"{what}; check the name, and the store that is asked", path=url)
+    if type(error).__name__ == "ParamValidationError":  # botocore's, before it asks: such as a bucket of no such name
+        return BadFile(f"is no address that can be read: {_words(error)}", path=url)
     if code in _EXPIRED:
         return StoreError(f"the store's token has run out ({code}); get a new one and run it again", path=url)
     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"):

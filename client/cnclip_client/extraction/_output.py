@@ -142,7 +142,7 @@ class Output:
 
     def open_files(self, progress: Progress) -> GrowingFiles:
         """Opens the unfinished files, cut back to what is known of them. Raises BadFile, OSError."""
-        with room():
+        with room(self.work):
             return GrowingFiles(self.work, {"errors": b"", "keys": b"", **self.sink.begins}, progress.sizes)
 
     def finished(self) -> dict[str, Any] | None:
@@ -167,7 +167,7 @@ class Output:
             more: What else to record.
         """
         left_out = progress.failures + (progress.repeated if self.job.get(REPEATED_IDS) == "first" else 0)
-        with room():
+        with room(self.work):
             self.sink.assemble(self.work, progress.items - left_out)
             for name, place in self.places.items():
                 made = self.work / name
@@ -203,12 +203,12 @@ def file_for(place: Path, output: Path) -> Path:
 
 
 @contextmanager
-def room() -> Iterator[None]:
-    """Says of a full disk what to do about it."""
+def room(folder: Path) -> Iterator[None]:
+    """Says of a full disk which one it is, that with a folder unless a file is named, and what to do about it."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         words = f"{error.strerror}; what was done is kept: make room and run the same command again"
-        raise OSError(error.errno, words, error.filename) from error
+        raise OSError(error.errno, words, error.filename or str(folder)) from error

@@ -78,7 +78,7 @@ class Writing:
         with ExitStack() as stack:
             path = output.work / "progress.json"
             self._checkpoints = stack.enter_context(Checkpoints(self._files, path, require_unchanged))
-            with room():
+            with room(output.work):
                 self._repeats = stack.enter_context(Repeats(output.work / "seen", output.sink.id_bytes))
                 self._repeats.add_file(output.work / "keys")
             self._stack = stack.pop_all()
@@ -106,7 +106,7 @@ class Writing:
             ModelChanged: The server has another model now.
             OSError: A file cannot be written, or could not be before.
         """
-        with room():
+        with room(self._output.work):
             repeated = self._append(encoded)
             for item in encoded.items:
                 self._digest.update(told_apart(self._kind, item))
@@ -143,7 +143,7 @@ class Writing:
             after=list(after),
             state=state,
         )
-        with room():
+        with room(self._output.work):
             self._checkpoints.save(complete)
         self.progress = complete
         return complete

@@ -89,7 +89,7 @@ class ParquetSink:
                 fits = isinstance(one, int) and one in _INT64
                 integers, strings = integers or fits, strings or not fits
         if integers and strings:
-            _LOG.warning("ids are integers and strings; in parquet's one column all become strings")
+            _LOG.warning("not all ids are integers of 64 bits with a sign; in parquet's one column all become strings")
         return not strings
 
     def _groups(self, folder: Path, schema: Any) -> Iterator[Any]:

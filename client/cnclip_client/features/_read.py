@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
@@ -53,6 +54,8 @@ def read_features(
         MissingExtra: A .parquet file, and pyarrow is not installed.
         OSError: The file cannot be read.
     """
+    if not os.fspath(path):
+        raise BadFile(f"no path was given; give {_FORMATS}", path="''")  # it would be the current folder
     path = Path(path)
     warned = False
     size: int | None = None

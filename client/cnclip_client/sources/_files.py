@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import glob
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from cnclip_client._listing import files_matching
 from cnclip_client._remote import Location, RemotePath, located
 from cnclip_client.sources._item import Item, Place, told_by
 from cnclip_client.sources._lines import about_lines, bounded_lines
@@ -46,7 +46,7 @@ class FolderSource:
             items = _walk_remote(self.path, "", past)
         else:
             os.scandir(self.path).close()  # that it cannot be read at all is no item's fault
-            items = _walk(os.fspath(self.path), "", past, ())
+            items = _walk(os.fspath(self.path), past)
         for item in islice(items, 0 if after else start, None):
             yield Item(item.id, item.value, item.failure, (str(item.id),))
 
@@ -54,34 +54,64 @@ class FolderSource:
         return sum(1 for _ in self.items())
 
 
-def _walk(folder: str, prefix: str, past: list[str], above: tuple[tuple[int, int], ...]) -> Iterator[Item]:
-    """Yields what is in a folder.
+class _Level:
+    """A folder while what is in it comes out.
+
+    Attributes:
+        folder: Its path.
+        prefix: Its path as ids begin, with the slash that follows it.
+        past: The parts of the last path that was done, from this folder on.
+        identity: Its device and inode.
+        others: Of the names that are no files, what they are.
+        names: Those that are still to come.
+
+    Raises:
+        OSError: It cannot be listed.
+    """
+
+    def __init__(self, folder: str, prefix: str, past: list[str], identity: tuple[int, int]) -> None:
+        self.folder = folder
+        self.prefix = prefix
+        self.past = past
+        self.identity = identity
+        names, self.others = _scanned(folder)
+        self.names = iter(names[bisect.bisect_left(names, past[0] if past else "") :])
+
+
+def _walk(root: str, past: list[str]) -> Iterator[Item]:
+    """Yields what is in a folder and in those in it, however deep they are.
 
     Args:
-        folder: It.
-        prefix: Its path, with the slash that follows it, as ids begin.
+        root: The folder.
         past: The parts of the last path that was done; those up to it are left out.
-        above: Device and inode of the folders that it is in.
     """
-    try:
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in above:
+    levels: list[_Level] = []
+    entering = (root, "", past)
+    while True:
+        try:
+            status = Path(entering[0]).stat()
+            identity = (status.st_dev, status.st_ino)
+            if all(identity != above.identity for above in levels):
+                levels.append(_Level(*entering, identity))
+        except OSError as error:
+            yield Item(entering[1], None, f"cannot be listed: {error.strerror}")
+        while levels:
+            level = levels[-1]
+            name = next(level.names, None)
+            if name is None:
+                levels.pop()
+                continue
+            what = level.others.get(name, "")
+            shown, path = level.prefix + named(name), f"{level.folder}/{name}"
+            is_past = bool(level.past) and name == level.past[0]
+            if what == _FOLDER:
+                entering = (path, f"{shown}/", level.past[1:] if is_past else [])
+                break
+            if not is_past:
+                # To open a pipe would wait for its writer.
+                yield Item(shown, None, what) if what else Item(shown, path)
+        else:
             return
-        names, others = _scanned(folder)
-    except OSError as error:
-        yield Item(prefix, None, f"cannot be listed: {error.strerror}")
-        return
-    above = (*above, (status.st_dev, status.st_ino))
-    done = past[0] if past else ""
-    for name in names[bisect.bisect_left(names, done) :]:
-        what = others.get(name, "")
-        shown = prefix + named(name)
-        further = past[1:] if name == done else []
-        if what == _FOLDER:
-            yield from _walk(f"{folder}/{name}", f"{shown}/", further, above)
-        elif not past or name != done:
-            # To open a pipe would wait for its writer.
-            yield Item(shown, None, what) if what else Item(shown, f"{folder}/{name}")
 
 
 def _scanned(folder: str) -> tuple[list[str], dict[str, str]]:
@@ -144,45 +174,19 @@ class GlobSource:
             for state in place.matching()[start:]:
                 yield Item(state.name, state.name)
             return
-        is_folder = _Folders(glob.has_magic(self.pattern.rpartition("/")[2]))
-        matches = glob.iglob(self.pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute one
-        for path in sorted(path for path in matches if not is_folder(path))[start:]:
-            yield Item(named(path), path)
+        failures: dict[str, str] = {}
+
+        def unlisted(folder: str, error: OSError) -> None:
+            failures[folder] = f"cannot be listed: {error.strerror}"
+
+        paths = files_matching(self.pattern, unlisted)
+        if failures:
+            paths = sorted([*paths, *failures])
+        for path in islice(paths, start, None):
+            yield Item(named(path), None if path in failures else path, failures.get(path, ""))
 
     def total(self) -> int | None:
         return sum(1 for _ in self.items())
-
-
-class _Folders:
-    """Tells which paths are folders, and of what a folder lists for the pattern does so without looking at each."""
-
-    def __init__(self, listed: bool) -> None:
-        self._listed = listed
-        self._known: dict[str, frozenset[str]] = {}
-
-    def __call__(self, path: str) -> bool:
-        folder, _, name = path.rpartition("/")
-        if not self._listed or not name:
-            return Path(path).is_dir()
-        if folder not in self._known:
-            # Matches come folder by folder; those that come back to one look again.
-            self._known = {folder: _folders_in(folder or ("/" if path.startswith("/") else "."))}
-        return name in self._known[folder]
-
-
-def _folders_in(folder: str) -> frozenset[str]:
-    try:
-        with os.scandir(folder) as scanned:
-            return frozenset(entry.name for entry in scanned if _is_folder(entry))
-    except OSError:
-        return frozenset()
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
 
 
 @dataclass(frozen=True, slots=True)

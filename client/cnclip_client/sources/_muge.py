@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +12,7 @@ import pybase64
 
 from cnclip_client._flow.items import too_large
 from cnclip_client._remote import Location
-from cnclip_client.sources._item import Item, Place, checked_id, parse_id, told_by
+from cnclip_client.sources._item import NO_UTF8, Item, Place, checked_id, parse_id, told_by
 from cnclip_client.sources._lines import Line, about_lines, bounded_lines
 
 __all__ = ["JsonlSource", "LinesSource", "TsvSource", "decode_base64"]
@@ -124,7 +125,8 @@ class JsonlSource:
         text = found.get(self.column)
         if isinstance(text, str):
             return Item(one, text, after=line.after)
-        if isinstance(text, int | float):
+        # NaN is how pandas and numpy say that there is none; bool is Python's int, and no number of JSON's.
+        if isinstance(text, int | float) and not isinstance(text, bool) and math.isfinite(text):
             return Item(one, str(text), after=line.after)
         return Item(one, None, f"its {self.column!r} is missing or no string", line.after)
 
@@ -151,11 +153,13 @@ class LinesSource:
         for line in bounded_lines(self.path, _MOST_TEXT_BYTES, after):
             if line.number <= start:
                 continue
-            if line.whole:
-                # Bytes that are no UTF-8 make this one item fail.
-                yield Item(line.number, line.text.decode("utf-8", "surrogateescape"), after=line.after)
-            else:
+            if not line.whole:
                 yield Item(line.number, None, f"is longer than {_MOST_TEXT_BYTES:,} bytes", line.after)
+                continue
+            try:
+                yield Item(line.number, line.text.decode(), after=line.after)
+            except UnicodeDecodeError:
+                yield Item(line.number, None, NO_UTF8, line.after)
 
     def total(self) -> int | None:
         return about_lines(self.path)

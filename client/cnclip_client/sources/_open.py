@@ -54,7 +54,7 @@ def image_source(
         BadFile: There is no telling what it is, or it is not what it was said to be.
         OSError: It cannot be read.
     """
-    place = located(path)
+    place = _located(path)
     format = format or _image_format(place, os.fspath(path))
     _refuse_columns(place, format, {"parquet", "webdataset", "samples"}, id_column, column)
     most_bytes = item_bytes or Limits().item_bytes
@@ -98,7 +98,7 @@ def text_source(
         BadFile: There is no telling what it is, or it is not what it was said to be.
         OSError: It cannot be read.
     """
-    place = located(path)
+    place = _located(path)
     if format is None and _is_of_tars(place, os.fspath(path)):
         format = "webdataset"
     if format != "webdataset":
@@ -114,6 +114,13 @@ def text_source(
     if format == "jsonl":
         return JsonlSource(place, id_column or "text_id", column or "text")
     return LinesSource(place)
+
+
+def _located(path: str | os.PathLike[str]) -> Location:
+    """Returns where a source is; nothing, as of a shell's unset variable, would be the current folder."""
+    if not os.fspath(path):
+        raise BadFile("no path was given; give a file, a folder or a pattern", path="''")
+    return located(path)
 
 
 def _image_format(place: Location, path: str) -> ImageFormat:
@@ -187,6 +194,8 @@ def _require_objects(place: Location) -> None:
     if first == b"{" or first.startswith(b"["):
         raise BadFile("is JSON, but not an object a line; convert it (jq -c '.[]'), or give .parquet", path=str(place))
     require_unpacked(place, start)
+    if b"\0" in start[:4]:
+        raise BadFile("is UTF-16 or UTF-32; convert it to UTF-8 (iconv -f UTF-16LE -t UTF-8)", path=str(place))
 
 
 def _is_object(line: bytes) -> bool:
@@ -198,10 +207,22 @@ def _begins_with_parquet(folder: Location) -> bool:
     """Whether the first file in a folder and the folders in it is one of parquet."""
     if isinstance(folder, RemotePath):
         return False
-    for _, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if shown := sorted(name for name in files if not name.startswith((".", "_"))):
-            return shown[0].endswith(".parquet")
+    waiting = [folder]
+    while waiting:
+        names: list[str] = []
+        folders: list[str] = []
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders += () if entry.name.startswith(".") else (entry.path,)
+                    elif not entry.name.startswith((".", "_")):
+                        names.append(entry.name)
+        except OSError:
+            continue  # told when it is read
+        if names:
+            return min(names).lower().endswith(".parquet")
+        waiting += sorted(map(Path, folders), reverse=True)
     return False
 
 

@@ -115,8 +115,11 @@ class ParquetSource:
         column = self.column or next((name for name in _COLUMNS[self.kind] if name in schema.names), None)
         missing = [name for name in (self.id_column, self.column) if name and name not in schema.names]
         names = ", ".join(schema.names)
+        twice = [name for name in (id_column, column) if name and schema.names.count(name) > 1]
         if missing:
             raise BadFile(f"no column {' or '.join(missing)} among {names}", path=str(file))
+        if twice:
+            raise BadFile(f"has several columns {twice[0]}; rename them, or name another", path=str(file))
         if column is None:
             raise BadFile(f"which column holds the {self.kind}s? name it with --column: {names}", path=str(file))
         if id_column is not None:

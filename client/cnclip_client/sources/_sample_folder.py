@@ -13,7 +13,7 @@ from cnclip_client._vocabulary import Kind
 from cnclip_client.sources._files import FolderSource
 from cnclip_client.sources._item import Item, Place
 from cnclip_client.sources._samples import IMAGE_ENDINGS, Part, Wanted, items_of
-from cnclip_client.sources._webdataset import is_tar
+from cnclip_client.sources._webdataset import PACKED_ENDINGS, TAR_ENDINGS
 
 __all__ = ["Glance", "SampleFolderSource"]
 
@@ -40,7 +40,7 @@ class Glance:
                     shards.add(name)
                 continue
             ending = name.lower().rpartition(".")[2]
-            tars = tars or is_tar(name)
+            tars = tars or name.lower().endswith((*TAR_ENDINGS, *PACKED_ENDINGS))
             images = images or ending in IMAGE_ENDINGS
             parquet = parquet or ending == "parquet"
             if _STATISTICS.fullmatch(name):

@@ -7,18 +7,19 @@ the first dot of its last part.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from cnclip_client._flow.items import too_large
 from cnclip_client._vocabulary import Id, Kind
-from cnclip_client.sources._item import Item, Place, checked_id
+from cnclip_client.sources._item import NO_UTF8, Item, Place, checked_id
 from cnclip_client.sources._tar_file import TornTar
 
 __all__ = ["IMAGE_ENDINGS", "Part", "Wanted", "items_of"]
 
 IMAGE_ENDINGS = frozenset(["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jp2", "avif"])
+_MOST_SHOWN = 8
 _MOST_TEXT_BYTES = 4 * 1024 * 1024
 
 
@@ -69,11 +70,16 @@ class Wanted:
 
     def missing(self, endings: list[str]) -> str:
         """Says of a sample that it is not there."""
-        there = ", ".join(f".{ending}" for ending in endings)
+        there = _shown(endings)
         if self.kind == "text":
             hint = "" if self.column or "json" not in endings else "; --column names a key of the .json"
             return f"has no {'.json' if self.column else '.txt'} among {there}{hint}"
         return f"has no {'.' + self.column.lstrip('.') if self.column else 'image'} among {there}"
+
+
+def _shown(endings: list[str]) -> str:
+    more = f" and {len(endings) - _MOST_SHOWN:,} more" if len(endings) > _MOST_SHOWN else ""
+    return ", ".join(f".{ending}" for ending in endings[:_MOST_SHOWN]) + more
 
 
 class _Sample:
@@ -84,23 +90,26 @@ class _Sample:
         self._wanted = wanted
         self._skipped = skipped
         self._id_only = id_only
-        self._endings: list[str] = []
+        self._endings: dict[str, None] = {}
+        self._taken: list[str] = []
         self._value: str | bytes | None = None
         self._json: bytes | None = None
-        self._found = False
         self._failure = ""
+
+    def has(self, ending: str) -> bool:
+        """Whether there was a part with this ending."""
+        return ending in self._endings
 
     def add(self, ending: str, part: Part) -> None:
         """Takes a part in, and reads it if it is wanted."""
-        self._endings.append(ending)
+        self._endings[ending] = None
         wanted = self._wanted
         of_json = ending == "json" and bool(wanted.id_column or (wanted.column and wanted.kind == "text"))
-        is_item = not self._found and wanted.takes(ending)
-        self._found = self._found or is_item
+        is_item = wanted.takes(ending) and self._is_first(ending)
         if self._skipped or not (is_item or of_json):
             return
         if part.what:
-            self._failure = f"{part.name} is {part.what}, and no file"
+            self._failure = f"{part.name} is {part.what}, and no plain file"
         elif of_json:
             if part.size > _MOST_TEXT_BYTES:
                 self._failure = f"{part.name} is larger than {_MOST_TEXT_BYTES:,} bytes"
@@ -114,6 +123,17 @@ class _Sample:
                 self._failure = f"is larger than {_MOST_TEXT_BYTES:,} bytes"
             else:
                 self._value = self._read(part) if of_image else self._bytes(part)
+
+    def _is_first(self, ending: str) -> bool:
+        """Whether it is to be the item: `17.jpg` is before `17.mask.png`, whichever comes first."""
+        plain = "." not in ending
+        first = not self._taken or (plain and "." in self._taken[0])
+        if first and plain:
+            self._taken = [ending]
+            self._value, self._failure = None, ""
+        elif first or (not plain and "." in self._taken[0]):
+            self._taken.append(ending)
+        return first
 
     def _read(self, part: Part) -> str | bytes | None:
         try:
@@ -142,20 +162,30 @@ class _Sample:
                 name = checked_id(told.get(wanted.id_column) if isinstance(told, dict) else None)
             except ValueError:
                 failure = failure or f"its .json has no {wanted.id_column!r} that is an integer or a string"
-        if not failure and not self._found:
-            failure = wanted.missing(self._endings)
+        if not failure and not self._taken:
+            failure = wanted.missing([*self._endings])
+        if len(self._taken) > 1:
+            failure = (
+                f"has {len(self._taken):,} images, {_shown(self._taken)}: --column says which is meant; names of "
+                "several samples differ before their first dot"
+            )
         if not failure and wanted.kind == "text" and not self._skipped:
             if wanted.column:
                 found = told.get(wanted.column) if isinstance(told, dict) else None
                 value = found if isinstance(found, str) else None
                 failure = "" if value is not None else f"its .json has no {wanted.column!r} that is a string"
             else:
-                # Bytes that are no UTF-8 make this one item fail. A line's end is the file's, and not the text's.
-                value = value.decode("utf-8", "surrogateescape").rstrip("\r\n") if isinstance(value, bytes) else value
+                try:
+                    # A line's end is the file's, and not the text's.
+                    value = value.decode().rstrip("\r\n") if isinstance(value, bytes) else value
+                except UnicodeDecodeError:
+                    failure = NO_UTF8
         return Item(name, None if failure else value, failure, after)
 
 
-def items_of(parts: Iterable[Part], wanted: Wanted, number: int, start: int, with_values: int) -> Iterator[Item]:
+def items_of(
+    parts: Iterable[Part], wanted: Wanted, number: int, start: int, with_values: int
+) -> Generator[Item, None, int]:
     """Yields an item for each sample from `start` on.
 
     Args:
@@ -164,6 +194,9 @@ def items_of(parts: Iterable[Part], wanted: Wanted, number: int, start: int, wit
         number: The number of the first sample.
         start: That of the first item that comes out; nothing is read of those before.
         with_values: That of the first item whose value is wanted.
+
+    Returns:
+        The number behind the last sample.
     """
     sample: _Sample | None = None
     key = ""
@@ -173,13 +206,16 @@ def items_of(parts: Iterable[Part], wanted: Wanted, number: int, start: int, wit
         stem, dot, ending = name.partition(".")
         if not stem or not dot or part.what == "a folder":
             continue  # hidden, or none of a sample
-        if sample is None or key != f"{folder}{slash}{stem}":
+        ending = ending.lower()
+        # A file that comes again, as `tar -r` adds it, is of another sample: none is lost.
+        if sample is None or key != f"{folder}{slash}{stem}" or sample.has(ending):
             if sample is not None and number > start:
                 yield sample.item(part.begin)
             key = f"{folder}{slash}{stem}"
             sample = _Sample(key, wanted, number < start, number < with_values)
             number += 1
-        sample.add(ending.lower(), part)
+        sample.add(ending, part)
         end = part.end
     if sample is not None and number > start:
         yield sample.item(end)
+    return number

@@ -10,7 +10,7 @@ import stat
 from cnclip_client._exceptions import BadFile
 from cnclip_client._remote import Location, RemotePath
 
-__all__ = ["first_bytes", "require_file", "require_lines", "require_unpacked"]
+__all__ = ["first_bytes", "packed_as", "require_file", "require_lines", "require_unpacked"]
 
 _SNIFFED_BYTES = 64 * 1024
 _SNIFFED_LINES = 100
@@ -57,9 +57,13 @@ def first_bytes(path: Location) -> bytes:
 
 def require_unpacked(path: Location, start: bytes) -> None:
     """Refuses archives, and text that is not UTF-8's kind. Raises BadFile."""
-    for magic, told in _MAGICS.items():
-        if start.startswith(magic):
-            raise BadFile(f"is {told}", path=str(path))
+    if told := packed_as(start):
+        raise BadFile(f"is {told}", path=str(path))
+
+
+def packed_as(start: bytes) -> str:
+    """Returns what something is by its first bytes, and what to do, if it is an archive or UTF-16; else nothing."""
+    return next((told for magic, told in _MAGICS.items() if start.startswith(magic)), "")
 
 
 def require_lines(path: Location, start: bytes, what: str, instead: str, anyway: str) -> None:

@@ -4,7 +4,8 @@ The standard library's `tarfile` takes a header that is cut off or damaged for t
 first, and keeps every member that it has seen. Its parts that read numbers and pax records are used here.
 
 The format is POSIX's ustar with the extensions of pax and GNU: headers of 512 bytes, each before its member's data,
-which is filled up to 512; and two blocks of zeros at the end, of which one is enough here.
+which is filled up to 512; and zeros at the end. What follows them is read as well, for tars that were put together by
+`cat`; if it is no tar, the zeros are a hole in a damaged one, such as a download that was never finished leaves.
 """
 
 from __future__ import annotations
@@ -25,6 +26,12 @@ _MAGIC, _PREFIX = slice(257, 263), slice(345, 500)
 _FILES = (b"0", b"\0", b"7")
 _KINDS = {b"1": "a link", b"2": "a link", b"3": "a device", b"4": "a device", b"5": "a folder", b"6": "a pipe"}
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_OF_ALL = b"L", b"K", b"x", b"g"
+# Of GNU's sparse files the header tells 4 pieces, and as long as a flag is set another block follows that tells 21.
+_SPARSE, _PIECES_FOLLOW, _MORE_FOLLOW = b"S", 482, 504
+_IS_SPARSE = "sparse (pack it without tar's -S)"
+_ZEROS_AT_ONCE = 128 * _BLOCK
+# Tars are filled up to a block of their program's, 10 KiB by default; so much for `tar -b 2048`.
+_MOST_ZEROS = 1024 * 1024
 _MOST_HEADER_BYTES = 1024 * 1024
 PACKED_BADLY = (EOFError, zlib.error)
 """What `GzipFile` says of a stream that is cut off or damaged, in a header as in a member's data."""
@@ -75,12 +82,17 @@ def members(file: IO[bytes], begin: int = 0) -> Iterator[Member]:
 
 
 def _next(file: IO[bytes], begin: int) -> Member | None:
-    place, name, size_given = begin, "", -1
+    place, name, what, size_given = begin, "", "", -1
     while True:
         file.seek(place)
         header = file.read(_BLOCK)
         if header == _ZEROS:
-            return None
+            following = _behind_zeros(file, place)
+            if following is None:
+                return None
+            begin = place = following
+            name, what, size_given = "", "", -1
+            continue
         if len(header) < _BLOCK:
             raise TornTar(f"is cut off at byte {place + len(header):,}: it has no end")
         if not _is_sound(header):
@@ -99,19 +111,49 @@ def _next(file: IO[bytes], begin: int) -> Member | None:
             name = _text(told)
         elif kind == _PAX:
             records = _pax_records(told)
-            name = records.get("path", name)
+            name = records.get("GNU.sparse.name", records.get("path", name))
+            what = _IS_SPARSE if any(key.startswith("GNU.sparse.") for key in records) else what
             size_given = int(records["size"]) if records.get("size", "").isdecimal() else size_given
     size = size_given if size_given >= 0 else size
     if not name:
         name = _text(header[_NAME])
         if header[_MAGIC] == b"ustar\0" and header[345] != 0:
             name = f"{_text(header[_PREFIX])}/{name}"
-    what = "" if kind in _FILES else _KINDS.get(kind, "no file of a kind that is known")
-    if kind in _FILES and name.endswith("/"):
+    if kind == _SPARSE:
+        what, data = _IS_SPARSE, _behind_pieces(file, header, data)
+    elif kind not in _FILES:
+        what = _KINDS.get(kind, "no file of a kind that is known")
+    elif name.endswith("/"):
         what = "a folder"
     # Links and folders may tell a size, and have no data.
     holds = size if kind not in _KINDS else 0
     return Member(name, what, begin, data, holds, data + _filled(holds))
+
+
+def _behind_zeros(file: IO[bytes], begin: int) -> int | None:
+    """Returns where something follows, or None if the archive ends in zeros. Raises TornTar for too many of them."""
+    place = begin
+    file.seek(place)
+    while zeros := file.read(_ZEROS_AT_ONCE):
+        other = len(zeros) - len(zeros.lstrip(b"\0"))
+        if other < len(zeros):
+            return place + other // _BLOCK * _BLOCK
+        place += len(zeros)
+    if place - begin > _MOST_ZEROS:
+        raise TornTar(f"is all zeros from byte {begin:,} on, {place - begin:,} of them, as unfinished downloads are")
+    return None
+
+
+def _behind_pieces(file: IO[bytes], header: bytes, data: int) -> int:
+    """Returns where the data of one of GNU's sparse files begin."""
+    follow = header[_PIECES_FOLLOW]
+    while follow:
+        pieces = file.read(_BLOCK)
+        data += len(pieces)
+        if len(pieces) < _BLOCK:
+            raise TornTar(f"is cut off at byte {data:,}, in a header")
+        follow = pieces[_MORE_FOLLOW]
+    return data
 
 
 def _is_sound(header: bytes) -> bool:

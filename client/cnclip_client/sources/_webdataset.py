@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import glob
 import io
+import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
 from cnclip_client._exceptions import BadFile
+from cnclip_client._listing import files_below, files_matching
 from cnclip_client._remote import FileState, Location, RemotePath, is_remote, state_digest, state_of
 from cnclip_client._vocabulary import Kind
 from cnclip_client.sources._gzip_file import GzipFile
 from cnclip_client.sources._item import Item, Place
 from cnclip_client.sources._samples import Part, Wanted, items_of
+from cnclip_client.sources._sniff import packed_as
 from cnclip_client.sources._tar_file import PACKED_BADLY, Member, TornTar, members
 
-__all__ = ["TAR_ENDINGS", "WebDatasetSource", "braces", "is_tar"]
+__all__ = ["PACKED_ENDINGS", "TAR_ENDINGS", "WebDatasetSource", "braces", "is_tar"]
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
+# Those that are not read: in a folder of tars they fail by name.
+PACKED_ENDINGS = (".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+_log = logging.getLogger(__name__)
 # Small: what is passed over is not to be read.
 _BUFFER_BYTES = 64 * 1024
 _GZIP = b"\x1f\x8b"
 _BRACES = re.compile(r"\{([^{}]*)\}")
+_MAGIC_BYTES = 8
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MOST_TARS = 10_000_000
 # So much of the first tar tells how many samples there are in all, about.
@@ -98,20 +105,27 @@ class WebDatasetSource:
     def items(self, ids_only: int = 0, *, start: int = 0, after: Place = ()) -> Iterator[Item]:
         first, begin = (int(one) for one in after) if after else (0, 0)
         number = start if after else 0
+        loose, example = 0, ""
         for tar, (place, state) in enumerate(self._tars()):
             if tar < first:
                 continue
             torn: list[str] = []
             with _opened(place, state) as file:
                 parts = _Parts(file, tar, begin if tar == first else 0, torn)
-                yield from items_of(parts, self.wanted, number, start, start + ids_only)
-                number += parts.samples
-            if not parts.samples and not torn and not (after and tar == first and begin):
+                before = number
+                number = yield from items_of(parts, self.wanted, number, start, start + ids_only)
+            loose += parts.loose
+            example = parts.example or example
+            if number == before and not torn and not (after and tar == first and begin):
                 torn.append("holds no sample: files such as 17.jpg, 17.txt; leave it out")
             if torn:
                 number += 1
                 if number > start:
                     yield Item(self._named(place), None, torn[0], (tar + 1, 0))
+        if loose:
+            _log.warning(
+                "%d files in tars are of no sample, for their names have no ending, such as %r", loose, example
+            )
 
     def total(self) -> int | None:
         tars = self._tars()
@@ -121,17 +135,20 @@ class WebDatasetSource:
             parts = _Parts(file, 0, 0, [])
             # Where it is packed, what is read of it counts.
             packed = getattr(file, "raw", None)
-            for part in parts:
-                read = packed.packed_bytes if isinstance(packed, GzipFile) else int(part.end[1])
+            samples = 0
+            for item in items_of(parts, self.wanted, 0, 0, 2**62):
+                samples += 1
+                read = packed.packed_bytes if isinstance(packed, GzipFile) else int(item.after[1])
                 if read > _SAMPLE_BYTES:
-                    return round(parts.samples * sum(state.size_bytes for _, state in tars) / read)
-        return round(parts.samples * sum(state.size_bytes for _, state in tars) / max(tars[0][1].size_bytes, 1))
+                    return round(samples * sum(state.size_bytes for _, state in tars) / read)
+        return round(samples * sum(state.size_bytes for _, state in tars) / max(tars[0][1].size_bytes, 1))
 
     def _tars(self) -> list[tuple[Location, FileState]]:
         """Returns the tars and what they are told by. Raises BadFile, StoreError and OSError."""
         path = Path(self.path)
         if not is_remote(self.path) and path.exists():
-            return [(one, state_of(one)) for one in (_tars_in(path) if path.is_dir() else [path])]
+            tars = files_below(path, *TAR_ENDINGS, *PACKED_ENDINGS) if path.is_dir() else [path]
+            return [(one, state_of(one)) for one in tars]
         found = [tar for one in braces(self.path) for tar in _matching(one)]
         if not found:
             raise BadFile("there is no tar that it stands for", path=self.path)
@@ -147,7 +164,8 @@ class _Parts:
     """The files in a tar, as parts of samples.
 
     Attributes:
-        samples: How many samples they are of, so far.
+        loose: How many are of none, as their names have no ending.
+        example: The name of one of those.
     """
 
     def __init__(self, file: IO[bytes], tar: int, begin: int, torn: list[str]) -> None:
@@ -155,17 +173,18 @@ class _Parts:
         self._tar = tar
         self._begin = begin
         self._torn = torn
-        self.samples = 0
+        self.loose = 0
+        self.example = ""
 
     def __iter__(self) -> Iterator[Part]:
-        key = None
         try:
+            if told := "" if self._begin else self._packed_as():
+                self._torn.append(f"is {told}")
+                return
             for member in members(self._file, self._begin):
-                folder, _, name = member.name.removeprefix("./").rpartition("/")
-                stem, dot, _ = name.partition(".")
-                if stem and dot and member.what != "a folder" and key != (folder, stem):
-                    key = (folder, stem)
-                    self.samples += 1
+                if member.what != "a folder" and "." not in member.name.rpartition("/")[2]:
+                    self.loose += 1
+                    self.example = self.example or member.name
                 yield Part(
                     member.name,
                     member.what,
@@ -176,6 +195,11 @@ class _Parts:
                 )
         except TornTar as error:
             self._torn.append(f"{error}; fetch it again, or leave it out")
+
+    def _packed_as(self) -> str:
+        with suppress(*PACKED_BADLY):  # told as its first member is read
+            return packed_as(self._file.read(_MAGIC_BYTES))
+        return ""
 
 
 def _read(file: IO[bytes], member: Member) -> bytes:
@@ -201,23 +225,20 @@ def _local(path: Path) -> IO[bytes]:
     return path.open("rb", buffering=_BUFFER_BYTES)
 
 
-def _tars_in(folder: Path) -> list[Path]:
-    """Returns the tars in a folder and in those in it, by path, without hidden ones."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if is_tar(path.name) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-
-
 def _matching(one: str) -> list[tuple[Location, FileState]]:
     """Returns the files that one of a pattern's alternatives stands for."""
     if not is_remote(one):
-        paths = sorted(glob.glob(one, recursive=True)) if glob.has_magic(one) else [one]  # noqa: PTH207
+        paths = files_matching(one, _raise) if glob.has_magic(one) else [one]
         return [(Path(path), state_of(Path(path))) for path in paths]
     place = RemotePath(one)
     if glob.has_magic(one):
         states = place.matching()
     else:
-        states = place.find(*TAR_ENDINGS) if not is_tar(place.name) and place.is_dir() else [place.state()]
+        states = (
+            place.find(*TAR_ENDINGS, *PACKED_ENDINGS) if not is_tar(place.name) and place.is_dir() else [place.state()]
+        )
     return [(RemotePath(state.name), state) for state in states]
+
+
+def _raise(folder: str, error: OSError) -> None:
+    raise error

@@ -161,6 +161,7 @@ def test_a_folder_is_told_from_a_file(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("-o", ""), "--output is empty; name a file, or a folder with a / behind it"),
         (("-o", "a"), "a ends in none of .jsonl, .parquet and .npy; choose one, or end it in / for a folder of parts"),
         (("-o", "a/", "--output-format", "jsonl", "--dtype", "float16"), "JSON has no float16"),
         (("-o", "a/", "--repeated-ids", "first"), "leave out --repeated-ids, or write one file"),

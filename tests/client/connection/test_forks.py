@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import os, subprocess
 from cnclip_client import _forks
@@ -19,10 +21,32 @@ os._exit(0)
 """
 
 
-def run(**variables: str) -> str:
+FORKED = """
+import os, sys
+from cnclip_client import Client
+client = Client("127.0.0.1:9", model="demo")
+if sys.argv[1] == "closed":
+    client.close()
+if os.fork() == 0:
+    try:
+        used = client if sys.argv[1] == "theirs" else Client("127.0.0.1:9", model="demo")
+        with used:
+            pass
+        print("made", flush=True)
+    except RuntimeError as error:
+        print(error, flush=True)
+    sys.exit(0)
+os.wait()
+with Client("127.0.0.1:9", model="demo"):
+    pass
+os._exit(0)
+"""
+
+
+def run(*arguments: str, program: str = PROGRAM, **variables: str) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "GRPC_ENABLE_FORK_SUPPORT"}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", program, *arguments],
         env=environment | variables,
         capture_output=True,
         text=True,
@@ -38,3 +62,17 @@ def test_programs_start_beside_channels() -> None:
 
 def test_what_the_user_has_set_is_left() -> None:
     assert run(FORKS="0", GRPC_ENABLE_FORK_SUPPORT="1") == "1 []"
+
+
+@pytest.mark.parametrize("whose", ["theirs", "own"])
+def test_a_fork_is_told_that_grpc_does_not_survive_it(whose: str) -> None:
+    """Each would wait for ever otherwise, and with the parent's client the parent too."""
+    assert run(whose, program=FORKED).startswith("gRPC does not survive a fork")
+
+
+def test_a_fork_of_a_process_whose_client_is_closed_has_its_own() -> None:
+    assert run("closed", program=FORKED) == "made"
+
+
+def test_where_the_user_has_grpc_handle_forks_nothing_is_refused() -> None:
+    assert run("own", program=FORKED, GRPC_ENABLE_FORK_SUPPORT="1").startswith("made")

@@ -184,6 +184,8 @@ def test_what_is_no_file_of_features_is_said(tmp_path: Path) -> None:
     for name in ("feats.txt", "feats"):
         with pytest.raises(BadFile, match=r"no file of features; give a \.jsonl, \.parquet or \.npy file"):
             list(read_features(tmp_path / name, "image"))
+    with pytest.raises(BadFile, match="no path was given"):
+        list(read_features("", "image"))
     with pytest.raises(BadFile, match=r"no \.parquet file in it"):
         list(read_features(tmp_path, "image"))
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 no more")

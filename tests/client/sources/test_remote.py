@@ -247,6 +247,18 @@ def test_what_s3_says_is_told_with_what_to_do(
         image_bytes("s3://bucket/a", 100)
 
 
+def test_an_address_that_no_library_takes_costs_no_other(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class ParamValidationError(Exception):
+        """botocore's, of a bucket whose name can be none: `s3://`."""
+
+    def cat_file(*_: Any, **__: Any) -> Any:
+        raise ParamValidationError('Invalid bucket name ""')
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", cat_file)
+    with pytest.raises(Unsendable, match="is no address that can be read: Invalid bucket name"):
+        image_bytes(f"{memory}/a", 100)
+
+
 # --- The web.
 
 

@@ -21,7 +21,7 @@ import pytest
 from cnclip_client import BadFile, MissingExtra
 from cnclip_client._flow.items import too_large
 from cnclip_client.sources import image_source, text_source
-from cnclip_client.sources._item import parse_id
+from cnclip_client.sources._item import NO_UTF8, parse_id
 from cnclip_client.sources._lines import bounded_lines
 from cnclip_client.sources._muge import decode_base64
 from hypothesis import given, settings
@@ -393,6 +393,43 @@ def test_a_jsonl_with_bad_lines(tmp_path: Path) -> None:
     assert found[9][1] == "!is longer than 4,194,304 bytes"
 
 
+def test_a_jsonls_numbers_are_texts_but_nan_and_bools_are_none(tmp_path: Path) -> None:
+    texts = ["7", "1.5", "NaN", "Infinity", "true", "null"]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f'{{"text_id": {row}, "text": {text}}}\n' for row, text in enumerate(texts)))
+    none = "!its 'text' is missing or no string"
+    assert [value for _, value in values(text_source(path))] == ["7", "1.5", none, none, none, none]
+
+
+@pytest.mark.parametrize("charset", ["utf-16-le", "utf-16-be"])
+def test_a_jsonl_of_utf_16_without_a_mark_is_refused(tmp_path: Path, charset: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes('{"text_id": 1, "text": "猫"}\n'.encode(charset))
+    with pytest.raises(BadFile, match="UTF-16"):
+        text_source(tmp_path / "a.jsonl")
+
+
+def test_a_text_that_is_no_utf8_says_how_to_make_it_so(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("好\n".encode() + "你好\n".encode("gb18030"))
+    assert values(text_source(tmp_path / "a.txt")) == [
+        (1, "好"),
+        (2, "!is not UTF-8; convert its file (iconv -f GB18030 -t UTF-8)"),
+    ]
+
+
+@pytest.mark.parametrize("source", [image_source, text_source])
+def test_no_path_is_not_the_current_folder(source: Any) -> None:
+    with pytest.raises(BadFile, match="no path was given"):
+        source("")
+
+
+@pytest.mark.parametrize("names", [["text_id", "text_id", "text"], ["text_id", "text", "text"]])
+def test_columns_of_one_name_are_told(tmp_path: Path, names: list[str]) -> None:
+    columns = [pa.array([1]), *(pa.array(["a"]) for _ in names[1:])]
+    pq.write_table(pa.Table.from_arrays(columns, names), tmp_path / "a.parquet")
+    with pytest.raises(BadFile, match=f"several columns {names[1]}"):
+        list(text_source(tmp_path / "a.parquet").items())
+
+
 def test_jsonl_of_other_keys(tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text('{"id": "a", "caption": "猫"}\n', encoding="utf-8")
@@ -402,7 +439,7 @@ def test_jsonl_of_other_keys(tmp_path: Path) -> None:
 def test_a_text_a_line_counts_from_one_blank_ones_included(tmp_path: Path) -> None:
     path = tmp_path / "texts.txt"
     path.write_bytes("\ufeff猫\r\n\n{狗}\n".encode() + b"\xff")
-    assert values(text_source(path)) == [(1, "猫"), (2, ""), (3, "{狗}"), (4, "\udcff")]
+    assert values(text_source(path)) == [(1, "猫"), (2, ""), (3, "{狗}"), (4, f"!{NO_UTF8}")]
     assert text_source(path).total() == 4
 
 
