@@ -25,6 +25,7 @@ from cnclip_builder.build import BuildRequest, build_repository
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.tensors import PRECISIONS, TOWERS
 from cnclip_server import TritonServer
+from PIL import Image
 
 T = TypeVar("T")
 
@@ -106,6 +107,12 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
         return value
 
     return get
+
+
+@pytest.fixture(autouse=True)
+def pillows_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts Pillow's limit of pixels back after each test: what serves sets it for the whole process."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
 
 
 @pytest.fixture(scope="session")
