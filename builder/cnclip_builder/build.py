@@ -138,7 +138,12 @@ def check_request(request: BuildRequest) -> str:
     Raises:
         BuildError: something is wrong.
     """
-    request.arch.checked_context_length(request.serving.context_length)
+    length = request.arch.checked_context_length(request.serving.context_length)
+    if request.serving.precision == "int8" and length > request.arch.default_context_length:
+        raise SettingError(
+            f"context_length is {length}: INT8 is fitted to texts of {request.arch.default_context_length} tokens at "
+            "most, and is proved on no longer ones; choose that, or another precision"
+        )
     name = request.name or request.arch.slug
     check_place(name, request.version, request.arch, request.serving, request.repository)
     if request.serving.platform == "tensorrt":
