@@ -99,7 +99,8 @@ def build_artefacts(
                 store.publish(made)
             there |= {(artefact.tower, artefact.precision) for artefact in made}
             for kind in set(plan.missing) - there:
-                store.discard(*kind)  # of another checkpoint
+                if store.find(*kind) is None:  # of another checkpoint; one of this is only slower than was asked for
+                    store.discard(*kind)
     return Artefacts(
         checkpoint,
         tuple(

@@ -171,7 +171,7 @@ def test_a_source_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.Mon
         ("{artefacts}:int8", SettingError, "holds no ONNX files in int8"),
         ("{repository}#other", SettingError, "serves no other: it has demo"),
         ("localhost:1/demo", BuildError, "localhost:1"),
-        ("localhost:123456/demo", SettingError, "'localhost:123456' has no port"),
+        ("localhost:123456/demo", SettingError, "'localhost:123456': 123456 is not a port"),
         ("somebody@localhost:1", SettingError, "an address has something before the @ of @localhost:1"),
     ],
 )

@@ -420,10 +420,9 @@ def test_outputs_that_are_no_files(triton: Any, tmp_path: Path) -> None:
     assert b"is an open file of this process, and a job's output a file" in done.stderr
 
 
-def test_help_and_version() -> None:
+def test_help() -> None:
     for arguments in (["--help"], ["features", "--help"], ["features", "images", "--help"], ["similarity", "--help"]):
         done = cnclip(*arguments)
         assert (done.returncode, done.stderr) == (0, b"")
         assert b"Usage: " in done.stdout
-    assert cnclip("--version").stdout.startswith(b"cnclip ")
     assert cnclip("nonsense").returncode == 2
