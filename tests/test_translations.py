@@ -76,7 +76,22 @@ def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 
 def test_what_a_user_needs_first_is_there_in_chinese() -> None:
-    needed = {"README", "building", "serving", "client", "batch-jobs", "retrieval", "gateway", "tensorrt"}
+    needed = {
+        "README",
+        "building",
+        "serving",
+        "client",
+        "batch-jobs",
+        "retrieval",
+        "gateway",
+        "tensorrt",
+        "gpu",
+        "distributed",
+        "security",
+        "observability",
+        "faults",
+        "comparing",
+    }
     assert needed <= {page.name.removesuffix(".zh.md") for page in CHINESE}
 
 
