@@ -56,7 +56,10 @@ class Api:
         status, body = _request("POST", self.host, self.port, "/v2/repository/index", timeout_s, self.headers)
         if status != http.client.OK:
             raise ServerError(f"{self.host}:{self.port} does not list its models (HTTP {status}); see its log")
-        entries: list[dict[str, Any]] = json.loads(body)
+        try:
+            entries: list[dict[str, Any]] = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise ServerError(f"{self.host}:{self.port} does not list its models ({error}); see its log") from error
         return [entry for entry in entries if entry.get("state") == "READY"]
 
     def is_model_ready(self, name: str, version: str, timeout_s: float) -> bool:

@@ -46,7 +46,7 @@ def _said(repository: Path) -> dict[str, str] | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RepositoryError(repository, f"{path} cannot be read ({error})") from error
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if files is None:

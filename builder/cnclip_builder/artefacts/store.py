@@ -77,7 +77,7 @@ class ArtefactStore:
             sidecar = self.place(tower, precision).sidecar
             record = ArtefactRecord.from_dict(json.loads(sidecar.read_text(encoding="utf-8")))
             whole = all((self._folder / name).stat().st_size == file.bytes for name, file in record.files.items())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         return record if whole and record.fingerprint == self._fingerprint_of(precision) else None
 

@@ -128,7 +128,7 @@ def _read_sidecars(folder: Path, precision: Precision) -> dict[Tower, dict[str, 
             tower = next(tower for tower in TOWERS if tower == record["tower"])
             same = all(other["fingerprint"] == record["fingerprint"] for other in found.values())
             arch_name = record["fingerprint"]["arch"]["name"]
-        except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
             raise SettingError(f"{path} is damaged ({error!r}): build the ONNX files again") from error
         if tower in found or not same:
             raise SettingError(f"{folder} holds files of more models than {arch_name}: give the folder of one")

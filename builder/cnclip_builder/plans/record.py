@@ -229,7 +229,7 @@ def read_record(plan: Path) -> PlanRecord:
         raise PlanError(
             f"{plan} has no sidecar {path.name}, so nothing tells what it was made from: copy both"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SettingError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SettingError) as error:
         raise PlanError(f"{path} can't be read ({error!r}): build the plan again") from error
 
 
@@ -247,7 +247,7 @@ def read_jobs(folder: Path) -> tuple[PlanJob, ...]:
     path = folder / JOBS_NAME
     try:
         return tuple(map(PlanJob.from_dict, json.loads(path.read_text(encoding="utf-8"))["jobs"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SettingError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SettingError) as error:
         raise PlanError(
             f"{path} can't be read ({error!r}): write the folder again with cnclip-build tensorrt"
         ) from error

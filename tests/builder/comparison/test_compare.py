@@ -205,9 +205,10 @@ def test_onnx_files_of_several_models_in_one_folder(tiny_artefacts: Artefacts, t
     )
     with pytest.raises(SettingError, match="files of more models than"), open_side(named(f"{tmp_path}:fp32")):
         pass
-    (tmp_path / "a.fp32.json").write_text("[]")
-    with pytest.raises(SettingError, match="is damaged"), open_side(named(f"{tmp_path}:fp32")):
-        pass
+    for text in ("[]", "[" * 100_000):
+        (tmp_path / "a.fp32.json").write_text(text)
+        with pytest.raises(SettingError, match="is damaged"), open_side(named(f"{tmp_path}:fp32")):
+            pass
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_is_safe(demo_artefacts: Path, tmp_path: Path) -> None:

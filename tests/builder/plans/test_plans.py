@@ -369,5 +369,8 @@ def test_modules_of_a_bundle_import_nothing_else_of_ours() -> None:
 def test_jobs_that_cannot_be_read(tmp_path: Path, jobs: dict[Tower, PlanJob]) -> None:
     with pytest.raises(PlanError, match=r"plans.json can't be read"):
         read_jobs(tmp_path)
+    (tmp_path / "plans.json").write_text("[" * 100_000)
+    with pytest.raises(PlanError, match=r"plans.json can't be read"):
+        read_jobs(tmp_path)
     write_jobs(tmp_path, tuple(jobs.values()))
     assert {job.tower: job for job in read_jobs(tmp_path)} == jobs
