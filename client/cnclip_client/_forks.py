@@ -10,30 +10,23 @@ Who wants gRPC's handlers sets the same variable, which is left as the user has 
 from __future__ import annotations
 
 import os
-import weakref
-from typing import Protocol
 
-__all__ = ["note_channel", "require_uncut"]
+__all__ = ["note_use", "require_uncut"]
 
 _HANDLED = os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0").lower() in ("1", "true", "yes")
 _REASON = (
-    "gRPC does not survive a fork, and this process was forked from one that had a Client open: have it started anew, "
+    "gRPC does not survive a fork, and this process was forked from one that had made a Client: have it started anew, "
     "by multiprocessing's 'spawn' or 'forkserver' (of a torch DataLoader: multiprocessing_context='spawn'), or make "
     "the first Client after the fork"
 )
 
-
-class _Channel(Protocol):
-    closed: bool
+_used = _cut = False
 
 
-_channels: weakref.WeakSet[_Channel] = weakref.WeakSet()
-_cut = False
-
-
-def note_channel(channel: _Channel) -> None:
-    """Takes note of what a fork would cut off as long as it is there and not closed."""
-    _channels.add(channel)
+def note_use() -> None:
+    """Takes note that gRPC has threads here from now on: they outlive a channel that is closed."""
+    global _used
+    _used = True
 
 
 def require_uncut() -> None:
@@ -44,7 +37,7 @@ def require_uncut() -> None:
 
 def _note_fork() -> None:
     global _cut
-    _cut = _cut or (not _HANDLED and any(not channel.closed for channel in _channels))
+    _cut = _used and not _HANDLED
 
 
 os.register_at_fork(after_in_child=_note_fork)

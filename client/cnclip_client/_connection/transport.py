@@ -14,7 +14,7 @@ from cnclip_client._connection.mapping import is_transient, map_error, status_of
 from cnclip_client._connection.wire import Tensors, rows_input
 from cnclip_client._credentials import Credentials, channel_credentials, headers_of, is_local
 from cnclip_client._exceptions import CnclipError
-from cnclip_client._forks import note_channel, require_uncut
+from cnclip_client._forks import note_use, require_uncut
 from cnclip_client._settings import Retry, Timeout
 
 __all__ = ["Listed", "Transport", "check_url", "is_worth_asking_again", "require_no_secret"]
@@ -110,7 +110,7 @@ class Transport:
         self.answered = False
         tls = credentials.tls
         require_uncut()
-        note_channel(self)
+        note_use()
         self._client = InferenceServerClient(
             url,
             creds=channel_credentials(tls) if tls else None,

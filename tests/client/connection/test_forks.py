@@ -23,15 +23,17 @@ os._exit(0)
 
 FORKED = """
 import os, sys
-from cnclip_client import Client
+from cnclip_client import Client, _forks
 client = Client("127.0.0.1:9", model="demo")
 if sys.argv[1] == "closed":
     client.close()
 if os.fork() == 0:
     try:
-        used = client if sys.argv[1] == "theirs" else Client("127.0.0.1:9", model="demo")
-        with used:
-            pass
+        if sys.argv[1] == "handled":
+            _forks.require_uncut()
+        else:
+            with client if sys.argv[1] == "theirs" else Client("127.0.0.1:9", model="demo"):
+                pass
         print("made", flush=True)
     except RuntimeError as error:
         print(error, flush=True)
@@ -64,15 +66,15 @@ def test_what_the_user_has_set_is_left() -> None:
     assert run(FORKS="0", GRPC_ENABLE_FORK_SUPPORT="1") == "1 []"
 
 
-@pytest.mark.parametrize("whose", ["theirs", "own"])
+@pytest.mark.parametrize("whose", ["theirs", "own", "closed"])
 def test_a_fork_is_told_that_grpc_does_not_survive_it(whose: str) -> None:
-    """Each would wait for ever otherwise, and with the parent's client the parent too."""
+    """Each would wait for ever otherwise, and with the parent's client the parent too.
+
+    Where the parent's was closed, 5 of 40 waited: gRPC's threads end some time after the channel.
+    """
     assert run(whose, program=FORKED).startswith("gRPC does not survive a fork")
 
 
-def test_a_fork_of_a_process_whose_client_is_closed_has_its_own() -> None:
-    assert run("closed", program=FORKED) == "made"
-
-
 def test_where_the_user_has_grpc_handle_forks_nothing_is_refused() -> None:
-    assert run("own", program=FORKED, GRPC_ENABLE_FORK_SUPPORT="1").startswith("made")
+    """Whether gRPC then is well in the child is its own affair."""
+    assert run("handled", program=FORKED, GRPC_ENABLE_FORK_SUPPORT="1") == "made"
