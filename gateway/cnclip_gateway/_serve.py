@@ -63,17 +63,8 @@ def server_of(
     Raises:
         OSError: A file of `tls` cannot be read, or they are not a certificate chain and its key.
     """
-    for file in tls or ():
-        file.open("rb").close()  # OpenSSL does not say which one it cannot open
     if tls is not None:
-        try:
-            # With a password that none is: uvicorn would have whoever sits there asked for one, and nobody may.
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*tls, password=lambda: "-")
-        except ssl.SSLError as error:
-            raise OSError(
-                f"{tls[0]} and {tls[1]} cannot be used together ({error.strerror or error}); give a certificate, those "
-                "that it rests on behind it, and its own key without a passphrase"
-            ) from error
+        _require_usable(*tls)
     config = uvicorn.Config(
         app,
         http=protocol(settings.sender_s, settings.connections),
@@ -89,6 +80,20 @@ def server_of(
     )
     config.load()
     return uvicorn.Server(config)
+
+
+def _require_usable(certificate: Path, key: Path) -> None:
+    """Raises OSError for files that cannot be read, or are not a certificate chain and its key."""
+    for file in (certificate, key):
+        file.open("rb").close()  # OpenSSL does not say which one it cannot open
+    try:
+        # With a password that none is: uvicorn would have whoever sits there asked for one, and nobody may.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "-")
+    except ssl.SSLError as error:
+        raise OSError(
+            f"{certificate} and {key} cannot be used together ({error.strerror or error}); give a certificate, those "
+            "that it rests on behind it, and its own key without a passphrase"
+        ) from error
 
 
 def serve(server: uvicorn.Server, host: str, port: int) -> None:

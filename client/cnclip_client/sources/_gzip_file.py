@@ -30,10 +30,14 @@ class GzipFile(io.RawIOBase):
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        """Begins at the file's own beginning, where it stands."""
+        """Begins at the file's own beginning."""
         super().__init__()
         self._file = file
         self._place = 0
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self._file.seek(0)
         self._failure: Exception | None = None
         self._begin, self._step, self._packed = 0, b"", b""
         self._unpacking = zlib.decompressobj(_WITH_HEADER)
@@ -75,13 +79,6 @@ class GzipFile(io.RawIOBase):
         view[: len(taken)] = taken
         self._place += len(taken)
         return len(taken)
-
-    def _rewind(self) -> None:
-        self._file.seek(0)
-        self._failure = None
-        self._begin, self._step, self._packed = 0, b"", b""
-        self._unpacking = zlib.decompressobj(_WITH_HEADER)
-        self.packed_bytes = 0
 
     def _next(self) -> bytes:
         """Unpacks one step; nothing at the end."""
