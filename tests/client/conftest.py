@@ -131,7 +131,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             ("grpc.max_metadata_size", 1 << 20),
             ("grpc.so_reuseport", 0),
         ]
-        self._server = grpc.server(futures.ThreadPoolExecutor(self._threads), options=options)
+        self._pool = futures.ThreadPoolExecutor(self._threads)
+        self._server = grpc.server(self._pool, options=options)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
         for _ in range(50):
             # The port of a server that has just stopped can be held for a moment yet.
@@ -145,9 +146,15 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             time.sleep(0.02)
         self._server.start()
 
-    def stop(self) -> None:
-        """Drops every connection and request at once."""
+    def stop(self, *, to_the_last: bool = False) -> None:
+        """Drops every connection and request at once.
+
+        Args:
+            to_the_last: Whether to wait for what its threads had begun, which counts among `requests` only then.
+        """
         self._server.stop(None).wait(5)
+        if to_the_last:
+            self._pool.shutdown()
 
     @property
     def url(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -150,7 +151,8 @@ def processes_of() -> Callable[[int], list[str]]:
         for folder in Path("/proc").iterdir():
             try:
                 fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                # Of other tests' processes some have names that are no UTF-8.
+                command = os.fsdecode((folder / "cmdline").read_bytes().replace(b"\0", b" "))
             except (OSError, IndexError):
                 continue
             if int(fields[2]) == group and fields[0] != "Z":

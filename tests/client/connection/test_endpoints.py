@@ -75,7 +75,7 @@ def test_one_that_dies_costs_nothing_and_is_taken_back(
     with connect(servers) as client, caplog.at_level(logging.INFO, "cnclip_client"):
         stream = client.iter_texts(source, normalize=False, batch_size=4)
         blocks = [next(stream) for _ in range(20)]
-        servers[1].stop()
+        servers[1].stop(to_the_last=True)
         before = len(servers[1].requests)
         blocks += [next(stream) for _ in range(60)]
         assert len(servers[1].requests) == before
