@@ -141,6 +141,11 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert re.search(rf"^## {re.escape(version)}\b", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
 
 
+def test_every_command_begins_where_ctrl_c_is_quiet() -> None:
+    scripts = PYPROJECT["project"]["scripts"]
+    assert scripts == {name: f"cnclip_console.start:{name.replace('-', '_')}" for name in scripts}
+
+
 def test_the_owners_address_is_in_one_place() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
