@@ -1,6 +1,6 @@
 """How each of the five commands begins: Ctrl-C ends it without a word while it is still being imported.
 
-That takes a second, and several where its files are not in memory; Python would print a traceback of whatever it was at.
+That takes a second, and several where its files are not in memory; Python would print a traceback of what it was at.
 Nothing that takes time is imported here.
 """
 
