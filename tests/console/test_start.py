@@ -58,7 +58,9 @@ def test_interrupts_that_are_ignored_stay_so(slow_libraries: Path) -> None:
 
 
 def test_ctrl_c_is_a_commands_own_affair_once_it_runs(tmp_path: Path) -> None:
-    (tmp_path / "slow_command.py").write_text("def main():\n    import signal; print(signal.getsignal(signal.SIGINT))\n")
+    (tmp_path / "slow_command.py").write_text(
+        "def main():\n    import signal; print(signal.getsignal(signal.SIGINT))\n"
+    )
     code = "from cnclip_console import start; start._run('slow_command')"
     paths = [str(tmp_path), *(path for path in sys.path if path)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

@@ -51,7 +51,9 @@ def bucket() -> Iterator[str]:
 
 @PLACES
 @pytest.mark.parametrize("kind", ["image", "text"])
-def test_what_a_job_left_that_is_no_data_is_passed_over(tmp_path: Path, bucket: str, kind: str, elsewhere: bool) -> None:
+def test_what_a_job_left_that_is_no_data_is_passed_over(
+    tmp_path: Path, bucket: str, kind: str, elsewhere: bool
+) -> None:
     folder = tmp_path / "set"
     for name in NO_DATA:
         write(folder / name, id=["of no data"], **{kind: [b"x" if kind == "image" else "x"]})
