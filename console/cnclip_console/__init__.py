@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from cnclip_console.errors import told
     from cnclip_console.help import plain_app
     from cnclip_console.options import Version, gives_options, option
+    from cnclip_console.shown import visible
     from cnclip_console.table import print_table
 
-__all__ = ["Version", "gives_options", "option", "plain_app", "print_table", "told"]
+__all__ = ["Version", "gives_options", "option", "plain_app", "print_table", "told", "visible"]
 
 _MODULES = {
     "Version": "options",
@@ -23,6 +24,7 @@ _MODULES = {
     "plain_app": "help",
     "print_table": "table",
     "told": "errors",
+    "visible": "shown",
 }
 
 
