@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import sys
 from types import FrameType
 
 __all__ = ["cnclip", "cnclip_bench", "cnclip_build", "cnclip_gateway", "cnclip_serve"]
@@ -47,6 +48,7 @@ def _run(module: str) -> None:
     Args:
         module: Where its `main` is, by name: to import it is what takes the time.
     """
+    _open_what_is_closed()
     before = signal.getsignal(signal.SIGINT)
     # Whoever starts it with interrupts ignored, as nohup and a shell's & do, goes on ignoring them.
     if before is signal.default_int_handler:
@@ -54,6 +56,17 @@ def _run(module: str) -> None:
     main = importlib.import_module(module).main
     signal.signal(signal.SIGINT, before)
     main()
+
+
+def _open_what_is_closed() -> None:
+    """Gives a command that was started without stdout or the like (`>&-`) one that leads nowhere.
+
+    Otherwise the next file that it opens would be taken for that.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # Lasts as long as the process, and takes the lowest number that is free: the closed one's.
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
 def _end(_signal: int, _frame: FrameType | None) -> None:

@@ -66,3 +66,33 @@ def test_ctrl_c_is_a_commands_own_affair_once_it_runs(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
     assert "default_int_handler" in ran.stdout
+
+
+def test_a_command_without_stdout_runs_all_the_same(tmp_path: Path) -> None:
+    """As `>&-` starts it: the next file that it opens must not be taken for stdout."""
+    (tmp_path / "command.py").write_text(
+        "import pathlib, sys\n"
+        "def main():\n"
+        "    with open(sys.argv[1], 'w') as file:\n"
+        "        print('into nowhere', flush=True); file.write(str(sys.stdout.isatty()))\n"
+    )
+    code = "from cnclip_console import start; start._run('command')"
+    paths = [str(tmp_path), *(path for path in sys.path if path)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    closed = 'exec "$@" >&- <&-'
+    command = ["bash", "-c", closed, "bash", sys.executable, "-c", code, str(tmp_path / "file")]
+    ran = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=env, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert (tmp_path / "file").read_text() == "False"
+
+
+def test_a_reader_that_goes_away_ends_a_command_without_a_word() -> None:
+    code = (
+        "from cnclip_console import plain_app; import typer; app = plain_app(); "
+        "app.command()(lambda: [typer.echo(line) for line in range(100)]); app()"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    ran = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (ran.returncode, ran.stderr) == (141, "")
