@@ -11,6 +11,7 @@ MOST_PREPARERS = 1024
 """All of them are started at once: a slip of the hand must not take a machine down."""
 
 _MIB = 1024 * 1024
+_MOST_S = 1_000_000  # eleven days: gRPC has 32 bits for milliseconds
 
 
 def _check_positive(owner: object, *names: str) -> None:
@@ -37,6 +38,9 @@ class Timeout:
 
     def __post_init__(self) -> None:
         _check_positive(self, "connect_s", "request_s")
+        for name, seconds in (("connect_s", self.connect_s), ("request_s", self.request_s)):
+            if seconds > _MOST_S:
+                raise ValueError(f"Timeout.{name} must be at most {_MOST_S}, got {seconds!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
