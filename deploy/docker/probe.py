@@ -43,6 +43,7 @@ _COUNT = re.compile(
     r'^nv_inference_(pending_request|exec)_count\{.*?model="([^"]*)".*?version="([^"]*)".*\} (\S+)$', re.M
 )
 _LOOKS = 3
+_STALL_S = 90.0
 _FORGET_S = 300.0
 _FAILURES_TO_END = 2
 
@@ -175,8 +176,21 @@ def _standing_still(path: Path, counts: Counts, now: float) -> "list[str]":
             before = {"exec": count.get("exec"), "at": now, "looks": 0}
         still[key] = {**before, "looks": before["looks"] + 1}
     _write(path, json.dumps({**still, "container": _container(), "looked": now}))
-    stall_s = float(os.environ.get("CNCLIP_STALL_SECONDS") or 90)
+    stall_s = _stall_s()
     return sorted(key for key, look in still.items() if look["looks"] >= _LOOKS and now - look["at"] >= stall_s)
+
+
+def _stall_s() -> float:
+    """How long nothing may be executed. A variable that says no number must not end a server that is well."""
+    told = os.environ.get("CNCLIP_STALL_SECONDS", "").strip()
+    try:
+        seconds = float(told or _STALL_S)
+    except ValueError:
+        seconds = 0.0
+    if seconds > 0:
+        return seconds
+    print(f"CNCLIP_STALL_SECONDS is {told!r}, no number of seconds: {_STALL_S} count", file=sys.stderr)
+    return _STALL_S
 
 
 def _write(path: Path, text: str) -> None:

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import IO, Annotated
 
 import typer
-from cnclip_console import Version, plain_app, told
+from cnclip_console import Version, plain_app, told, visible
 
 from cnclip_server._command import Tls
 from cnclip_server._errors import RepositoryError, ServerError
@@ -196,7 +196,7 @@ def _compare(repository: Path, *, serve_anyway: bool) -> None:
             "change, serve it with --serve-changed",
             fix=None,
         )
-    print(f"warning: {repository} is not what its {MANIFEST} says: {shown}", file=sys.stderr, flush=True)
+    print(visible(f"warning: {repository} is not what its {MANIFEST} says: {shown}"), file=sys.stderr, flush=True)
 
 
 def _serve(server: TritonServer, max_restarts: int, window_s: float) -> None:

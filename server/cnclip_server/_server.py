@@ -278,6 +278,7 @@ class TritonServer:
                 command = server_command(binary, settings, folder=folder, shm_prefix=shm_prefix)
                 if not binary.has_onnxruntime and (python := lay_out_stub_python(folder)) is not None:
                     environ["PATH"] = f"{python}{os.pathsep}{environ['PATH']}"
+                    del environ["PYTHONPATH"]  # whose paths it has by other names
             return GuardedProcess(
                 command,
                 folder=folder,

@@ -280,6 +280,15 @@ def test_the_probe_spares_a_busy_server(slow: tuple[str, type[Slow]], tmp_path: 
     assert [probe(slow[0], seconds=1, **environ).returncode for _ in range(4)][-1] == 1
 
 
+@pytest.mark.parametrize("told", ["abc", "-1", "nan", "1h"])
+def test_a_variable_that_says_no_number_ends_no_server(slow: tuple[str, type[Slow]], tmp_path: Path, told: str) -> None:
+    slow[1].executes = False
+    environ = {"CNCLIP_METRICS_URL": f"{slow[0]}/metrics", "CNCLIP_STALL_SECONDS": told, "TMPDIR": str(tmp_path)}
+    results = [probe(slow[0], seconds=0.2, **environ) for _ in range(4)]
+    assert [result.returncode for result in results] == [0] * 4
+    assert f"CNCLIP_STALL_SECONDS is {told!r}, no number of seconds: 90.0 count" in results[0].stderr
+
+
 def test_the_probe_tells_no_password() -> None:
     result = probe("http://user:s3cret@127.0.0.1:9", http_proxy="http://user:s3cret@127.0.0.1:9")
     assert result.returncode == 1

@@ -125,6 +125,17 @@ def test_keys_of_a_file_and_of_the_environment(triton: FakeTriton, tmp_path: Pat
         assert get(address, "/v1/models", Authorization="Bearer three")[0] == 200
 
 
+def test_keys_of_odd_letters_are_keys_and_blanks_are_none(triton: FakeTriton) -> None:
+    with started(CNCLIP_API_KEY="\udcff", CNCLIP_URL=triton.url) as (_, address):
+        assert get(address, "/v1/models", Authorization="Bearer \xff")[0] == 200
+        assert get(address, "/v1/models")[0] == 401
+    refused = subprocess.run(
+        COMMAND, capture_output=True, text=True, env={**os.environ, "CNCLIP_API_KEY": "  "}, check=False
+    )
+    assert refused.returncode == 2
+    assert refused.stderr == ("cnclip-gateway: CNCLIP_API_KEY is blank; put the key in it, or unset it to let all in\n")
+
+
 def test_https(triton: FakeTriton, tmp_path: Path) -> None:
     trustme = pytest.importorskip("trustme", reason="trustme is not installed")
     authority = trustme.CA()
