@@ -135,7 +135,8 @@ def server_command(binary: Binary, settings: Settings, *, folder: Path, shm_pref
         f"--model-repository={repository}",
         "--disable-auto-complete-config",
         "--exit-on-error=true",
-        "--strict-readiness=true",
+        # It answers only once all models are there. Strict, it would not be ready while a poll loads versions more.
+        "--strict-readiness=false",
         f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         f"--grpc-address={settings.host}",

@@ -27,7 +27,7 @@ SETTLE_S = 3.0
 
 
 class Reader(threading.Thread):
-    """Asks for a text's features without pause, and keeps the versions that answered and the errors."""
+    """Asks for a text's features without pause, and keeps the versions that answered, and what went wrong."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -41,6 +41,8 @@ class Reader(threading.Thread):
         text.set_data_from_numpy(np.array([["皮卡丘".encode()]], dtype=object))
         while not self.ended.is_set():
             try:
+                if not self.client.is_server_ready():  # Kubernetes would send nobody there
+                    self.errors.append("the server is not ready")
                 result = self.client.infer("demo-text", [text], client_timeout=30)
                 self.versions.append(result.get_response().model_version)
             except triton.InferenceServerException as error:
