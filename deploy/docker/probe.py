@@ -12,9 +12,9 @@ With CNCLIP_PROBE_RESTARTS=1 it ends the server that serve.sh started once two p
 that had not: Docker Compose marks a container as unhealthy and leaves it at that, but starts one again that has ended.
 SIGTERM comes first, and SIGKILL if the next probe fails too.
 
-Usage: probe.py [URL [SECONDS [loaded]]], by default http://127.0.0.1:8000 and 10; SECONDS are for all of it. With `loaded`
-a server that has no model ready fails too: for the start of one that goes on without what it cannot load. The metrics
-are read from CNCLIP_METRICS_URL, by default port 8002 of the same host.
+Usage: probe.py [URL [SECONDS [loaded]]], by default http://127.0.0.1:8000 and 10; SECONDS are for all of it. With
+`loaded` a server that has no model ready fails too: for the start of one that goes on without what it cannot load.
+The metrics are read from CNCLIP_METRICS_URL, by default port 8002 of the same host.
 """
 
 import base64

@@ -22,6 +22,7 @@ from cnclip_server._command import Tls
 from cnclip_server._errors import RepositoryError, ServerError
 from cnclip_server._folder import make_folder, told_by_name
 from cnclip_server._manifest import MANIFEST, changed_files
+from cnclip_server._process import how_it_ended
 from cnclip_server._server import TritonServer
 
 app = plain_app()
@@ -225,7 +226,7 @@ def _serve(server: TritonServer, max_restarts: int, window_s: float) -> None:
             print(f"{what}: restarting the server ({len(restarts)} of {max_restarts})", file=sys.stderr, flush=True)
             server.restart()
             print("the server is back", file=sys.stderr, flush=True)
-    raise ServerError(f"tritonserver ended by itself (exit status {status}); run with -v to see its log")
+    raise ServerError(f"tritonserver ended by itself ({how_it_ended(status)}); run with -v to see its log")
 
 
 @contextlib.contextmanager
