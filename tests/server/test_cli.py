@@ -162,7 +162,10 @@ def test_a_server_that_dies_is_an_error(repository: Any) -> None:
         os.kill(int(server), signal.SIGKILL)
         _, err = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert err == "error: tritonserver ended by itself (killed by SIGKILL, as when memory runs out); run with -v to see its log\n"
+    assert (
+        err
+        == "error: tritonserver ended by itself (killed by SIGKILL, as when memory runs out); run with -v to see its log\n"
+    )
 
 
 def _stub(server: int) -> int:
