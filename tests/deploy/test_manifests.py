@@ -154,6 +154,10 @@ def test_the_autoscalers_labels_are_set_by_prometheus(tmp_path: Path) -> None:
         assert one["spec"]["podMetricsEndpoints"][0]["port"] in ports
         kept = [each["regex"] for each in config["relabel_configs"] if each.get("action") == "keep"]
         assert kept == [name, one["spec"]["podMetricsEndpoints"][0]["port"]]
+        # An evicted pod stays in the list; the operator leaves these out by itself.
+        phases = next(each for each in config["relabel_configs"] if each.get("action") == "drop")
+        assert phases["source_labels"] == ["__meta_kubernetes_pod_phase"]
+        assert [bool(re.fullmatch(phases["regex"], phase)) for phase in ("Failed", "Succeeded", "Running")] == [1, 1, 0]
 
 
 @needs_kubectl
