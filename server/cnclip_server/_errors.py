@@ -12,6 +12,7 @@ ServerError
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 
@@ -58,6 +59,13 @@ class RepositoryError(ServerError):
     ) -> None:
         self.path = path
         super().__init__(f"{reason}; {fix}" if fix else reason)
+
+
+def unreadable(repository: Path, error: OSError) -> RepositoryError:
+    """What to raise where a file of a repository cannot be read."""
+    denied = error.errno in (errno.EACCES, errno.EPERM)
+    fix = f"let the user that serves read all of it: chmod -R a+rX {repository}" if denied else "see to its disk"
+    return RepositoryError(repository, f"{error.filename} cannot be read ({error.strerror})", fix)
 
 
 class TemporaryFolderError(ServerError):

@@ -11,7 +11,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from cnclip_server._errors import RepositoryError
+from cnclip_server._errors import RepositoryError, unreadable
 
 MANIFEST = "manifest.json"
 
@@ -25,13 +25,13 @@ def changed_files(repository: Path) -> list[str]:
     """Finds the files that differ from the manifest, in alphabetical order, each with what is wrong with it.
 
     Raises:
-        RepositoryError: The manifest cannot be read.
+        RepositoryError: The manifest, or a file that it names, cannot be read.
     """
     said = _said(repository)
     if said is None:
         return []
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = dict(zip(said, pool.map(lambda path: _sha256(repository / path), said), strict=True))
+        found = dict(zip(said, pool.map(lambda path: _sha256(repository, path), said), strict=True))
     troubles = [f"{path} is missing" for path, digest in found.items() if digest is None]
     troubles += [f"{path} was changed" for path, digest in found.items() if digest not in (None, said[path])]
     # What nobody has vouched for may be code: a model.py in a model's folder is run.
@@ -46,7 +46,9 @@ def _said(repository: Path) -> dict[str, str] | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise unreadable(repository, error) from error
+    except (ValueError, RecursionError) as error:
         raise RepositoryError(repository, f"{path} cannot be read ({error})") from error
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if files is None:
@@ -68,13 +70,15 @@ def _served_files(repository: Path) -> list[str]:
     return [path.relative_to(repository).as_posix() for path in paths]
 
 
-def _sha256(path: Path) -> str | None:
-    """A file's hash; None if it cannot be read."""
+def _sha256(repository: Path, name: str) -> str | None:
+    """A file's hash; None if it is not there."""
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with (repository / name).open("rb") as file:
             while block := file.read(_BLOCK_BYTES):
                 digest.update(block)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
+    except OSError as error:
+        raise unreadable(repository, error) from error
     return digest.hexdigest()

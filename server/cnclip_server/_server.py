@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import logging
 import os
@@ -22,7 +23,7 @@ from cnclip_server._command import (
     restriction_headers,
     server_command,
 )
-from cnclip_server._errors import PortInUse, RepositoryError, ServerError, StartupFailed
+from cnclip_server._errors import PortInUse, RepositoryError, ServerError, StartupFailed, unreadable
 from cnclip_server._folder import make_folder, told_by_name
 from cnclip_server._health import Health
 from cnclip_server._host import check_glibc, check_numpy, check_open_files, environment, wheel_libraries
@@ -344,10 +345,17 @@ def _check_repository(repository: Path) -> None:
     """Refuses a folder that tritonserver would come up on without a single model.
 
     Raises:
-        RepositoryError: It does not exist, or no folder in it has a config.pbtxt.
+        RepositoryError: It does not exist, no folder in it has a config.pbtxt, or one cannot be read.
     """
     if not repository.is_dir():
         what = "is a file, not a folder of models" if repository.exists() else "does not exist"
         raise RepositoryError(repository, f"the model repository {repository} {what}")
-    if not any(repository.glob("*/config.pbtxt")):
+    found = 0
+    try:
+        for folder in sorted(repository.iterdir()):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError), (folder / "config.pbtxt").open("rb"):
+                found += 1
+    except OSError as error:
+        raise unreadable(repository, error) from error
+    if not found:
         raise RepositoryError(repository, f"{repository} holds no model: no folder in it has a config.pbtxt")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cnclip_server import RepositoryError
+from cnclip_server import RepositoryError, TritonServer
 from cnclip_server._cli import app
 from cnclip_server._manifest import changed_files
 from typer.testing import CliRunner
@@ -64,6 +66,41 @@ CHANGES: dict[Callable[[Path], None], str] = {
     remove: "echo/1/model.onnx is missing",
     add: "echo/1/model.py was added",
 }
+
+
+@pytest.mark.parametrize("unreadable", ["echo/1/model.data", "echo/config.pbtxt", "manifest.json"])
+@pytest.mark.parametrize("options", [[], ["--serve-changed"]])
+@pytest.mark.parametrize(
+    ("number", "fix"), [(errno.EACCES, "chmod -R a+rX"), (errno.EIO, "see to its disk")], ids=["denied", "disk"]
+)
+def test_what_cannot_be_read_is_not_missing(
+    vouched: Path, monkeypatch: pytest.MonkeyPatch, unreadable: str, options: list[str], number: int, fix: str
+) -> None:
+    """As after a build under umask 077, for the user that serves: all that is told is who must read what."""
+    refuse_to_open(monkeypatch, vouched / unreadable, number)
+    result = CliRunner().invoke(app, [str(vouched), *FREE_PORTS, *options])
+    assert result.exit_code == 1
+    assert f"{unreadable} cannot be read ({os.strerror(number)}); " in result.output
+    assert fix in result.output
+    assert len(result.output.strip().splitlines()) == 1, result.output
+
+
+def test_a_config_that_cannot_be_read(repository: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No manifest is there to tell: it was the temporary folder that could not be used."""
+    refuse_to_open(monkeypatch, repository.path / "echo/config.pbtxt", errno.EACCES)
+    with pytest.raises(RepositoryError, match=r"echo/config.pbtxt cannot be read \(Permission denied\); let the user"):
+        TritonServer(repository.path).start()
+
+
+def refuse_to_open(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:
+    opened = Path.open
+
+    def refuse(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self == path:
+            raise OSError(number, os.strerror(number), str(self))
+        return opened(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
