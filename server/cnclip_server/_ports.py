@@ -32,6 +32,8 @@ class Ports:
             PortInUse: One of them is taken.
             ServerError: The host is no address of this machine, or the port is not ours to open.
         """
+        if not host or ":" in host:
+            raise ServerError(f"cannot listen on '{host}'; give --host an IPv4 address, or a name, of this machine")
         with contextlib.ExitStack() as held:
             found = {
                 name: held.enter_context(_hold(host, getattr(self, name), flag)).getsockname()[1]

@@ -252,7 +252,7 @@ class TritonServer:
 
     @property
     def _reachable_host(self) -> str:
-        return "127.0.0.1" if self.host in ("", "0.0.0.0") else self.host  # noqa: S104
+        return "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104
 
     @property
     def _http_host(self) -> str:

@@ -292,9 +292,9 @@ def test_a_port_taken_meanwhile(repository: Any, monkeypatch: pytest.MonkeyPatch
             server.start()
 
 
-@pytest.mark.parametrize(("host", "port"), [("203.0.113.7", 0), ("127.0.0.1", 70000)])
+@pytest.mark.parametrize(("host", "port"), [("203.0.113.7", 0), ("127.0.0.1", 70000), ("", 0), ("::1", 0)])
 def test_addresses_that_are_not_ours(repository: Any, host: str, port: int) -> None:
-    with pytest.raises(ServerError, match=r"check --host and --grpc-port|give --grpc-port a number"):
+    with pytest.raises(ServerError, match=r"check --host and --grpc-port|give --grpc-port a number|an IPv4 address"):
         _server(repository.path, host=host, grpc_port=port).start()
 
 
