@@ -12,8 +12,9 @@ With CNCLIP_PROBE_RESTARTS=1 it ends the server that serve.sh started once two p
 that had not: Docker Compose marks a container as unhealthy and leaves it at that, but starts one again that has ended.
 SIGTERM comes first, and SIGKILL if the next probe fails too.
 
-Usage: probe.py [URL [SECONDS]], by default http://127.0.0.1:8000 and 10; SECONDS are for all of it. The metrics are
-read from CNCLIP_METRICS_URL, by default port 8002 of the same host.
+Usage: probe.py [URL [SECONDS [loaded]]], by default http://127.0.0.1:8000 and 10; SECONDS are for all of it. With
+`loaded` a server that has no model ready fails too: for the start of one that goes on without what it cannot load.
+The metrics are read from CNCLIP_METRICS_URL, by default port 8002 of the same host.
 """
 
 import base64
@@ -52,9 +53,9 @@ _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 Counts = dict[str, dict[str, float]]  # of "NAME/VERSION", its `pending_request` and `exec`
 
 
-def main(url: str = "http://127.0.0.1:8000", seconds: str = "10") -> int:
+def main(url: str = "http://127.0.0.1:8000", seconds: str = "10", wanted: str = "") -> int:
     """Probes a server, says on stderr what is wrong, and ends it if it is told to; returns the exit status."""
-    status = _probe(url, seconds)
+    status = _probe(url, seconds, loaded=wanted == "loaded")
     if os.environ.get("CNCLIP_PROBE_RESTARTS") == "1":
         _end_if_sick(_state_file(url).with_suffix(".failures"), sick=status != 0)
     return status
@@ -76,12 +77,14 @@ def _end_if_sick(path: Path, *, sick: bool) -> None:
     _write(path, str(failures))
 
 
-def _probe(url: str, seconds: str) -> int:
+def _probe(url: str, seconds: str, *, loaded: bool) -> int:
     patience = float(seconds) / 2
     try:
         _request(f"{url}/v2/health/live", patience)
         counts = _counts(_metrics_url(url), patience)
         models = _models(url, patience, counts)
+        if loaded and not models:
+            raise ValueError("no model is ready")
         random.shuffle(models)  # where time does not suffice for all, each has its turn
         try:
             deadline = time.monotonic() + patience

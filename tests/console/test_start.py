@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def slow_libraries(tmp_path: Path) -> Path:
 def starting(command: str, libraries: Path, before: str = "pass") -> subprocess.Popen[str]:
     paths = [str(libraries), *(path for path in sys.path if path)]
     return subprocess.Popen(
-        [sys.executable, "-c", f"{before}; from cnclip_console.start import {command}; {command}()"],
+        [sys.executable, "-c", f"{before}; from cnclip_console.start.{command} import main; main()"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -33,7 +34,7 @@ def starting(command: str, libraries: Path, before: str = "pass") -> subprocess.
     )
 
 
-@pytest.mark.parametrize("command", start.__all__)
+@pytest.mark.parametrize("command", [module.name for module in pkgutil.iter_modules(start.__path__)])
 def test_ctrl_c_ends_a_command_that_is_being_imported_without_a_word(command: str, slow_libraries: Path) -> None:
     with starting(command, slow_libraries) as running:
         assert running.stdout is not None
@@ -46,7 +47,7 @@ def test_ctrl_c_ends_a_command_that_is_being_imported_without_a_word(command: st
 def test_interrupts_that_are_ignored_stay_so(slow_libraries: Path) -> None:
     """As a shell's `&` starts a command, or nohup."""
     ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
-    with starting("cnclip", slow_libraries, ignoring) as running:
+    with starting("client", slow_libraries, ignoring) as running:
         try:
             assert running.stdout is not None
             assert running.stdout.readline() == "importing\n"
@@ -61,7 +62,7 @@ def test_ctrl_c_is_a_commands_own_affair_once_it_runs(tmp_path: Path) -> None:
     (tmp_path / "slow_command.py").write_text(
         "def main():\n    import signal; print(signal.getsignal(signal.SIGINT))\n"
     )
-    code = "from cnclip_console import start; start._run('slow_command')"
+    code = "from cnclip_console import start; start.run('slow_command')"
     paths = [str(tmp_path), *(path for path in sys.path if path)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
@@ -76,7 +77,7 @@ def test_a_command_without_stdout_runs_all_the_same(tmp_path: Path) -> None:
         "    with open(sys.argv[1], 'w') as file:\n"
         "        print('into nowhere', flush=True); file.write(str(sys.stdout.isatty()))\n"
     )
-    code = "from cnclip_console import start; start._run('command')"
+    code = "from cnclip_console import start; start.run('command')"
     paths = [str(tmp_path), *(path for path in sys.path if path)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     closed = 'exec "$@" >&- <&-'

@@ -1,7 +1,7 @@
 """How each of the five commands begins: Ctrl-C ends it without a word while it is still being imported.
 
 That takes a second, and several where its files are not in memory; Python would print a traceback of what it was at.
-Nothing that takes time is imported here.
+Nothing that takes time is imported here. Each command's script calls the `main` of its module in this folder.
 """
 
 from __future__ import annotations
@@ -12,37 +12,12 @@ import signal
 import sys
 from types import FrameType
 
-__all__ = ["cnclip", "cnclip_bench", "cnclip_build", "cnclip_gateway", "cnclip_serve"]
+__all__ = ["run"]
 
 _INTERRUPTED = 130
 
 
-def cnclip() -> None:
-    """Runs `cnclip`."""
-    _run("cnclip_client._cli")
-
-
-def cnclip_build() -> None:
-    """Runs `cnclip-build`."""
-    _run("cnclip_builder.cli.app")
-
-
-def cnclip_serve() -> None:
-    """Runs `cnclip-serve`."""
-    _run("cnclip_server._cli")
-
-
-def cnclip_gateway() -> None:
-    """Runs `cnclip-gateway`."""
-    _run("cnclip_gateway._cli")
-
-
-def cnclip_bench() -> None:
-    """Runs `cnclip-bench`."""
-    _run("cnclip_bench._cli")
-
-
-def _run(module: str) -> None:
+def run(module: str) -> None:
     """Imports a command and runs it.
 
     Args:
