@@ -9,7 +9,7 @@
 
 As `cn_clip/eval/evaluation.py` and `evaluation_tr.py` count: R@k is the share of annotated queries with at least one
 right answer among the first k; a query without any right answer is a miss; queries that are not annotated do not count;
-of a query that comes twice the last one counts. Mean recall is the mean of R@1, R@5 and R@10.
+of a query that comes twice the last one counts. Mean recall is the mean of recall at 1, 5 and 10.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def recall(
     *,
     missing: Literal["error", "miss"] = "error",
 ) -> Recall:
-    """Returns R@1, R@5, R@10 and their mean.
+    """Returns recall at 1, at 5 and at 10, and their mean.
 
     Args:
         found: The queries' hits or predictions, 10 of each (fewer where the gallery has no more).

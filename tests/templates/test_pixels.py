@@ -65,7 +65,12 @@ def check(encoded: bytes, resolution: int) -> bool:
         return False
     pixels = decode_pixels(encoded, resolution)
     assert (pixels.dtype, pixels.shape) == (np.uint8, (resolution, resolution, 3))
-    np.testing.assert_array_equal(normalise(pixels[None])[0], expected)
+    ours = normalise(pixels[None])[0]
+    if not np.array_equal(ours, expected):
+        # Pillow 12 and older leave what a damaged TIFF does not fill as it was in memory, which is nobody's to repeat.
+        again = [cn_clip_pixels(encoded, resolution) for _ in range(5)]
+        if all(one is not None and np.array_equal(one, expected) for one in again):
+            np.testing.assert_array_equal(ours, expected)
     return True
 
 

@@ -1,8 +1,8 @@
 """The command `cnclip`, a module for each subcommand. The only package that imports typer.
 
-Exit status: 0 all went well; 1 some items could not be encoded (the others were printed); 2 wrong usage; 3 the server
-or the model could not be had; 4 more items failed than --max-errors; 130 interrupted; 141 the reader of the output went
-away.
+Exit status: 0 all went well; 1 some items could not be encoded (the others were printed); 2 wrong usage, or a file that
+cannot be read; 3 the server or the model could not be had; 4 more items failed than --max-errors; 130 interrupted; 141
+the reader of the output went away. docs/client.md has them for all five commands.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ app = plain_app(
     "  cnclip features texts 皮卡丘 杰尼龟\n"
     "  cnclip extract images photos/ --output photos.parquet\n"
     "  cnclip search --image-feats photos.parquet --text-feats texts.parquet",
-    epilog="Exit status: 0 all well; 1 some items failed, the others were printed; 2 usage; 3 server or model.",
+    epilog="Exit status: 0 all well; 1 some items failed, the others were printed; 2 usage or a file; 3 server, model.",
     no_args_is_help=True,
 )
 app.add_typer(features, name="features")

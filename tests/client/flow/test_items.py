@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from cnclip_client._flow.items import Unsendable, image_bytes, text_bytes
 from PIL import Image
@@ -44,6 +45,8 @@ def _image(mode: str) -> Image.Image:
     ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "I", "F", "I;16", "I;16B"],
 )
 def test_a_pil_image_arrives_as_the_pixels_that_it_is(mode: str) -> None:
+    if mode == "YCbCr" and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("this Pillow reads no plain TIFF of YCbCr, not even its own")
     image = _image(mode)
     assert image.mode == mode
     with Image.open(io.BytesIO(image_bytes(image, LIMIT))) as arrived:

@@ -80,9 +80,10 @@ def open_session(config: Mapping[str, Any], path: Path, *, kind: str, device_id:
     try:
         session = ort.InferenceSession(str(path), sess_options=options, providers=providers)
     except Exception as error:  # ONNX Runtime's errors share no base class of their own.
+        said = str(error).strip()  # some end with their line
         raise LoadError(
-            f"unable to load model '{config['name']}' from '{path}': {error}; export or copy the file again, "
-            "with its external data beside it"
+            f"unable to load model '{config['name']}' from '{path}': {said}; export or copy the file again, with its "
+            "external data beside it"
         ) from error
     _check_providers(config["name"], [name for name, _ in providers], session.get_providers())
     return session
