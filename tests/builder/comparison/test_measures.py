@@ -62,6 +62,16 @@ def test_nearest_are_those_of_the_whole_matrix(monkeypatch: pytest.MonkeyPatch, 
     assert nearest(asked, held).tolist() == np.argsort(-cosines, axis=1)[:, :10].tolist()
 
 
+def test_of_pictures_that_are_there_several_times_the_earlier_is_the_nearer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As cn_clip's scripts sort them; what chance puts first would be another recall for each of two models."""
+    monkeypatch.setattr(retrieval, "_GALLERY", 70)
+    pictures = features(50, 1, 64)
+    gallery = np.concatenate([pictures] * 3)
+    found = nearest(pictures + features(50, 2, 64) / 2, gallery)
+    assert found[:, :3].tolist() == [[row, row + 50, row + 100] for row in range(50)]
+    assert nearest(gallery[:1], np.ones((200, 64), np.float32)).tolist() == [list(range(10))]
+
+
 def test_overlap_and_recall() -> None:
     a = np.array([[0, 1, 2], [1, 0, 2], [2, 1, 0]])
     b = np.array([[0, 3, 2], [3, 4, 5], [1, 2, 0]])
