@@ -36,6 +36,10 @@ TOLERANCES: dict[Precision, Tolerance] = {
 }
 
 
+# Nearer to the mean, by a row's length, than float32 can tell two rows apart: there is nothing to centre.
+_AT_MEAN = 6e-8
+
+
 @dataclass(frozen=True)
 class Parity:
     """Measured distances between features and their reference; each is the worst row's.
@@ -43,7 +47,8 @@ class Parity:
     Attributes:
         rows: how many rows were compared.
         cosine_distance: largest 1 - cosine.
-        centred_distance: largest 1 - cosine after centring; 0 for a single row.
+        centred_distance: largest 1 - cosine after centring, of the rows that are anywhere but at the mean; 0 if none
+            is, as of a single row, or of one text that was given twice.
         absolute_difference: largest absolute difference of a component.
         worst_row: the row of the largest cosine distance.
     """
@@ -78,11 +83,12 @@ def measure_parity(features: npt.NDArray[np.float32], reference: npt.NDArray[np.
     ours, theirs = features.astype(np.float64), reference.astype(np.float64)
     mean = theirs.mean(axis=0)
     distances = cosine_distances(ours, theirs)
-    centred = cosine_distances(ours - mean, theirs - mean) if len(theirs) > 1 else np.zeros(1)
+    off_mean = np.linalg.norm(theirs - mean, axis=1) > _AT_MEAN * np.linalg.norm(theirs, axis=1)
+    centred = cosine_distances((ours - mean)[off_mean], (theirs - mean)[off_mean])
     return Parity(
         rows=len(theirs),
         cosine_distance=float(np.max(distances)),
-        centred_distance=float(np.max(centred)),
+        centred_distance=float(np.max(centred, initial=0)),
         absolute_difference=float(np.max(np.abs(ours - theirs))),
         worst_row=int(np.argmax(distances)),
     )
