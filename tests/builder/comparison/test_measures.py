@@ -52,6 +52,13 @@ def test_a_single_row_has_no_mean_to_take_off() -> None:
     assert found.worst[0].centred_distance == found.worst[0].cosine_distance > 0
 
 
+def test_one_text_given_twice_is_at_its_own_mean() -> None:
+    a = np.repeat(features(1, 1), 3, axis=0)
+    found = measure_distances(a, a + features(3, 2) / 10, [0, 1, 2], 3)
+    assert found.centred is not None
+    assert (found.centred.tolist(), bool(np.isfinite(found.cosine).all())) == ([0, 0, 0], True)
+
+
 @pytest.mark.parametrize(("queries", "gallery"), [(1, 1), (7, 4), (9, 50)])
 def test_nearest_are_those_of_the_whole_matrix(monkeypatch: pytest.MonkeyPatch, queries: int, gallery: int) -> None:
     monkeypatch.setattr(retrieval, "_QUERIES", 4)
