@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,12 @@ from cnclip_builder.checkpoint.load import Checkpoint, load_checkpoint
 from cnclip_builder.errors import BuildError, ParityError, SettingError
 from cnclip_builder.parity.distance import TOLERANCES, Parity, Tolerance, measure_parity
 from cnclip_builder.parity.samples import sample_images, sample_texts
+from cnclip_builder.prepared import (
+    Preparation,
+    compare_preparation,
+    tokenize_as_cn_clip,
+    transform_as_cn_clip,
+)
 from cnclip_builder.tensors import ALL_PRECISIONS, TOWERS, Precision, Tower
 
 if TYPE_CHECKING:
@@ -44,6 +48,7 @@ class Verification:
             takes PyTorch's features from those of exact decoding.
         card_decoding: where a GPU decodes images: how far its features are from those of exact pixels, both by the
             served encoder; `parity` is then that of exact pixels.
+        preparation: whether pixels and token ids are cn_clip's; None of encoders alone, whose clients prepare.
     """
 
     model: str
@@ -51,9 +56,12 @@ class Verification:
     parity: dict[Tower, Parity]
     reduced_decoding: Parity | None = None
     card_decoding: Parity | None = None
+    preparation: Preparation | None = None
 
     def require(self) -> None:
-        """Raises ParityError if a row is beyond its encoder's tolerance, or a GPU's decoding beyond its own."""
+        """Raises ParityError if a row is beyond its encoder's tolerance, or what it is made of is not cn_clip's."""
+        if self.preparation is not None:
+            self.preparation.require(self.model)
         card = self.card_decoding
         if card is not None and not card.within(CARD_TOLERANCE):
             raise ParityError(
@@ -99,19 +107,21 @@ def verify_server(
         BuildError: the server does not answer, or serves another checkpoint.
     """
     from cnclip_client import Client, CnclipError
+    from tritonclient.utils import InferenceServerException
 
     images = sample_images() if images is None else images
-    texts = sample_texts() if texts is None else texts
     arch.require_vocabulary()
     loaded = load_checkpoint(checkpoint, arch)
     try:
         with connected(url, model, arch.vocabulary_file) as client:
             info = client.info
             _require_same_checkpoint(model, info, loaded)
+            texts = _texts_for(info.context_length) if texts is None else texts
             served: dict[Tower, npt.NDArray[np.float32]] = {
                 "image": client.encode_images(list(images.values()), normalize=False),
                 "text": client.encode_texts(texts, normalize=False),
             }
+            preparation = compare_preparation(url, client, arch, images, texts)
         card_decoding = None
         if info.decoding == "gpu":
             # The same encoder, and pixels that were prepared here, exactly.
@@ -119,7 +129,7 @@ def verify_server(
                 exact = preparing.encode_images(list(images.values()), normalize=False)
             card_decoding = measure_parity(served["image"], exact)
             served["image"] = exact
-    except CnclipError as error:
+    except (CnclipError, InferenceServerException) as error:
         raise _not_verified(url, model, error) from error
     precisions = served_precisions(info.precision)
     encoded, reduced = list(images.values()), info.decoding == "reduced"
@@ -133,7 +143,15 @@ def verify_server(
         {tower: measure_parity(served[tower], reference[tower]) for tower in served},
         measure_parity(reference["image"], _encode_images(loaded, encoded)) if reduced else None,
         card_decoding,
+        preparation,
     )
+
+
+def _texts_for(context_length: int) -> list[str]:
+    """The sample texts, and one that fills the context: what a build proves has 52 tokens at most."""
+    texts = sample_texts()
+    captions = "".join(texts[:16])
+    return [*texts, (captions * -(-context_length // len(captions)))[:context_length]]
 
 
 def require_served(url: str, model: str, arch: Arch) -> None:
@@ -228,46 +246,15 @@ def _require_same_checkpoint(model: str, info: Any, checkpoint: Checkpoint) -> N
 def _encode_images(
     checkpoint: Checkpoint, images: Sequence[bytes], *, reduced: bool = False
 ) -> npt.NDArray[np.float32]:
-    from cn_clip.clip import image_transform
-    from cnclip_pixels import reduce_scale
-    from PIL import Image
-
     from cnclip_builder.checkpoint.towers import encode, load_tower
 
-    transform = image_transform(checkpoint.arch.resolution)
-    tower = load_tower(checkpoint, "image")
-    rows = []
-    for encoded in images:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(encoded)) as image:
-                if reduced:
-                    reduce_scale(image, checkpoint.arch.resolution)
-                rows.append(encode(tower, transform(image)[None].numpy()))
-    return np.concatenate(rows)
+    tower, resolution = load_tower(checkpoint, "image"), checkpoint.arch.resolution
+    return np.concatenate(
+        [encode(tower, transform_as_cn_clip(image, resolution, reduced=reduced)[None]) for image in images]
+    )
 
 
 def _encode_texts(checkpoint: Checkpoint, texts: Sequence[str], context_length: int) -> npt.NDArray[np.float32]:
     from cnclip_builder.checkpoint.towers import encode, load_tower
 
     return encode(load_tower(checkpoint, "text"), tokenize_as_cn_clip(checkpoint.arch, texts, context_length))
-
-
-def tokenize_as_cn_clip(arch: Arch, texts: Sequence[str], context_length: int) -> npt.NDArray[np.int64]:
-    """cn_clip's `tokenize`; where the vocabulary is another, its steps with cn_clip's own tokeniser on that.
-
-    Returns:
-        int64 ids `[N, context_length]`.
-    """
-    from cn_clip.clip import tokenize
-    from cn_clip.clip.bert_tokenizer import FullTokenizer
-
-    if arch.vocabulary is None:
-        ids: npt.NDArray[np.int64] = tokenize(list(texts), context_length=context_length).numpy()
-        return ids
-    tokenizer = FullTokenizer(vocab_file=str(arch.vocabulary))
-    ids = np.zeros((len(texts), context_length), dtype=np.int64)
-    for row, text in zip(ids, texts, strict=True):
-        words = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text))[: context_length - 2]
-        row[: len(words) + 2] = [tokenizer.vocab["[CLS]"], *words, tokenizer.vocab["[SEP]"]]
-    return ids

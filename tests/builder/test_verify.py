@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from cnclip_builder.arch import Arch
 from cnclip_builder.errors import BuildError, ParityError, SettingError
 from cnclip_builder.parity.distance import TOLERANCES, Parity
+from cnclip_builder.prepared import (
+    _EDGES,
+    Preparation,
+    _all_words,
+    _first_difference,
+    _unpadded,
+    tokenize_as_cn_clip,
+)
 from cnclip_builder.verify import Verification, connected, served_precisions
+from cnclip_builder.vocabulary import read_tokens
+from cnclip_token_ids import VOCABULARY, TokenIds
 
 
 @pytest.mark.parametrize(
@@ -47,6 +60,30 @@ def test_a_gpus_decoding_has_a_tolerance_of_its_own() -> None:
         ParityError, match=r"too far from those of exact pixels: .*2.00e-03 after centring .*--preprocess"
     ):
         Verification("mine", {}, {}, card_decoding=far).require()
+
+
+def test_what_is_prepared_otherwise_fails_whatever_the_features_say() -> None:
+    exact = Parity(rows=4, cosine_distance=0, centred_distance=0, absolute_difference=0, worst_row=0)
+    found = Verification("mine", {"text": TOLERANCES["int8"]}, {"text": exact}, preparation=Preparation(15, 360))
+    found.require()
+    differing = tuple(f"token 2 is 7, not 8 for {text!r}" for text in "abcd")
+    with pytest.raises(ParityError, match=r"mine does not .* for 'a'; .* for 'c'; and 1 more: build the repository"):
+        replace(found, preparation=Preparation(15, 360, differing)).require()
+
+
+@pytest.mark.parametrize("context_length", [3, 52, 512])
+def test_token_ids_that_are_compared(tiny_vit: Arch, context_length: int) -> None:
+    """All that cn_clip can make of a text's words comes up; ours are the same, of what is on either side of each rule."""
+    words = list(_all_words(tiny_vit, context_length))
+    found = set(tokenize_as_cn_clip(tiny_vit, words, context_length).ravel().tolist())
+    whole = [
+        row for row, token in enumerate(read_tokens(VOCABULARY)) if token and token[:2] != "##" and token[0] != "["
+    ]
+    assert len(found & set(whole)) > len(whole) - 10
+    ours = TokenIds(VOCABULARY, context_length)
+    for text, ids in zip(_EDGES, tokenize_as_cn_clip(tiny_vit, _EDGES, context_length), strict=True):
+        assert _first_difference(ours.encode(text), _unpadded(ids)) == ""
+    assert _first_difference([101, 5, 102], [101, 5]) == "3 is 102, not missing"
 
 
 def test_half_precision_keeps_the_ranking() -> None:

@@ -19,11 +19,11 @@ from cnclip_builder.errors import BuildError, RepositoryError, SettingError
 from cnclip_builder.int8.calibration import calibration_inputs
 from cnclip_builder.parity.probes import make_probes
 from cnclip_builder.parity.samples import sample_texts
+from cnclip_builder.prepared import tokenize_as_cn_clip
 from cnclip_builder.repository.entry import RepositoryEntry
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.write import publish
 from cnclip_builder.tensors import TOWERS
-from cnclip_builder.verify import tokenize_as_cn_clip
 from cnclip_token_ids import TokenIds
 
 from tests.builder.damaged import complaint_of, cut, require_one_line_about, turned

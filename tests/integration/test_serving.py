@@ -118,6 +118,9 @@ def test_live_features_are_pytorchs(server: TritonServer, folder: Path, tiny_vit
     checkpoint = folder / f"tiny-vit.random-{seed}.pt"
     verification = verify_server(server.grpc_url, name, checkpoint, tiny_vit)
     verification.require()
+    assert verification.preparation is not None
+    assert verification.preparation.images == len(sample_images())
+    assert verification.preparation.texts > 300  # the whole vocabulary, 38 words each
     limit = 1e-6 if name == "tiny-vit" else 1e-3
     assert {tower: parity.cosine_distance < limit for tower, parity in verification.parity.items()} == {
         "image": True,
@@ -149,6 +152,32 @@ def test_verification_fails_where_it_should(server: TritonServer, folder: Path, 
     wrong = replace(verification, tolerances=dict.fromkeys(verification.tolerances, impossible))
     with pytest.raises(ParityError, match="features that tiny-vit serves are not PyTorch's"):
         wrong.require()
+
+
+def test_what_features_hide_is_seen_in_what_they_are_made_of(
+    repository: Path, folder: Path, tiny_vit: Arch, tmp_path: Path
+) -> None:
+    """Pixels off by one, two of the vocabulary's lines swapped: the features of an FP16 encoder pass with each."""
+    mutated = tmp_path / "repository"
+    shutil.copytree(repository, mutated)
+    (mutated / "manifest.json").unlink()  # its hashes vouch for the files as they were
+    for name, changes in (
+        ("image-preprocess/1/cnclip_pixels.py", [("        return np.asarray(", "        return 1 ^ np.asarray(")]),
+        ("text-tokenize/1/vocab.txt", [("\n猫\n", "\n(dog)\n"), ("\n狗\n", "\n猫\n"), ("\n(dog)\n", "\n狗\n")]),
+    ):
+        path = mutated / f"fine-tuned-{name}"
+        text = path.read_text(encoding="utf-8")
+        for old, new in changes:
+            assert text.count(old) == 1
+            text = text.replace(old, new)
+        path.write_text(text, encoding="utf-8")
+    with TritonServer(mutated, grpc_port=0, http_port=0, metrics_port=0) as server:
+        found = verify_server(server.grpc_url, "fine-tuned", folder / "tiny-vit.random-0.pt", tiny_vit)
+    replace(found, preparation=None).require()
+    with pytest.raises(ParityError, match=r"fine-tuned does not prepare its inputs as cn_clip does: .* by up to 1; "):
+        found.require()
+    assert found.preparation is not None
+    assert any("is 4344, not 4318 for" in told for told in found.preparation.differing)
 
 
 def test_real_images_good_and_hostile(client: Client, folder: Path, tiny_vit: Arch, shared_images: list[Path]) -> None:

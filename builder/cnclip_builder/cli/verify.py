@@ -87,6 +87,9 @@ def verify(
         )
     print_table(("features", "rows", "1 - cosine", "at most", "centred", "at most", "largest difference"), rows)
     verification.require()
+    if (prepared := verification.preparation) is not None:
+        pixels = f"the pixels of {prepared.images} images and " if prepared.images else ""
+        typer.echo(f"Equal to cn_clip's: {pixels}the token ids of {prepared.texts} texts.")
 
 
 def show_live_parity(live: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnclip_builder.comparison.inputs import Id
-from cnclip_builder.parity.distance import cosine_distances
+from cnclip_builder.parity.distance import centred_distances, cosine_distances
 
 _ROWS = 8192  # at once in memory, of each side
 
@@ -74,7 +74,7 @@ def measure_distances(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], id
     """
     mean = sum((block.sum(axis=0, dtype=np.float64) for block in _blocks(a)), np.zeros(a.shape[1])) / len(a)
     parts = [
-        (cosine_distances(ours, theirs), cosine_distances(ours - mean, theirs - mean))
+        (cosine_distances(ours, theirs), centred_distances(theirs, ours, mean))
         for ours, theirs in zip(_blocks(a), _blocks(b), strict=True)
     ]
     cosine = np.concatenate([plain for plain, _ in parts])

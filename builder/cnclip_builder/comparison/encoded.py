@@ -60,13 +60,14 @@ def encode_source(side: Side, tower: Tower, source: Source, file: Path) -> Encod
 
     with clients_errors(), file.open("wb") as written:
         for block in side.encode(tower, values()):
-            finite = np.isfinite(block.features).all(axis=1)
+            # A zero has no direction: its distances would be NaN, and so every figure that counts them.
+            usable = np.isfinite(block.features).all(axis=1) & (block.features != 0).any(axis=1)
             for index, reason in block.failures.items():
                 failures[asked[index]] = reason
-            for index in block.indices[~finite].tolist():
-                failures[asked[index]] = "its feature holds NaN or infinity"
-            places.extend(asked[index] for index in block.indices[finite].tolist())
-            written.write(np.ascontiguousarray(block.features[finite], dtype=np.float32).data)
+            for index in block.indices[~usable].tolist():
+                failures[asked[index]] = "its feature is zero, or holds NaN or infinity"
+            places.extend(asked[index] for index in block.indices[usable].tolist())
+            written.write(np.ascontiguousarray(block.features[usable], dtype=np.float32).data)
     shape = (len(places), side.facts.embedding_size)
     features = np.memmap(file, np.float32, "r", shape=shape) if places else np.empty(shape, np.float32)
     return Encoded(ids, np.array(places, np.int64), features, dict(sorted(failures.items())))

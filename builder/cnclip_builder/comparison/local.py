@@ -17,9 +17,9 @@ from cnclip_builder.arch import Arch
 from cnclip_builder.comparison.sides import Facts, Named
 from cnclip_builder.errors import SettingError
 from cnclip_builder.parity.probes import normalise
+from cnclip_builder.prepared import tokenize_as_cn_clip
 from cnclip_builder.system.atomic import sha256_of_file
 from cnclip_builder.tensors import TENSORS, TOWERS, Precision, Tower
-from cnclip_builder.verify import tokenize_as_cn_clip
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ DEEPEST = 10
 """How many of the nearest are compared."""
 
 _QUERIES, _GALLERY = 512, 16384  # rows at once in memory
+_ROUNDING = 1e-5  # far more than float32 products of vectors of length 1 were seen to be off
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class Retrieval:
 def nearest(queries: npt.NDArray[np.float32], gallery: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     """Finds the rows of a gallery that are nearest by cosine, block by block.
 
+    Of equal cosines the earlier row is the nearer, as for cn_clip's scripts and for `cnclip evaluate`: pictures that
+    are there twice are common, and chance must not tell two models apart. BLAS rounds one product differently from
+    place to place, so a pair's cosine is summed anew in float64, and rounded to float32.
+
     Args:
         queries: `[Q, D]`; may be mapped from a file.
         gallery: `[N, D]`, N at least 1; likewise.
@@ -60,16 +65,20 @@ def nearest(queries: npt.NDArray[np.float32], gallery: npt.NDArray[np.float32]) 
     found = np.empty((len(queries), count), np.int64)
     for start in range(0, len(queries), _QUERIES):
         block = _unit(queries[start : start + _QUERIES])
-        rows = np.empty((len(block), 0), np.int64)
-        scores = np.empty((len(block), 0), np.float32)
+        best = [(np.empty(0, np.float32), np.empty(0, np.int64))] * len(block)
         for first in range(0, len(gallery), _GALLERY):
-            part = block @ _unit(gallery[first : first + _GALLERY]).T
-            likely = np.argpartition(-part, min(count, part.shape[1]) - 1, axis=1)[:, :count]
-            scores = np.concatenate([scores, np.take_along_axis(part, likely, axis=1)], axis=1)
-            rows = np.concatenate([rows, first + likely], axis=1)
-            best = np.argsort(-scores, axis=1)[:, :count]
-            scores, rows = np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
-        found[start : start + len(block)] = rows
+            rows = _unit(gallery[first : first + _GALLERY])
+            products = block @ rows.T
+            deep = max(0, products.shape[1] - count)
+            # Whatever rounding may have put behind the last of them comes along.
+            likely = products >= np.partition(products, deep, axis=1)[:, deep, None] - _ROUNDING
+            for number, (query, (scores, at)) in enumerate(zip(block, best, strict=True)):
+                new = np.flatnonzero(likely[number])
+                exact = (rows[new].astype(np.float64) * query).sum(axis=1).astype(np.float32)
+                scores, at = np.concatenate([scores, exact]), np.concatenate([at, first + new])
+                order = np.argsort(-scores, kind="stable")[:count]
+                best[number] = scores[order], at[order]
+        found[start : start + len(block)] = [at for _, at in best]
     return found
 
 

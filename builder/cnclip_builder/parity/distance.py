@@ -36,6 +36,10 @@ TOLERANCES: dict[Precision, Tolerance] = {
 }
 
 
+# Nearer to the mean, by a row's length, than float32 can tell two rows apart: there is nothing to centre.
+_AT_MEAN = 6e-8
+
+
 @dataclass(frozen=True)
 class Parity:
     """Measured distances between features and their reference; each is the worst row's.
@@ -43,7 +47,8 @@ class Parity:
     Attributes:
         rows: how many rows were compared.
         cosine_distance: largest 1 - cosine.
-        centred_distance: largest 1 - cosine after centring; 0 for a single row.
+        centred_distance: largest 1 - cosine after centring; 0 where there is nothing to centre, as of a single row, or
+            of one text that was given twice.
         absolute_difference: largest absolute difference of a component.
         worst_row: the row of the largest cosine distance.
     """
@@ -78,7 +83,7 @@ def measure_parity(features: npt.NDArray[np.float32], reference: npt.NDArray[np.
     ours, theirs = features.astype(np.float64), reference.astype(np.float64)
     mean = theirs.mean(axis=0)
     distances = cosine_distances(ours, theirs)
-    centred = cosine_distances(ours - mean, theirs - mean) if len(theirs) > 1 else np.zeros(1)
+    centred = centred_distances(ours, theirs, mean)
     return Parity(
         rows=len(theirs),
         cosine_distance=float(np.max(distances)),
@@ -119,3 +124,11 @@ def cosine_distances(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> 
         difference = a / np.linalg.norm(a, axis=1, keepdims=True) - b / np.linalg.norm(b, axis=1, keepdims=True)
     distances: npt.NDArray[np.float64] = np.sum(difference * difference, axis=1) / 2
     return distances
+
+
+def centred_distances(
+    a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], mean: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Measures 1 - cosine of each row, `[N]`, of `[N, D]` both, after a mean was taken off; 0 where b's row is that."""
+    at_mean = np.linalg.norm(b - mean, axis=1) <= _AT_MEAN * np.linalg.norm(b, axis=1)
+    return np.where(at_mean, 0.0, cosine_distances(a - mean, b - mean))

@@ -87,19 +87,22 @@ def test_what_can_not_be_read_is_named_and_left_out_of_both(demo_artefacts: Path
     assert (found.retrieval, list(found.distances)) == ({}, ["image"])
 
 
-def test_what_one_side_alone_can_not_encode(demo_artefacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FP16 overflows where FP32 does not."""
+@pytest.mark.parametrize("value", [np.inf, 0])
+def test_what_one_side_alone_can_not_encode(
+    demo_artefacts: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    """FP16 overflows where FP32 does not; what is zero has no direction to compare."""
     encode = local.OnnxSide.encode
 
     def overflowing(side: Any, tower: Any, values: Any) -> Any:
         for block in encode(side, tower, values):
-            block.features[block.indices == 2] = np.inf
+            block.features[block.indices == 2] = value
             yield block
 
     monkeypatch.setattr(local.OnnxSide, "encode", overflowing)
     found = compare_features(demo(), named(f"{demo_artefacts}:fp32"), open_inputs(None, None, PAIRS))
     assert found.rows == {"image": 5, "text": 5}
-    assert list(found.left_out["image"].values()) == ["B: its feature holds NaN or infinity"]
+    assert list(found.left_out["image"].values()) == ["B: its feature is zero, or holds NaN or infinity"]
     assert list(found.left_out["text"]) == [4]
     assert max(worst(found).values()) < 1e-9  # the others are still compared with their own
     recalled = found.retrieval["text-to-image"].recall_a

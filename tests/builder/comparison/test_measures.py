@@ -52,6 +52,13 @@ def test_a_single_row_has_no_mean_to_take_off() -> None:
     assert found.worst[0].centred_distance == found.worst[0].cosine_distance > 0
 
 
+def test_one_text_given_twice_is_at_its_own_mean() -> None:
+    a = np.repeat(features(1, 1), 3, axis=0)
+    found = measure_distances(a, a + features(3, 2) / 10, [0, 1, 2], 3)
+    assert found.centred is not None
+    assert (found.centred.tolist(), bool(np.isfinite(found.cosine).all())) == ([0, 0, 0], True)
+
+
 @pytest.mark.parametrize(("queries", "gallery"), [(1, 1), (7, 4), (9, 50)])
 def test_nearest_are_those_of_the_whole_matrix(monkeypatch: pytest.MonkeyPatch, queries: int, gallery: int) -> None:
     monkeypatch.setattr(retrieval, "_QUERIES", 4)
@@ -60,6 +67,16 @@ def test_nearest_are_those_of_the_whole_matrix(monkeypatch: pytest.MonkeyPatch, 
     held *= np.linspace(0.1, 5, gallery, dtype=np.float32)[:, None]
     cosines = asked @ (held / np.linalg.norm(held, axis=1, keepdims=True)).T
     assert nearest(asked, held).tolist() == np.argsort(-cosines, axis=1)[:, :10].tolist()
+
+
+def test_of_pictures_that_are_there_several_times_the_earlier_is_the_nearer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As cn_clip's scripts sort them; what chance puts first would be another recall for each of two models."""
+    monkeypatch.setattr(retrieval, "_GALLERY", 70)
+    pictures = features(50, 1, 64)
+    gallery = np.concatenate([pictures] * 3)
+    found = nearest(pictures + features(50, 2, 64) / 2, gallery)
+    assert found[:, :3].tolist() == [[row, row + 50, row + 100] for row in range(50)]
+    assert nearest(gallery[:1], np.ones((200, 64), np.float32)).tolist() == [list(range(10))]
 
 
 def test_overlap_and_recall() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,24 @@ def test_its_proof_and_its_fp16_twin(written: tuple[Artefact, Encode]) -> None:
     else:  # what images of a random ResNet do not have in common is as little as FP16's rounding
         probes = make_probes(artefact.arch).image
         assert measure_parity(features(half.path, "image")(probes), reference).cosine_distance < 1e-6
+
+
+def test_weights_that_are_off_by_more_than_rounding_are_refused(
+    written: tuple[Artefact, Encode], tmp_path: Path
+) -> None:
+    """By 4 parts in 10,000, which takes features by some 1e-7: two weights in each other's place take them by as much."""
+    artefact, _ = written
+    reference = np.load(artefact.reference)
+    model = onnx.load(artefact.path)
+    products = {name for node in model.graph.node if node.op_type in ("MatMul", "Gemm") for name in node.input}
+    weights = [tensor for tensor in model.graph.initializer if tensor.name in products and len(tensor.dims) == 2][-1]
+    values = onnx.numpy_helper.to_array(weights)
+    off = values * (1 + 4e-4 * RNG.choice([-1, 1], values.shape))
+    weights.CopyFrom(onnx.numpy_helper.from_array(off.astype(np.float32), weights.name))
+    wrong = replace(artefact, folder=tmp_path)
+    onnx.save_model(model, wrong.path)
+    with pytest.raises(ParityError, match="at most 1e-08 passes"):
+        check_artefact(wrong, reference)
 
 
 def test_any_runtime_reads_it(written: tuple[Artefact, Encode], tmp_path: Path) -> None:

@@ -38,6 +38,13 @@ def test_a_mix_up_of_nearly_parallel_rows_is_seen(reference: np.ndarray) -> None
     assert not parity.within(TOLERANCES["fp16"])
 
 
+def test_one_text_given_twice_has_nothing_to_centre(reference: np.ndarray) -> None:
+    same = reference[[2, 2, 2]]
+    assert check_parity("the tower", same * np.float32(1 + 1e-7), same, TOLERANCES["fp32"]).centred_distance == 0
+    with pytest.raises(ParityError):
+        check_parity("the tower", reference[[2, 3, 2]], same, TOLERANCES["fp16"])
+
+
 def test_nan_does_not_pass(reference: np.ndarray) -> None:
     features = reference.copy()
     features[0, 0] = np.nan
