@@ -51,6 +51,14 @@ KNOWN := VENV SHELL $(shell sed -nE 's/^(constraints: )?([A-Z_]+) *[?]=.*/\2/p' 
 UNKNOWN := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(filter-out $(KNOWN),$(name))))
 $(if $(strip $(UNKNOWN)),$(error there is no variable $(strip $(UNKNOWN)); `make help` lists them))
 
+# Nor does one count that somebody's environment has for purposes of its own: WSL sets NAME to the machine's name, a cross
+# compiler ARCH. Those of what is installed do.
+OWN := $(shell sed -nE '/^PYTHON/d; /^. --- What is installed/q; s/^([A-Z_]+) *[?]=.*/\1/p' $(firstword $(MAKEFILE_LIST)))
+STRANGE := $(firstword $(foreach name,$(OWN),$(if $(filter environment,$(origin $(name))),$(name))))
+ifneq ($(and $(STRANGE),$(filter repo serve verify publish gpu-report,$(MAKECMDGOALS))),)
+$(error $(STRANGE) is set in the environment, to "$($(STRANGE))": write $(STRANGE)=... after make if you mean it, $(STRANGE)= if not)
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help demo repo serve verify publish test test-slow docs bench gpu-report soak wheel test-s3 test-rtx test-pillows check \
 	constraints newest clean

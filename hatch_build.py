@@ -78,7 +78,11 @@ def compile_module(sources: Path, target: Path) -> None:
     """
     if sys.platform != "linux" or platform.machine() not in _PROCESSORS or sys.maxsize < 2**32:
         raise Cannot(f"it is for Linux on x86-64, and this is {sys.platform} on {platform.machine()}")
-    compiler = shlex.split(os.environ.get("CC") or "cc")
+    named = os.environ.get("CC", "").strip() or "cc"
+    try:
+        compiler = shlex.split(named)
+    except ValueError as error:
+        raise Cannot(f"CC is {named!r}, no command ({error}): name a compiler in it, or unset it") from error
     if not shutil.which(compiler[0]):
         raise Cannot(f"there is no C compiler {compiler[0]}: install one, or name it in CC")
     include = sysconfig.get_paths()["include"]

@@ -141,6 +141,11 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert re.search(rf"^## {re.escape(version)}\b", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
 
 
+def test_every_command_begins_where_ctrl_c_is_quiet() -> None:
+    scripts = PYPROJECT["project"]["scripts"]
+    assert {target.partition(":")[0].rpartition(".")[0] for target in scripts.values()} == {"cnclip_console.start"}
+
+
 def test_the_owners_address_is_in_one_place() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
@@ -180,3 +185,27 @@ def test_another_tensorrt_brings_nothing_of_the_tests(tmp_path: Path) -> None:
     told = dry_run(tmp_path, "repo", "TENSORRT=10.13.3")
     assert told.index(".[gpu,builder,") < told.index("'tensorrt==10.13.3.*'") < told.index("cnclip-build repository")
     assert "--group dev" not in told
+
+
+def test_what_an_environment_has_for_others_names_no_model() -> None:
+    """WSL sets NAME to the machine's name; CHECKPOINT=my.pt before make may be meant, and must not count as none."""
+
+    def tried(*arguments: str) -> tuple[int, str, str]:
+        clean = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "FLAGS")}
+        ran = subprocess.run(
+            ["make", "--dry-run", *arguments],
+            cwd=ROOT,
+            env={**clean, "NAME": "DESKTOP-1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return ran.returncode, ran.stdout, ran.stderr
+
+    status, _, told = tried("repo")
+    assert status
+    assert 'NAME is set in the environment, to "DESKTOP-1": write NAME=... after make if you mean it, NAME= if' in told
+    assert '--name "a"' in tried("repo", "NAME=a")[1]
+    assert tried("repo", "NAME=")[0] == 0
+    assert "--name" not in tried("repo", "NAME=")[1]
+    assert tried("demo")[0] == 0

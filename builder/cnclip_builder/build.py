@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cnclip_builder.arch import Arch
-from cnclip_builder.artefacts.maker import Artefacts, build_artefacts
+from cnclip_builder.artefacts.maker import ArtefactPlan, Artefacts, build_artefacts, bytes_of
 from cnclip_builder.card.stage import measure_card_distance, why_no_card
 from cnclip_builder.checkpoint.sources import Hub
+from cnclip_builder.checkpoint.stage import CheckpointFacts
 from cnclip_builder.errors import BuildError, MissingRequirementError, SettingError, SlowerError
 from cnclip_builder.export.files import served_input
 from cnclip_builder.int8.report import LEAST_INT8_SPEED_UP
@@ -19,10 +21,11 @@ from cnclip_builder.plans.api import BuildOptions
 from cnclip_builder.plans.here import Plan, PlanSettings, build_plans, find_plans, require_tensorrt, write_jobs_of
 from cnclip_builder.plans.profiles import check_profiles, largest_batch
 from cnclip_builder.repository.entry import RepositoryEntry
+from cnclip_builder.repository.manifest import MANIFEST_NAME, load_manifest, reading
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.sharing import check_place
 from cnclip_builder.repository.write import publish
-from cnclip_builder.system.atomic import locked, require_writable
+from cnclip_builder.system.atomic import locked, require_space, require_writable, same_disk
 from cnclip_builder.system.isolation import stage_process
 from cnclip_builder.tensors import PRECISIONS, TOWERS, Precision, Tower
 from cnclip_builder.verify import Verification, verify_server
@@ -96,6 +99,7 @@ def _build(request: BuildRequest, name: str) -> RepositoryEntry:
         hub=request.hub,
         least_int8_speed_up=request.least_int8_speed_up,
         fp16_may_fail=request.serving.precision != "fp16",
+        check=functools.partial(check_space, request, name),
     )
     _report_slower(artefacts.slower)
     if artefacts.checkpoint.file.is_random:
@@ -151,6 +155,26 @@ def check_request(request: BuildRequest) -> str:
         if not request.plan_folders:
             require_tensorrt(request.arch, request.checkpoint)
     return name
+
+
+def check_space(request: BuildRequest, name: str, checkpoint: CheckpointFacts, plan: ArtefactPlan) -> None:
+    """Checks, before anything is made, that the repository's disk holds what will be served: copies of the artefacts.
+
+    Encoders of the same checkpoint that are served already are taken over without one, and plans are linked.
+
+    Raises:
+        MissingRequirementError: it does not.
+    """
+    with reading(request.repository / MANIFEST_NAME):
+        served = load_manifest(request.repository).models.get(name, {}).get(str(request.version))
+        if served is not None and served["checkpoint"]["sha256"] == checkpoint.sha256:
+            return
+    if request.serving.platform == "tensorrt":
+        return
+    needed = sum(bytes_of(checkpoint, tower, request.serving.precision) for tower in TOWERS)
+    both = same_disk(request.repository, request.artefacts)
+    what = "what is served and what it is made of" if both and plan.missing else "what is served"
+    require_space(request.repository, needed + (plan.missing_bytes if both else 0), what)
 
 
 def precisions_of(request: BuildRequest) -> tuple[Precision, ...]:

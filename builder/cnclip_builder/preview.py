@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cnclip_builder.artefacts.maker import ArtefactPlan, Artefacts, plan_artefacts
-from cnclip_builder.build import BuildRequest, check_request, plan_settings_of, precisions_of, require_server
+from cnclip_builder.build import (
+    BuildRequest,
+    check_request,
+    check_space,
+    plan_settings_of,
+    precisions_of,
+    require_server,
+)
 from cnclip_builder.checkpoint.sources import CheckpointFile
 from cnclip_builder.checkpoint.stage import CheckpointFacts, open_checkpoint_here
 from cnclip_builder.plans.here import Plan, look_for_plans
@@ -75,6 +82,8 @@ def preview_build(request: BuildRequest) -> Preview:
     with stage_process() as process:
         facts = process.run(open_checkpoint_here, request.checkpoint, request.arch, request.download_root)
     plan = plan_artefacts(request.arch, facts, folder, TOWERS, precisions_of(request), request.least_int8_speed_up)
+    if facts:
+        check_space(request, name, facts, plan)
     plans = _plans(request)
     checkpoint = facts or _unknown_checkpoint(request)
     artefacts = Artefacts(checkpoint, tuple(plan.store.get(*kind, reused=True) for kind in plan.kept))

@@ -16,23 +16,32 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TypeAlias
 
-__all__ = ["Unlisted", "files_below", "files_matching", "is_folder"]
+__all__ = ["LeftOut", "Unlisted", "files_below", "files_matching", "is_folder", "is_hidden"]
 
 Unlisted: TypeAlias = Callable[[str, OSError], None]
 """Takes note of a folder that cannot be listed, and why; or raises that."""
+
+LeftOut: TypeAlias = Callable[[str], bool]
+"""Whether a file or a folder of that name is passed over, with all that is in it."""
 
 # What a pattern speaks of need not be there everywhere, nor be a folder.
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
-def files_below(folder: Path, *endings: str) -> list[Path]:
-    """Returns the files in a folder and in those in it, by path, hidden ones left out.
+def is_hidden(name: str) -> bool:
+    """Whether it begins with a dot."""
+    return name.startswith(".")
+
+
+def files_below(folder: Path, *endings: str, left_out: LeftOut = is_hidden) -> list[Path]:
+    """Returns the files in a folder and in those in it, by path, without what is left out.
 
     Folders behind links count as well, each of them once, and where it is no link if it is there too.
 
     Args:
         folder: The folder.
         endings: What names end in, in lower case; those of files may be in any.
+        left_out: What is passed over; hidden ones unless given.
 
     Raises:
         OSError: One of the folders cannot be listed.
@@ -49,7 +58,7 @@ def files_below(folder: Path, *endings: str) -> list[Path]:
         seen.add((status.st_dev, status.st_ino))
         with os.scandir(one) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                if left_out(entry.name):
                     continue
                 if is_folder(entry):
                     (linked if entry.is_symlink() else folders).append(one / entry.name)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,65 @@ from cnclip_client._extras import require
 from cnclip_client._listing import files_below
 from cnclip_client._remote import FileState, Location, RemotePath, state_of
 
-__all__ = ["opened_parquet", "parquet_files", "parquet_places", "parquet_states", "told_parquet"]
+__all__ = ["is_no_data", "opened_parquet", "parquet_files", "parquet_places", "parquet_states", "told_parquet"]
+
+# What is in a folder that is a table, of whose files a log tells which count: others were deleted or replaced.
+_LOGS = {"Delta Lake": "_delta_log/*", "Hudi": ".hoodie/*", "Iceberg": "metadata/*.metadata.json"}
+
+
+def is_no_data(name: str) -> bool:
+    """Whether a name in a folder of parquet is of what Spark, Hive and pyarrow pass over, and not of data.
+
+    Such are hidden ones, `_temporary` with what failed jobs left, and `_spark_metadata`; `_day=1` is a partition.
+    """
+    return name.startswith(".") or (name.startswith("_") and "=" not in name)
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """Returns a folder's parquet files, as `files_below` does; or the file. Raises OSError."""
-    return files_below(path, ".parquet") if path.is_dir() else [path]
+    """Returns a folder's parquet files, as `files_below` does; or the file.
+
+    Raises:
+        BadFile: It is a table whose log says which of its files count.
+        OSError: A folder cannot be listed.
+    """
+    if not path.is_dir():
+        return [path]
+    _refuse_table(path, lambda pattern: any(path.glob(pattern)))
+    return files_below(path, ".parquet", left_out=is_no_data)
 
 
 def parquet_states(path: Location) -> list[FileState]:
-    """Returns what the same files are told by, here or elsewhere. Raises OSError, and what `RemotePath` does."""
-    if isinstance(path, RemotePath):
-        return path.find(".parquet") if path.is_dir() else [path.state()]
-    return [state_of(file) for file in parquet_files(path)]
+    """Returns what the same files are told by, here or elsewhere. Raises likewise, and what `RemotePath` does."""
+    if not isinstance(path, RemotePath):
+        return [state_of(file) for file in parquet_files(path)]
+    if not path.is_dir():
+        return [path.state()]
+    # All in one listing, which may be long.
+    found = {state.name[len(str(path / "")) :]: state for state in path.find("", left_out=lambda _: False)}
+    _refuse_table(path, lambda pattern: any(fnmatchcase(name, pattern) for name in found))
+    return [
+        state
+        for name, state in found.items()
+        if name.lower().endswith(".parquet") and not any(map(is_no_data, name.split("/")))
+    ]
 
 
 def parquet_places(path: Location) -> list[Location]:
-    """Returns the same files, here or elsewhere. Raises what `RemotePath` does."""
+    """Returns the same files, here or elsewhere. Raises likewise."""
     if isinstance(path, RemotePath):
         return [RemotePath(state.name) for state in parquet_states(path)]
     return [*parquet_files(path)]
+
+
+def _refuse_table(folder: Location, has: Callable[[str], bool]) -> None:
+    """Refuses a folder of which all files would be read, those too that its table has deleted. Raises BadFile."""
+    for kind, pattern in _LOGS.items():
+        if has(pattern):
+            raise BadFile(
+                f"is a table of {kind}, whose log says which of its files count; write its rows to a folder of plain "
+                "parquet and give that",
+                path=str(folder),
+            )
 
 
 @contextmanager

@@ -5,9 +5,13 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-__all__ = ["Limits", "Retry", "Timeout"]
+__all__ = ["MOST_PREPARERS", "Limits", "Retry", "Timeout"]
+
+MOST_PREPARERS = 1024
+"""All of them are started at once: a slip of the hand must not take a machine down."""
 
 _MIB = 1024 * 1024
+_MOST_S = 1_000_000  # eleven days: gRPC has 32 bits for milliseconds
 
 
 def _check_positive(owner: object, *names: str) -> None:
@@ -34,6 +38,9 @@ class Timeout:
 
     def __post_init__(self) -> None:
         _check_positive(self, "connect_s", "request_s")
+        for name, seconds in (("connect_s", self.connect_s), ("request_s", self.request_s)):
+            if seconds > _MOST_S:
+                raise ValueError(f"Timeout.{name} must be at most {_MOST_S}, got {seconds!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +99,7 @@ class Limits:
         item_bytes: A larger item is refused before it is read or sent.
         readers: Most threads that read files of images ahead; there are as many as it takes not to wait for them.
         preparers: Processes that decode images, where the client does that (`prepare`); by default one for each core
-            that this process may use.
+            that this process may use. 1024 at most: all are started at once.
     """
 
     in_flight: int = 64
@@ -106,3 +113,5 @@ class Limits:
         _check_positive(self, "in_flight", "in_flight_bytes", "request_bytes", "item_bytes", "readers")
         if self.preparers is not None:
             _check_positive(self, "preparers")
+            if self.preparers > MOST_PREPARERS:
+                raise ValueError(f"Limits.preparers must be at most {MOST_PREPARERS}, got {self.preparers!r}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
+from cnclip_console.shown import visible
+
 __all__ = ["told"]
 
 _FIXES = {
@@ -25,9 +27,9 @@ def told(error: BaseException) -> str:
     that was raised with words of its own keeps them, without an advice of ours.
     """
     if not isinstance(error, OSError) or not error.strerror:
-        return str(error)
+        return visible(str(error))
     name = error.filename
     where = f"{os.fsdecode(name)}: " if isinstance(name, str | bytes | os.PathLike) and name else ""
     own_words = error.errno is None or error.strerror != os.strerror(error.errno)
     fix = None if own_words or error.errno is None else _FIXES.get(error.errno)
-    return f"{where}{error.strerror}" + (f"; {fix}" if fix else "")
+    return visible(f"{where}{error.strerror}" + (f"; {fix}" if fix else ""))

@@ -6,6 +6,9 @@ Typer's own, in boxes, cuts the names of options at 80 columns and leaves 17 of 
 from __future__ import annotations
 
 import inspect
+import os
+import select
+import sys
 import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,12 +19,28 @@ from typer.core import TyperCommand, TyperGroup
 __all__ = ["plain_app"]
 
 _NAMES_WIDTH = 26
+_PIPE_CLOSED = 141
 _OTHER = "Other options"
 _EXAMPLES = ("Example:", "Examples:")
 
 
 class _Command(TyperCommand):
-    """A command that tells of its options by `rich_help_panel`, and of examples as they are typed."""
+    """A command that tells of its options by `rich_help_panel`, and of examples as they are typed.
+
+    Where the reader of its output goes away, as `head` does, it ends without a word and with the status of SIGPIPE.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            done = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            if not _has_no_reader(sys.stdout):
+                raise  # another pipe's
+            # What is left would be written once more as the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(_PIPE_CLOSED) from None
+        return done
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         _write_text(self.help, formatter)
@@ -64,6 +83,12 @@ def plain_app(**settings: Any) -> typer.Typer:
         settings: Of `typer.Typer`.
     """
     return _App(cls=_Group, rich_markup_mode=None, pretty_exceptions_enable=False, **settings)
+
+
+def _has_no_reader(pipe: Any) -> bool:
+    looked = select.poll()
+    looked.register(pipe, 0)
+    return any(event & select.POLLERR for _, event in looked.poll(0))
 
 
 def _paragraphs(text: str | None) -> list[str]:

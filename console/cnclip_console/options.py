@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -62,7 +62,7 @@ def gives_options(
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        hints = get_type_hints(command, include_extras=True)
+        hints = _annotations(command)
         types = get_type_hints(kind, include_extras=True)
         shared = [
             inspect.Parameter(
@@ -93,6 +93,19 @@ def gives_options(
         return wrapper
 
     return decorate
+
+
+def _annotations(command: Callable[..., None]) -> dict[str, Any]:
+    """Returns the annotations of a command's parameters, as they are written.
+
+    Python 3.10 puts `Optional[...]` around those whose default is None, and with it around typer's `Annotated`.
+    """
+    found = get_type_hints(command, include_extras=True)
+    for name, hint in found.items():
+        inner = [one for one in get_args(hint) if one is not type(None)]
+        if get_origin(hint) is Union and len(inner) == 1 and get_origin(inner[0]) is Annotated:
+            found[name] = inner[0]
+    return found
 
 
 def _default(declared: Field[Any]) -> Any:

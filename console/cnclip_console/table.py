@@ -7,6 +7,8 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from cnclip_console.shown import visible
+
 __all__ = ["columns_of", "print_table", "table_lines"]
 
 _GAP = "  "
@@ -45,7 +47,7 @@ def table_lines(header: Sequence[str], rows: Iterable[Sequence[str]], width: int
         width: Of the terminal, in columns. Rows that are wider become a line for each cell, named after its column;
             without a header they are left for the terminal to fold. None for any width.
     """
-    all_rows = [list(header), *map(list, rows)]
+    all_rows = [[visible(cell) for cell in row] for row in (header, *rows)]
     widths = [max(columns_of(row[column]) for row in all_rows) for column in range(len(header))]
     if width is None or not any(header) or sum(widths) + len(_GAP) * (len(widths) - 1) <= width:
         right = [
@@ -56,11 +58,11 @@ def table_lines(header: Sequence[str], rows: Iterable[Sequence[str]], width: int
             for row in (all_rows if any(header) else all_rows[1:])
         )
         return list(lines)
-    names = max(map(columns_of, header))
+    names = max(map(columns_of, all_rows[0]))
     return [
         f"{'  ' if column else '- '}{_padded(name, names, False)}{_GAP}{cell}".rstrip()
         for row in all_rows[1:]
-        for column, (name, cell) in enumerate(zip(header, row, strict=True))
+        for column, (name, cell) in enumerate(zip(all_rows[0], row, strict=True))
     ]
 
 

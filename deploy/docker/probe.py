@@ -12,8 +12,9 @@ With CNCLIP_PROBE_RESTARTS=1 it ends the server that serve.sh started once two p
 that had not: Docker Compose marks a container as unhealthy and leaves it at that, but starts one again that has ended.
 SIGTERM comes first, and SIGKILL if the next probe fails too.
 
-Usage: probe.py [URL [SECONDS]], by default http://127.0.0.1:8000 and 10; SECONDS are for all of it. The metrics are
-read from CNCLIP_METRICS_URL, by default port 8002 of the same host.
+Usage: probe.py [URL [SECONDS [loaded]]], by default http://127.0.0.1:8000 and 10; SECONDS are for all of it. With
+`loaded` a server that has no model ready fails too: for the start of one that goes on without what it cannot load.
+The metrics are read from CNCLIP_METRICS_URL, by default port 8002 of the same host.
 """
 
 import base64
@@ -43,6 +44,7 @@ _COUNT = re.compile(
     r'^nv_inference_(pending_request|exec)_count\{.*?model="([^"]*)".*?version="([^"]*)".*\} (\S+)$', re.M
 )
 _LOOKS = 3
+_STALL_S = 90.0
 _FORGET_S = 300.0
 _FAILURES_TO_END = 2
 
@@ -51,9 +53,9 @@ _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 Counts = dict[str, dict[str, float]]  # of "NAME/VERSION", its `pending_request` and `exec`
 
 
-def main(url: str = "http://127.0.0.1:8000", seconds: str = "10") -> int:
+def main(url: str = "http://127.0.0.1:8000", seconds: str = "10", wanted: str = "") -> int:
     """Probes a server, says on stderr what is wrong, and ends it if it is told to; returns the exit status."""
-    status = _probe(url, seconds)
+    status = _probe(url, seconds, loaded=wanted == "loaded")
     if os.environ.get("CNCLIP_PROBE_RESTARTS") == "1":
         _end_if_sick(_state_file(url).with_suffix(".failures"), sick=status != 0)
     return status
@@ -75,12 +77,14 @@ def _end_if_sick(path: Path, *, sick: bool) -> None:
     _write(path, str(failures))
 
 
-def _probe(url: str, seconds: str) -> int:
+def _probe(url: str, seconds: str, *, loaded: bool) -> int:
     patience = float(seconds) / 2
     try:
         _request(f"{url}/v2/health/live", patience)
         counts = _counts(_metrics_url(url), patience)
         models = _models(url, patience, counts)
+        if loaded and not models:
+            raise ValueError("no model is ready")
         random.shuffle(models)  # where time does not suffice for all, each has its turn
         try:
             deadline = time.monotonic() + patience
@@ -175,8 +179,21 @@ def _standing_still(path: Path, counts: Counts, now: float) -> "list[str]":
             before = {"exec": count.get("exec"), "at": now, "looks": 0}
         still[key] = {**before, "looks": before["looks"] + 1}
     _write(path, json.dumps({**still, "container": _container(), "looked": now}))
-    stall_s = float(os.environ.get("CNCLIP_STALL_SECONDS") or 90)
+    stall_s = _stall_s()
     return sorted(key for key, look in still.items() if look["looks"] >= _LOOKS and now - look["at"] >= stall_s)
+
+
+def _stall_s() -> float:
+    """How long nothing may be executed. A variable that says no number must not end a server that is well."""
+    told = os.environ.get("CNCLIP_STALL_SECONDS", "").strip()
+    try:
+        seconds = float(told or _STALL_S)
+    except ValueError:
+        seconds = 0.0
+    if seconds > 0:
+        return seconds
+    print(f"CNCLIP_STALL_SECONDS is {told!r}, no number of seconds: {_STALL_S} count", file=sys.stderr)
+    return _STALL_S
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,6 +1,8 @@
 #!/bin/sh
-# Starts tritonserver as `cnclip-serve` does: complete configs, a server that is ready when all its models are, and the
-# shared-memory, trace and logging APIs closed unless CNCLIP_ADMIN_KEY opens them. Arguments go to tritonserver.
+# Starts tritonserver as `cnclip-serve` does: complete configs, and the shared-memory, trace and logging APIs closed unless
+# CNCLIP_ADMIN_KEY opens them. Arguments go to tritonserver. It answers nothing before its models are loaded, and is ready from
+# then on: with strict readiness every server that polls would be taken out of service at once while it loads a version
+# more, and for as long as one cannot be loaded, although the others are served.
 # CNCLIP_GRPC_CONNECTION_SECONDS has gRPC's connections end after so long: clients look the server's name up again, and
 # find those that were added. Requests under way come to their end first.
 # CNCLIP_DECODES_ON_GPU, which card.Dockerfile sets, has images stay on the GPU that decodes them: room there, and no pinned
@@ -24,7 +26,7 @@ rm -f "${TMPDIR:-/tmp}"/cnclip-probe-* || true
 echo $$ >"${TMPDIR:-/tmp}/cnclip-tritonserver.pid" || true
 exec tritonserver \
   --disable-auto-complete-config \
-  --strict-readiness=true \
+  --strict-readiness=false \
   --exit-timeout-secs="${CNCLIP_EXIT_TIMEOUT_SECS:-30}" \
   --allow-metrics=true \
   --grpc-restricted-protocol="$restricted" \

@@ -221,10 +221,13 @@ def _keys(file: Path | None) -> tuple[bytes, ...]:
 
     Raises:
         BadFile: The file holds none, or cannot be read.
+        typer.BadParameter: The variable holds blanks alone: whoever set it meant to let nobody in without a key.
     """
     if file is None:
-        key = os.environ.get("CNCLIP_API_KEY", "").strip()
-        return (key.encode(),) if key else ()
+        named = os.environ.get("CNCLIP_API_KEY", "")
+        if named and not named.strip():
+            raise typer.BadParameter("CNCLIP_API_KEY is blank; put the key in it, or unset it to let all in")
+        return (os.fsencode(named.strip()),) if named else ()
     try:
         keys = tuple(line.strip() for line in file.read_bytes().splitlines() if line.strip())
     except OSError as error:

@@ -7,6 +7,9 @@ import logging
 import signal
 import socket
 import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -18,7 +21,11 @@ from cnclip_gateway._settings import Settings
 
 __all__ = ["listening", "serve", "server_of"]
 
+_log = logging.getLogger(__name__)
+
 _BACKLOG = 2048
+# How long a renewed certificate may lie there before it is taken.
+_RENEWAL_S = 10.0
 _LAST_ANSWERS_S = 10
 
 
@@ -96,6 +103,44 @@ def _require_usable(certificate: Path, key: Path) -> None:
         ) from error
 
 
+@contextmanager
+def _renewing(context: ssl.SSLContext, certificate: Path, key: Path) -> Iterator[None]:
+    """Within it, new connections get the certificate that the files hold now: whoever renews it replaces them."""
+    ended, taken = threading.Event(), _stamps(certificate, key)
+
+    def look() -> None:
+        nonlocal taken
+        while not ended.wait(_RENEWAL_S):
+            if (now := _stamps(certificate, key)) == taken:
+                continue
+            taken = now
+            try:
+                _require_usable(certificate, key)  # else the context would be left with one half of a pair
+                context.load_cert_chain(certificate, key)
+            except OSError as error:
+                _log.warning("the renewed certificate is not taken, the one before stays: %s", error)
+
+    looking = threading.Thread(target=look, name="certificate", daemon=True)
+    looking.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        looking.join()
+
+
+def _stamps(*files: Path) -> list[tuple[int, int, int] | None]:
+    """What changes with a file's content, links followed; None for one that is not there at this moment."""
+    found: list[tuple[int, int, int] | None] = []
+    for file in files:
+        try:
+            stat = file.stat()
+            found.append((stat.st_ino, stat.st_mtime_ns, stat.st_size))
+        except OSError:
+            found.append(None)
+    return found
+
+
 def serve(server: uvicorn.Server, host: str, port: int) -> None:
     """Serves until Ctrl-C or SIGTERM, and prints the address on stdout once it listens.
 
@@ -103,10 +148,14 @@ def serve(server: uvicorn.Server, host: str, port: int) -> None:
         OSError: It cannot listen there.
         KeyboardInterrupt: It was told to end.
     """
-    with listening(host, port) as taken:
+    with ExitStack() as stack:
+        taken = stack.enter_context(listening(host, port))
+        config = server.config
+        if config.ssl is not None and config.ssl_certfile and config.ssl_keyfile:
+            stack.enter_context(_renewing(config.ssl, Path(config.ssl_certfile), Path(config.ssl_keyfile)))
         signal.signal(signal.SIGTERM, _interrupt)
         shown = f"[{host}]" if ":" in host else host
-        scheme = "https" if server.config.is_ssl else "http"
+        scheme = "https" if config.is_ssl else "http"
         print(f"gateway  {scheme}://{shown}:{taken.getsockname()[1]}", flush=True)
         server.run(sockets=[taken])
 

@@ -193,7 +193,7 @@ class Card:
         if not suited:
             return done
         try:
-            done._memory = self._device.allocate(len(images) * done._bytes)
+            done._memory = self._device.allocate(len(images) * done._bytes, to_hand_on=True)
             for rows in self._portions(suited):
                 decoded = self._decoder.decode([images[row] for row in rows], [suited[row] for row in rows])
                 made = {row: one for row, one in zip(rows, decoded, strict=True) if one is not None}

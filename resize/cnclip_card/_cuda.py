@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,12 +34,20 @@ def compile_kernels(capability: str) -> Any:
     return Program(SOURCE.read_text(encoding="ascii"), "c++", options).compile("cubin")
 
 
-class _Allocated:
-    """Memory of the GPU: it goes back with the buffer that is held here."""
+class _Pooled:
+    """Memory out of the driver's pool: it goes back with the buffer that is held here."""
 
     def __init__(self, buffer: Any) -> None:
         self.buffer = buffer
         self.address = int(buffer.handle)
+
+
+class _Plain:
+    """Memory of its own, by `cuMemAlloc`."""
+
+    def __init__(self, address: int, free: Callable[[int], object]) -> None:
+        self.address = address
+        weakref.finalize(self, free, address)
 
 
 class Cuda:
@@ -90,10 +100,14 @@ class Cuda:
                 f"{needed}: update the driver"
             )
 
-    def allocate(self, size: int) -> Memory:
-        """Gives memory of so many bytes."""
+    def allocate(self, size: int, *, to_hand_on: bool = False) -> Memory:
+        """Gives memory of so many bytes, out of a pool unless it is to be handed on."""
         self._device.set_current()
-        return _Allocated(self._device.allocate(size, stream=self._stream))
+        if to_hand_on:
+            # Triton's Python backend asks the driver where a tensor's memory begins, and elsewhere for a handle to
+            # share it by (its pb_memory.cc). A pool's memory has no such handle, and is of no context.
+            return _Plain(int(self._checked(self._driver.cuMemAlloc(size))), self._free)
+        return _Pooled(self._device.allocate(size, stream=self._stream))
 
     def write(self, address: int, data: bytes) -> None:
         """Copies bytes into its memory, behind what it was asked for before."""
@@ -125,6 +139,10 @@ class Cuda:
         part = Buffer.from_handle(memory.address + offset, int(np.prod(shape)), owner=memory)
         # All that fills it has been waited for: whoever reads it need not.
         return StridedMemoryView.from_buffer(part, shape, dtype=np.dtype(np.uint8)).__dlpack__(stream=-1)
+
+    def _free(self, address: int) -> None:
+        self._device.set_current()  # whoever lets go of a tensor may be in any thread
+        self._driver.cuMemFree(address)
 
     def _checked(self, answer: tuple[Any, ...]) -> Any:
         """What a function of the driver gives.

@@ -22,8 +22,8 @@ class Device(Protocol):
     def memory(self) -> int:
         """Bytes that it has in all."""
 
-    def allocate(self, size: int) -> Memory:
-        """Gives memory of so many bytes."""
+    def allocate(self, size: int, *, to_hand_on: bool = False) -> Memory:
+        """Gives memory of so many bytes; `to_hand_on`: such as other processes may be given by `tensor`."""
 
     def write(self, address: int, data: bytes) -> None:
         """Copies bytes into its memory."""

@@ -144,10 +144,13 @@ def image_formats(more: str = "") -> tuple[str, ...]:
     Image.preinit()
     Image.init()
     wanted = {name.strip().upper() for name in more.split(",") if name.strip()}
+    further = f"name some of {', '.join(sorted(set(Image.OPEN) - _FORMATS - _START_PROGRAMS))}"
     if refused := wanted & _START_PROGRAMS:
-        raise ValueError(f"images of the format {min(refused)} are not decoded: Pillow starts a program for them")
+        raise ValueError(
+            f"images of the format {min(refused)} are not decoded, since Pillow starts a program for them: {further}"
+        )
     if unknown := wanted - set(Image.OPEN):
-        raise ValueError(f"this Pillow has no format {min(unknown)}: name one of {', '.join(sorted(Image.OPEN))}")
+        raise ValueError(f"this Pillow has no format {min(unknown)}: {further}")
     return tuple(name for name in Image.ID if name in _FORMATS | wanted)
 
 

@@ -5,12 +5,24 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import math
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
 from cnclip_server._errors import ServerError
+
+# A one of each type of number that models here take.
+_ONES = {
+    "UINT8": b"\1",
+    "INT32": struct.pack("<i", 1),
+    "INT64": struct.pack("<q", 1),
+    "FP16": struct.pack("<e", 1),
+    "FP32": struct.pack("<f", 1),
+}
+_ANY_SIZE = 8  # of an axis that says none
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,30 @@ class Api:
         status, _ = self._get(f"/v2/models/{quote(name)}/versions/{version}/ready", timeout_s)
         return status in (http.client.OK, http.client.FORBIDDEN)
 
+    def infers(self, name: str, version: str, timeout_s: float) -> bool:
+        """Whether a version of a model answers a request of one row, all ones, where its inputs are numbers.
+
+        Raises:
+            OSError, ValueError, http.client.HTTPException: It does not answer, or not as Triton does.
+        """
+        place = f"/v2/models/{quote(name)}/versions/{version}"
+        status, body = self._get(place, timeout_s)
+        inputs = json.loads(body).get("inputs", []) if status == http.client.OK else []
+        if not inputs or any(tensor["datatype"] not in _ONES for tensor in inputs):
+            return False
+        described, content = [], b""
+        for tensor in inputs:
+            # One row, and of a text so many tokens as plans take too.
+            shape = [size if size > 0 else _ANY_SIZE if at else 1 for at, size in enumerate(tensor["shape"])]
+            ones = _ONES[tensor["datatype"]] * math.prod(shape)
+            one = {"name": tensor["name"], "datatype": tensor["datatype"], "shape": shape}
+            described.append({**one, "parameters": {"binary_data_size": len(ones)}})
+            content += ones
+        header = json.dumps({"inputs": described, "parameters": {"binary_data_output": True}}).encode()
+        headers = {**self.headers, "Inference-Header-Content-Length": str(len(header))}
+        status, _ = _request("POST", self.host, self.port, f"{place}/infer", timeout_s, headers, header + content)
+        return status == http.client.OK
+
     def metrics(self, timeout_s: float) -> str:
         """Its Prometheus metrics; empty if they are turned off."""
         try:
@@ -80,7 +116,13 @@ class Api:
 
 
 def _request(
-    method: str, host: str, port: int, path: str, timeout_s: float, headers: Mapping[str, str] | None = None
+    method: str,
+    host: str,
+    port: int,
+    path: str,
+    timeout_s: float,
+    headers: Mapping[str, str] | None = None,
+    body: bytes | None = None,
 ) -> tuple[int, bytes]:
     """One HTTP request on its own connection: an open one would make tritonserver wait when it stops.
 
@@ -88,6 +130,6 @@ def _request(
     """
     connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
     with contextlib.closing(connection):
-        connection.request(method, path, headers={"Connection": "close", **(headers or {})})
+        connection.request(method, path, body, headers={"Connection": "close", **(headers or {})})
         response = connection.getresponse()
         return response.status, response.read()

@@ -16,12 +16,14 @@ from types import FrameType
 from typing import IO, Annotated
 
 import typer
-from cnclip_console import Version, plain_app, told
+from cnclip_console import Version, plain_app, told, visible
 
 from cnclip_server._command import Tls
 from cnclip_server._errors import RepositoryError, ServerError
 from cnclip_server._folder import make_folder, told_by_name
 from cnclip_server._manifest import MANIFEST, changed_files
+from cnclip_server._process import how_it_ended
+from cnclip_server._renewals import Renewals
 from cnclip_server._server import TritonServer
 
 app = plain_app()
@@ -157,6 +159,7 @@ def serve(
         _compare(repository, serve_anyway=changed)
         with contextlib.ExitStack() as stack:
             log_file = stack.enter_context(_shown_log()) if verbose else None
+            tls = Tls(tls_cert, tls_key, client_ca) if tls_cert and tls_key else None
             server = TritonServer(
                 repository,
                 host=host,
@@ -165,12 +168,13 @@ def serve(
                 metrics_port=metrics_port,
                 binary=tritonserver,
                 extra_args=extra or (),
-                tls=Tls(tls_cert, tls_key, client_ca) if tls_cert and tls_key else None,
+                tls=tls,
                 admin_key=admin_key,
                 startup_timeout_s=startup_timeout,
                 log_file=log_file,
             )
-            _serve(stack.enter_context(server), max_restarts, restart_window)
+            renewals = None if tls is None else Renewals(tls)
+            _serve(stack.enter_context(server), max_restarts, restart_window, renewals)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
     except (ServerError, OSError) as error:
@@ -196,11 +200,13 @@ def _compare(repository: Path, *, serve_anyway: bool) -> None:
             "change, serve it with --serve-changed",
             fix=None,
         )
-    print(f"warning: {repository} is not what its {MANIFEST} says: {shown}", file=sys.stderr, flush=True)
+    print(visible(f"warning: {repository} is not what its {MANIFEST} says: {shown}"), file=sys.stderr, flush=True)
 
 
-def _serve(server: TritonServer, max_restarts: int, window_s: float) -> None:
+def _serve(server: TritonServer, max_restarts: int, window_s: float, renewals: Renewals | None = None) -> None:
     """Says where the server is and what it serves, and waits; starts it again when a model has died or hangs.
+
+    It does so for a renewed certificate, too, which counts as no restart.
 
     Raises:
         ServerError: The server has ended by itself, or would have to be started again too often.
@@ -223,9 +229,13 @@ def _serve(server: TritonServer, max_restarts: int, window_s: float) -> None:
                 )
             restarts.append(time.monotonic())
             print(f"{what}: restarting the server ({len(restarts)} of {max_restarts})", file=sys.stderr, flush=True)
-            server.restart()
-            print("the server is back", file=sys.stderr, flush=True)
-    raise ServerError(f"tritonserver ended by itself (exit status {status}); run with -v to see its log")
+        elif renewals is not None and renewals.are_there():
+            print("the certificate was renewed: restarting the server", file=sys.stderr, flush=True)
+        else:
+            continue
+        server.restart()
+        print("the server is back", file=sys.stderr, flush=True)
+    raise ServerError(f"tritonserver ended by itself ({how_it_ended(status)}); run with -v to see its log")
 
 
 @contextlib.contextmanager

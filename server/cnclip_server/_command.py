@@ -73,6 +73,18 @@ class Tls:
                     f"{self.client_ca} can't be used ({error}); name a PEM file of certificates"
                 ) from None
 
+    def stamp(self) -> tuple[tuple[int, int, int] | None, ...]:
+        """What changes when a file is replaced, links followed; None for one that is not there at this moment."""
+        return tuple(map(_stamp, (self.certificate, self.key, self.client_ca)))
+
+
+def _stamp(path: Path | None) -> tuple[int, int, int] | None:
+    try:
+        stat = None if path is None else path.stat()
+    except OSError:
+        return None
+    return None if stat is None else (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -135,7 +147,8 @@ def server_command(binary: Binary, settings: Settings, *, folder: Path, shm_pref
         f"--model-repository={repository}",
         "--disable-auto-complete-config",
         "--exit-on-error=true",
-        "--strict-readiness=true",
+        # It answers only once all models are there. Strict, it would not be ready while a poll loads versions more.
+        "--strict-readiness=false",
         f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         f"--grpc-address={settings.host}",

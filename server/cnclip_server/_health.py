@@ -54,6 +54,13 @@ class Health:
                 for entry in self._api.index(_ASK_TIMEOUT_S)
                 if not self._api.is_model_ready(entry["name"], entry["version"], _ASK_TIMEOUT_S)
             ]
-            self._watch.hear(parse_counts(self._api.metrics(_ASK_TIMEOUT_S)), not_ready)
+            counts = parse_counts(self._api.metrics(_ASK_TIMEOUT_S))
+            self._watch.hear(counts, not_ready, self._answers)
         except (OSError, ValueError, http.client.HTTPException, ServerError) as error:
             logger.debug("the server could not be asked: %r", error)
+
+    def _answers(self, model: str, version: str) -> bool:
+        try:
+            return self._api.infers(model, version, _ASK_TIMEOUT_S)
+        except (OSError, ValueError, http.client.HTTPException):
+            return False

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from typing import IO
 from cnclip_server._errors import ServerError
 from cnclip_server._log import without_keys
 
+__all__ = ["DEFAULT_LOG_LIMIT_BYTES", "GuardedProcess", "how_it_ended"]
+
 logger = logging.getLogger(__name__)
 
 _GUARD = Path(__file__).with_name("_guard.py")
@@ -22,6 +25,18 @@ _KILL_TIMEOUT_S = 10.0
 
 DEFAULT_LOG_LIMIT_BYTES = 64 * 2**20
 """How large a log may become: some hundred thousand lines, and as much in the file before."""
+
+
+_SIGNALLED = 128  # what the guard adds to a signal's number
+
+
+def how_it_ended(status: int) -> str:
+    """An exit status of `GuardedProcess.wait`, in words."""
+    try:
+        name = signal.Signals(status - _SIGNALLED).name
+    except ValueError:
+        return f"exit status {status}"
+    return f"killed by {name}" + (", as when memory runs out" if name == "SIGKILL" else "")
 
 
 class GuardedProcess:

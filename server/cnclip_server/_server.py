@@ -28,8 +28,9 @@ from cnclip_server._health import Health
 from cnclip_server._host import check_glibc, check_numpy, check_open_files, environment, wheel_libraries
 from cnclip_server._log import failure_reason, last_line, serves_metrics, tail, unbound_service, without_keys
 from cnclip_server._ports import FLAGS, Ports
-from cnclip_server._process import DEFAULT_LOG_LIMIT_BYTES, GuardedProcess
+from cnclip_server._process import DEFAULT_LOG_LIMIT_BYTES, GuardedProcess, how_it_ended
 from cnclip_server._stub_python import lay_out_stub_python
+from cnclip_server._watch import ModelWatch
 
 logger = logging.getLogger(__name__)
 
@@ -278,6 +279,7 @@ class TritonServer:
                 command = server_command(binary, settings, folder=folder, shm_prefix=shm_prefix)
                 if not binary.has_onnxruntime and (python := lay_out_stub_python(folder)) is not None:
                     environ["PATH"] = f"{python}{os.pathsep}{environ['PATH']}"
+                    del environ["PYTHONPATH"]  # whose paths it has by other names
             return GuardedProcess(
                 command,
                 folder=folder,
@@ -294,11 +296,20 @@ class TritonServer:
         """Polls readiness until it is there, the process has ended, or the time is over."""
         deadline = time.monotonic() + self._startup_timeout_s
         api = self._api()
+        pid = process.pid()
+        watch = None if pid is None else ModelWatch(pid)
         while (status := process.wait(_POLL_INTERVAL_S)) is None:
             if api.is_ready():
                 if _is_bound(process):
                     return
                 break
+            if watch is not None and (dead := watch.look()):  # Triton goes on to wait for it
+                log = without_keys(process.read_log(), self._settings().keys)
+                raise StartupFailed(
+                    f"{'; '.join(sorted(dead.values()))}; tritonserver's last word was: {last_line(log)}; "
+                    "see that there is memory for all models, and its log (-v, log_file)",
+                    tail(log),
+                )
             if time.monotonic() > deadline:
                 log = without_keys(process.read_log(), self._settings().keys)
                 raise StartupFailed(
@@ -310,7 +321,7 @@ class TritonServer:
         service = unbound_service(log)
         if service in FLAGS:
             raise PortInUse(self.host, getattr(self._ports, service), FLAGS[service])
-        reason = failure_reason(log) or f"{last_line(log)} (exit status {status})"
+        reason = failure_reason(log) or f"{last_line(log)} ({how_it_ended(status or 0)})"
         # The reader knows the repository by its own name, not by that of our link to it.
         reason = reason.replace(str(linked_repository(process.folder)), str(self.repository))
         raise StartupFailed(f"tritonserver did not start: {reason}", tail(log))

@@ -1,13 +1,12 @@
 """A Python for Triton's stubs, where the paths of the one that runs this are not ASCII.
 
 The embedded tritonserver's stubs start Python isolated and in the C locale, whatever the environment says: to them
-paths are ASCII. Other bytes of a path they bear, but not in a `.pth` file, which an editable install in a folder with a
-Chinese name has: seen with Python 3.11, they end before any model is loaded ("Failed to import the site module").
+paths are ASCII. Where others are in a `.pth` file, as an editable install in a folder with a Chinese name has them, or
+lead to a compiled module on Python 3.13, they end before any model is loaded. So they are given links with ASCII names.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -21,12 +20,12 @@ def lay_out_stub_python(folder: Path) -> Path | None:
         folder: The server's temporary folder.
 
     Returns:
-        The folder of its `python3`, to stand first on PATH; None where there is no need of it.
+        The folder of its `python3`, to stand first on PATH, without a PYTHONPATH; None where there is no need of it.
 
     Raises:
         OSError: The temporary folder is full.
     """
-    paths = [path for path in sys.path if Path(path).is_dir()]
+    paths = [str(Path(path).absolute()) for path in sys.path if Path(path).is_dir()]
     if all(path.isascii() for path in (sys.prefix, sys.base_prefix, *paths)):
         return None
     home, base = folder / "python", folder / "base-python"
@@ -36,8 +35,11 @@ def lay_out_stub_python(folder: Path) -> Path | None:
     (home / "bin" / "python3").symlink_to(Path(sys.executable).resolve())
     base.symlink_to(sys.base_prefix, target_is_directory=True)
     (home / "pyvenv.cfg").write_text(f"home = {base}/bin\n", encoding="ascii")
-    names = [os.fsencode(Path(path).absolute()) for path in paths]
-    (packages / "these.pth").write_text(
-        f"import os, sys; sys.path.extend(map(os.fsdecode, {names!r}))\n", encoding="ascii"
-    )
+    with (packages / "these.pth").open("w", encoding="ascii") as these:
+        for number, path in enumerate(paths):
+            if not path.isascii():
+                link = home / f"path-{number}"
+                link.symlink_to(path, target_is_directory=True)
+                path = str(link)
+            these.write(f"{path}\n")
     return home / "bin"

@@ -138,12 +138,20 @@ class ModelWatch:
             troubles |= {model: sentence.format(model) for model in self._lasting(name, sick, patience_s)}
         return troubles
 
-    def hear(self, counts: Mapping[tuple[str, str], Counts], not_ready: Collection[str] = ()) -> None:
+    def hear(
+        self,
+        counts: Mapping[tuple[str, str], Counts],
+        not_ready: Collection[str] = (),
+        answers: Callable[[str, str], bool] = lambda model, version: False,
+    ) -> None:
         """Takes in what the server says of itself.
 
         Args:
             counts: Of its metrics, by model and version.
             not_ready: Models that it lists as ready and, asked for each, calls not ready.
+            answers: Asks a version of a model for something that it can do, and tells whether it did. The C++
+                onnxruntime backend fails for want of nothing but sense in a request (token ids that no vocabulary has),
+                and does not count such a batch as executed: whoever sends only those must not have a server restarted.
         """
         now = self._clock()
         stubs = self._stubs()
@@ -153,11 +161,18 @@ class ModelWatch:
         for (model, version), count in counts.items():
             cpu_s = sum(stub.cpu_s for stub in stubs if stub.model == model)
             has_process = any(stub.model == model for stub in stubs)
-            if trouble := self._standstill((model, version), count, now, cpu_s, has_process=has_process):
+            if trouble := self._standstill((model, version), count, now, cpu_s, answers, has_process=has_process):
                 self._stuck[model] = trouble
 
     def _standstill(
-        self, key: tuple[str, str], counts: Counts, now: float, cpu_s: float, *, has_process: bool
+        self,
+        key: tuple[str, str],
+        counts: Counts,
+        now: float,
+        cpu_s: float,
+        answers: Callable[[str, str], bool],
+        *,
+        has_process: bool,
     ) -> str | None:
         """Compares one version's counts with those before; gives what is wrong with it."""
         past = self._standstills.get(key)
@@ -174,7 +189,10 @@ class ModelWatch:
             return None
         seconds = now - past.at
         if past.rises >= _FAILURES and seconds >= _FAILING_S:
-            return f"{key[0]} fails every request"
+            if not answers(*key):
+                return f"{key[0]} fails every request"
+            self._standstills[key] = _Standstill(counts, now, cpu_s)
+            return None
         idle = has_process and cpu_s - past.cpu_s < _IDLE_SHARE * seconds
         if counts.pending and seconds >= (_IDLE_S if idle else _WORKING_S):
             return f"requests wait for {key[0]} and none has been executed for {seconds:.0f} s"

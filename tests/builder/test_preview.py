@@ -13,7 +13,7 @@ from cnclip_builder.arch import Arch, get_arch
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.build import BuildRequest, build_repository
 from cnclip_builder.checkpoint.choose import choose_arch
-from cnclip_builder.errors import BuildError, CheckpointError
+from cnclip_builder.errors import BuildError, CheckpointError, MissingRequirementError
 from cnclip_builder.preview import UNKNOWN, Preview, preview_build
 from cnclip_builder.repository.manifest import read_manifest
 from cnclip_builder.repository.serving import ServingConfig
@@ -191,3 +191,38 @@ def test_what_is_refused_is_refused_in_the_same_words(request_: BuildRequest, tm
         ours = refused(preview_build, request)
         assert state_of(tmp_path) == before, ours
         assert ours == refused(build_repository, request)
+
+
+def test_a_disk_that_does_not_hold_what_is_served_is_told_before_anything_is_made(
+    request_: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Late, it ended a build whose artefacts had taken hours."""
+    with monkeypatch.context() as full:
+        full.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+        for build in (preview_build, build_repository):
+            with pytest.raises(
+                MissingRequirementError, match="repository needs [0-9,]+ MB of disk for what is served and"
+            ):
+                build(request_)
+    assert not request_.repository.exists()
+    for old in request_.artefacts.glob("a/*.json"):
+        old.unlink()
+    free = preview_build(request_).artefacts  # what is made anew counts with it, on the same disk
+    assert set(free.values()) <= {"made", "rewritten"}
+    needed = []
+
+    def told(folder: Path, bytes_: int, what: str) -> None:
+        needed.append((what, bytes_))
+
+    monkeypatch.setattr("cnclip_builder.build.require_space", told)
+    monkeypatch.setattr("cnclip_builder.artefacts.maker.require_space", told)
+    preview_build(request_)
+    (_, made), (what, both) = needed
+    assert what == "what is served and what it is made of"
+    assert both > made > 0
+
+
+def test_what_is_served_already_takes_no_room(request_: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_repository(request_)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    build_repository(replace(request_, serving=replace(SERVING, max_batch_size=8)))

@@ -46,6 +46,7 @@ class Model:
     max_batch_size: int = 32
     version: str = "1"
     older: tuple[str, ...] = ()  # versions that are served beside it
+    unloaded: tuple[str, ...] = ()  # versions that were served, and are no more
     state: str = "READY"
     reason: str = ""
     parameters: dict[str, str] = field(default_factory=dict)
@@ -180,6 +181,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             message = f"Request for unknown model: '{model.name}' has no available versions"
             context.abort(grpc.StatusCode.NOT_FOUND, message)
         version = request.version if hasattr(request, "version") else request.model_version
+        if version in model.unloaded:
+            message = f"Request for unknown model: '{model.name}' version {version} is not at ready state"
+            context.abort(grpc.StatusCode.UNAVAILABLE, message)
         if version not in ("", model.version, *model.older):
             message = f"Request for unknown model: '{model.name}' version {version} is not found"
             context.abort(grpc.StatusCode.NOT_FOUND, message)

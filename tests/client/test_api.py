@@ -195,3 +195,11 @@ def test_addresses_that_grpc_knows_are_taken(url: str) -> None:
 def test_an_empty_model_is_refused() -> None:
     with pytest.raises(ValueError, match="served_models"):
         Client("localhost:8001", model="")
+
+
+@pytest.mark.parametrize("seconds", [1e10, 1e300, float("inf")])
+@pytest.mark.parametrize("name", ["connect_s", "request_s"])
+def test_deadlines_are_such_as_grpc_can_count(name: str, seconds: float) -> None:
+    with pytest.raises(ValueError, match=f"Timeout.{name} must be at most 1000000, got "):
+        Timeout(**{name: seconds})
+    Client("localhost:1", model="m", timeout=Timeout(connect_s=1e6, request_s=1e6)).close()

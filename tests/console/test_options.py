@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Optional
 
 import pytest
+import typer
 from cnclip_console import gives_options, option, plain_app
 from typer.testing import CliRunner
 
@@ -49,3 +50,17 @@ def test_what_is_not_wanted_keeps_its_default() -> None:
     assert output == f"b {Oven()} c\n"
     assert "--secret" not in text
     assert "No such option" in run(["--secret", "1"], few=True)[0]
+
+
+def test_python_3_10_hides_no_argument() -> None:
+    """There `get_type_hints` puts `Optional` around what has None for a default, and typer saw no argument inside."""
+    app = plain_app()
+
+    def bake(*, oven: Oven, paths: list[str] | None = None) -> None:
+        print(paths)
+
+    hidden = Optional[Annotated[list[str] | None, typer.Argument()]]  # noqa: UP045 - as that Python has it
+    bake.__annotations__ = {"oven": Oven, "paths": hidden}
+    app.command()(gives_options(Oven, "oven")(bake))
+    done = CliRunner().invoke(app, ["a", "b"])
+    assert (done.exit_code, done.output) == (0, "['a', 'b']\n")

@@ -31,9 +31,9 @@ DOCKER = ROOT / "deploy/docker"
 PROBE = DOCKER / "probe.py"
 
 
-def probe(url: str, seconds: float = 10, **environ: str) -> subprocess.CompletedProcess[str]:
+def probe(url: str, seconds: float = 10, *wanted: str, **environ: str) -> subprocess.CompletedProcess[str]:
     # Alone, as in the image: nothing of this environment.
-    command = [sys.executable, "-I", "-S", str(PROBE), url, str(seconds)]
+    command = [sys.executable, "-I", "-S", str(PROBE), url, str(seconds), *wanted]
     with tempfile.TemporaryDirectory() as folder:  # where it remembers, unless the test says where
         environ.setdefault("TMPDIR", folder)
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environ)
@@ -54,6 +54,7 @@ def test_the_script_closes_the_apis(tmp_path: Path) -> None:
     restriction = "shared-memory,trace,logging:admin-key=k"
     assert f"--grpc-restricted-protocol={restriction}" in flags
     assert f"--http-restricted-api={restriction}" in flags
+    assert "--strict-readiness=false" in flags  # see tests/integration/test_published.py
     assert flags[-3:] == ["--model-repository=/a folder", "--log-verbose=1", "key in environment: none"]
     keys = {re.search("admin-key=(.*)", "\n".join(serve_script(tmp_path)))[1] for _ in range(2)}  # type: ignore[index]
     assert len(keys) == 2
@@ -122,9 +123,15 @@ def flags_in(value: Any) -> list[str]:
 
 @pytest.mark.triton
 def test_the_script_serves(demo_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The embedded tritonserver, by the script: its flags work together, the probe agrees, the APIs are closed."""
+    """The embedded tritonserver, by the script: its flags work together, the probe agrees, the APIs are closed.
+
+    It polls, as with components/object-store, and starts while a new name is being uploaded.
+    """
     from cnclip_server._backends import assemble_backends
 
+    repository = tmp_path / "repository"
+    shutil.copytree(demo_repository, repository)
+    shutil.copytree(repository / "demo-text-encoder/1", repository / "new-text-encoder/1")
     binary = find_binary()
     backends = tmp_path / "backends"
     backends.mkdir()
@@ -136,8 +143,9 @@ def test_the_script_serves(demo_repository: Path, tmp_path: Path, monkeypatch: p
     ports = [19480 + 3 * (os.getpid() % 500) + index for index in range(3)]
     command = [
         str(DOCKER / "serve.sh"),
-        f"--model-repository={demo_repository}",
+        f"--model-repository={repository}",
         f"--backend-directory={backends}",
+        *("--model-control-mode=poll", "--repository-poll-secs=1", "--exit-on-error=false"),
         *(f"--{kind}-port={port}" for kind, port in zip(("http", "grpc", "metrics"), ports, strict=True)),
         *("--http-address=127.0.0.1", "--grpc-address=127.0.0.1"),
     ]
@@ -146,7 +154,7 @@ def test_the_script_serves(demo_repository: Path, tmp_path: Path, monkeypatch: p
     try:
         url = f"http://127.0.0.1:{ports[0]}"
         deadline = time.monotonic() + 120
-        while (result := probe(url)).returncode:
+        while (result := probe(url, 10, "loaded")).returncode:
             assert server.poll() is None, (tmp_path / "log").read_text()[-3000:]
             assert time.monotonic() < deadline, result.stderr
             time.sleep(0.5)
@@ -234,6 +242,7 @@ class Slow(http.server.BaseHTTPRequestHandler):
     """A server that is alive and busy: its models never answer."""
 
     lives = True
+    listed = b'[{"name": "a-text-tokenize", "version": "1", "state": "READY"}]'
     executed = 0
     executes = True
 
@@ -247,7 +256,7 @@ class Slow(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         if self.path == "/v2/repository/index":
-            self.answer(b'[{"name": "a-text-tokenize", "version": "1", "state": "READY"}]')
+            self.answer(self.listed)
         else:
             time.sleep(3)
 
@@ -278,6 +287,26 @@ def test_the_probe_spares_a_busy_server(slow: tuple[str, type[Slow]], tmp_path: 
     assert [probe(slow[0], seconds=1, **environ).returncode for _ in range(4)] == [0] * 4
     slow[1].executes = False
     assert [probe(slow[0], seconds=1, **environ).returncode for _ in range(4)][-1] == 1
+
+
+@pytest.mark.parametrize("told", ["abc", "-1", "nan", "1h"])
+def test_a_variable_that_says_no_number_ends_no_server(slow: tuple[str, type[Slow]], tmp_path: Path, told: str) -> None:
+    slow[1].executes = False
+    environ = {"CNCLIP_METRICS_URL": f"{slow[0]}/metrics", "CNCLIP_STALL_SECONDS": told, "TMPDIR": str(tmp_path)}
+    results = [probe(slow[0], seconds=0.2, **environ) for _ in range(4)]
+    assert [result.returncode for result in results] == [0] * 4
+    assert f"CNCLIP_STALL_SECONDS is {told!r}, no number of seconds: 90.0 count" in results[0].stderr
+
+
+def test_a_start_wants_a_model(slow: tuple[str, type[Slow]]) -> None:
+    """For servers that go on without what they cannot load."""
+    url, handler = slow
+    assert probe(url, 1, "loaded").returncode == 0
+    handler.listed = b'[{"name": "a-text-tokenize", "version": "1", "state": "UNAVAILABLE"}]'
+    assert probe(url, 1).returncode == 0
+    result = probe(url, 1, "loaded")
+    assert result.returncode == 1
+    assert "no model is ready" in result.stderr
 
 
 def test_the_probe_tells_no_password() -> None:

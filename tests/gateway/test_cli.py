@@ -12,13 +12,16 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cnclip_gateway._cli import app
+from cnclip_gateway._serve import _renewing
 from typer.testing import CliRunner
 
 from tests.client.conftest import FakeTriton
@@ -125,6 +128,17 @@ def test_keys_of_a_file_and_of_the_environment(triton: FakeTriton, tmp_path: Pat
         assert get(address, "/v1/models", Authorization="Bearer three")[0] == 200
 
 
+def test_keys_of_odd_letters_are_keys_and_blanks_are_none(triton: FakeTriton) -> None:
+    with started(CNCLIP_API_KEY="\udcff", CNCLIP_URL=triton.url) as (_, address):
+        assert get(address, "/v1/models", Authorization="Bearer \xff")[0] == 200
+        assert get(address, "/v1/models")[0] == 401
+    refused = subprocess.run(
+        COMMAND, capture_output=True, text=True, env={**os.environ, "CNCLIP_API_KEY": "  "}, check=False
+    )
+    assert refused.returncode == 2
+    assert refused.stderr == ("cnclip-gateway: CNCLIP_API_KEY is blank; put the key in it, or unset it to let all in\n")
+
+
 def test_https(triton: FakeTriton, tmp_path: Path) -> None:
     trustme = pytest.importorskip("trustme", reason="trustme is not installed")
     authority = trustme.CA()
@@ -138,6 +152,45 @@ def test_https(triton: FakeTriton, tmp_path: Path) -> None:
     with started("--url", triton.url, *files) as (_, address):
         assert address.startswith("https://")
         assert get(address, "/health", context)[0] == 200
+
+
+def test_a_renewed_certificate_is_taken(triton: FakeTriton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections that are there go on; one of which half is renewed is not taken."""
+    trustme = pytest.importorskip("trustme", reason="trustme is not installed")
+    monkeypatch.setattr("cnclip_gateway._serve._RENEWAL_S", 0.02)
+    files = tmp_path / "cert.pem", tmp_path / "key.pem"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    issued = [trustme.CA().issue_cert("127.0.0.1") for _ in range(2)]
+
+    def write(part: Any, file: Path) -> None:
+        part.write_to_path(str(tmp_path / "new"))
+        (tmp_path / "new").replace(file)
+
+    def presented() -> str:
+        ours, theirs = socket.socketpair()
+        asking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        asking.check_hostname, asking.verify_mode = False, ssl.CERT_NONE
+        with ThreadPoolExecutor(1) as pool:
+            answering = pool.submit(context.wrap_socket, theirs, server_side=True)
+            with asking.wrap_socket(ours) as ended:
+                certificate = ssl.DER_cert_to_PEM_cert(ended.getpeercert(binary_form=True) or b"")
+            answering.result(30).close()
+        return certificate.strip()
+
+    pems = [one.cert_chain_pems[0].bytes().decode().strip() for one in issued]
+    write(issued[0].cert_chain_pems[0], files[0])
+    write(issued[0].private_key_pem, files[1])
+    context.load_cert_chain(*files)
+    with _renewing(context, *files):
+        assert presented() == pems[0]
+        write(issued[1].cert_chain_pems[0], files[0])
+        time.sleep(0.1)
+        assert presented() == pems[0]
+        write(issued[1].private_key_pem, files[1])
+        deadline = time.monotonic() + 30
+        while presented() != pems[1]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from cnclip_builder.build import BuildRequest, build_repository
 from cnclip_builder.repository.pruning import prune_repository
 from cnclip_builder.repository.publishing import publish_repository
 from cnclip_builder.repository.serving import ServingConfig
+from cnclip_client import Client, ModelChanged
 from cnclip_server import TritonServer
 
 from tests.conftest import DEMO
@@ -26,7 +27,7 @@ SETTLE_S = 3.0
 
 
 class Reader(threading.Thread):
-    """Asks for a text's features without pause, and keeps the versions that answered and the errors."""
+    """Asks for a text's features without pause, and keeps the versions that answered, and what went wrong."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -40,6 +41,8 @@ class Reader(threading.Thread):
         text.set_data_from_numpy(np.array([["皮卡丘".encode()]], dtype=object))
         while not self.ended.is_set():
             try:
+                if not self.client.is_server_ready():  # Kubernetes would send nobody there
+                    self.errors.append("the server is not ready")
                 result = self.client.infer("demo-text", [text], client_timeout=30)
                 self.versions.append(result.get_response().model_version)
             except triton.InferenceServerException as error:
@@ -62,10 +65,11 @@ def test_a_reader_notices_nothing(demo_repository: Path, tmp_path: Path) -> None
     with TritonServer(
         Path(destination), grpc_port=0, http_port=0, metrics_port=0, extra_args=flags, log_file=log
     ) as server:
-        reader = Reader(server.grpc_url)
+        reader, client = Reader(server.grpc_url), Client(server.grpc_url, model="demo")
         reader.start()
         try:
             reader.await_version("1")
+            client.encode_texts(["皮卡丘"])
             build_repository(
                 BuildRequest(
                     arch=get_arch(str(DEMO / "demo.json")),
@@ -79,6 +83,8 @@ def test_a_reader_notices_nothing(demo_repository: Path, tmp_path: Path) -> None
             )
             publish_repository(built, destination, settle_s=SETTLE_S)
             reader.await_version("2")
+            with pytest.raises(ModelChanged, match="version 1 -> 2"):  # it keeps to the version that it began with
+                client.encode_texts(["皮卡丘"])
             assert "demo-text-encoder:2" in server.models()
             assert "demo-text-encoder" in server.models()  # the older one can still be called by its number
             prune_repository(destination, keep=1, settle_s=SETTLE_S)
@@ -88,6 +94,7 @@ def test_a_reader_notices_nothing(demo_repository: Path, tmp_path: Path) -> None
             reader.ended.set()
             reader.join()
             reader.client.close()
+            client.close()
         assert reader.errors == []
         assert reader.versions == sorted(reader.versions)
         assert set(reader.versions) == {"1", "2"}

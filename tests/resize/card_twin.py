@@ -50,7 +50,7 @@ class Twin:
         self.error: Exception = RuntimeError("CUDA_ERROR_OUT_OF_MEMORY: The API call failed")
         self.largest = 0
 
-    def allocate(self, size: int) -> HostMemory:
+    def allocate(self, size: int, *, to_hand_on: bool = False) -> HostMemory:
         if self.fails is not None:
             self.fails -= 1
             if self.fails < 0:

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <map>
+#include <set>
 #include <vector>
 
 typedef unsigned long long address;
@@ -22,6 +23,7 @@ static const size_t TOTAL = (size_t)1 << 34;
 static const char *const NAMES[] = {"weigh", "shrink"};
 static char stand[64]; // what contexts, streams and pools point to
 static std::map<address, size_t> allocated;
+static std::set<address> plain; // those of them that are of no pool
 static int fail_after = -1;
 struct copy {
     address to, from;
@@ -108,13 +110,25 @@ CALL(cuMemAllocFromPoolAsync, address *pointer, size_t size, void *, void *) {
 CALL(cuMemAllocAsync, address *pointer, size_t size, void *stream) {
     return twin_cuMemAllocFromPoolAsync(pointer, size, stand, stream);
 }
-CALL(cuMemFreeAsync, address pointer, void *) {
-    if (!allocated.erase(pointer)) {
+CALL(cuMemAlloc, address *pointer, size_t size) {
+    const int error = twin_cuMemAllocFromPoolAsync(pointer, size, nullptr, nullptr);
+    if (!error) {
+        plain.insert(*pointer);
+    }
+    return error;
+}
+static int
+give_back(address pointer, bool was_plain) {
+    if (plain.erase(pointer) != was_plain || !allocated.erase(pointer)) {
         return INVALID;
     }
     free((void *)pointer);
     return SUCCESS;
 }
+CALL(cuMemFree, address pointer) { return give_back(pointer, true); }
+CALL(cuMemFreeAsync, address pointer, void *) { return give_back(pointer, false); }
+// For tests: whether memory may be shared with another process by `cudaIpcGetMemHandle`.
+bool twin_is_plain(address pointer) { return plain.count(pointer); }
 
 // Whether so many bytes lie within one allocation.
 static bool

@@ -37,6 +37,7 @@ from tests.resize.test_card import ALL, SIDE, exact, require_as_exact, under_a_l
 
 driver = ctypes.CDLL("libcuda.so.1")
 driver.twin_allocated.restype = ctypes.c_size_t
+driver.twin_is_plain.restype, driver.twin_is_plain.argtypes = ctypes.c_bool, [ctypes.c_ulonglong]
 
 def card(memory=1 << 30):
     device = Cuda(0)
@@ -85,7 +86,7 @@ assert driver.twin_allocated() == 0
     )
 
 
-def test_a_tensor_holds_its_memory_until_triton_lets_go(driver: Path) -> None:
+def test_a_tensor_holds_memory_that_can_be_shared_until_triton_lets_go(driver: Path) -> None:
     """Triton takes the managed tensor out of a capsule, which it renames, and calls its deleter later."""
     run(
         driver,
@@ -95,6 +96,7 @@ sys.path.insert(0, {backend!r})
 from cnclip_ort_device import DeviceArray
 
 squares = card().prepare([ALL["420"], ALL["PNG"], ALL["grey"]], exact).squares
+assert driver.twin_is_plain(squares._memory.address)
 expected = [squares.read(row) for row in range(3)]
 capsule = squares.tensor(1, 2)
 del squares

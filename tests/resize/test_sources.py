@@ -146,13 +146,14 @@ def wheel_in(folder: Path) -> str:
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which("cc"), reason="no C compiler for x86-64")
 def test_one_wheel_is_for_every_python(tmp_path: Path) -> None:
-    assert build(tmp_path, CNCLIP_NATIVE="require").returncode == 0
+    assert build(tmp_path, CNCLIP_NATIVE="require", CC=" ").returncode == 0
     assert wheel_in(tmp_path) == "cp310-abi3-linux_x86_64.whl"
     assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".whl")] == []
 
 
-def test_without_a_compiler_the_wheel_is_pure_and_that_is_said(tmp_path: Path) -> None:
-    result = build(tmp_path, CC="/nowhere/cc")
+@pytest.mark.parametrize("named", ["/nowhere/cc", "cc -DA='"])
+def test_without_a_compiler_the_wheel_is_pure_and_that_is_said(tmp_path: Path, named: str) -> None:
+    result = build(tmp_path, CC=named)
     assert result.returncode == 0
     assert "without its compiled module: " in result.stdout + result.stderr
     assert wheel_in(tmp_path) == "py3-none-any.whl"

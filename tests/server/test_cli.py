@@ -23,7 +23,10 @@ import cnclip_server
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
-from cnclip_server._cli import _follow, app
+import trustme
+from cnclip_server import ServerError, Tls
+from cnclip_server._cli import _follow, _serve, app
+from cnclip_server._renewals import Renewals
 from tritonclient.utils import InferenceServerException
 from typer.testing import CliRunner
 
@@ -81,6 +84,62 @@ def test_says_where_it_is_and_stops_on_a_signal(repository: Any, number: signal.
     assert process.returncode == 0
     assert (out, err) == ("", "stopped\n")
     assert not _listens(facts["grpc"])
+
+
+class Serving:
+    """A server that runs for so many looks."""
+
+    grpc_url = http_url = metrics_url = "127.0.0.1:1"
+
+    def __init__(self, looks: list[Any]) -> None:
+        self.looks, self.restarts = looks, 0
+
+    def models(self) -> list[str]:
+        return ["echo"]
+
+    def wait(self, timeout_s: float) -> int | None:
+        if not self.looks:
+            return 3
+        self.looks.pop(0)()
+        return None
+
+    def troubles(self) -> list[str]:
+        return []
+
+    def restart(self) -> None:
+        self.restarts += 1
+
+
+def test_a_renewed_certificate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tritonserver reads it at its start alone: it is started again, once both halves are there."""
+    issued = [trustme.CA().issue_cert("127.0.0.1") for _ in range(2)]
+    files = tmp_path / "cert.pem", tmp_path / "key.pem"
+
+    def write(number: int, *halves: int) -> None:
+        for half in halves:
+            part = (issued[number].cert_chain_pems[0], issued[number].private_key_pem)[half]
+            part.write_to_path(tmp_path / "new")
+            (tmp_path / "new").replace(files[half])
+
+    write(0, 0, 1)
+    renewals = Renewals(Tls(*files))
+
+    def quiet() -> None:
+        pass
+
+    server = Serving(
+        [quiet, lambda: write(1, 0), quiet, quiet, files[1].unlink, quiet, lambda: write(1, 1), quiet, quiet]
+    )
+    with pytest.raises(ServerError, match="ended by itself"):
+        _serve(server, 0, 1.0, renewals)  # type: ignore[arg-type]
+    assert server.restarts == 1
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in told] == [
+        "warning",  # another's key
+        "warning",  # none
+        "the certificate was renewed",
+        "the server is back",
+    ]
 
 
 @pytest.mark.triton
@@ -162,7 +221,10 @@ def test_a_server_that_dies_is_an_error(repository: Any) -> None:
         os.kill(int(server), signal.SIGKILL)
         _, err = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert err == "error: tritonserver ended by itself (exit status 137); run with -v to see its log\n"
+    assert (
+        err
+        == "error: tritonserver ended by itself (killed by SIGKILL, as when memory runs out); run with -v to see its log\n"
+    )
 
 
 def _stub(server: int) -> int:

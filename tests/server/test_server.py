@@ -161,6 +161,25 @@ def test_a_python_model_that_fails_to_import(repository: Any, xy: str) -> None:
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize("when", ["at its start", "as it loads"])
+def test_a_process_that_dies_before_its_model_is_loaded(
+    repository: Any, xy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leftovers: Any, when: str
+) -> None:
+    """Of a stub that never says a word Triton waits for ever."""
+    if when == "at its start":
+        stub = tmp_path / "stub"
+        stub.write_text("#!/bin/sh\nexit 3\n")
+        stub.chmod(0o755)
+        monkeypatch.setattr("cnclip_server._backends._stub", lambda binary: stub)
+    else:
+        script = PYTHON_MODEL.format(initialize="import os; os.kill(os.getpid(), 9)")
+        (repository.add("python", None, xy, backend="python") / "model.py").write_text(script)
+    with pytest.raises(StartupFailed, match=r"a process of .* died|model .python. failed to load"):
+        _server(repository.path, startup_timeout_s=120).start()
+    assert leftovers() == []
+
+
+@pytest.mark.triton
 def test_gpu_instances_without_a_gpu(repository: Any, nets: Any, xy: str) -> None:
     if Path("/dev/nvidia0").exists():
         pytest.skip("this machine has an NVIDIA GPU; the refusal of KIND_GPU needs one without")

@@ -100,6 +100,26 @@ def test_a_failing_group_fails_its_own_requests(load: Any, ask: Any, nets: Any) 
     assert "onnx runtime error" in bad.error.message
 
 
+def test_a_request_without_sense_fails_none_that_shares_its_run(load: Any, ask: Any, nets: Any) -> None:
+    """As token ids that no vocabulary has: they are somebody else's, and of the same shape."""
+    value = helper.make_tensor_value_info
+    proto = nets.model(
+        [
+            helper.make_node("Gather", ["table", "i"], ["y"]),
+            helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64),
+        ][::-1],
+        [value("x", TensorProto.FLOAT, ["N", "L"])],
+        [value("y", TensorProto.FLOAT, ["N", "L"])],
+        [helper.make_tensor("table", TensorProto.FLOAT, [4], [0, 10, 20, 30])],
+    )
+    first, bad, last = load(proto, _config([Y])).execute(
+        [ask(np.array([ids], np.float32), ("y",)) for ids in ([1, 2], [1, 9], [3, 0])]
+    )
+    np.testing.assert_array_equal(first.arrays["y"], [[10, 20]])
+    np.testing.assert_array_equal(last.arrays["y"], [[30, 0]])
+    assert (bad.error.code, "out of data bounds" in bad.error.message) == ("internal", True)
+
+
 def test_an_output_that_loses_the_batch(load: Any, ask: Any, nets: Any) -> None:
     value = helper.make_tensor_value_info
     proto = nets.model(

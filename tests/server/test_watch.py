@@ -94,6 +94,29 @@ def test_failures_alone_are_a_trouble_and_single_ones_are_not(watch: ModelWatch)
     assert hear(watch, 5, failed=32, executed=29) == {"m": "m fails every request"}
 
 
+def test_requests_without_sense_are_no_trouble(watch: ModelWatch) -> None:
+    """As token ids that no vocabulary has, of which the C++ backend counts no batch as executed."""
+    asked: list[tuple[str, str]] = []
+
+    def answers(model: str, version: str) -> bool:
+        asked.append((model, version))
+        return well
+
+    well = True
+    for failed in range(20):
+        watch._clock.now += 5  # type: ignore[attr-defined]
+        watch.hear({("m", "1"): Counts(failed=failed)}, (), answers)
+        assert watch.look() == {}
+    assert set(asked) == {("m", "1")}
+    # Seldom, and not at every look.
+    assert len(asked) < 7
+    well = False
+    for failed in range(20, 24):
+        watch._clock.now += 5  # type: ignore[attr-defined]
+        watch.hear({("m", "1"): Counts(failed=failed)}, (), answers)
+    assert watch.look() == {"m": "m fails every request"}
+
+
 def test_not_ready_once_is_a_reload(watch: ModelWatch) -> None:
     def ask(seconds: float, *not_ready: str) -> dict[str, str]:
         watch._clock.now += seconds  # type: ignore[attr-defined]
@@ -131,6 +154,12 @@ def send(url: str, model: str, value: float, timeout_s: float = 60) -> bool:
 def stub_of(server: TritonServer, model: str) -> int:
     command = ["pgrep", "--parent", str(server.pid), "--full", f"/{model}/1/"]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.triton
+def test_a_real_server_is_asked_for_what_its_models_can_do(server: TritonServer) -> None:
+    assert server._api().infers("well", "1", 10)
+    assert not server._api().infers("nobody", "1", 10)
 
 
 @pytest.mark.triton

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from cnclip_builder.export.artefact import Artefact
 from cnclip_builder.export.stage import export_to_onnx, finish_artefact
 from cnclip_builder.int8.report import LEAST_INT8_SPEED_UP
 from cnclip_builder.int8.stage import make_int8_artefact
-from cnclip_builder.system.atomic import require_writable
+from cnclip_builder.system.atomic import require_space, require_writable
 from cnclip_builder.system.isolation import StageProcess, stage_process
 from cnclip_builder.system.side_by_side import run_jobs, threads_of_each
 from cnclip_builder.tensors import TOWERS, Precision, Tower
@@ -62,6 +62,7 @@ def build_artefacts(
     hub: Hub = "huggingface",
     least_int8_speed_up: float = LEAST_INT8_SPEED_UP,
     fp16_may_fail: bool = False,
+    check: Callable[[CheckpointFacts, ArtefactPlan], None] = lambda facts, plan: None,
 ) -> Artefacts:
     """Makes the artefacts that are missing or out of date. FP32 is always made, since the others are made from it.
 
@@ -77,6 +78,7 @@ def build_artefacts(
         hub: where official checkpoints are fetched from.
         least_int8_speed_up: how many times FP32's speed an INT8 artefact must reach on this machine.
         fp16_may_fail: whether FP16 is left out, with a warning, of an encoder that it does not hold.
+        check: raises what else speaks against it, once the checkpoint is known and nothing is made yet.
 
     Raises:
         CheckpointError: the checkpoint can't be had or used.
@@ -87,6 +89,7 @@ def build_artefacts(
     with stage_process() as process:
         checkpoint = process.run(open_checkpoint, source, arch, download_root, hub)
         plan = plan_artefacts(arch, checkpoint, folder, towers, precisions, least_int8_speed_up)
+        check(checkpoint, plan)
         for kind in plan.kept:
             logger.info("Reusing %s: nothing it rests on has changed", plan.store.place(*kind).name)
         store, slower, there = plan.store, dict[Tower, str](), set(plan.kept)
@@ -120,11 +123,13 @@ class ArtefactPlan:
         store: where they are.
         wanted: all of them, FP32 among them, since the others are made from it.
         kept: those that are there and stay as they are.
+        missing_bytes: how much disk the others take.
     """
 
     store: ArtefactStore
     wanted: tuple[_Kind, ...]
     kept: tuple[_Kind, ...]
+    missing_bytes: int
 
     @property
     def missing(self) -> tuple[_Kind, ...]:
@@ -157,10 +162,16 @@ def plan_artefacts(
     wanted: tuple[_Kind, ...] = tuple((tower, precision) for tower in towers for precision in made)
     store = ArtefactStore(arch, folder, checkpoint.sha256 if checkpoint else "")
     kept = tuple(kind for kind in wanted if checkpoint and _is_kept(store, kind, least_int8_speed_up))
-    plan = ArtefactPlan(store, wanted, kept)
-    if checkpoint and plan.missing:
-        store.require_space(sum(checkpoint.fp32_bytes[t] // (1 if p == "fp32" else 2) for t, p in plan.missing))
-    return plan
+    missing = [kind for kind in wanted if kind not in kept]
+    needed = sum(bytes_of(checkpoint, *kind) for kind in missing) if checkpoint else 0
+    if needed:
+        require_space(folder, needed, "the ONNX files")
+    return ArtefactPlan(store, wanted, kept, needed)
+
+
+def bytes_of(checkpoint: CheckpointFacts, tower: Tower, precision: Precision) -> int:
+    """About how much disk an encoder takes; INT8's keeps some of its weights in FP32."""
+    return checkpoint.fp32_bytes[tower] // (1 if precision == "fp32" else 2)
 
 
 def _is_kept(store: ArtefactStore, kind: _Kind, least_int8_speed_up: float) -> bool:

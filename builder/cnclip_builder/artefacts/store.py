@@ -14,7 +14,6 @@ from typing import Any
 
 from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.record import ArtefactRecord, FileRecord, ProvedArtefact
-from cnclip_builder.errors import MissingRequirementError
 from cnclip_builder.export.artefact import Artefact
 from cnclip_builder.export.files import OPSET
 from cnclip_builder.int8.report import Int8Report
@@ -136,24 +135,6 @@ class ArtefactStore:
                 yield work
             finally:
                 shutil.rmtree(work, ignore_errors=True)
-
-    def require_space(self, needed: int) -> None:
-        """Refuses a disk that is too small.
-
-        Args:
-            needed: bytes.
-
-        Raises:
-            MissingRequirementError: fewer are free.
-        """
-        folder = self._folder.resolve()
-        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        free = shutil.disk_usage(existing).free
-        if free < needed:
-            raise MissingRequirementError(
-                f"{self._folder} needs {needed / 1e6:,.0f} MB of disk for the ONNX files and {free / 1e6:,.0f} MB are "
-                "free: free some space, or choose a folder on another disk"
-            )
 
     def _fingerprint_of(self, precision: Precision) -> dict[str, Any]:
         return self._fingerprint | ({"int8_recipe": _INT8_RECIPE} if precision == "int8" else {})

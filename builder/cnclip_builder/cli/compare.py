@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
-from cnclip_console import print_table
+from cnclip_console import print_table, visible
 
 from cnclip_builder.cli.options import (
     DEFAULT_DOWNLOAD_ROOT,
@@ -133,7 +133,7 @@ def _show(comparison: Comparison) -> None:
         if left_out:
             typer.echo(f"\n{len(left_out)} {tower}s were left out of both:")
             for one, reason in list(left_out.items())[:_LEFT_OUT_SHOWN]:
-                typer.echo(f"  {_shown(one)}: {_shown(reason)}")
+                typer.echo(visible(f"  {one}: {reason}"))
             if len(left_out) > _LEFT_OUT_SHOWN:
                 typer.echo(f"  and {len(left_out) - _LEFT_OUT_SHOWN} more (--json names all)")
     for note in comparison.notes:
@@ -155,7 +155,7 @@ def _show_distances(found: Mapping[Tower, Distances]) -> None:
         if distances.worst:
             typer.echo()
             furthest = [
-                (_shown(row.id), f"{row.cosine_distance:.1e}", f"{row.centred_distance:.1e}") for row in distances.worst
+                (str(row.id), f"{row.cosine_distance:.1e}", f"{row.centred_distance:.1e}") for row in distances.worst
             ]
             print_table((f"{tower}s furthest apart", "1 - cosine", "centred"), furthest)
 
@@ -174,9 +174,3 @@ def _show_retrieval(found: Mapping[str, Retrieval]) -> None:
             )
     typer.echo()
     print_table(("retrieval", "", "R@1", "R@5", "R@10", "queries", "same 1st", "same 10"), rows)
-
-
-def _shown(name: object) -> str:
-    """An id or a reason on one line, its bytes that are no UTF-8 and its control characters written out."""
-    text = str(name).encode("utf-8", "backslashreplace").decode()
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)

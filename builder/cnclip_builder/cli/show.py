@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from cnclip_console import visible
 
 from cnclip_builder.errors import RepositoryError
 
@@ -42,7 +43,7 @@ def show(
             for number, version in versions.items():
                 _print(name, number, version)
         for path, how in changed.items():
-            typer.echo(f"{how:8}  {path}")
+            typer.echo(visible(f"{how:8}  {path}"))
     if changed:
         count = "1 file is" if len(changed) == 1 else f"{len(changed)} files are"
         raise RepositoryError(

@@ -7,12 +7,14 @@ from typing import Any
 
 from cnclip_builder.errors import SettingError
 from cnclip_builder.repository.serving import (
+    BOUNDED_BY_BATCH,
     SETTINGS,
     ServingConfig,
     default_accelerator,
     default_max_batch_size,
     default_precision,
     default_target,
+    within_batches,
 )
 from cnclip_builder.repository.settings import PER_TOWER, Platform, Target, check_value, merged_setting
 
@@ -91,6 +93,9 @@ def choose_settings(
     values: dict[str, Any] = {"target": target, **defaults, **before}
     for name, value in chosen.items():
         values[name] = merged_setting(values.get(name), value) if name in PER_TOWER else value
+    for name in BOUNDED_BY_BATCH:
+        if name not in chosen:  # chosen for larger batches, it may be
+            values[name] = within_batches(values.get(name), values["max_batch_size"], target, platform)
     plain = ServingConfig(target=target, **defaults)
     told = tuple(
         name

@@ -213,19 +213,22 @@ def _send_versions(
 
 
 def _send_version(folder: Path, version: int, sums: bytes, store: RepositoryStore) -> bool:
-    """Uploads a version's folder, unless it is there, whole and the same."""
+    """Uploads a version's folder, unless it is there, whole and the same; of one that was, what was deleted since."""
     target = f"{folder.name}/{version}"
-    if store.read(f"{target}/{SUMS_NAME}") == sums:
-        return False
-    store.delete(f"{target}/{SUMS_NAME}")
     files = {f"{folder.name}/{path.relative_to(folder)}": path for path in _files(folder / str(version))}
-    for stray in set(store.files(target)) - set(files):
-        store.delete(stray)
-    for path, file in files.items():
+    there = set(store.files(target))
+    was_sent = store.read(f"{target}/{SUMS_NAME}") == sums
+    if not was_sent:
+        store.delete(f"{target}/{SUMS_NAME}")
+        for stray in there - set(files):
+            store.delete(stray)
+    missing = {path: file for path, file in files.items() if not was_sent or path not in there}
+    for path, file in missing.items():
         logger.info("Uploading %s", path)
         store.upload(file, path)
-    store.write(f"{target}/{SUMS_NAME}", sums)
-    return True
+    if not was_sent:
+        store.write(f"{target}/{SUMS_NAME}", sums)
+    return not was_sent or bool(missing)
 
 
 def _switch(models: list[_Model], store: RepositoryStore, settle: Callable[[], None]) -> None:

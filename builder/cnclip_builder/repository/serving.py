@@ -15,6 +15,9 @@ from cnclip_builder.tensors import TOWERS, Precision, Tower
 DEFAULT_MAX_IMAGE_PIXELS = 178_956_970
 """What Pillow refuses by itself (a bitmap of 512 MiB), and with it cn_clip."""
 
+BOUNDED_BY_BATCH = ("preferred_batch_size", "merged_batch_size")
+"""The settings that are rows of a batch, of which none has more than `max_batch_size`."""
+
 DEFAULT_SETTLE_S = 30.0
 """How long servers have to see a change before the next: twice the time between Triton's polls by default."""
 
@@ -50,6 +53,22 @@ def default_max_batch_size(target: Target, platform: Platform = "onnxruntime") -
     if target == "cpu":
         return 32
     return {"image": 64, "text": 128} if platform == "onnxruntime" else 64
+
+
+def most_rows(max_batch_size: PerTower, tower: Tower, target: Target, platform: Platform) -> int:
+    """Most rows of an encoder's batches, by what is set and the defaults."""
+    return _of(max_batch_size, tower, _of(default_max_batch_size(target, platform), tower, 1))
+
+
+def within_batches(
+    rows: PerTower | None, max_batch_size: PerTower, target: Target, platform: Platform
+) -> PerTower | None:
+    """Lowers a setting of `BOUNDED_BY_BATCH` to what batches hold."""
+    if rows is None:
+        return None
+    each: Mapping[Tower, int] = rows if isinstance(rows, Mapping) else dict.fromkeys(TOWERS, rows)
+    lower = {tower: min(number, most_rows(max_batch_size, tower, target, platform)) for tower, number in each.items()}
+    return rows if lower == each else lower
 
 
 def default_accelerator(target: Target, platform: Platform) -> Accelerator:
@@ -159,6 +178,17 @@ class ServingConfig:
         for field in fields(self):
             check_value(field.name, getattr(self, field.name))
 
+        for name in BOUNDED_BY_BATCH:
+            for tower in TOWERS:
+                rows, most = (
+                    _of(getattr(self, name), tower, 0),
+                    most_rows(self.max_batch_size, tower, self.target, self.platform),
+                )
+                if rows > most:
+                    raise SettingError(
+                        f"{name} is {rows}, and the {tower} encoder's max_batch_size {most}: choose at most that, or "
+                        "larger batches"
+                    )
         if self.text_lengths is not None:
             object.__setattr__(self, "text_lengths", tuple(self.text_lengths))
             for length in self.text_lengths:
@@ -208,10 +238,9 @@ class ServingConfig:
 
     def encoder(self, tower: Tower) -> EncoderSettings:
         """What holds for one encoder."""
-        default = default_max_batch_size(self.target, self.platform)
-        most = _of(self.max_batch_size, tower, _of(default, tower, 1))
+        most = most_rows(self.max_batch_size, tower, self.target, self.platform)
         images = 4 if self.target == "cpu" else 8
-        preferred = min(_of(self.preferred_batch_size, tower, images if tower == "image" else 32), most)
+        preferred = _of(self.preferred_batch_size, tower, min(images if tower == "image" else 32, most))
         merged = preferred if (self.target, tower) == ("cpu", "image") else 0
         return EncoderSettings(
             max_batch_size=most,
@@ -219,7 +248,7 @@ class ServingConfig:
             threads=_of(self.encoder_threads, tower, 0),
             queue_delay_microseconds=_of(self.encoder_queue_delay_microseconds, tower, 1000),
             preferred_batch_size=preferred,
-            merged_batch_size=min(_of(self.merged_batch_size, tower, merged), most),
+            merged_batch_size=_of(self.merged_batch_size, tower, merged),
         )
 
     @property

@@ -118,6 +118,20 @@ def _parse_numbers(name: str, text: str, what: str, example: str) -> tuple[int, 
     return tuple(map(int, parts))
 
 
+def _check_formats(name: str, value: str) -> None:
+    """Asks what decodes on servers, before a build that none of them would load.
+
+    Raises:
+        SettingError: this machine's Pillow does not know a format, or it is one that is never decoded.
+    """
+    from cnclip_pixels import image_formats  # with Pillow, which few settings need
+
+    try:
+        image_formats(value)
+    except ValueError as error:
+        raise SettingError(f"{name} is {value!r}: {error}") from error
+
+
 def _numbers(name: str, value: Any) -> list[int]:
     """The numbers of a setting; none of one that is no number.
 
@@ -134,6 +148,8 @@ def _numbers(name: str, value: Any) -> list[int]:
     if name == "image_formats":
         if not isinstance(value, str) or not re.fullmatch(r"(?:[A-Za-z0-9]+(?:,[A-Za-z0-9]+)*)?", value):
             raise SettingError(f"{name} is {value!r}: write Pillow's names of formats, such as MPEG,WMF")
+        if value:
+            _check_formats(name, value)
         return []
     if isinstance(value, Mapping) and name in PER_TOWER and set(value) <= set(TOWERS):
         numbers = list(value.values())

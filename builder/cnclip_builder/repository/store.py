@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,16 @@ CONFIG_NAME = "config.pbtxt"
 # Where an upload appears whole or not at all. Elsewhere it is written under another name and renamed.
 _OBJECT_STORES = frozenset({"abfs", "abfss", "adl", "az", "gcs", "gs", "memory", "oss", "s3", "s3a"})
 _PARTIAL = ".partial"
+
+_FIXES = {
+    errno.EACCES: "see to it that you may write there",
+    errno.EDQUOT: "free some space there",
+    errno.ENOENT: "check the path",
+    errno.ENOSPC: "free some space there",
+    errno.ENOTDIR: "name a folder",
+    errno.EPERM: "see to it that you may write there",
+    errno.EROFS: "have it mounted so that it can be written to here",
+}
 
 
 class RepositoryStore:
@@ -176,7 +187,12 @@ class RepositoryStore:
             yield
         except Exception as error:
             # What a library says may quote a part of the password alone, which nothing here could tell.
-            reason = ("" if self._hides else without_secrets(str(error))) or type(error).__name__
-            raise RepositoryError(
-                f"{self.url}/{path}: {reason}; check the address, the credentials and the network, and run it again"
-            ) from error
+            words = getattr(error, "strerror", None) or str(error)
+            reason = ("" if self._hides else without_secrets(words)) or type(error).__name__
+            raise RepositoryError(f"{self.url}/{path}: {reason}; {self._fix(error)}, and run it again") from error
+
+    def _fix(self, error: Exception) -> str:
+        """What mends a file system's error, or else a store's."""
+        if self._renames and isinstance(error, OSError) and error.errno in _FIXES:
+            return _FIXES[error.errno]
+        return "check the address, the credentials and the network"

@@ -114,6 +114,33 @@ def require_room(target: Path) -> None:
             raise OSError(error.errno, error.strerror, str(missing)) from error
 
 
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Refuses a disk that is too small, before hours of work.
+
+    Args:
+        folder: where files will be; it need not be there yet.
+        needed: bytes.
+        what: what they are, for the message.
+
+    Raises:
+        MissingRequirementError: fewer are free.
+    """
+    resolved = folder.resolve()
+    existing = next(parent for parent in (resolved, *resolved.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise MissingRequirementError(
+            f"{folder} needs {needed / 1e6:,.0f} MB of disk for {what} and {free / 1e6:,.0f} MB are free: free some "
+            "space, or choose a folder on another disk"
+        )
+
+
+def same_disk(a: Path, b: Path) -> bool:
+    """Whether two folders, which need not be there yet, share what is free."""
+    places = [next(one for one in (path, *path.parents) if one.exists()) for path in (a.resolve(), b.resolve())]
+    return places[0].stat().st_dev == places[1].stat().st_dev
+
+
 def sha256_of_file(path: Path) -> str:
     """Hashes a file's bytes; returns the hex digest."""
     digest = hashlib.sha256()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cnclip_client._cli import _render as render
 from cnclip_client._cli._connection import Server, asks_server_for
 from cnclip_client._cli._progress import progress
 from cnclip_client._cli._shared import SOME_FAILED, Verbose, as_typed, complain, items_given, reporting, usage, writing
@@ -121,4 +121,4 @@ def _images(given: Iterable[str], pending: deque[tuple[Id, str]], item_bytes: in
 
 def _line(name: Id, found: Classification) -> str:
     line = {"image": name, "labels": found.labels, "probabilities": rounded(found.probabilities)}
-    return json.dumps(line, ensure_ascii=False) + "\n"
+    return render.json_text(line) + "\n"

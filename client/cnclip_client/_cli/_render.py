@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,12 +16,20 @@ from cnclip_client._float32 import DIGITS, rounded
 __all__ = [
     "feature_line",
     "info_table",
+    "json_text",
     "similarity_json",
     "similarity_table",
     "similarity_tsv",
 ]
 
-_TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+# What a terminal obeys: control characters, line breaks, what turns the direction of what follows; and halves of
+# characters, which UTF-8 has none of. A path's bytes that are no UTF-8 are not among them.
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udc7f\udd00-\udfff]")
+
+
+def json_text(value: Any) -> str:
+    """Returns a value as JSON in its own letters, and escaped what a terminal would obey; it means the same."""
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def feature_line(kind: str, item: str, feature: NDArray[np.float32]) -> bytes:
@@ -29,8 +38,7 @@ def feature_line(kind: str, item: str, feature: NDArray[np.float32]) -> bytes:
     A path that is not UTF-8 keeps its own bytes, so that it still names its file.
     """
     numbers = ", ".join([format(value, DIGITS) for value in feature.tolist()])
-    name = json.dumps(item, ensure_ascii=False)
-    return f'{{"{kind}": {name}, "feature": [{numbers}]}}\n'.encode("utf-8", "surrogateescape")
+    return f'{{"{kind}": {json_text(item)}, "feature": [{numbers}]}}\n'.encode("utf-8", "surrogateescape")
 
 
 def similarity_table(images: Sequence[str], texts: Sequence[str], chances: NDArray[np.float32]) -> None:
@@ -44,16 +52,16 @@ def similarity_table(images: Sequence[str], texts: Sequence[str], chances: NDArr
     rows = []
     for image, row in zip(images, chances, strict=True):
         best = int(row.argmax())
-        rows.append((_visible(image), *(f"{one:6.1%}{' *' * (at == best)}" for at, one in enumerate(row.tolist()))))
+        rows.append((image, *(f"{one:6.1%}{' *' * (at == best)}" for at, one in enumerate(row.tolist()))))
     print_table(("image", *texts), rows)
 
 
 def similarity_tsv(images: Sequence[str], texts: Sequence[str], chances: NDArray[np.float32]) -> bytes:
-    r"""Returns the same as tab-separated lines; tabs and line breaks in names become `\t` and `\n`."""
+    r"""Returns the same as tab-separated lines; what would break them, or control a terminal, becomes `\t`, `\x1b`."""
     lines = [["image", *texts]]
     for image, row in zip(images, chances, strict=True):
         lines.append([image, *(format(chance, DIGITS) for chance in row.tolist())])
-    joined = "".join("\t".join(cell.translate(_TSV_ESCAPES) for cell in line) + "\n" for line in lines)
+    joined = "".join("\t".join(_cell(cell) for cell in line) + "\n" for line in lines)
     return joined.encode("utf-8", "surrogateescape")
 
 
@@ -61,12 +69,11 @@ def similarity_json(model: str, images: Sequence[str], texts: Sequence[str], cha
     """Returns the same as one JSON object with `model`, `images`, `texts` and `probabilities`."""
     rows = [rounded(row) for row in chances]
     found = {"model": model, "images": list(images), "texts": list(texts), "probabilities": rows}
-    return (json.dumps(found, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
+    return (json_text(found) + "\n").encode("utf-8", "surrogateescape")
 
 
-def _visible(name: str) -> str:
-    """Returns a name with the bytes that are no UTF-8 written out, as a terminal refuses them."""
-    return name.encode("utf-8", "backslashreplace").decode()
+def _cell(text: str) -> str:
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\\", "\\\\"))
 
 
 def info_table(fields: Iterable[tuple[str, Any]]) -> None:

@@ -6,7 +6,6 @@ import io
 import locale
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import IO, Annotated
 
 import typer
-from cnclip_console import told
+from cnclip_console import told, visible
 
 from cnclip_client import BadFile, CnclipError, JobRefused, MissingExtra, TooManyFailures
 from cnclip_client._replacing import replacing
@@ -35,8 +34,6 @@ __all__ = [
 ]
 
 SOME_FAILED, _USAGE, _SERVER, _TOO_MANY_FAILED, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 3, 4, 130, 141
-# Line breaks, and what moves a terminal's cursor or sets its title.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, and show tracebacks of errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -127,8 +124,7 @@ def as_typed(texts: Iterable[str]) -> list[str]:
 
 def complain(message: str, command: str = "cnclip") -> None:
     """Prints one line on stderr, whatever names of files or words of a server's are in it."""
-    line = _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), f"{command}: {message}")
-    typer.echo(line.encode("utf-8", "backslashreplace").decode(), err=True)
+    typer.echo(visible(f"{command}: {message}"), err=True)
 
 
 def write(data: bytes) -> None:

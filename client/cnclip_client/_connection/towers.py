@@ -150,10 +150,11 @@ class Towers:
         known, name, asked_at = self._infos[kind], self.name(kind), time.monotonic()
         try:
             now = self._parse(transport, kind, known.version)
-        except ModelNotFound as error:
+        except (ModelNotFound, ModelNotReady) as error:
+            # Of a version that it has unloaded Triton says what it says of one that loads: that it is not ready.
             try:
                 now = self._parse(transport, kind, transport.latest_version(name))
-            except ModelNotFound:
+            except (ModelNotFound, ModelNotReady):
                 raise explain_not_found(transport, self.slug, error) from error
         same_sizes = {name: getattr(known, name) for name in _MAY_DIFFER}
         if dataclasses.replace(now, **same_sizes) != known:

@@ -18,6 +18,7 @@ from typing import Any
 from cnclip_client._exceptions import CnclipError, MissingExtra
 from cnclip_client._flow.items import Unsendable
 from cnclip_client._info import ModelInfo
+from cnclip_client._settings import MOST_PREPARERS
 
 __all__ = ["PREPARERS_VARIABLE", "Preparation"]
 
@@ -50,6 +51,7 @@ class Preparation:
         Raises:
             MissingExtra: Pillow is not installed.
             CnclipError: The server does not say how it prepares, or this Pillow cannot do so.
+            ValueError: `CNCLIP_PREPARERS` is no number of processes.
         """
         if info.resolution is None or info.max_image_pixels is None:
             raise CnclipError(
@@ -58,6 +60,7 @@ class Preparation:
             )
         if importlib.util.find_spec("PIL") is None:
             raise MissingExtra(module="PIL", extra="prepare")
+        wanted = processes or _preparers_of_environment()
         self._settings = {
             "resolution": info.resolution,
             "decoding": info.decoding,
@@ -71,7 +74,7 @@ class Preparation:
         try:
             first = self._start()
             self.pillow, self.resizer = first.about["pillow"], first.about["resizer"]
-            self.processes = processes or int(os.environ.get(PREPARERS_VARIABLE) or first.about["cores"])
+            self.processes = wanted or int(first.about["cores"])
             self._idle.put(first)
             with ThreadPoolExecutor(self.processes) as pool:
                 for worker in pool.map(lambda _: self._start(), range(self.processes - 1)):
@@ -197,6 +200,18 @@ class _Worker:
             self._process.kill()
             status = self._process.wait()
         return f"signal {-status}" if status < 0 else f"exit status {status}"
+
+
+def _preparers_of_environment() -> int | None:
+    """Returns what `CNCLIP_PREPARERS` says, None where it says nothing. Raises ValueError."""
+    told = os.environ.get(PREPARERS_VARIABLE, "").strip()
+    if not told:
+        return None
+    if not (told.isascii() and told.isdecimal() and 1 <= int(told[:9]) <= MOST_PREPARERS):
+        raise ValueError(
+            f"{PREPARERS_VARIABLE} is {told!r}; give a number of processes from 1 to {MOST_PREPARERS}, or unset it"
+        )
+    return int(told)
 
 
 def _end(workers: set[_Worker]) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from cnclip_client._exceptions import BadFile
 from cnclip_client._extras import require
+from cnclip_client._listing import LeftOut, is_hidden
 from cnclip_client._remote.errors import code_of, told_remote
 from cnclip_client._remote.reading import RangedFile, patiently
 
@@ -168,14 +169,14 @@ class RemotePath:
                 names[name] = names.get(name, False) or info["type"] == "directory"
         return sorted(names.items())
 
-    def find(self, *suffixes: str) -> list[FileState]:
-        """Returns the files in the folder and in those in it whose names end so, by address, without hidden ones."""
+    def find(self, *suffixes: str, left_out: LeftOut = is_hidden) -> list[FileState]:
+        """Returns the files in the folder and in those in it whose names end so, by address, as `files_below` does."""
         files, path = self._there()
         found = _told(self.url, lambda: files.find(path, detail=True))
         states = []
         for name, info in found.items():
             below = name[len(path.rstrip("/")) :].lstrip("/")
-            if below.lower().endswith(suffixes) and not any(part.startswith(".") for part in below.split("/")):
+            if below.lower().endswith(suffixes) and not any(map(left_out, below.split("/"))):
                 states.append(_state(str(self / below), info))
         return sorted(states, key=lambda state: state.name)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
 
 from cnclip_client._exceptions import BadFile
-from cnclip_client._parquet import parquet_places
+from cnclip_client._parquet import is_no_data, parquet_places
 from cnclip_client._remote import Location, RemotePath, is_remote, located
 from cnclip_client._settings import Limits
 from cnclip_client.sources._files import FolderSource, GlobSource, ListSource
@@ -214,9 +214,11 @@ def _begins_with_parquet(folder: Location) -> bool:
         try:
             with os.scandir(waiting.pop()) as entries:
                 for entry in entries:
+                    if is_no_data(entry.name):
+                        continue
                     if entry.is_dir(follow_symlinks=False):
-                        folders += () if entry.name.startswith(".") else (entry.path,)
-                    elif not entry.name.startswith((".", "_")):
+                        folders.append(entry.path)
+                    else:
                         names.append(entry.name)
         except OSError:
             continue  # told when it is read

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cnclip_client._parquet import is_no_data
 from cnclip_client._remote import Location, RemotePath
 from cnclip_client._vocabulary import Kind
 from cnclip_client.sources._files import FolderSource
@@ -42,7 +43,7 @@ class Glance:
             ending = name.lower().rpartition(".")[2]
             tars = tars or name.lower().endswith((*TAR_ENDINGS, *PACKED_ENDINGS))
             images = images or ending in IMAGE_ENDINGS
-            parquet = parquet or ending == "parquet"
+            parquet = parquet or (ending == "parquet" and not is_no_data(name))
             if _STATISTICS.fullmatch(name):
                 fetched.add(name.partition("_")[0])
         self.tars = tars and not images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -198,6 +199,36 @@ def test_a_version_that_is_not_served_is(tmp_path: Path, tiny_vit: Arch, destina
     assert not store.exists("a-image-encoder/2/stray")
 
 
+def test_what_was_deleted_there_comes_back(tmp_path: Path, tiny_vit: Arch, destination: str) -> None:
+    source = write_repository(tmp_path / "r", tiny_vit, "a", {1: 1})
+    publish(source, destination)
+    store = RepositoryStore(destination)
+    before = store.files("")
+    store.delete("a-text-encoder/1/model.onnx")
+    assert publish(source, destination).sent == ("a:1",)
+    assert store.files("") == before
+    assert publish(source, destination).sent == ()
+
+
+FULL = "No space left on device; free some space there"
+READ_ONLY = "Read-only file system; have it mounted so that it can be written to here"
+
+
+@pytest.mark.parametrize(("number", "told"), [(errno.ENOSPC, FULL), (errno.EROFS, READ_ONLY)])
+def test_a_folder_that_cannot_be_written(
+    tmp_path: Path, tiny_vit: Arch, monkeypatch: pytest.MonkeyPatch, number: int, told: str
+) -> None:
+    source, target = write_repository(tmp_path / "r", tiny_vit, "a", {1: 1}), tmp_path / "served"
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number), str(target))
+
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.put_file", refuse)
+    with pytest.raises(RepositoryError) as raised:
+        publish(source, str(target))
+    assert str(raised.value) == f"{target}/a-image/1/.keep: {told}, and run it again"
+
+
 def test_a_name_keeps_its_shape(tmp_path: Path, tiny_vit: Arch, tiny_resnet: Arch, destination: str) -> None:
     publish(write_repository(tmp_path / "1", tiny_vit, "a", {1: 1}), destination)
     with pytest.raises(RepositoryError, match=r"serves a a-image with another arch.*under another name"):
@@ -213,7 +244,7 @@ def test_unknown_names_and_addresses(tmp_path: Path, tiny_vit: Arch) -> None:
     with pytest.raises(MissingRequirementError, match=r"pip install 'cn-clip-triton\[publish\]'"):
         publish(source, "gs://x")
     (tmp_path / "file").touch()
-    with pytest.raises(RepositoryError, match=r"check the address, the credentials"):
+    with pytest.raises(RepositoryError, match="Not a directory; name a folder"):
         publish(source, str(tmp_path / "file/x"))
 
 

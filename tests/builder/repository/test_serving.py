@@ -87,6 +87,16 @@ def test_every_setting_of_an_encoder_is_its_own(name: str) -> None:
     assert differing == {name.removeprefix("encoder_")} | also
 
 
+def test_what_was_chosen_for_larger_batches_is_lowered_with_them() -> None:
+    before = choose({"max_batch_size": 64, "preferred_batch_size": 48, "merged_batch_size": {"text": 64}}, {})[0]
+    now, _ = choose({"max_batch_size": {"image": 16}}, before.as_dict())
+    assert now.preferred_batch_size == {"image": 16, "text": 48}
+    assert (now.encoder("image").preferred_batch_size, now.encoder("text").preferred_batch_size) == (16, 48)
+    assert now.merged_batch_size == {"text": 64}
+    with pytest.raises(SettingError, match="preferred_batch_size is 48, and the image"):
+        choose({"max_batch_size": {"image": 16}, "preferred_batch_size": 48}, before.as_dict())
+
+
 def test_numbers_of_gpus() -> None:
     assert parse_gpus("0,2") == (0, 2)
     for text in ("", "a", "-1", "0,", "0 1", "０"):
@@ -126,6 +136,13 @@ def test_per_tower_numbers() -> None:
         ({"precision": "bf16"}, "precision is 'bf16': choose one of fp32, fp16, int8"),
         ({"reduced_decoding": "yes"}, "reduced_decoding is 'yes': choose one of false, true"),
         ({"image_formats": "MPEG;rm"}, "image_formats is 'MPEG;rm': write Pillow's names of formats"),
+        ({"image_formats": "MPEG,EPS"}, "image_formats is 'MPEG,EPS': .* EPS are not decoded, .*: name some of .*WMF$"),
+        ({"image_formats": "HEIC"}, "image_formats is 'HEIC': this Pillow has no format HEIC: name some of .*WMF$"),
+        ({"preferred_batch_size": 64}, "preferred_batch_size is 64, and the image encoder's max_batch_size 32: choose"),
+        (
+            {"merged_batch_size": {"text": 9}, "max_batch_size": {"text": 8}},
+            "merged_batch_size is 9, and the text encoder's max_batch_size 8: choose at most that, or larger batches",
+        ),
         ({"image_formats": None}, "image_formats is None: write Pillow's names of formats"),
         ({"target": "tpu"}, "target is 'tpu': choose one of cpu, gpu"),
         ({"preprocess": "card"}, "preprocess is 'card': choose one of exact, gpu"),

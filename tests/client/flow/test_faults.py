@@ -221,6 +221,8 @@ def _replace(server: Any, fake: Any, **changes: Any) -> None:
     [
         ({"sha": "b" * 64}, "checkpoint_sha256 aaaaaaaaaaaa -> bbbbbbbbbbbb"),
         ({"version": "2"}, "version 1 -> 2"),
+        # What a server that polls says of the version before, once a new one was published to it.
+        ({"version": "2", "unloaded": ("1",)}, "version 1 -> 2"),
         ({"parameters": {"precision": "fp16"}}, "precision  -> fp16"),
     ],
 )

@@ -164,6 +164,27 @@ def test_the_environment_divides_the_cores(monkeypatch: pytest.MonkeyPatch) -> N
     assert made.processes == 3
 
 
+@pytest.mark.parametrize("told_value", ["abc", "0", "-1", "2.5", "1025", "1" + "0" * 5000, "²"])
+def test_an_environment_that_says_no_number_is_named(monkeypatch: pytest.MonkeyPatch, told_value: str) -> None:
+    monkeypatch.setenv(module.PREPARERS_VARIABLE, told_value)
+    with pytest.raises(ValueError, match="CNCLIP_PREPARERS is '.*'; give a number of processes from 1 to 1024"):
+        Preparation("m", told())
+
+
+@pytest.mark.parametrize("nothing", ["", " "])
+def test_an_empty_variable_says_nothing(monkeypatch: pytest.MonkeyPatch, nothing: str) -> None:
+    monkeypatch.setenv(module.PREPARERS_VARIABLE, nothing)
+    assert module._preparers_of_environment() is None
+    monkeypatch.setenv(module.PREPARERS_VARIABLE, "abc")
+    made = Preparation("m", told(), 1)  # what is not asked is not looked at
+    made.close()
+
+
+def test_no_more_processes_than_a_machine_stands() -> None:
+    with pytest.raises(ValueError, match="Limits.preparers must be at most 1024, got 80000"):
+        Limits(preparers=80_000)
+
+
 # --- The client.
 
 

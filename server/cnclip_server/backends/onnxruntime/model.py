@@ -112,11 +112,7 @@ class TritonPythonModel:
             else:
                 groups.setdefault(self._group_of(item), []).append(item)
         for group in groups.values():
-            try:
-                answers = self._answer(group)
-            except Exception as error:  # ONNX Runtime's errors share no base class of their own.
-                answers = [_failed(f"onnx runtime error: {error}", pb_utils.TritonError.INTERNAL) for _ in group]
-            for item, answer in zip(group, answers, strict=True):
+            for item, answer in zip(group, self._answers(group), strict=True):
                 responses[item.index] = answer
         return responses
 
@@ -149,6 +145,15 @@ class TritonPythonModel:
         return frozenset(
             (name, array.shape[1:], isinstance(array, devices.DeviceArray)) for name, array in item.inputs.items()
         )
+
+    def _answers(self, group: Sequence[_Item]) -> list[Any]:
+        """Answers a group. Where its run fails each is run alone: one may hold what no other is to blame for."""
+        try:
+            return self._answer(group)
+        except Exception as error:  # ONNX Runtime's errors share no base class of their own.
+            if len(group) == 1:
+                return [_failed(f"onnx runtime error: {error}", pb_utils.TritonError.INTERNAL)]
+        return [answer for item in group for answer in self._answers([item])]
 
     def _answer(self, group: Sequence[_Item]) -> list[Any]:
         """Runs the model once on a group and deals the rows of its outputs back out.
