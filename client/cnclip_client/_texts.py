@@ -4,9 +4,6 @@ from __future__ import annotations
 
 __all__ = ["preprocess_text"]
 
-# BERT's Chinese vocabulary has only the straight quotation mark.
-_STRAIGHT_QUOTES = str.maketrans("“”", '""')
-
 
 def preprocess_text(text: str) -> str:
     """Returns a text as cn_clip's scripts encode it: in lower case, and with “ and ” made straight.
@@ -16,4 +13,6 @@ def preprocess_text(text: str) -> str:
     prepared alike: `extract` and `Classifier` do it by default, as those scripts, `encode_texts`, `iter_texts` and
     `similarity` don't, as `tokenize`. Each but the last has `preprocess` to choose.
     """
-    return text.lower().translate(_STRAIGHT_QUOTES)
+    # BERT's Chinese vocabulary has only the straight quotation mark. `str.translate` takes ten times as long, except of
+    # ASCII.
+    return text.lower().replace("“", '"').replace("”", '"')

@@ -131,7 +131,10 @@ def encode_items(
     def values(source: Iterable[Item]) -> Iterator[str | bytes | None]:
         for item in source:
             failure = item.failure or (refusal(item.id) if refusal else "")
-            pending.append(Item(item.id, item.value if isinstance(item.value, str) else None, failure))
+            kept = item
+            if failure != item.failure or isinstance(item.value, bytes):
+                kept = Item(item.id, item.value if isinstance(item.value, str) else None, failure)
+            pending.append(kept)
             # None is what no client takes: the item fails in its place, and its own reason is given below.
             value = None if failure else item.value
             yield preprocess_text(value) if preprocess and kind == "text" and isinstance(value, str) else value

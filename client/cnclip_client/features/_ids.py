@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 
 from cnclip_client._exceptions import BadFile
 
-__all__ = ["id_array", "id_line", "join_ids", "require_id"]
+__all__ = ["id_array", "id_line", "ids_of", "join_ids", "json_text", "require_id"]
+
+
+# json.dumps makes one of these for each call, and it one in C for all but strings: 3 microseconds for an integer.
+_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def id_array(ids: list[Any]) -> NDArray[Any]:
@@ -33,12 +37,30 @@ def join_ids(ids: list[NDArray[Any]]) -> NDArray[Any]:
     return id_array([one for part in ids for one in part.tolist()])
 
 
+def json_text(one: Any) -> str:
+    """Returns an id, or what else is plain, as `json.dumps(one, ensure_ascii=False)` does."""
+    return repr(one) if type(one) is int else _json(one)
+
+
 def id_line(one: Any) -> bytes:
     """Returns an id, or what else is plain, as JSON, UTF-8; only the bytes of a path that are no UTF-8 are escaped."""
     try:
-        return json.dumps(one, ensure_ascii=False).encode()
+        return json_text(one).encode()
     except UnicodeEncodeError:
         return json.dumps(one).encode()
+
+
+def ids_of(lines: list[bytes]) -> list[Any]:
+    """Returns what lines of JSON hold, a value each, at a tenth of what it takes to parse them one by one.
+
+    Raises:
+        ValueError: Some are no such lines; or they are more or fewer values than lines.
+        RecursionError: One is nested too deeply.
+    """
+    found: list[Any] = json.loads(b"[%b]" % b",".join(lines))
+    if len(found) != len(lines):
+        raise ValueError(f"{len(found)} values in {len(lines)} lines")
+    return found
 
 
 def require_id(path: Path, where: str, one: object) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnclip_client._exceptions import BadFile
-from cnclip_client._float32 import DIGITS
+from cnclip_client._float32 import lists_of
 from cnclip_client._vocabulary import Id, Kind
 from cnclip_client.features._features import Rows, rows_in
 from cnclip_client.features._ids import id_line, require_id
@@ -25,8 +25,7 @@ class JsonlSink:
     def __init__(self, output: Path, kind: Kind, size: int) -> None:
         self.begins: Mapping[str, bytes] = {"features": b""}
         self.outputs: Mapping[str, Path] = {"features": output}
-        numbers = b", ".join([f"%{DIGITS}".encode()] * size)
-        self._line = b'{"' + kind.encode() + b'_id": %b, "feature": [' + numbers + b"]}\n"
+        self._line = b'{"' + kind.encode() + b'_id": %b, "feature": [%b]}\n'
 
     def refusal(self, one: Id) -> str:
         return ""
@@ -36,8 +35,8 @@ class JsonlSink:
 
     def encode(self, ids: Sequence[Id], features: NDArray[np.floating[Any]]) -> Mapping[str, bytes]:
         line = self._line
-        rows = zip(ids, features.tolist(), strict=True)
-        return {"features": b"".join([line % (id_line(one), *feature) for one, feature in rows])}
+        rows = zip(ids, lists_of(features), strict=True)
+        return {"features": b"".join([line % (id_line(one), feature) for one, feature in rows])}
 
     def assemble(self, folder: Path, rows: int) -> None:
         pass

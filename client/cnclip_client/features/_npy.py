@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cnclip_client._exceptions import BadFile
 from cnclip_client._vocabulary import Id
 from cnclip_client.features._features import Rows, rows_in
-from cnclip_client.features._ids import id_line, require_id
+from cnclip_client.features._ids import id_line, ids_of, require_id
 from cnclip_client.features._sink import Dtype, little_endian
 
 __all__ = ["NpySink", "read_npy"]
@@ -70,7 +70,7 @@ def read_npy(path: Path, kind: str, block_bytes: int) -> Iterator[Rows]:
             # Opened anew for each block, so that the mapping does not hold the pages of those before.
             rows = _open_npy(path)[start : start + len(ids)].astype(np.float32)
             if len(rows) == len(ids):
-                yield [_parse_id(names, start + row, line) for row, line in enumerate(ids, 1)], rows
+                yield _parse_ids(names, start, ids), rows
             start += len(ids)
     if start != shape[0]:
         raise BadFile(f"{shape[0]} features, and {start} ids in {names.name}; extract it anew", path=str(path))
@@ -92,10 +92,18 @@ def _open_npy(path: Path) -> NDArray[Any]:
     return array
 
 
+def _parse_ids(path: Path, start: int, lines: list[bytes]) -> list[Any]:
+    try:
+        found = ids_of(lines)
+    except (ValueError, RecursionError):
+        found = [_parse_id(path, number, line) for number, line in enumerate(lines, start + 1)]
+    for number, one in enumerate(found, start + 1):
+        require_id(path, f"line {number}", one)
+    return found
+
+
 def _parse_id(path: Path, number: int, line: bytes) -> Any:
     try:
-        one = json.loads(line)
+        return json.loads(line)
     except (ValueError, RecursionError) as error:
         raise BadFile(f"line {number} is no JSON value; extract it anew", path=str(path)) from error
-    require_id(path, f"line {number}", one)
-    return one

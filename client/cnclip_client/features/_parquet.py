@@ -18,7 +18,7 @@ from cnclip_client._parquet import parquet_files, told_parquet
 from cnclip_client._replacing import replacing
 from cnclip_client._vocabulary import Id, Kind
 from cnclip_client.features._features import Rows, rows_in
-from cnclip_client.features._ids import id_line, require_id
+from cnclip_client.features._ids import id_line, ids_of, require_id
 from cnclip_client.features._origin import PARQUET_KEY
 from cnclip_client.features._sink import Dtype, little_endian
 
@@ -85,9 +85,9 @@ class ParquetSink:
     def _all_integers(self, path: Path) -> bool:
         integers = strings = False
         with path.open("rb") as lines:
-            for one in map(json.loads, lines):
-                fits = isinstance(one, int) and one in _INT64
-                integers, strings = integers or fits, strings or not fits
+            while held := ids_of(list(islice(lines, _ROW_GROUP))):
+                fit = [isinstance(one, int) and one in _INT64 for one in held]
+                integers, strings = integers or any(fit), strings or not all(fit)
         if integers and strings:
             _LOG.warning("not all ids are integers of 64 bits with a sign; in parquet's one column all become strings")
         return not strings
@@ -97,7 +97,7 @@ class ParquetSink:
         descr = little_endian(self._dtype)
         row_bytes = np.dtype(descr).itemsize * self._size
         with (folder / "ids").open("rb") as lines, (folder / "features").open("rb") as file:
-            while held := [json.loads(line) for line in islice(lines, _ROW_GROUP)]:
+            while held := ids_of(list(islice(lines, _ROW_GROUP))):
                 numbers = np.frombuffer(file.read(row_bytes * len(held)), descr)
                 ids = held if schema.field(0).type == pa.int64() else [str(one) for one in held]
                 lists = pa.FixedSizeListArray.from_arrays(pa.array(numbers), type=schema.field(1).type)
