@@ -88,10 +88,11 @@ class Subject:
 def make_subject(
     arch: str | None,
     checkpoint: str,
-    repository: Path | None,
-    name: str | None,
-    images: Path | None,
-    captions: Path | None,
+    repository: Path | None = None,
+    *,
+    name: str | None = None,
+    images: Path | None = None,
+    captions: Path | None = None,
 ) -> Subject:
     """Gathers what is measured.
 

@@ -78,7 +78,7 @@ def test_what_is_measured_with(tmp_path: Path) -> None:
 def test_encoders_alone_are_not_built_over(tmp_path: Path) -> None:
     (tmp_path / "demo-image-encoder").mkdir()
     with pytest.raises(ValueError, match="has encoders of demo alone, .*: give a --repository with all models"):
-        make_subject(DEMO_ARCH, DEMO_CHECKPOINT, tmp_path, None, None, None)
+        make_subject(DEMO_ARCH, DEMO_CHECKPOINT, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["demo-image-encoder"]
 
 
@@ -310,7 +310,7 @@ def test_what_is_measured_is_built_for_this_machine(
     monkeypatch.setattr("cnclip_builder.repository.serving.has_gpu", lambda: gpu)
     monkeypatch.setattr("cnclip_builder.build.build_repository", build)
     with pytest.raises(Built):
-        make_subject("RN50", "random:0", folder / "new", None, None, None)
+        make_subject("RN50", "random:0", folder / "new")
 
 
 def test_jobs_from_each_source_beside_memory(folder: Path) -> None:

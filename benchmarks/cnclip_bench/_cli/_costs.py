@@ -81,7 +81,7 @@ def startup(
     from cnclip_bench.costs import start_up
     from cnclip_bench.output import Panel, show_rows, write_curves
 
-    found = [start_up(make_subject(arch, checkpoint, repository, None, None, None), rounds) for arch in archs]
+    found = [start_up(make_subject(arch, checkpoint, repository), rounds) for arch in archs]
     medians = [sorted(one.seconds)[len(one.seconds) // 2] for one in found]
     rows = [
         (one.arch, f"{one.weights_mib:.0f}", f"{median:.1f}", f"{one.idle_mib:.0f}")
@@ -115,7 +115,7 @@ def memory(
     from cnclip_bench.costs import footprints
     from cnclip_bench.output import Panel, show_rows, write_curves
 
-    subject = make_subject(arch, checkpoint, repository, name, None, None)
+    subject = make_subject(arch, checkpoint, repository, name=name)
     found = {tower: footprints(subject, tower, sorted(set(max_batch_size))) for tower in TOWERS}
     for tower, ones in found.items():
         rows = [(str(one.max_batch_size), f"{one.idle_mib:.0f}", f"{one.peak_mib:.0f}") for one in ones]

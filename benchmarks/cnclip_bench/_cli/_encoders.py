@@ -131,7 +131,7 @@ def preprocess(
     from cnclip_bench import comparisons
     from cnclip_bench.output import show_values
 
-    subject = make_subject(arch, RANDOM, None, None, images, None)
+    subject = make_subject(arch, RANDOM, images=images)
     difference = comparisons.reduced_difference(subject)
     count = max(len(subject.images), 64)
     timings = comparisons.preprocessing(subject, count, rounds)
@@ -152,7 +152,7 @@ def tokenize(
     """
     from cnclip_bench import comparisons
 
-    subject = make_subject("ViT-B-16", RANDOM, None, None, None, captions)
+    subject = make_subject("ViT-B-16", RANDOM, captions=captions)
     _beside_cn_clip("tokenize", "texts", comparisons.tokenizing(subject, rounds, 2000), 2000, output)
 
 

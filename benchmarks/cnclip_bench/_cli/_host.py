@@ -38,7 +38,7 @@ def host(
     from cnclip_bench.host import fill_cores, worker_counts
     from cnclip_bench.output import Panel, show_rows, write_curves
 
-    subject = make_subject(arch, RANDOM, None, None, images, None)
+    subject = make_subject(arch, RANDOM, images=images)
     counts = sorted(set(workers)) if workers else worker_counts(usable_cores())
     found = fill_cores(subject.images, subject.arch.resolution, counts, seconds, rounds)
     title = f"{subject.arch.name}, images decoded and resized"

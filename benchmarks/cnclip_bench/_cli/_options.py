@@ -66,7 +66,14 @@ class Asked:
 
     def subject(self) -> Subject:
         """Returns it, made and read. Raises as `make_subject` does."""
-        return make_subject(self.arch, self.checkpoint, self.repository, self.name, self.images, self.captions)
+        return make_subject(
+            self.arch,
+            self.checkpoint,
+            self.repository,
+            name=self.name,
+            images=self.images,
+            captions=self.captions,
+        )
 
 
 of_a_subject = gives_options(Asked, "asked")

@@ -90,7 +90,7 @@ def int8(
     from cnclip_bench import int8 as measured
     from cnclip_bench.output import show_values, write
 
-    subject = make_subject(arch, checkpoint, None, None, images, captions)
+    subject = make_subject(arch, checkpoint, images=images, captions=captions)
     found = measured.read_pairs(pairs) if pairs else []
     if found:
         subject = replace(subject, images=[one.image for one in found], texts=[one.caption for one in found])

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 from cnclip_console import option
 
+from cnclip_builder.arch import Arch
+from cnclip_builder.checkpoint.choose import choose_arch
 from cnclip_builder.checkpoint.sources import Hub
 from cnclip_builder.tensors import ALL_PRECISIONS, TOWERS, Tower
 
@@ -39,35 +41,14 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
-ArchOption = Annotated[
-    Optional[str],  # noqa: UP045  # Typer reads it at run time, on Python 3.10 too
-    typer.Option(
-        "--arch",
-        help="RN50, ViT-B-16, ViT-L-14, ViT-L-14-336 or ViT-H-14; or a .json file with the arguments of cn_clip's "
-        "CLIP class. Default: what the tensors of --checkpoint tell; ViT-B-16 without one.",
-        show_default=False,
-        rich_help_panel=MODEL,
-    ),
-]
 VocabularyOption = Annotated[
-    Optional[Path],  # noqa: UP045
+    Optional[Path],  # noqa: UP045  # Typer reads it at run time, on Python 3.10 too
     typer.Option(
         "--vocabulary",
         help="The vocab.txt of a text encoder whose tokens are not cn_clip's: a token a line. Default: the one in the "
         "checkpoint's folder, else cn_clip's.",
         exists=True,
         dir_okay=False,
-        show_default=False,
-        rich_help_panel=MODEL,
-    ),
-]
-CheckpointOption = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        "--checkpoint",
-        help="A pretrained or fine-tuned .pt or .safetensors file; a folder of Hugging Face's transformers; "
-        "hf:OWNER/NAME, with @REVISION or without; or random:SEED for untrained weights. Default: the official "
-        "checkpoint, downloaded.",
         show_default=False,
         rich_help_panel=MODEL,
     ),
@@ -88,12 +69,6 @@ ArtefactsOption = Annotated[
     Path,
     typer.Option(
         help="Folder of the ONNX files; each model has a folder in it.", file_okay=False, rich_help_panel=FILES
-    ),
-]
-NameOption = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        help="Name of the served models. Default: the arch in lower case.", show_default=False, rich_help_panel=MODEL
     ),
 ]
 TowersOption = Annotated[
@@ -145,6 +120,43 @@ DEFAULT_DOWNLOAD_ROOT = Path("build/checkpoints")
 def chosen_towers(named: list[str] | None) -> list[Tower]:
     """The encoders that were named, in their order; all if none was."""
     return [tower for tower in TOWERS if not named or tower in named]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model a command is about, and where its checkpoint is; `gives_options` gives them to the command."""
+
+    arch: Annotated[
+        str | None,
+        option(
+            "RN50, ViT-B-16, ViT-L-14, ViT-L-14-336 or ViT-H-14; or a .json file with the arguments of cn_clip's CLIP "
+            "class. Default: what the tensors of --checkpoint tell; ViT-B-16 without one.",
+            panel=MODEL,
+        ),
+    ] = None
+    checkpoint: Annotated[
+        str | None,
+        option(
+            "A pretrained or fine-tuned .pt or .safetensors file; a folder of Hugging Face's transformers; "
+            "hf:OWNER/NAME, with @REVISION or without; or random:SEED for untrained weights. Default: the official "
+            "checkpoint, downloaded.",
+            panel=MODEL,
+        ),
+    ] = None
+    vocabulary: VocabularyOption = None
+    name: Annotated[str | None, option("Name of the served models. Default: the arch in lower case.", panel=MODEL)] = (
+        None
+    )
+    hub: HubOption = "huggingface"
+    download_root: DownloadRootOption = DEFAULT_DOWNLOAD_ROOT
+
+    def choose_arch(self, *, fetch: bool = True) -> Arch:
+        """Returns the architecture that they come to. Raises as `checkpoint.choose.choose_arch` does."""
+        return choose_arch(self.arch, self.checkpoint, self.vocabulary, self.name, fetch=fetch)
+
+    def served_name(self, arch: Arch) -> str:
+        """Returns what a model of an architecture is called where it is served."""
+        return self.name or arch.slug
 
 
 @dataclass(frozen=True, kw_only=True)

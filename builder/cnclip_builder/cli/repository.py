@@ -10,25 +10,18 @@ from typing import Annotated, Any
 import typer
 from cnclip_console import gives_options, option
 
-from cnclip_builder.checkpoint.choose import choose_arch
 from cnclip_builder.cli.options import (
     BUILD,
     DEFAULT_ARTEFACTS,
-    DEFAULT_DOWNLOAD_ROOT,
     DEFAULT_REPOSITORY,
     FILES,
     MODEL,
     PLANS,
-    ArchOption,
     ArtefactsOption,
-    CheckpointOption,
-    DownloadRootOption,
-    HubOption,
     LeastInt8SpeedUpOption,
-    NameOption,
+    ModelOptions,
     PlanOptions,
     VerboseOption,
-    VocabularyOption,
 )
 from cnclip_builder.cli.serving import ServingOptions
 from cnclip_builder.cli.verify import show_live_parity
@@ -40,24 +33,20 @@ from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.tensors import TOWERS
 
 
+@gives_options(ModelOptions, "model")
 @gives_options(PlanOptions, "plan_options")
 @gives_options(ServingOptions, "serving_options")
 def repository(
     *,
-    arch: ArchOption = None,
-    checkpoint: CheckpointOption = None,
-    vocabulary: VocabularyOption = None,
-    name: NameOption = None,
+    model: ModelOptions,
     model_version: Annotated[
         int,
         option("Triton's version number; a new one stays beside the old ones.", panel=MODEL, show_default=True),
     ] = 1,
-    hub: HubOption = "huggingface",
     repository: Annotated[
         Path, option("The model repository's folder.", panel=FILES, file_okay=False, show_default=True)
     ] = DEFAULT_REPOSITORY,
     artefacts: ArtefactsOption = DEFAULT_ARTEFACTS,
-    download_root: DownloadRootOption = DEFAULT_DOWNLOAD_ROOT,
     serving_options: ServingOptions,
     plans: Annotated[
         list[Path] | None,
@@ -127,9 +116,10 @@ def repository(
 
     if as_json and not dry_run:
         raise SettingError("--json is what a dry run says: add --dry-run")
-    chosen_arch = choose_arch(arch, checkpoint, vocabulary, name, fetch=not dry_run)
+    chosen_arch = model.choose_arch(fetch=not dry_run)
     chosen = {**_read_settings(settings), **serving_options.given()}
-    kept = kept_serving(repository, name or chosen_arch.slug, model_version, chosen_arch.name) if keep_settings else {}
+    name = model.served_name(chosen_arch)
+    kept = kept_serving(repository, name, model_version, chosen_arch.name) if keep_settings else {}
     serving, told = choose_settings(chosen, kept, chosen_arch.default_context_length)
     chosen_arch.checked_context_length(serving.context_length)
     _require_used(serving, [*(["--plans"] if plans else []), *plan_options.given()], card_images)
@@ -139,14 +129,14 @@ def repository(
         typer.echo(f"Keeping the settings of {repository}: {shown} (--no-keep-settings begins anew)", err=True)
     request = BuildRequest(
         arch=chosen_arch,
-        checkpoint=checkpoint,
+        checkpoint=model.checkpoint,
         serving=serving,
         repository=repository,
         artefacts=artefacts,
-        download_root=download_root,
-        name=name,
+        download_root=model.download_root,
+        name=model.name,
         version=model_version,
-        hub=hub,
+        hub=model.hub,
         verify=verify,
         plan_settings=plan_options.settings(
             serving.largest_batch_size, serving.context_length, serving.tf32, serving.padded_lengths[0]

@@ -9,23 +9,16 @@ import typer
 from cnclip_console import gives_options, print_table
 
 from cnclip_builder.arch import official_archs
-from cnclip_builder.checkpoint.choose import choose_arch
 from cnclip_builder.cli.options import (
     DEFAULT_ARTEFACTS,
-    DEFAULT_DOWNLOAD_ROOT,
-    ArchOption,
     ArtefactsOption,
-    CheckpointOption,
-    DownloadRootOption,
-    HubOption,
     LeastInt8SpeedUpOption,
-    NameOption,
+    ModelOptions,
     PlanOptions,
     PrecisionsOption,
     Tf32Option,
     TowersOption,
     VerboseOption,
-    VocabularyOption,
     chosen_towers,
 )
 from cnclip_builder.errors import SlowerError
@@ -57,13 +50,10 @@ def archs() -> None:
     )
 
 
+@gives_options(ModelOptions, "model")
 def checkpoint(
-    arch: ArchOption = None,
-    checkpoint: CheckpointOption = None,
-    vocabulary: VocabularyOption = None,
-    name: NameOption = None,
-    download_root: DownloadRootOption = DEFAULT_DOWNLOAD_ROOT,
-    hub: HubOption = "huggingface",
+    *,
+    model: ModelOptions,
     verbose: VerboseOption = False,
 ) -> None:
     """Fetch a checkpoint, tell its architecture, and check that it fits the one that is named.
@@ -73,8 +63,8 @@ def checkpoint(
     """
     from cnclip_builder.checkpoint.stage import open_checkpoint
 
-    chosen = choose_arch(arch, checkpoint, vocabulary, name)
-    facts = open_checkpoint(checkpoint, chosen, download_root, hub)
+    chosen = model.choose_arch()
+    facts = open_checkpoint(model.checkpoint, chosen, model.download_root, model.hub)
     typer.echo(f"arch          {chosen.name}")
     typer.echo(f"file          {facts.file.path}")
     for file in facts.files if len(facts.files) > 1 else ():
@@ -86,17 +76,14 @@ def checkpoint(
     typer.echo(f"FP32 weights  {sum(facts.fp32_bytes.values()) / 1e6:.0f} MB")
 
 
+@gives_options(ModelOptions, "model")
 def onnx(
-    arch: ArchOption = None,
-    checkpoint: CheckpointOption = None,
-    vocabulary: VocabularyOption = None,
+    *,
+    model: ModelOptions,
     tower: TowersOption = None,
     precision: PrecisionsOption = None,
     least_int8_speed_up: LeastInt8SpeedUpOption = LEAST_INT8_SPEED_UP,
     artefacts: ArtefactsOption = DEFAULT_ARTEFACTS,
-    name: NameOption = None,
-    download_root: DownloadRootOption = DEFAULT_DOWNLOAD_ROOT,
-    hub: HubOption = "huggingface",
     verbose: VerboseOption = False,
 ) -> None:
     """Export the encoders to ONNX and prove them against PyTorch.
@@ -111,17 +98,17 @@ def onnx(
     from cnclip_builder.repository.sharing import check_model_name
     from cnclip_builder.system.atomic import locked
 
-    chosen = choose_arch(arch, checkpoint, vocabulary, name)
-    folder = artefacts / check_model_name(name or chosen.slug)
+    chosen = model.choose_arch()
+    folder = artefacts / check_model_name(model.served_name(chosen))
     with locked(folder):
         made = build_artefacts(
             chosen,
-            checkpoint,
+            model.checkpoint,
             folder,
             towers=chosen_towers(tower),
             precisions=[one for one in ALL_PRECISIONS if one in (precision or PRECISIONS)],
-            download_root=download_root,
-            hub=hub,
+            download_root=model.download_root,
+            hub=model.hub,
             least_int8_speed_up=least_int8_speed_up,
             fp16_may_fail=not precision,
         )
@@ -133,12 +120,11 @@ def onnx(
         raise SlowerError("; ".join(made.slower.values()))
 
 
+@gives_options(ModelOptions, "model")
 @gives_options(PlanOptions, "plan")
 def tensorrt(
     *,
-    arch: ArchOption = None,
-    checkpoint: CheckpointOption = None,
-    vocabulary: VocabularyOption = None,
+    model: ModelOptions,
     tower: TowersOption = None,
     precision: Annotated[PlanPrecision, typer.Option(help="Of the plans.")] = "fp16",
     edges: Annotated[
@@ -165,9 +151,6 @@ def tensorrt(
     plan: PlanOptions,
     tf32: Tf32Option = None,
     artefacts: ArtefactsOption = DEFAULT_ARTEFACTS,
-    name: NameOption = None,
-    download_root: DownloadRootOption = DEFAULT_DOWNLOAD_ROOT,
-    hub: HubOption = "huggingface",
     verbose: VerboseOption = False,
 ) -> None:
     """Build TensorRT plans for this machine's GPU and prove them against PyTorch; or write what another one needs.
@@ -185,7 +168,7 @@ def tensorrt(
     from cnclip_builder.repository.sharing import check_model_name
     from cnclip_builder.system.atomic import locked
 
-    chosen = choose_arch(arch, checkpoint, vocabulary, name)
+    chosen = model.choose_arch()
     length = chosen.default_context_length if context_length is None else chosen.checked_context_length(context_length)
     settings = plan.settings(
         max_batch_size,
@@ -194,12 +177,18 @@ def tensorrt(
         ServingConfig("gpu", precision, length, max_batch_size, "tensorrt").padded_lengths[0],
     )
     if bundle is None:
-        require_tensorrt(chosen, checkpoint)
+        require_tensorrt(chosen, model.checkpoint)
     towers = chosen_towers(tower)
-    place = artefacts / check_model_name(name or chosen.slug)
+    place = artefacts / check_model_name(model.served_name(chosen))
     with locked(place):
         made = build_artefacts(
-            chosen, checkpoint, place, towers=towers, precisions=[precision], download_root=download_root, hub=hub
+            chosen,
+            model.checkpoint,
+            place,
+            towers=towers,
+            precisions=[precision],
+            download_root=model.download_root,
+            hub=model.hub,
         )
         chosen_edges: Edges = edges or ("served" if bundle else "cn_clip")
         if bundle is not None:

@@ -7,29 +7,18 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from cnclip_console import print_table
+from cnclip_console import gives_options, print_table
 
-from cnclip_builder.checkpoint.choose import choose_arch
-from cnclip_builder.cli.options import (
-    DEFAULT_DOWNLOAD_ROOT,
-    ArchOption,
-    CheckpointOption,
-    DownloadRootOption,
-    HubOption,
-    NameOption,
-    VerboseOption,
-    VocabularyOption,
-)
+from cnclip_builder.cli.options import ModelOptions, VerboseOption
 from cnclip_builder.errors import SettingError
 from cnclip_builder.tensors import TOWERS
 
 
+@gives_options(ModelOptions, "model")
 def verify(
-    arch: ArchOption = None,
-    checkpoint: CheckpointOption = None,
-    vocabulary: VocabularyOption = None,
+    *,
+    model: ModelOptions,
     url: Annotated[str, typer.Option(help="The server's gRPC address.")] = "localhost:8001",
-    name: NameOption = None,
     image: Annotated[
         Optional[list[Path]],  # noqa: UP045
         typer.Option(help="An image to compare instead of the built-in ones; may be repeated.", show_default=False),
@@ -38,8 +27,6 @@ def verify(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Texts to compare, a line each, instead of the built-in ones.", show_default=False),
     ] = None,
-    download_root: DownloadRootOption = DEFAULT_DOWNLOAD_ROOT,
-    hub: HubOption = "huggingface",
     verbose: VerboseOption = False,
 ) -> None:
     """Compare the features of a running server with PyTorch's, row by row.
@@ -50,13 +37,13 @@ def verify(
     from cnclip_builder.checkpoint.sources import fetch_checkpoint
     from cnclip_builder.verify import require_served, verify_server
 
-    chosen = choose_arch(arch, checkpoint, vocabulary, name)
-    model = name or chosen.slug
-    require_served(url, model, chosen)
+    chosen = model.choose_arch()
+    name = model.served_name(chosen)
+    require_served(url, name, chosen)
     verification = verify_server(
         url,
-        model,
-        fetch_checkpoint(checkpoint, chosen, download_root, hub).path,
+        name,
+        fetch_checkpoint(model.checkpoint, chosen, model.download_root, model.hub).path,
         chosen,
         images={str(path): path.read_bytes() for path in image} if image else None,
         texts=_read_captions(captions) if captions else None,

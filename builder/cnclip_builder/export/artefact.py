@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from cnclip_builder.arch import Arch
@@ -56,7 +56,3 @@ class Artefact:
     def identity(self) -> str:
         """Tells its weights from another checkpoint's of the architecture; "" while they are not known."""
         return ""
-
-    def twin(self, precision: Precision) -> Artefact:
-        """The same encoder in another precision."""
-        return replace(self, precision=precision)

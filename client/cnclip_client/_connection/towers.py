@@ -290,26 +290,19 @@ def combine(image: ModelInfo, text: ModelInfo) -> ModelInfo:
             image_sha256=image.checkpoint_sha256,
             text_sha256=text.checkpoint_sha256,
         )
-    same = image.version == text.version
-    return ModelInfo(
-        model=text.model,
-        version=text.version if same else f"image {image.version}, text {text.version}",
-        arch=text.arch,
-        checkpoint_sha256=text.checkpoint_sha256,
-        logit_scale=text.logit_scale,
-        embedding_size=text.embedding_size,
-        context_length=text.context_length,
+    preferred = [one.preferred_batch_size for one in (image, text) if one.preferred_batch_size is not None]
+    return dataclasses.replace(
+        text,
+        version=_of_both(image.version, text.version),
         max_batch_size=min(image.max_batch_size, text.max_batch_size),
-        precision=text.precision
-        if image.precision == text.precision
-        else f"image {image.precision}, text {text.precision}",
+        precision=_of_both(image.precision, text.precision),
         decoding=image.decoding,
-        preferred_batch_size=min(
-            (one.preferred_batch_size for one in (image, text) if one.preferred_batch_size is not None), default=None
-        ),
+        preferred_batch_size=min(preferred, default=None),
         resolution=image.resolution,
         max_image_pixels=image.max_image_pixels,
         image_formats=image.image_formats,
-        vocabulary_sha256=text.vocabulary_sha256,
-        text_lengths=text.text_lengths,
     )
+
+
+def _of_both(image: str, text: str) -> str:
+    return text if image == text else f"image {image}, text {text}"

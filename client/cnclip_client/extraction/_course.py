@@ -18,7 +18,7 @@ from cnclip_client.extraction._work_folder import Progress
 from cnclip_client.extraction._writing import told_apart
 from cnclip_client.sources import Item, Source
 
-__all__ = ["Chain", "Course", "End", "Place", "Reader", "require_same_items", "state_of"]
+__all__ = ["Chain", "Course", "End", "Place", "Reader", "require_same_items", "state_of_source"]
 
 Place: TypeAlias = Sequence[int | str]
 """Where a source goes on after an item, in its own terms; empty where only the item's number tells."""
@@ -222,18 +222,15 @@ def require_same_items(items: Iterator[Item], source: Source, count: int, digest
         )
 
 
-def state_of(source: Source) -> str:
+def state_of_source(source: Source) -> str:
     """Returns a digest of names, sizes and times: while it stays, no item has changed. Empty if there is none."""
     known: Any = source.fingerprint.get("files")
     path = source.fingerprint.get("path")
     if known is None and isinstance(path, str) and "://" not in path:
         if source.fingerprint.get("format") == "folder":
             known = _folders(path)
-        elif Path(path).is_file():
-            status = Path(path).stat()
-            known = [status.st_size, status.st_mtime_ns]
-        elif Path(path, "data.mdb").is_file():
-            status = Path(path, "data.mdb").stat()
+        elif file := next(filter(Path.is_file, (Path(path), Path(path, "data.mdb"))), None):
+            status = file.stat()
             known = [status.st_size, status.st_mtime_ns]
     return "" if known is None else hashlib.blake2b(repr(known).encode(), digest_size=16).hexdigest()
 

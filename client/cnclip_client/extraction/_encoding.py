@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,9 +19,10 @@ from cnclip_client._flow.prefetch import Prefetch
 from cnclip_client._info import ModelInfo
 from cnclip_client._texts import preprocess_text
 from cnclip_client._vocabulary import Id, Kind
+from cnclip_client.extraction._options import ExtractOptions
 from cnclip_client.sources import Item
 
-__all__ = ["Encoded", "Engine", "Failure", "encode_items"]
+__all__ = ["Encoded", "Engine", "Failure", "encode_items", "encoding_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,22 @@ def encode_items(
         for block in run(values(source), normalize=normalize, batch_size=batch_size):  # type: ignore[arg-type]
             taken = tuple(pending.popleft() for _ in range(block.stop - block.start))
             yield _encoded(block, taken, dtype)
+
+
+def encoding_of(
+    client: Client, engine: Engine | None, kind: Kind, options: ExtractOptions, refusal: Callable[[Id], str]
+) -> Callable[[Iterator[Item]], Iterator[Encoded]]:
+    """Returns what encodes a job's items: the client in this process, or an engine that is held to its model."""
+    encode = partial(encode_items, client) if engine is None else partial(engine.encode, expected=client.info_of(kind))
+    return partial(
+        encode,
+        kind,
+        normalize=options.normalize,
+        dtype=options.dtype,
+        batch_size=options.batch_size,
+        refusal=refusal,
+        preprocess=options.preprocess,
+    )
 
 
 def _loaded(client: Client, kind: Kind, items: Iterable[Item]) -> AbstractContextManager[Iterator[Item]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cnclip_client._info import ModelInfo
-from cnclip_client.features import Dtype
+from cnclip_client.extraction._options import ExtractOptions
 from cnclip_client.sources import Source
 
 __all__ = ["REPEATED_IDS", "differences", "fingerprint_of", "origin_in"]
@@ -13,18 +13,13 @@ __all__ = ["REPEATED_IDS", "differences", "fingerprint_of", "origin_in"]
 REPEATED_IDS = "repeated_ids"
 
 
-def fingerprint_of(
-    source: Source, info: ModelInfo, *, normalize: bool, dtype: Dtype, first_only: bool = False, preprocess: bool = True
-) -> dict[str, Any]:
+def fingerprint_of(source: Source, info: ModelInfo, options: ExtractOptions) -> dict[str, Any]:
     """Returns what a job is, in JSON's values.
 
     Args:
         source: What is read.
         info: What encodes it.
-        normalize: Whether each feature is divided by its length.
-        dtype: Of the numbers in the file.
-        first_only: Whether of repeated ids only the first one's feature is kept.
-        preprocess: Whether texts are prepared as cn_clip's extraction does.
+        options: How; only what is seen in the output is taken of it.
     """
     known: dict[str, Any] = {
         "kind": source.kind,
@@ -33,18 +28,18 @@ def fingerprint_of(
         "checkpoint_sha256": info.checkpoint_sha256,
         "precision": info.precision,
         "embedding_size": info.embedding_size,
-        "normalize": normalize,
-        "dtype": dtype,
+        "normalize": options.normalize,
+        "dtype": options.dtype,
         # Their times tell whether the items are to be compared, not that they are others.
         "source": {name: value for name, value in source.fingerprint.items() if name != "files"},
     }
     if source.kind == "text":
         known["context_length"] = info.context_length
-        if not preprocess:
+        if not options.preprocess:
             known["preprocess"] = False
     elif info.decoding != "exact":
         known["decoding"] = info.decoding
-    if first_only:
+    if options.repeated_ids == "first":
         known[REPEATED_IDS] = "first"
     return known
 

@@ -6,13 +6,12 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 from cnclip_client._client import Client
 from cnclip_client._exceptions import BadFile, JobRefused, TooManyFailures
 from cnclip_client._remote import is_remote
-from cnclip_client.extraction._encoding import Encoded, Engine, encode_items
+from cnclip_client.extraction._encoding import Encoded, Engine, encoding_of
 from cnclip_client.extraction._fingerprint import fingerprint_of, origin_in
 from cnclip_client.extraction._options import ExtractOptions, Summary
 from cnclip_client.extraction._output import Output, file_for
@@ -79,17 +78,10 @@ class _Job:
         self._options = options
         self._report = report
         info = client.info_of(source.kind)
-        self._encode_items = partial(encode_items, client) if engine is None else partial(engine.encode, expected=info)
-        job = fingerprint_of(
-            source,
-            info,
-            normalize=options.normalize,
-            dtype=options.dtype,
-            first_only=options.repeated_ids == "first",
-            preprocess=options.preprocess,
-        )
+        job = fingerprint_of(source, info, options)
         sink = open_sink(output, source.kind, size=info.embedding_size, dtype=options.dtype, origin=origin_in(job))
         self._output = Output(output, sink, job, overwrite=options.overwrite)
+        self._encode_items = encoding_of(client, engine, source.kind, options, sink.refusal)
 
     def run(self) -> Summary:
         with self._output.locked():
@@ -150,15 +142,7 @@ class _Job:
             return self._encode(self._output.begin())
         self._report(progress.items, progress.failures)
         with writing:
-            for encoded in self._encode_items(
-                self._source.kind,
-                items,
-                normalize=self._options.normalize,
-                dtype=self._options.dtype,
-                batch_size=self._options.batch_size,
-                refusal=self._output.sink.refusal,
-                preprocess=self._options.preprocess,
-            ):
+            for encoded in self._encode_items(items):
                 writing.add(encoded)
                 self._report(writing.progress.items, writing.progress.failures)
                 require_few(writing.progress.failures, encoded, self._options)

@@ -44,6 +44,12 @@ class Store(Protocol):
     def size(self, place: Path) -> int | None:
         """Returns a file's size in bytes, or None if there is none. Raises OSError."""
 
+    def names(self, folder: Path) -> set[str]:
+        """Returns the names of what is in a folder. Raises OSError."""
+
+    def remove(self, place: Path) -> None:
+        """Removes a file; that there is none is as good. Raises OSError."""
+
 
 class LocalStore:
     """A disk that the work is on as well, or can be reached like one."""
@@ -65,6 +71,13 @@ class LocalStore:
             return place.stat().st_size
         except FileNotFoundError:
             return None
+
+    def names(self, folder: Path) -> set[str]:
+        return {path.name for path in folder.iterdir()}
+
+    def remove(self, place: Path) -> None:
+        if not place.is_dir():
+            place.unlink(missing_ok=True)
 
 
 class Output:

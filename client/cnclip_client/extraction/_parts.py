@@ -14,16 +14,16 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 from cnclip_client._client import Client
 from cnclip_client._exceptions import BadFile, CnclipError, JobRefused, ModelChanged
-from cnclip_client.extraction._course import Chain, Course, Reader, require_same_items, state_of
+from cnclip_client.extraction._course import Chain, Course, Reader, require_same_items, state_of_source
 from cnclip_client.extraction._cutting import Piece, cut
-from cnclip_client.extraction._encoding import Encoded, Engine, encode_items
+from cnclip_client.extraction._encoding import Encoded, Engine, encoding_of
 from cnclip_client.extraction._fingerprint import fingerprint_of, origin_in
 from cnclip_client.extraction._job import require_apart, require_few
 from cnclip_client.extraction._options import ExtractOptions, Summary
@@ -119,20 +119,18 @@ class _PartsJob:
         self._sharding = sharding
         self._report = report
         info = client.info_of(source.kind)
-        self._encode_items = partial(encode_items, client) if engine is None else partial(engine.encode, expected=info)
-        job = fingerprint_of(
-            source, info, normalize=options.normalize, dtype=options.dtype, preprocess=options.preprocess
-        )
+        job = fingerprint_of(source, info, options)
         self._folder = PartsFolder(output, work, job, sharding, overwrite=options.overwrite)
         require_apart(source, output, ("folder", sharding.format))
         self._sink_of = partial(
             open_sink, kind=source.kind, size=info.embedding_size, dtype=options.dtype, origin=origin_in(job)
         )
-        self._refusal = self._sink_of(self._folder.path(0)).refusal
+        refusal = self._sink_of(self._folder.path(0)).refusal
+        self._encode_items = encoding_of(client, engine, source.kind, options, refusal)
 
     def run(self) -> Summary:
         with self._folder.entered():
-            state = state_of(self._source)
+            state = state_of_source(self._source)
             self._settle()
             whole = self._same(self._folder.whole(), state)
             begun = self._begun(state)
@@ -265,17 +263,7 @@ class _PartsJob:
 
     def _stream(self, course: Course) -> Iterator[Encoded]:
         """Encodes the items of all parts in one stream, so that a server is kept busy."""
-        if course.is_done():
-            return iter(())
-        return self._encode_items(
-            self._source.kind,
-            course.items(),
-            normalize=self._options.normalize,
-            dtype=self._options.dtype,
-            batch_size=self._options.batch_size,
-            refusal=self._refusal,
-            preprocess=self._options.preprocess,
-        )
+        return iter(()) if course.is_done() else self._encode_items(course.items())
 
     def _require_unchanged(self) -> None:
         """Asks whether the model is still the same, and waits for a server that is away just now.
@@ -302,15 +290,6 @@ class _PartsJob:
 
 def _finish(output: Output, progress: Progress) -> PartRecord:
     """Puts a part in its place, and returns its record."""
-    of_part = {"last": progress.last, "after": list(progress.after), "state": progress.state}
-    output.finish(progress, of_part)
-    return PartRecord(
-        items=progress.items,
-        failures=progress.failures,
-        digest=progress.digest,
-        seconds=progress.seconds,
-        repeated=progress.repeated,
-        last=progress.last,
-        after=list(progress.after),
-        state=progress.state,
-    )
+    record = PartRecord.of(progress)
+    output.finish(progress, asdict(record))
+    return record

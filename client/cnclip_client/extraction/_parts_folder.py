@@ -26,10 +26,10 @@ from typing import Any
 
 from cnclip_client._exceptions import BadFile, JobRefused
 from cnclip_client.extraction._fingerprint import differences
-from cnclip_client.extraction._output import LocalStore, Output
+from cnclip_client.extraction._output import LocalStore, Output, Store
 from cnclip_client.extraction._remote_store import RemoteStore
 from cnclip_client.extraction._sharding import Sharding
-from cnclip_client.extraction._work_folder import locked
+from cnclip_client.extraction._work_folder import Progress, locked
 from cnclip_client.features import Sink
 from cnclip_client.features._parts import FOLDER_RECORD, part_name, part_records, record_name
 
@@ -53,7 +53,7 @@ class PartRecord:
         repeated: How many ids came again in it.
         last: Whether the source ends with it.
         after: Where the source goes on after it, where that is known.
-        state: What the source was like then, as `state_of` has it.
+        state: What the source was like then, as `state_of_source` has it.
     """
 
     items: int
@@ -64,6 +64,11 @@ class PartRecord:
     last: bool
     after: list[int | str]
     state: str
+
+    @classmethod
+    def of(cls, progress: Progress) -> PartRecord:
+        """Returns that of a part that has come to its end."""
+        return cls(**{one.name: getattr(progress, one.name) for one in fields(cls)})
 
 
 def work_folder(output: str, work: Path | None) -> Path:
@@ -89,10 +94,9 @@ class PartsFolder:
         self.job = dict(job)
         self._sharding = sharding
         self._overwrite = overwrite
-        remote = "://" in output
-        self.store: LocalStore | RemoteStore = RemoteStore(output) if remote else LocalStore()
-        self._is_remote = remote
-        self.folder = work_folder(output, work) if remote else Path(output)
+        self._is_remote = "://" in output
+        self.store: Store = RemoteStore(output) if self._is_remote else LocalStore()
+        self.folder = work_folder(output, work) if self._is_remote else Path(output)
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -135,7 +139,7 @@ class PartsFolder:
 
     def whole(self) -> dict[int, PartRecord]:
         """Returns what is recorded of the parts that are whole, whoever did them, rising. Raises BadFile, OSError."""
-        names = self._names()
+        names = self.store.names(self.folder)
         numbers = part_records(names, self._sharding.format)
         places = [self.folder / record_name(part_name(number, self._sharding.format)) for number in numbers]
         found = {}
@@ -163,17 +167,12 @@ class PartsFolder:
             )
         return PartRecord(**{one.name: known[one.name] for one in fields(PartRecord)})
 
-    def _names(self) -> set[str]:
-        if isinstance(self.store, RemoteStore):
-            return self.store.names()
-        return {path.name for path in self.folder.iterdir()}
-
     def _enter(self) -> None:
         place = self.folder / FOLDER_RECORD
         now = {"items": self._sharding.items, "format": self._sharding.format, "jobs": self._sharding.jobs}
         known = self.store.read(place)
         if known is None:
-            other = sorted(name for name in self._names() if not _OURS.match(name) or _PART.match(name))
+            other = sorted(name for name in self.store.names(self.folder) if not _OURS.match(name) or _PART.match(name))
             if other:
                 raise JobRefused(
                     f"holds {other[0]} and is no folder of a job's; give an empty folder, or another --output",
@@ -237,26 +236,21 @@ class PartsFolder:
 
     def _remove_parts(self) -> None:
         # Records first: what has none is not taken for whole.
-        for name in sorted(self._names(), key=lambda name: not name.endswith(".job.json")):
+        for name in sorted(self.store.names(self.folder), key=lambda name: not name.endswith(".job.json")):
             if _PART.match(name):
-                self.remove(name)
+                self.store.remove(self.folder / name)
         for path in self.folder.iterdir():
             if _PART.match(path.name) and path.is_dir():
                 shutil.rmtree(path)
 
-    def remove(self, name: str) -> None:
-        """Removes a finished file."""
-        if isinstance(self.store, RemoteStore):
-            self.store.remove(self.folder / name)
-        elif not (self.folder / name).is_dir():
-            (self.folder / name).unlink(missing_ok=True)
-
     def remove_part(self, number: int) -> None:
         """Removes what a part came to, its record first."""
         begin = f"{self.path(number).stem}."
-        names = [name for name in self._names() if name.startswith(begin) and not name.endswith(".partial")]
+        names = [
+            name for name in self.store.names(self.folder) if name.startswith(begin) and not name.endswith(".partial")
+        ]
         for name in sorted(names, key=lambda name: not name.endswith(".job.json")):
-            self.remove(name)
+            self.store.remove(self.folder / name)
 
     def confirm(self, number: int, record: PartRecord) -> None:
         """Records of a part that its items were found to be the same in another state of the source."""

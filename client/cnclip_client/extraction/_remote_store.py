@@ -64,8 +64,8 @@ class RemoteStore:
                 return None
             raise
 
-    def names(self) -> set[str]:
-        """Returns the names of what is in the folder."""
+    def names(self, folder: Path) -> set[str]:
+        """Returns the names of what is under the address, whichever folder here stands for it."""
         try:
             return {name for name, _ in self._folder.names()}
         except BadFile as error:
@@ -74,7 +74,6 @@ class RemoteStore:
             raise
 
     def remove(self, place: Path) -> None:
-        """Removes a file; that there is none is as good."""
         (self._folder / place.name).remove()
 
 

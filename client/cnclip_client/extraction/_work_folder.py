@@ -52,7 +52,7 @@ class Progress:
         repeated: How many ids of items that have features came again.
         last: Whether the source ends with a part that is complete.
         after: Where the source goes on after those items, where that is known.
-        state: What the source was then, as `state_of` has it.
+        state: What the source was then, as `state_of_source` has it.
     """
 
     items: int = 0

@@ -104,7 +104,7 @@ class Writing:
         Args:
             encoded: The outcome of the items that follow those before.
             after: Where the source goes on after them, where that is known.
-            state: What the source was then, as `state_of` has it.
+            state: What the source was then, as `state_of_source` has it.
 
         Raises:
             JobRefused: An id comes again, and that is not wanted.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -15,7 +15,7 @@ from cnclip_client._extras import require
 from cnclip_client._parquet import parquet_files, told_parquet
 from cnclip_client.features._parts import is_parts_folder, part_files, record_name
 
-__all__ = ["PARQUET_KEY", "Origin", "origin_of", "require_one_checkpoint"]
+__all__ = ["PARQUET_KEY", "Origin", "origin_of", "require_one_checkpoint", "warn_of_unknown"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -91,10 +91,15 @@ def require_one_checkpoint(*paths: str | PathLike[str]) -> None:
             known = path, found
         else:
             _refuse(*known, path, found)
-    if unknown:
+    warn_of_unknown(unknown)
+
+
+def warn_of_unknown(paths: Sequence[str]) -> None:
+    """Warns that nothing tells which checkpoint the features of some files or folders are of."""
+    if paths:
         _LOG.warning(
             "no telling which checkpoint the features of %s are of; see that all that is compared is of one",
-            " and ".join(unknown),
+            " and ".join(paths),
         )
 
 

@@ -22,7 +22,7 @@ from cnclip_client.features._ids import id_line, ids_of, require_id
 from cnclip_client.features._origin import PARQUET_KEY
 from cnclip_client.features._sink import Dtype, little_endian
 
-__all__ = ["ParquetSink", "has_integer_ids", "read_parquet"]
+__all__ = ["ParquetSink", "have_string_ids", "read_parquet"]
 
 _LOG = logging.getLogger(__name__)
 _ROW_GROUP = 16 * 1024
@@ -121,8 +121,16 @@ def read_parquet(path: Path, kind: str, block_bytes: int) -> Iterator[Rows]:
                     yield _batch(file, batch.column(f"{kind}_id"), batch.column("feature"))
 
 
-def has_integer_ids(file: Path, kind: str) -> bool:
-    """Whether a file's ids are integers, or it holds none. Raises BadFile, MissingExtra, OSError."""
+def have_string_ids(files: Sequence[Path], kind: str) -> bool:
+    """Whether the ids of a folder's parts are strings, since those of one part are; in the others they may be integers.
+
+    Raises BadFile, MissingExtra, OSError.
+    """
+    return files[0].suffix == ".parquet" and not all(_has_integer_ids(file, kind) for file in files)
+
+
+def _has_integer_ids(file: Path, kind: str) -> bool:
+    """Whether a file's ids are integers, or it holds none."""
     pa, parquet = require("pyarrow", extra="parquet"), require("pyarrow.parquet", extra="parquet")
     with told_parquet(file), parquet.ParquetFile(file, pre_buffer=False) as opened:
         schema = opened.schema_arrow

@@ -17,7 +17,7 @@ from cnclip_client.features._features import Features, Rows
 from cnclip_client.features._ids import id_array
 from cnclip_client.features._jsonl import read_jsonl
 from cnclip_client.features._npy import read_npy
-from cnclip_client.features._parquet import has_integer_ids, read_parquet
+from cnclip_client.features._parquet import have_string_ids, read_parquet
 from cnclip_client.features._parts import is_parts_folder, part_files
 
 __all__ = ["read_features"]
@@ -98,7 +98,7 @@ def _rows(path: Path, kind: Kind, block_bytes: int) -> Iterator[Rows]:
 def _rows_of_parts(files: list[Path], kind: Kind, block_bytes: int) -> Iterator[Rows]:
     # Each part's column holds integers if all of its own ids are. Where another's holds strings, they come as they
     # would from one file.
-    strings = files[0].suffix == ".parquet" and not all(has_integer_ids(file, kind) for file in files)
+    strings = have_string_ids(files, kind)
     for file in files:
         for ids, rows in _READERS[file.suffix](file, kind, block_bytes):
             yield ([str(one) for one in ids] if strings else ids), rows

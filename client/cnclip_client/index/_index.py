@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
@@ -17,6 +16,7 @@ from cnclip_client._extras import require
 from cnclip_client._vocabulary import Id
 from cnclip_client.features import Features, origin_of
 from cnclip_client.features._features import rebatch
+from cnclip_client.features._origin import warn_of_unknown
 from cnclip_client.index._checksums import require_unchanged
 from cnclip_client.index._faiss import EXTRA, Searcher, read
 from cnclip_client.index._ids import Ids, mapped_array, open_ids
@@ -24,8 +24,6 @@ from cnclip_client.index._record import ANEW, Record
 from cnclip_client.retrieval import Hits
 
 __all__ = ["FEATURES", "INDEX", "Index", "open_searcher", "require_files"]
-
-_LOG = logging.getLogger(__name__)
 
 INDEX, FEATURES = "index.faiss", "features.npy"
 _QUERIES = 1024
@@ -121,12 +119,8 @@ class Index:
         """
         origin = origin_of(queries)
         unknown = [str(one) for one, of in ((self._path, self.record.origin), (queries, origin)) if of is None]
-        if unknown:
-            _LOG.warning(
-                "no telling which checkpoint the features of %s are of; see that all that is compared is of one",
-                " and ".join(unknown),
-            )
-        elif origin is not None:
+        warn_of_unknown(unknown)
+        if origin is not None:
             self.record.require_origin(self._path, Path(queries), origin)
 
     def search(self, queries: Features | Iterable[Features], *, k: int = 10) -> Iterator[Hits]:

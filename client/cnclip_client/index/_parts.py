@@ -15,7 +15,7 @@ from cnclip_client._parquet import parquet_files, told_parquet
 from cnclip_client._vocabulary import Kind
 from cnclip_client.features import Features, read_features
 from cnclip_client.features._ids import id_array, id_line
-from cnclip_client.features._parquet import has_integer_ids
+from cnclip_client.features._parquet import have_string_ids
 from cnclip_client.features._parts import is_parts_folder, part_files
 
 __all__ = ["Digest", "FeatureFile", "Part", "feature_files", "unknown_parts"]
@@ -137,8 +137,7 @@ def feature_files(paths: Iterable[Path], kind: Kind, normalize: bool) -> list[Fe
             raise BadFile(
                 "no features in it; give files of features, or folders of .parquet or of parts", path=str(path)
             )
-        # As `read_features` has them of a folder of parts.
-        strings = of_parts and files[0].suffix == ".parquet" and not all(has_integer_ids(one, kind) for one in files)
+        strings = of_parts and have_string_ids(files, kind)
         for file in files:
             one = FeatureFile(path=file.resolve(), kind=kind, normalize=normalize, strings=strings)
             found.setdefault(one.path, one)

@@ -112,9 +112,9 @@ def test_errors_are_one_line(tmp_path: Path, arguments: list[str], complaint: st
 
 def test_an_interrupted_command_says_what_has_become_of_its_work() -> None:
     code = (
-        "import cnclip_builder.cli.stages as stages\n"
-        "def interrupted(*_): raise KeyboardInterrupt\n"
-        "stages.choose_arch = interrupted\n"
+        "import cnclip_builder.cli.options as options\n"
+        "def interrupted(*_, **__): raise KeyboardInterrupt\n"
+        "options.choose_arch = interrupted\n"
         "from cnclip_builder.cli.app import main; main()"
     )
     result = subprocess.run([sys.executable, "-c", code, "checkpoint"], capture_output=True, text=True, timeout=120)

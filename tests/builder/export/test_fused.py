@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -233,10 +234,10 @@ def test_official_sizes(name: str, tmp_path: Path) -> None:
         np.save(fp32.reference, encode(module, make_probes(arch).inputs(tower)))
         del module
         for precision in PRECISIONS:
-            path = write_fused_encoder(checkpoint, fp32.twin(precision), tmp_path)
+            path = write_fused_encoder(checkpoint, replace(fp32, precision=precision), tmp_path)
             nodes = require_few_nodes(path, tower, layers[tower])
             assert nodes <= 170 or (name, tower) != ("ViT-B-16", "image")
-            check_served_encoder(path, fp32.twin(precision))
+            check_served_encoder(path, replace(fp32, precision=precision))
 
 
 def require_few_nodes(path: Path, tower: Tower, layers: int) -> int:

@@ -120,7 +120,7 @@ def test_its_proof_and_its_fp16_twin(written: tuple[Artefact, Encode]) -> None:
     artefact, _ = written
     reference = np.load(artefact.reference)
     check_artefact(artefact, reference)
-    half = artefact.twin("fp16")
+    half = replace(artefact, precision="fp16")
     convert_to_fp16(artefact.path, half.path)
     if artefact.tower == "text" or isinstance(artefact.arch.model_info["vision_layers"], int):
         check_artefact(half, reference)

@@ -75,13 +75,13 @@ def test_a_second_build_reuses_it_unless_more_speed_is_asked_for(
 def test_the_same_bytes_every_time(int8: Artefacts, tiny_vit: Arch, tmp_path: Path) -> None:
     artefact = int8.get("text", "int8")
     first, again = artefact.path, tmp_path / artefact.name
-    convert_to_int8(artefact.twin("fp32"), again, least_speed_up=0)
+    convert_to_int8(replace(artefact, precision="fp32"), again, least_speed_up=0)
     for name in (first.name, first.name + ".extra_file"):
         assert (tmp_path / name).read_bytes() == first.with_name(name).read_bytes()
 
 
 def test_products_stay_in_fp32_until_the_tolerance_holds(int8: Artefacts, tiny_vit: Arch, tmp_path: Path) -> None:
-    fp32 = int8.get("image", "int8").twin("fp32")
+    fp32 = replace(int8.get("image", "int8"), precision="fp32")
 
     def convert(tolerance: Tolerance) -> Any:
         return convert_to_int8(fp32, tmp_path / "x.int8.onnx", least_speed_up=0, tolerance=tolerance)
@@ -108,7 +108,7 @@ def test_no_more_is_kept_than_must_be(needed: int) -> None:
 
 
 def test_a_slow_encoder_is_refused_with_its_figure(int8: Artefacts, tiny_vit: Arch, tmp_path: Path) -> None:
-    fp32 = int8.get("text", "int8").twin("fp32")
+    fp32 = replace(int8.get("text", "int8"), precision="fp32")
     with pytest.raises(
         SlowerError, match=r"x\.int8\.onnx runs at \d+\.\d\d times FP32's speed on this machine \(at le"
     ):
