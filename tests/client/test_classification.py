@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ import pytest
 from cnclip_client import CheckpointMismatch, Client
 from cnclip_client._cli._classify import _lines
 from cnclip_client.classification import TEMPLATES, Classifier
+
+from tests.commands import run_command, run_command_text
 
 LABELS = ["猫", "狗", "“大”Horse", "鸟"]
 
@@ -100,9 +101,8 @@ def test_it_says_what_cannot_be(client: Client, serve: Callable[..., Any], fake:
 
 
 def cnclip(url: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from cnclip_client._cli import main; main()", "classify", *map(str, arguments)]
     environment = {**os.environ, "CNCLIP_URL": url, "COLUMNS": "200", "NO_COLOR": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    return run_command_text("cnclip", "classify", *arguments, env=environment)
 
 
 def test_the_command(tmp_path: Path, triton: Any, client: Client) -> None:
@@ -141,9 +141,7 @@ def test_of_a_folder_it_sees_what_extract_sees(tmp_path: Path, triton: Any) -> N
     (folder / "notes.txt").write_bytes(b"BAD:cannot identify image file")
     (folder / "z.png").symlink_to("nowhere")
     output = tmp_path / "features.npy"
-    command = [sys.executable, "-c", "from cnclip_client._cli import main; main()"]
-    arguments = ["extract", "images", str(folder), "-o", str(output), "--url", triton.url]
-    assert subprocess.run([*command, *arguments], capture_output=True).returncode == 1
+    assert run_command("cnclip", "extract", "images", folder, "-o", output, "--url", triton.url).returncode == 1
     extracted = [json.loads(line) for line in output.with_suffix(".ids.jsonl").read_text().splitlines()]
     failed = [json.loads(line) for line in Path(f"{output}.errors.jsonl").read_text().splitlines()]
     done = cnclip(triton.url, folder, "--label", "猫")

@@ -15,6 +15,8 @@ import pytest
 from cnclip_client import BadFile
 from cnclip_client.evaluation import Prediction, read_annotations, read_predictions, recall
 
+from tests.commands import run_command_text
+
 # The scripts move tensors to a GPU; on a machine without one they stay where they are.
 _RUN_SCRIPTS = """
 import json, runpy, sys, torch
@@ -37,8 +39,7 @@ def cn_clip(*commands: tuple[object, ...]) -> None:
 
 
 def cnclip(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from cnclip_client._cli import main; main()", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_command_text("cnclip", *arguments)
     assert done.returncode == status, done.stderr
     return done
 

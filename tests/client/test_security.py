@@ -33,6 +33,8 @@ from cnclip_client import (
     served_models,
 )
 
+from tests.commands import run_command_text
+
 SECRET = "s3cr3t-Zq9"
 NOW = datetime.datetime.now(datetime.timezone.utc)
 
@@ -364,11 +366,11 @@ def test_no_error_or_log_tells_a_secret(serve: Callable[..., Any], fake: Any, ca
     assert not any(SECRET in text for text in told)
 
 
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("CNCLIP_")}
+
+
 def cnclip(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("CNCLIP_")}
-    script = "from cnclip_client._cli import main; main()"
-    command = [sys.executable, "-c", script, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**clean, **environment})
+    return run_command_text("cnclip", *arguments, env={**CLEAN, **environment})
 
 
 def test_the_command_takes_it_all_from_options_or_the_environment(
@@ -442,7 +444,8 @@ def test_no_secret_is_in_ps(serve: Callable[..., Any], fake: Any, tmp_path: Path
         asked.set()
 
     server.before_infer = look
-    done = cnclip("features", "texts", "a", "--url", server.url, CNCLIP_TOKEN=SECRET)
+    command = [sys.executable, "-c", "from cnclip_client._cli import main; main()", "features", "texts", "a"]
+    done = subprocess.run([*command, "--url", server.url], capture_output=True, env={**CLEAN, "CNCLIP_TOKEN": SECRET})
     assert done.returncode == 0
     assert asked.is_set()
     assert any("cnclip_client" in line for line in seen)

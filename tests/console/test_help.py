@@ -20,14 +20,7 @@ from cnclip_console import plain_app
 from typer.testing import CliRunner
 
 from tests.apps import APPS
-
-MAINS = {
-    "cnclip": "cnclip_client._cli",
-    "cnclip-build": "cnclip_builder.cli.app",
-    "cnclip-serve": "cnclip_server._cli",
-    "cnclip-bench": "cnclip_bench._cli",
-    "cnclip-gateway": "cnclip_gateway._cli",
-}
+from tests.commands import MAINS
 
 
 def commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

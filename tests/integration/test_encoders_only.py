@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from cnclip_client import Client, Limits, ModelNotFound, served_models
 from cnclip_client._flow.tokenizing import Tokenizing
 from cnclip_server import TritonServer
 
+from tests.commands import run_command_text
 from tests.conftest import DEMO
 
 pytestmark = pytest.mark.triton
@@ -156,13 +156,7 @@ def test_ids_are_those_of_the_server_to_the_byte(demo_server: TritonServer, shar
 def cnclip(server: TritonServer, *arguments: object) -> subprocess.CompletedProcess[str]:
     """The command, which is told of the server and of nothing else."""
     given = {name: value for name, value in os.environ.items() if not name.startswith("CNCLIP_")}
-    return subprocess.run(
-        [sys.executable, "-c", "from cnclip_client._cli import main; main()", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**given, "CNCLIP_URL": server.grpc_url, "NO_COLOR": "1"},
-        timeout=120,
-    )
+    return run_command_text("cnclip", *arguments, env={**given, "CNCLIP_URL": server.grpc_url, "NO_COLOR": "1"})
 
 
 def test_commands_find_it_and_say_who_has_to_prepare(server: TritonServer, tmp_path: Path) -> None:

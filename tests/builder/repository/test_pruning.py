@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from cnclip_builder.repository.store import RepositoryStore
 from cnclip_builder.repository.write import check_repository
 
 from tests.builder.repository.published import check_what_a_server_sees, served, write_repository
+from tests.commands import run_command_text
 
 
 @pytest.fixture(params=["memory", "folder"])
@@ -121,8 +120,8 @@ def test_refusals(tmp_path: Path) -> None:
 
 def test_a_dry_run_changes_nothing(tmp_path: Path, tiny_vit: Arch) -> None:
     source = write_repository(tmp_path / "r", tiny_vit, "a", {1: 1, 2: 2})
-    command = [sys.executable, "-c", "from cnclip_builder.cli.app import main; main()", "prune", str(source)]
     before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
-    result = subprocess.run([*command, "--keep", "1", "--dry-run"], capture_output=True, text=True, check=True)
+    result = run_command_text("cnclip-build", "prune", source, "--keep", 1, "--dry-run")
+    assert result.returncode == 0, result.stderr
     assert "would delete  a-text-encoder  1" in result.stdout
     assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before

@@ -29,6 +29,7 @@ from tests.builder.repository.published import (
     served,
     write_repository,
 )
+from tests.commands import run_command_text
 from tests.conftest import ROOT
 
 Watch = Callable[[str], None]
@@ -249,8 +250,7 @@ def test_unknown_names_and_addresses(tmp_path: Path, tiny_vit: Arch) -> None:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from cnclip_builder.cli.app import main; main()", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return run_command_text("cnclip-build", *arguments)
 
 
 def test_to_s3_killed_and_run_again(tmp_path: Path, tiny_vit: Arch, bucket: str) -> None:

@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 from cnclip_client._cli._shared import as_typed
 
+from tests.commands import run_command
+
 COMMAND = [sys.executable, "-c", "from cnclip_client._cli import main; main()"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("CNCLIP_")}
 
@@ -27,6 +29,9 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 def cnclip(
     *arguments: str | bytes | Path, stdin: bytes = b"", **environment: str
 ) -> subprocess.CompletedProcess[bytes]:
+    """Runs the command; with input, or an environment, which may be one for Python to start in, in its own Python."""
+    if not stdin and not environment:
+        return run_command("cnclip", *arguments, env=ENVIRONMENT)
     command = [*COMMAND, *arguments]
     return subprocess.run(command, input=stdin, capture_output=True, timeout=60, env={**ENVIRONMENT, **environment})
 
@@ -407,15 +412,19 @@ def test_outputs_that_are_no_files(triton: Any, tmp_path: Path) -> None:
     for kind in ("image", "text"):
         (tmp_path / f"{kind}.jsonl").write_text(json.dumps({f"{kind}_id": 1, "feature": [1.0]}))
     search = ["search", "--image-feats", str(tmp_path / "image.jsonl"), "--text-feats", str(tmp_path / "text.jsonl")]
+
+    def piped(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run([*COMMAND, *arguments], capture_output=True, env=ENVIRONMENT)
+
     plain = cnclip(*search)
     assert json.loads(plain.stdout) == {"text_id": 1, "image_ids": [1]}
-    assert cnclip(*search, "-o", "/dev/stdout").stdout == plain.stdout
-    page = cnclip(*search, "-o", tmp_path / "out.jsonl", "--html", "/dev/stdout")
+    assert piped(*search, "-o", "/dev/stdout").stdout == plain.stdout
+    page = piped(*search, "-o", tmp_path / "out.jsonl", "--html", "/dev/stdout")
     assert page.stdout.startswith(b"<!doctype html>")
     (tmp_path / "link.npy").symlink_to("/dev/stdout")
-    done = cnclip("features", "texts", "猫", "狗", "-o", tmp_path / "link.npy", "--url", triton.url)
+    done = piped("features", "texts", "猫", "狗", "-o", tmp_path / "link.npy", "--url", triton.url)
     assert np.load(io.BytesIO(done.stdout)).shape == (2, 16)
-    done = cnclip("extract", "texts", tmp_path / "text.jsonl", "-o", tmp_path / "link.npy", "--url", triton.url)
+    done = piped("extract", "texts", tmp_path / "text.jsonl", "-o", tmp_path / "link.npy", "--url", triton.url)
     assert done.returncode == 2
     assert b"is an open file of this process, and a job's output a file" in done.stderr
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-COMMAND = [sys.executable, "-c", "from cnclip_client._cli import main; main()"]
+from tests.commands import run_command_text
 
 
 @pytest.fixture
@@ -21,13 +20,8 @@ def alone(serve: Any, fake: Any) -> Any:
 
 def cnclip(server: Any, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     given = {name: value for name, value in os.environ.items() if not name.startswith("CNCLIP_")}
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**given, "CNCLIP_URL": server.url, "CNCLIP_PREPARERS": "1", "NO_COLOR": "1", **environment},
-        timeout=60,
-    )
+    env = {**given, "CNCLIP_URL": server.url, "CNCLIP_PREPARERS": "1", "NO_COLOR": "1", **environment}
+    return run_command_text("cnclip", *arguments, env=env)
 
 
 def test_every_command_that_encodes_can_be_told_to_prepare(alone: Any, tmp_path: Path) -> None:

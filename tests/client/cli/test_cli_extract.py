@@ -19,13 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.commands import run_command_text
+
 COMMAND = [sys.executable, "-c", "from cnclip_client._cli import main; main()", "extract"]
 
 
 def extract(url: str, *arguments: object, status: int = 0, cwd: Path | None = None) -> str:
     """Runs the command and returns what it said on stderr; stdout is for data, of which there is none."""
     environment = {**os.environ, "CNCLIP_URL": url, "COLUMNS": "200", "NO_COLOR": "1"}
-    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=environment, cwd=cwd)
+    done = run_command_text("cnclip", "extract", *arguments, env=environment, cwd=cwd)
     assert (done.returncode, done.stdout) == (status, ""), done.stderr
     return done.stderr
 

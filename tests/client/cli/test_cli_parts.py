@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,13 @@ import pytest
 from cnclip_client._cli._place import place_of
 from cnclip_client._cli._progress import job_progress
 
-COMMAND = [sys.executable, "-c", "from cnclip_client._cli import main; main()"]
+from tests.commands import run_command_text
 
 
 def cnclip(*arguments: object, url: str = "", status: int = 0, cwd: Path | None = None) -> tuple[str, str]:
     """Runs the command and returns its stdout and stderr."""
     environment = {**os.environ, "CNCLIP_URL": url or "nobody:1", "COLUMNS": "200", "NO_COLOR": "1"}
-    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=environment, cwd=cwd)
+    done = run_command_text("cnclip", *arguments, env=environment, cwd=cwd)
     assert done.returncode == status, done.stderr
     return done.stdout, done.stderr
 

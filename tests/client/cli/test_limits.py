@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -22,18 +20,13 @@ from cnclip_client._connection.mapping import map_error
 from tritonclient.utils import InferenceServerException
 from typer.testing import CliRunner
 
-COMMAND = [sys.executable, "-c", "from cnclip_client._cli import main; main()"]
+from tests.commands import run_command_text
 
 
 def cnclip(url: str, *arguments: object, status: int = 0, **environment: str) -> str:
     given = {name: value for name, value in os.environ.items() if not name.startswith("CNCLIP_")}
-    done = subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**given, "CNCLIP_URL": url, "COLUMNS": "200", "NO_COLOR": "1", **environment},
-        timeout=60,
-    )
+    env = {**given, "CNCLIP_URL": url, "COLUMNS": "200", "NO_COLOR": "1", **environment}
+    done = run_command_text("cnclip", *arguments, env=env)
     assert done.returncode == status, done.stderr
     return done.stderr
 

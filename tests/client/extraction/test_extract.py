@@ -254,6 +254,7 @@ from cnclip_client import Client
 from cnclip_client.extraction import ExtractOptions, extract
 from cnclip_client.sources import image_source, text_source
 import pyarrow.parquet
+pyarrow.array([])  # imports pandas, if it is there: here, and not in each life
 
 url, kind, source, seed, wanted, *outputs = json.loads(sys.argv[1])
 rng = random.Random(seed)
@@ -333,6 +334,7 @@ from cnclip_client import Client
 from cnclip_client.extraction import ExtractOptions, extract
 from cnclip_client.sources import text_source
 import pyarrow.parquet
+pyarrow.array([])  # imports pandas, if it is there: here, and not in each life
 
 url, source, folder, name, overwrite = json.loads(sys.argv[1])
 

@@ -605,6 +605,7 @@ from cnclip_client import Client
 from cnclip_client.extraction import ExtractOptions, Sharding, extract, extract_parts
 from cnclip_client.sources import image_source, text_source
 import pyarrow.parquet
+pyarrow.array([])  # imports pandas, if it is there: here, and not in each life
 
 url, kind, source, seed, wanted, whole, folder, format, items, jobs, by = json.loads(sys.argv[1])
 rng = random.Random(seed)
@@ -686,6 +687,7 @@ from cnclip_client import Client
 from cnclip_client.extraction import ExtractOptions, Sharding, extract_parts
 from cnclip_client.sources import text_source
 import pyarrow.parquet
+pyarrow.array([])  # imports pandas, if it is there: here, and not in each life
 
 url, source, folder, format, stride = json.loads(sys.argv[1])
 

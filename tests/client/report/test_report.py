@@ -24,6 +24,8 @@ from cnclip_client.report import Thumbnail, html_report, image_ids, thumbnails
 from cnclip_client.retrieval import Hits
 from PIL import EpsImagePlugin, Image
 
+from tests.commands import run_command_text
+
 HOSTILE = "<script>alert(1)</script> & \"引号\" 'x' {{ 7 * 7 }}"
 
 
@@ -249,10 +251,9 @@ def test_the_command_writes_it(tmp_path: Path) -> None:
     annotations.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def search(*more: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from cnclip_client._cli import main; main()", "search", "--image-feats"]
-        command += [str(tmp_path / "imgs.jsonl"), "--text-feats", str(tmp_path / "texts.jsonl"), *map(str, more)]
+        sides = ("--image-feats", tmp_path / "imgs.jsonl", "--text-feats", tmp_path / "texts.jsonl")
         environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
-        return subprocess.run(command, capture_output=True, text=True, env=environment)
+        return run_command_text("cnclip", "search", *sides, *more, env=environment)
 
     plain = search("--top-k", 2)
     assert plain.returncode == 0, plain.stderr
