@@ -18,7 +18,6 @@ PLANS          ?=
 TENSORRT       ?=
 CONTEXT_LENGTH ?=
 MAX_BATCH_SIZE ?=
-NAME           ?=
 MODEL_VERSION  ?=
 ENCODERS_ONLY  ?=
 HUB            ?=
@@ -30,6 +29,9 @@ DESTINATION    ?=
 URL            ?= localhost:8001
 FLAGS          ?=
 MINUTES        ?= 60
+
+# WSL's environment has a NAME of its own, the machine's: this one counts only behind make.
+NAME           :=
 
 # --- What is installed. ---
 # Versions that were tested together; CONSTRAINTS= takes the newest of everything.
@@ -47,12 +49,12 @@ CHECKPOINT_OPTIONS = $(call option,--arch,ARCH) $(call option,--checkpoint,CHECK
 READY = $(VENV)/runtime $(if $(TENSORRT),$(VENV)/tensorrt-$(TENSORRT)) $(if $(filter gpu,$(PREPROCESS)),$(VENV)/gpu-decode)
 
 # A misspelt variable would count as none: make repo CHECKPONT=my.pt builds the official checkpoint.
-KNOWN := VENV SHELL $(shell sed -nE 's/^(constraints: )?([A-Z_]+) *[?]=.*/\2/p' $(firstword $(MAKEFILE_LIST)))
+KNOWN := VENV SHELL NAME $(shell sed -nE 's/^(constraints: )?([A-Z_]+) *[?]=.*/\2/p' $(firstword $(MAKEFILE_LIST)))
 UNKNOWN := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(filter-out $(KNOWN),$(name))))
 $(if $(strip $(UNKNOWN)),$(error there is no variable $(strip $(UNKNOWN)); `make help` lists them))
 
-# Nor does one count that somebody's environment has for purposes of its own: WSL sets NAME to the machine's name, a cross
-# compiler ARCH. Those of what is installed do.
+# Nor does one count that somebody's environment has for purposes of its own, as a cross compiler's has ARCH, or that was
+# written before make. Those of what is installed do.
 OWN := $(shell sed -nE '/^PYTHON/d; /^. --- What is installed/q; s/^([A-Z_]+) *[?]=.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 STRANGE := $(firstword $(foreach name,$(OWN),$(if $(filter environment,$(origin $(name))),$(name))))
 ifneq ($(and $(STRANGE),$(filter repo serve verify publish gpu-report,$(MAKECMDGOALS))),)

@@ -190,22 +190,25 @@ def test_another_tensorrt_brings_nothing_of_the_tests(tmp_path: Path) -> None:
 def test_what_an_environment_has_for_others_names_no_model() -> None:
     """WSL sets NAME to the machine's name; CHECKPOINT=my.pt before make may be meant, and must not count as none."""
 
-    def tried(*arguments: str) -> tuple[int, str, str]:
+    def tried(*arguments: str, **environment: str) -> tuple[int, str, str]:
         clean = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "FLAGS")}
         ran = subprocess.run(
             ["make", "--dry-run", *arguments],
             cwd=ROOT,
-            env={**clean, "NAME": "DESKTOP-1"},
+            env={**clean, "NAME": "DESKTOP-1", **environment},
             capture_output=True,
             text=True,
             check=False,
         )
         return ran.returncode, ran.stdout, ran.stderr
 
-    status, _, told = tried("repo")
-    assert status
-    assert 'NAME is set in the environment, to "DESKTOP-1": write NAME=... after make if you mean it, NAME= if' in told
+    status, told, _ = tried("repo")
+    assert status == 0
+    assert "--name" not in told
     assert '--name "a"' in tried("repo", "NAME=a")[1]
-    assert tried("repo", "NAME=")[0] == 0
-    assert "--name" not in tried("repo", "NAME=")[1]
-    assert tried("demo")[0] == 0
+    status, _, told = tried("repo", CHECKPOINT="my.pt")
+    assert status
+    assert 'CHECKPOINT is set in the environment, to "my.pt": write CHECKPOINT=... after make if you mean it' in told
+    assert '--checkpoint "its.pt"' in tried("repo", "CHECKPOINT=its.pt", CHECKPOINT="my.pt")[1]
+    assert tried("repo", "CHECKPOINT=", CHECKPOINT="my.pt")[0] == 0
+    assert tried("demo", CHECKPOINT="my.pt")[0] == 0
