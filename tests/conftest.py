@@ -32,6 +32,9 @@ T = TypeVar("T")
 # Threads of torch that wait burn the cores that other workers' tests need; torch reads this when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Triton takes three seconds to let go of its models. Those that test how a server ends call `stop` or a command.
+TritonServer.__exit__ = lambda self, *_: self.stop(0)  # type: ignore[method-assign]
+
 # Some tests run `make`: the FLAGS of `make test FLAGS=...` are pytest's, and not for what they ask it.
 for name in ("FLAGS", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES"):
     os.environ.pop(name, None)

@@ -113,7 +113,7 @@ def test_every_command(folder: Path) -> None:
         ["tokenize", *few],
         ["savings", *demo, *few],
         ["startup", *demo, "--rounds", "1"],
-        ["memory", *demo, "--max-batch-size", "2", "--max-batch-size", "8"],
+        ["memory", *demo, "--max-batch-size", "8"],
         ["gateway", *demo, *few, "--concurrency", "3", "--seconds", "0.1", "--singles", "5"],
     ):
         result = CliRunner().invoke(app, command, catch_exceptions=False)
@@ -148,7 +148,7 @@ def test_every_command(folder: Path) -> None:
     starts = json.loads((folder / "build/benchmarks/startup.json").read_text())["figures"]
     assert [(one["arch"], len(one["seconds"])) for one in starts] == [("demo", 1)]
     footprints = json.loads((folder / "build/benchmarks/memory.json").read_text())["figures"]["text"]
-    assert [one["max_batch_size"] for one in footprints] == [2, 8]
+    assert [one["max_batch_size"] for one in footprints] == [8]
     # Pages that other tests' servers share count in parts, and these come and go.
     assert all(0 < one["idle_mib"] < 2 * one["peak_mib"] for one in footprints)
     loads = json.loads((folder / "build/benchmarks/throughput-text.json").read_text())["figures"]

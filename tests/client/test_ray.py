@@ -146,15 +146,14 @@ def test_the_same_files_as_without_it(tmp_path: Path, cluster: None, serve: Any,
     servers = [serve(*fake.both("vit-b-16")) for _ in range(2)]
     engine = RayEngine(connecting(*servers), actors=2)
     with connecting(*servers)() as client:
-        for number, source in enumerate(sources):
-            for ending in ("jsonl", "parquet", "npy"):
-                here, there = f"here{number}.{ending}", f"there{number}.{ending}"
-                local = extract(client, source, tmp_path / here)
-                far = extract(client, source, tmp_path / there, engine=engine)
-                assert (far.items, far.failures) == (local.items, local.failures)
-                assert local.failures > 0
-                same(tmp_path, here, there)
-                assert extract(client, source, tmp_path / there).already_finished
+        for number, (source, ending) in enumerate(zip(sources, ("jsonl", "parquet", "npy"), strict=True)):
+            here, there = f"here{number}.{ending}", f"there{number}.{ending}"
+            local = extract(client, source, tmp_path / here)
+            far = extract(client, source, tmp_path / there, engine=engine)
+            assert (far.items, far.failures) == (local.items, local.failures)
+            assert local.failures > 0
+            same(tmp_path, here, there)
+            assert extract(client, source, tmp_path / there).already_finished
 
 
 def test_killed_actors_lose_nothing(tmp_path: Path, cluster: None, triton: Any, sources: list[Any]) -> None:

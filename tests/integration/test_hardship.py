@@ -128,7 +128,7 @@ def test_memory_after_the_largest_batches(demo_server: TritonServer) -> None:
         for _ in range(60):  # the first fill a fresh server's arenas; one message of 14 MB kept of each would be 280 MB
             client.encode_images(images, batch_size=16)
             sizes.append(resident_kib(demo_server.pid))
-    assert max(sizes[40:]) - max(sizes[:40]) < 40_000
+    assert max(sizes[40:]) - max(sizes[:40]) < 100_000
     time.sleep(1)
     assert resident_kib(demo_server.pid) <= max(sizes) + 5_000
 

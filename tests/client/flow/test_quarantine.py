@@ -47,9 +47,16 @@ class Mortal:
         return f"127.0.0.1:{self._port}"
 
     def _born(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", self._port))
+        self._listener = self._bound()
         self._port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def _bound(self) -> socket.socket:
+        for _ in range(100):  # another process's connection may have the port for a while
+            with contextlib.suppress(OSError):
+                return socket.create_server(("127.0.0.1", self._port))
+            time.sleep(0.1)
+        return socket.create_server(("127.0.0.1", self._port))
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
