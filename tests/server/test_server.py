@@ -320,6 +320,21 @@ def test_a_binary_that_does_not_run(repository: Any, tmp_path: Path, leftovers: 
     assert leftovers() == []
 
 
+def test_a_start_that_triton_aborts_by_chance_is_made_once_more(repository: Any, tmp_path: Path) -> None:
+    home = tmp_path / "opt"
+    (home / "bin").mkdir(parents=True)
+    (home / "backends" / "onnxruntime").mkdir(parents=True)
+    (home / "backends" / "onnxruntime" / "libtriton_onnxruntime.so").touch()
+    binary = home / "bin" / "tritonserver"
+    binary.write_text(
+        '#!/bin/sh\necho start >> "$0.starts"\necho "  what():  boost::interprocess::lock_exception"\nkill -ABRT $$\n'
+    )
+    binary.chmod(0o755)
+    with pytest.raises(StartupFailed, match="lock_exception"):
+        _server(repository.path, binary=binary).start()
+    assert (home / "bin" / "tritonserver.starts").read_text() == "start\n" * 2
+
+
 def test_a_binary_with_its_own_backend_keeps_it(repository: Any, tmp_path: Path) -> None:
     """As in NVIDIA's container: no stand-in, and the environment as it is. The script writes down what it gets."""
     home = tmp_path / "opt"
