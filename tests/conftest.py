@@ -79,9 +79,9 @@ TINY_RESNET: dict[str, Any] = {
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """What `-n auto` means: two a core, since tests wait for a third of their time, and no more than memory has room for."""
+    """What `-n auto` means: one more than there are cores, since many tests wait, and no more than memory has room for."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(min(2 * len(os.sched_getaffinity(0)), memory // WORKER_BYTES), 1)
+    return max(min(len(os.sched_getaffinity(0)) + 1, memory // WORKER_BYTES), 1)
 
 
 @pytest.fixture(scope="session")

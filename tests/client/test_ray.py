@@ -119,6 +119,7 @@ def same(folder: Path, one: str, two: str) -> None:
 
 
 # The first of this file: beside the cluster that the others share, a second one now and then did not come up.
+@pytest.mark.slow
 def test_the_command_starts_a_cluster_of_its_own(tmp_path: Path, triton: Any) -> None:
     (tmp_path / "texts.txt").write_text("".join(f"第{row}句\n" for row in range(50)))
     command = [sys.executable, "-c", "from cnclip_client._cli import main; main()", "extract", "texts", "texts.txt"]
@@ -281,6 +282,7 @@ def test_another_batch_format_is_refused() -> None:
         FeatureExtractor(lambda: Client(model="m"), "text", column="text")({"text": ["a"]})
 
 
+@pytest.mark.slow  # parts by themselves, and Ray by itself, are in the quick ones
 def test_parts_are_the_same_as_without_it(
     tmp_path: Path, cluster: None, serve: Any, fake: Any, sources: list[Any]
 ) -> None:

@@ -351,7 +351,7 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 @pytest.mark.parametrize(
     "locale",
-    [ASCII, {**ASCII, "PYTHONIOENCODING": "ascii"}],
+    [pytest.param(ASCII, marks=pytest.mark.slow), {**ASCII, "PYTHONIOENCODING": "ascii"}],
     ids=["ASCII", "ASCII out as well"],
 )
 def test_any_locale_will_do(triton: Any, fake: Any, tmp_path: Path, locale: dict[str, str]) -> None:
