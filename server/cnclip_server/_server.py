@@ -141,16 +141,14 @@ class TritonServer:
         check_open_files()
         with self._wanted_ports.held(self.host) as self._ports:
             try:
-                process = self._process = self._launch(binary)
                 try:
-                    self._await_ready(process)
+                    self._begin(binary)
                 except StartupFailed as error:
                     if _LOCK_FAILED not in error.reason:
                         raise
                     logger.warning("%s; it is started once more", error)
                     self.stop(timeout_s=_ABANDON_S)
-                    process = self._process = self._launch(binary)
-                    self._await_ready(process)
+                    self._begin(binary)
             except BaseException:
                 self.stop(timeout_s=_ABANDON_S)
                 raise
@@ -303,6 +301,10 @@ class TritonServer:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+    def _begin(self, binary: Binary) -> None:
+        self._process = self._launch(binary)
+        self._await_ready(self._process)
 
     def _await_ready(self, process: GuardedProcess) -> None:
         """Polls readiness until it is there, the process has ended, or the time is over."""

@@ -304,14 +304,20 @@ def test_a_log_that_cannot_be_written(repository: Any, tmp_path: Path, leftovers
     assert leftovers() == []
 
 
-def test_a_binary_that_does_not_run(repository: Any, tmp_path: Path, leftovers: Any) -> None:
+def binary_with_its_own_backend(tmp_path: Path, script: str) -> Path:
+    """A tritonserver as in NVIDIA's container, beside which a C++ onnxruntime backend lies: a script instead of it."""
     home = tmp_path / "opt"
     (home / "bin").mkdir(parents=True)
     (home / "backends" / "onnxruntime").mkdir(parents=True)
     (home / "backends" / "onnxruntime" / "libtriton_onnxruntime.so").touch()
     binary = home / "bin" / "tritonserver"
-    binary.write_text("#!/bin/sh\necho error: creating server: out of luck\nexit 3\n")
+    binary.write_text(f"#!/bin/sh\n{script}\n")
     binary.chmod(0o755)
+    return binary
+
+
+def test_a_binary_that_does_not_run(repository: Any, tmp_path: Path, leftovers: Any) -> None:
+    binary = binary_with_its_own_backend(tmp_path, "echo error: creating server: out of luck\nexit 3")
     with pytest.raises(StartupFailed, match="tritonserver did not start: creating server: out of luck"):
         _server(repository.path, binary=binary).start()
     binary.write_bytes(b"\x7fELF no program")
@@ -321,32 +327,19 @@ def test_a_binary_that_does_not_run(repository: Any, tmp_path: Path, leftovers: 
 
 
 def test_a_start_that_triton_aborts_by_chance_is_made_once_more(repository: Any, tmp_path: Path) -> None:
-    home = tmp_path / "opt"
-    (home / "bin").mkdir(parents=True)
-    (home / "backends" / "onnxruntime").mkdir(parents=True)
-    (home / "backends" / "onnxruntime" / "libtriton_onnxruntime.so").touch()
-    binary = home / "bin" / "tritonserver"
-    binary.write_text(
-        '#!/bin/sh\necho start >> "$0.starts"\necho "  what():  boost::interprocess::lock_exception"\nkill -ABRT $$\n'
-    )
-    binary.chmod(0o755)
+    script = 'echo start >> "$0.starts"\necho "  what():  boost::interprocess::lock_exception"\nkill -ABRT $$'
+    binary = binary_with_its_own_backend(tmp_path, script)
     with pytest.raises(StartupFailed, match="lock_exception"):
         _server(repository.path, binary=binary).start()
-    assert (home / "bin" / "tritonserver.starts").read_text() == "start\n" * 2
+    assert binary.with_suffix(".starts").read_text() == "start\n" * 2
 
 
 def test_a_binary_with_its_own_backend_keeps_it(repository: Any, tmp_path: Path) -> None:
     """As in NVIDIA's container: no stand-in, and the environment as it is. The script writes down what it gets."""
-    home = tmp_path / "opt"
-    (home / "bin").mkdir(parents=True)
-    (home / "backends" / "onnxruntime").mkdir(parents=True)
-    (home / "backends" / "onnxruntime" / "libtriton_onnxruntime.so").touch()
-    binary = home / "bin" / "tritonserver"
-    binary.write_text('#!/bin/sh\n# http-port\necho "$@ LD=$LD_LIBRARY_PATH" > "$0.called"\nexit 1\n')
-    binary.chmod(0o755)
+    binary = binary_with_its_own_backend(tmp_path, '# http-port\necho "$@ LD=$LD_LIBRARY_PATH" > "$0.called"\nexit 1')
     with pytest.raises(StartupFailed):
         _server(repository.path, binary=binary, extra_args=["--log-verbose=1"]).start()
-    called = (home / "bin" / "tritonserver.called").read_text()
+    called = binary.with_suffix(".called").read_text()
     assert "--backend-directory" not in called
     assert "--metrics-address" not in called
     assert f"--model-repository={repository.path}" in called
