@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from cnclip_client._client import Client
 from cnclip_client._exceptions import BadFile, JobRefused, TooManyFailures
 from cnclip_client._remote import is_remote
+from cnclip_client._replacing import takes
 from cnclip_client.extraction._encoding import Encoded, Engine, encoding_of
 from cnclip_client.extraction._fingerprint import fingerprint_of, origin_in
 from cnclip_client.extraction._options import ExtractOptions, Summary
@@ -72,7 +73,8 @@ class _Job:
         engine: Engine | None,
     ) -> None:
         output = file_for(output, output)
-        require_apart(source, output)
+        # A .parquet beside others would be read as one of them.
+        require_apart(source, output, ("folder", output.suffix.removeprefix(".")))
         self._client = client
         self._source = source
         self._options = options
@@ -81,6 +83,7 @@ class _Job:
         job = fingerprint_of(source, info, options)
         sink = open_sink(output, source.kind, size=info.embedding_size, dtype=options.dtype, origin=origin_in(job))
         self._output = Output(output, sink, job, overwrite=options.overwrite)
+        require_kept(source, output, (self._output.record, *self._output.places.values()))
         self._encode_items = encoding_of(client, engine, source.kind, options, sink.refusal)
 
     def run(self) -> Summary:
@@ -177,6 +180,15 @@ def require_few(
         raise TooManyFailures(failures=failures, max_errors=allowed, last=f"{last.id}: {last.reason}", anew=anew)
 
 
+def require_kept(source: Source, output: Path, places: Iterable[Path]) -> None:
+    """Raises ValueError if a file that a job puts in its place, be it told to overwrite, is what its source reads."""
+    read = source.fingerprint.get("path")
+    if isinstance(read, str) and not is_remote(read) and Path(read).is_file():
+        for place in places:
+            if takes(place, Path(read)):
+                raise ValueError(f"{place} is what is read, and would be replaced; give another --output than {output}")
+
+
 def require_apart(source: Source, output: str | os.PathLike[str], formats: Sequence[str] = ("folder",)) -> None:
     """Raises ValueError if the output, and the work on it, would be among what a source of some formats reads."""
     read = source.fingerprint.get("path") if source.fingerprint.get("format") in formats else None
@@ -186,6 +198,6 @@ def require_apart(source: Source, output: str | os.PathLike[str], formats: Seque
     if is_remote(read) or is_remote(output):
         inside = f"{output.rstrip('/')}/".startswith(f"{read.rstrip('/')}/")
     else:
-        inside = Path(output).resolve().is_relative_to(Path(read).resolve())
+        inside = Path(read).is_dir() and Path(output).resolve().is_relative_to(Path(read).resolve())
     if inside:
         raise ValueError(f"{output} is inside {read}, all of which is read; put it elsewhere")

@@ -19,6 +19,8 @@ from typing import Any
 
 import grpc
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from cnclip_client import (
     BadFile,
@@ -655,6 +657,25 @@ def test_an_output_inside_its_source_is_refused(tmp_path: Path, client: Client) 
     folder = images_folder(tmp_path, 3)
     with pytest.raises(ValueError, match="is inside"):
         extract(client, image_source(folder), folder / "out.npy")
+
+
+@pytest.mark.parametrize(("read", "output"), [("a.jsonl", "a.jsonl"), ("a.ids.jsonl", "a.npy"), ("a.jsonl", "b.jsonl")])
+def test_an_output_that_is_its_source_is_refused_whatever_may_be_overwritten(
+    tmp_path: Path, client: Client, read: str, output: str
+) -> None:
+    lines = "".join(json.dumps({"text_id": row, "text": f"第{row}"}) + "\n" for row in range(3))
+    (tmp_path / read).write_text(lines)
+    (tmp_path / "b.jsonl").symlink_to("a.jsonl")
+    with pytest.raises(ValueError, match=r"is what is read, and would be replaced"):
+        extract(client, text_source(tmp_path / read), tmp_path / output, ExtractOptions(overwrite=True))
+    assert (tmp_path / read).read_text() == lines
+
+
+def test_parquet_beside_what_is_read_of_its_folder_is_refused(tmp_path: Path, client: Client) -> None:
+    pq.write_table(pa.table({"text_id": [1], "text": ["一"]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="is inside"):
+        extract(client, text_source(tmp_path), tmp_path / "out.parquet")
+    extract(client, text_source(tmp_path), tmp_path / "out.npy")
 
 
 def test_a_job_runs_once_at_a_time(tmp_path: Path, client: Client, triton: Any) -> None:
