@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from cnclip_client._client import Client
-from cnclip_client._exceptions import BadFile, JobRefused, TooManyFailures
+from cnclip_client._exceptions import BadFile, CnclipError, JobRefused, TooManyFailures
 from cnclip_client._remote import is_remote
 from cnclip_client._replacing import takes
 from cnclip_client.extraction._encoding import Encoded, Engine, encoding_of
@@ -83,6 +83,7 @@ class _Job:
         job = fingerprint_of(source, info, options)
         sink = open_sink(output, source.kind, size=info.embedding_size, dtype=options.dtype, origin=origin_in(job))
         self._output = Output(output, sink, job, overwrite=options.overwrite)
+        self._fingerprint = dict(source.fingerprint)
         require_kept(source, output, (self._output.record, *self._output.places.values()))
         self._encode_items = encoding_of(client, engine, source.kind, options, sink.refusal)
 
@@ -149,7 +150,20 @@ class _Job:
                 writing.add(encoded)
                 self._report(writing.progress.items, writing.progress.failures)
                 require_few(writing.progress.failures, encoded, self._options)
+            self._look_again(writing.progress.items, digest)
             return writing.complete()  # the client has asked after its last answer
+
+    def _look_again(self, items: int, digest: Digest) -> None:
+        """Tells of a source that is no more what was read, at the end of which a job would otherwise pass for whole."""
+        try:
+            now = dict(self._source.fingerprint)
+            if now == self._fingerprint:
+                return
+            self._skip(self._source.items(items), items, digest.hexdigest(), ends=True)
+        except (CnclipError, OSError) as error:
+            _log.warning("the source changed while it was read, and what was read is what is written (%s)", error)
+        else:  # of the same items: so it is the source that this job is of
+            self._output.adopt({name: value for name, value in now.items() if name != "files"})
 
     def _skip(self, items: Iterator[Item], count: int, expected: str, *, ends: bool = False) -> Digest:
         """Passes over the items that are done, and returns the digest of their ids to go on with."""
