@@ -1,4 +1,4 @@
-"""Compares what a live server prepares for its encoders, pixels and token ids, with cn_clip's own: number by number.
+"""Compares what is prepared for a live server's encoders, pixels and token ids, with cn_clip's own: number by number.
 
 Features alone don't prove it. Those of an FP16 or INT8 encoder may be off by more than slightly wrong pixels take them,
 and a few captions hold few of a vocabulary's tokens: two of its lines in each other's place are seen in no other text.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from cnclip_builder.errors import ParityError
 from cnclip_builder.vocabulary import read_tokens
 
 if TYPE_CHECKING:
-    from cnclip_client import Client
+    from cnclip_client import Client, ModelInfo
 
 _NAMED = 3
 
@@ -41,17 +41,19 @@ _EDGES = (
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a server prepares, beside what cn_clip does.
+    """What a server prepares, or a client for its encoders, beside what cn_clip does.
 
     Attributes:
         images: how many images' pixels were compared; 0 where a GPU decodes, whose pixels are near and not equal.
         texts: how many texts' token ids were compared; all words of the vocabulary are in them.
         differing: what is not equal, in words, one for each image and text.
+        by_client: whether they are those of this machine's client, since the server serves encoders alone.
     """
 
     images: int
     texts: int
     differing: tuple[str, ...] = ()
+    by_client: bool = False
 
     def require(self, model: str) -> None:
         """Raises ParityError if anything is not equal.
@@ -61,16 +63,37 @@ class Preparation:
         """
         if self.differing:
             more = f"; and {len(self.differing) - _NAMED} more" if len(self.differing) > _NAMED else ""
-            raise ParityError(
-                f"{model} does not prepare its inputs as cn_clip does: {'; '.join(self.differing[:_NAMED])}{more}: "
-                "build the repository again, and check that the server runs the libraries of constraints.txt"
+            who, fix = (
+                (
+                    f"this machine's client does not prepare what {model} takes",
+                    "install the libraries of constraints.txt",
+                )
+                if self.by_client
+                else (
+                    f"{model} does not prepare its inputs",
+                    "build the repository again, and check that the server runs the libraries of constraints.txt",
+                )
             )
+            raise ParityError(f"{who} as cn_clip does: {'; '.join(self.differing[:_NAMED])}{more}: {fix}")
+
+
+@dataclass(frozen=True)
+class _Preparer:
+    """Whoever prepares.
+
+    Attributes:
+        pixels: from an encoded image to its pixels, `[R, R, 3]`.
+        token_ids: from texts, no more than the server takes at once, to each one's ids, padded or not.
+    """
+
+    pixels: Callable[[bytes], npt.NDArray[Any]]
+    token_ids: Callable[[Sequence[str]], Sequence[Sequence[int]]]
 
 
 def compare_preparation(
     url: str, client: Client, arch: Arch, images: Mapping[str, bytes], texts: Sequence[str]
-) -> Preparation | None:
-    """Asks a server's Python models for pixels and token ids, and compares them with cn_clip's.
+) -> Preparation:
+    """Compares a server's pixels and token ids with cn_clip's; of encoders alone, those that a client here makes.
 
     Args:
         url: the server's gRPC address.
@@ -80,7 +103,7 @@ def compare_preparation(
         texts: what is compared beside the words of the vocabulary.
 
     Returns:
-        What was found; None of a server of encoders alone, which prepares nothing.
+        What was found.
 
     Raises:
         InferenceServerException: the server does not answer.
@@ -94,11 +117,10 @@ def compare_preparation(
             _first_step(connection, f"{info.model}-{tower}", client.info_of(tower).version)
             for tower in ("image", "text")
         )
-        if image is None or text is None:
-            return None
+        preparer = _there(connection, image, text) if image and text else _here(info, arch)
         exact = info.decoding != "gpu"
         for name, encoded in images.items() if exact else ():
-            (pixels,) = _ask(connection, image, "IMAGE", "pixels", [encoded])
+            pixels = preparer.pixels(encoded)
             scaled = transform_as_cn_clip(
                 encoded, arch.resolution, reduced=info.decoding == "reduced", normalised=False
             )
@@ -110,12 +132,12 @@ def compare_preparation(
         asked = [*texts, *_EDGES, *_all_words(arch, info.context_length)]
         for start in range(0, len(asked), info.max_batch_size):
             some = asked[start : start + info.max_batch_size]
-            rows = _ask(connection, text, "TEXT", "text", [one.encode() for one in some])
+            rows = preparer.token_ids(some)
             # Padded to the longest of the batch there, to the context length here.
             for one, ours, theirs in zip(some, rows, tokenize_as_cn_clip(arch, some, info.context_length), strict=True):
                 if told := _first_difference(_unpadded(ours), _unpadded(theirs)):
                     differing.append(f"token {told} for {one!r:.60}")
-    return Preparation(len(images) if exact else 0, len(asked), tuple(differing))
+    return Preparation(len(images) if exact else 0, len(asked), tuple(differing), not (image and text))
 
 
 def transform_as_cn_clip(
@@ -180,6 +202,35 @@ def _all_words(arch: Arch, context_length: int) -> Iterator[str]:
             yield " ".join(some[start : start + each])
 
 
+def _there(connection: Any, image: tuple[str, str], text: tuple[str, str]) -> _Preparer:
+    """The server's Python models."""
+
+    def pixels(encoded: bytes) -> npt.NDArray[Any]:
+        found: npt.NDArray[Any] = _ask(connection, image, "IMAGE", "pixels", [encoded])[0]
+        return found
+
+    def token_ids(texts: Sequence[str]) -> Any:
+        return _ask(connection, text, "TEXT", "text", [one.encode() for one in texts])
+
+    return _Preparer(pixels, token_ids)
+
+
+def _here(info: ModelInfo, arch: Arch) -> _Preparer:
+    """What a client runs for encoders that prepare nothing, with the settings that they tell it."""
+    from cnclip_pixels import decode_pixels, image_formats
+    from cnclip_token_ids import TokenIds
+
+    formats, reduced = image_formats(info.image_formats), info.decoding == "reduced"
+    tokens = TokenIds(arch.vocabulary_file, info.context_length, info.text_lengths)
+
+    def pixels(encoded: bytes) -> npt.NDArray[Any]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return decode_pixels(encoded, info.resolution or arch.resolution, reduced=reduced, formats=formats)
+
+    return _Preparer(pixels, lambda texts: tokens.pad([tokens.encode(text) for text in texts]).tolist())
+
+
 def _first_step(connection: Any, ensemble: str, version: str) -> tuple[str, str] | None:
     """The name and the version of the model that prepares an ensemble's inputs; None where there is no ensemble."""
     from tritonclient.utils import InferenceServerException
@@ -205,8 +256,8 @@ def _ask(connection: Any, step: tuple[str, str], name: str, output: str, rows: S
     return found
 
 
-def _unpadded(ids: npt.NDArray[Any]) -> list[int]:
-    trimmed: list[int] = np.trim_zeros(ids, "b").tolist()
+def _unpadded(ids: npt.ArrayLike) -> list[int]:
+    trimmed: list[int] = np.trim_zeros(np.asarray(ids), "b").tolist()
     return trimmed
 
 

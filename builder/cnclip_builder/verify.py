@@ -48,7 +48,8 @@ class Verification:
             takes PyTorch's features from those of exact decoding.
         card_decoding: where a GPU decodes images: how far its features are from those of exact pixels, both by the
             served encoder; `parity` is then that of exact pixels.
-        preparation: whether pixels and token ids are cn_clip's; None of encoders alone, whose clients prepare.
+        preparation: whether pixels and token ids are cn_clip's: the server's, or a client's for encoders alone; None
+            where that was not looked at.
     """
 
     model: str
@@ -152,6 +153,18 @@ def _texts_for(context_length: int) -> list[str]:
     texts = sample_texts()
     captions = "".join(texts[:16])
     return [*texts, (captions * -(-context_length // len(captions)))[:context_length]]
+
+
+def addresses_of(url: str, model: str) -> list[str]:
+    """Parts what names several servers with commas between them, each once; nothing is sent.
+
+    Raises:
+        SettingError: one of them is no address.
+    """
+    from cnclip_client import Client
+
+    with addressed(), Client(url, model=model):
+        return list(dict.fromkeys(one.strip() for one in url.split(",") if one.strip()))
 
 
 def require_served(url: str, model: str, arch: Arch) -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["behind_links", "kind_of_special", "put", "replacing", "sync"]
+__all__ = ["behind_links", "kind_of_special", "put", "replacing", "sync", "takes"]
 
 _KINDS = {
     stat.S_IFCHR: "a character device",
@@ -115,6 +115,19 @@ def kind_of_special(place: Path) -> str:
     except FileNotFoundError:
         return ""
     return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no file")
+
+
+def takes(place: Path, read: Path) -> bool:
+    """Tells whether a file that is put in a place takes what is read there: the same file, or one in that folder.
+
+    Raises:
+        OSError: Links go in a circle.
+    """
+    target = behind_links(place)
+    if target is None or kind_of_special(target):
+        return False  # nothing takes its place
+    taken, wanted = target.resolve(), read.resolve()
+    return taken == wanted or (read.is_dir() and taken.is_relative_to(wanted))
 
 
 def _is_of_proc(place: Path) -> bool:

@@ -24,7 +24,7 @@ from cnclip_server._command import (
     server_command,
 )
 from cnclip_server._errors import PortInUse, RepositoryError, ServerError, StartupFailed, unreadable
-from cnclip_server._folder import make_folder, told_by_name
+from cnclip_server._folder import SHELL_SAFE, make_folder, told_by_name
 from cnclip_server._health import Health
 from cnclip_server._host import check_glibc, check_numpy, check_open_files, environment, wheel_libraries
 from cnclip_server._log import failure_reason, last_line, serves_metrics, tail, unbound_service, without_keys
@@ -358,7 +358,8 @@ def _check_repository(repository: Path) -> None:
     """Refuses a folder that tritonserver would come up on without a single model.
 
     Raises:
-        RepositoryError: It does not exist, no folder in it has a config.pbtxt, or one cannot be read.
+        RepositoryError: It does not exist, no folder in it has a config.pbtxt, or one cannot be read; or a model's name
+            would not survive Triton's shell, with which its Python backend starts a process: it dies, or hangs.
     """
     if not repository.is_dir():
         what = "is a file, not a folder of models" if repository.exists() else "does not exist"
@@ -368,6 +369,12 @@ def _check_repository(repository: Path) -> None:
         for folder in sorted(repository.iterdir()):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError), (folder / "config.pbtxt").open("rb"):
                 found += 1
+                if not SHELL_SAFE.fullmatch(folder.name):
+                    raise RepositoryError(
+                        repository,
+                        f"Triton can't serve a model named {folder.name!r}: its name goes through a shell",
+                        "name it with letters of ASCII, digits, '.', '_' and '-' (cnclip-build's --name)",
+                    )
     except OSError as error:
         raise unreadable(repository, error) from error
     if not found:

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import cnclip_builder.checkpoint.sources
+import cnclip_builder.prepared
+import cnclip_builder.verify
+import cnclip_pixels
+import numpy as np
 import pytest
 from cnclip_builder.arch import Arch
+from cnclip_builder.cli.app import app
 from cnclip_builder.errors import BuildError, ParityError, SettingError
 from cnclip_builder.parity.distance import TOLERANCES, Parity
 from cnclip_builder.prepared import (
@@ -14,11 +23,15 @@ from cnclip_builder.prepared import (
     _all_words,
     _first_difference,
     _unpadded,
+    compare_preparation,
     tokenize_as_cn_clip,
 )
 from cnclip_builder.verify import Verification, connected, served_precisions
 from cnclip_builder.vocabulary import read_tokens
 from cnclip_token_ids import VOCABULARY, TokenIds
+from typer.testing import CliRunner
+
+from tests.conftest import DEMO
 
 
 @pytest.mark.parametrize(
@@ -95,3 +108,70 @@ def test_half_precision_keeps_the_ranking() -> None:
 def test_an_address_that_is_none_is_told_as_an_option() -> None:
     with pytest.raises(SettingError, match="'localhost' has no port; write host:8001"), connected("localhost", "demo"):
         pass
+
+
+def test_of_encoders_alone_what_a_client_prepares_is_compared(tiny_vit: Arch, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = SimpleNamespace(
+        model="tiny",
+        version="1",
+        decoding="exact",
+        resolution=tiny_vit.resolution,
+        image_formats="",
+        context_length=12,
+        text_lengths=(8, 12),
+        max_batch_size=64,
+    )
+    client: Any = SimpleNamespace(info=info, info_of=lambda tower: info)
+    monkeypatch.setattr(cnclip_builder.prepared, "_first_step", lambda *_: None)
+    picture = next((DEMO / "images").glob("*.jpg")).read_bytes()
+
+    def compared() -> Preparation:
+        return compare_preparation("localhost:1", client, tiny_vit, {"a.jpg": picture}, ["杰尼龟"])
+
+    found = compared()
+    assert (found.images, found.differing, found.by_client) == (1, (), True)
+    assert found.texts > 1000  # all words, in texts of 12 tokens
+    decode = cnclip_pixels.decode_pixels
+    monkeypatch.setattr(cnclip_pixels, "decode_pixels", lambda *a, **k: decode(*a, **k) ^ np.uint8(1))
+    monkeypatch.setattr(TokenIds, "encode", lambda self, text, encode=TokenIds.encode: encode(self, text)[::-1])
+    with pytest.raises(
+        ParityError, match=r"this machine's client .* pixel values of a.jpg differ, by up to 1; token 1"
+    ):
+        compared().require("tiny")
+
+
+def test_of_several_servers_each_is_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One that is away, and one that is wrong, keep no other from being looked at."""
+    exact = Parity(rows=4, cosine_distance=0, centred_distance=0, absolute_difference=0, worst_row=0)
+    asked: list[str] = []
+
+    def require_served(url: str, *_: Any) -> None:
+        if url == "away:1":
+            raise BuildError("no Triton server answers")
+
+    def verify_server(url: str, *_: Any) -> Verification:
+        asked.append(url)
+        parity = replace(exact, cosine_distance=0.5) if url == "wrong:1" else exact
+        return Verification("demo", {"text": TOLERANCES["fp32"]}, {"text": parity})
+
+    monkeypatch.setattr(cnclip_builder.verify, "require_served", require_served)
+    monkeypatch.setattr(cnclip_builder.verify, "verify_server", verify_server)
+    monkeypatch.setattr(
+        cnclip_builder.checkpoint.sources, "fetch_checkpoint", lambda *_: SimpleNamespace(path=tmp_path)
+    )
+
+    def verify(url: str) -> Any:
+        return CliRunner().invoke(app, ["verify", "--arch", "RN50", "--url", url])
+
+    done = verify("away:1, wrong:1,right:1,right:1")
+    assert asked == ["wrong:1", "right:1"]
+    assert [line for line in done.stdout.splitlines() if line.endswith(":")] == ["wrong:1:", "right:1:"]
+    assert isinstance(done.exception, BuildError)
+    told = str(done.exception)
+    assert told.startswith("2 of 3 servers can't be trusted: away:1: no Triton server answers; wrong:1: the text feat")
+    assert verify("right:1,right:2").exit_code == 0
+    alone = verify("wrong:1")
+    assert isinstance(alone.exception, ParityError)
+    assert str(alone.exception).startswith("the text features")
+    for refused in (verify("right:1,right"), verify(",")):
+        assert isinstance(refused.exception, SettingError)

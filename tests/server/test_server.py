@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -240,6 +241,15 @@ def test_no_repository(tmp_path: Path) -> None:
     (tmp_path / "empty" / "model").mkdir(parents=True)
     with pytest.raises(RepositoryError, match="empty holds no model"):
         _server(tmp_path / "empty").start()
+
+
+@pytest.mark.parametrize("name", ["my demo-text", "(b)", "a&b", "示例"])
+def test_a_model_whose_name_a_shell_would_read(tmp_path: Path, name: str) -> None:
+    """Triton dies or hangs as it loads one: it starts Python models' processes by `bash -c`, with names unquoted."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "config.pbtxt").touch()
+    with pytest.raises(RepositoryError, match=rf"^Triton can't serve a model named {re.escape(repr(name))}: .* --name"):
+        _server(tmp_path).start()
 
 
 def test_paths_may_be_strings(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from cnclip_builder.cli.options import (
     VerboseOption,
     VocabularyOption,
 )
+from cnclip_builder.errors import SettingError
 from cnclip_builder.system.atomic import replacing_file, require_writable
 
 if TYPE_CHECKING:
@@ -102,6 +103,9 @@ def compare_features(
 
     logging.getLogger("cnclip_builder").setLevel(logging.INFO if sys.stderr.isatty() or verbose else logging.WARNING)
     if html is not None:
+        read = [Path(one) for one in (a, b, images, texts, pairs, vocabulary, arch, arch_b) if one]
+        if any(path.is_file() and path.resolve() == html.resolve() for path in read):
+            raise SettingError(f"--html {html} would take the place of what is read: name another file")
         require_writable(html)  # before minutes of encoding
     inputs = open_inputs(images, texts, pairs)
     archs = (arch, arch_b or arch)

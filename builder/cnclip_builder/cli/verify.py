@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from cnclip_console import gives_options, print_table
 
 from cnclip_builder.cli.options import ModelOptions, VerboseOption
-from cnclip_builder.errors import SettingError
+from cnclip_builder.errors import BuildError, CheckpointError, SettingError
 from cnclip_builder.tensors import TOWERS
+
+if TYPE_CHECKING:
+    from cnclip_builder.verify import Verification
 
 
 @gives_options(ModelOptions, "model")
 def verify(
     *,
     model: ModelOptions,
-    url: Annotated[str, typer.Option(help="The server's gRPC address.")] = "localhost:8001",
+    url: Annotated[
+        str, typer.Option(help="The server's gRPC address; of several, with commas between, each is compared.")
+    ] = "localhost:8001",
     image: Annotated[
         Optional[list[Path]],  # noqa: UP045
         typer.Option(help="An image to compare instead of the built-in ones; may be repeated.", show_default=False),
@@ -29,25 +35,55 @@ def verify(
     ] = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Compare the features of a running server with PyTorch's, row by row.
+    """Compare the features of a running server with PyTorch's, row by row; of several, those of each.
 
     Example:
       cnclip-build verify --arch ViT-B-16 --url localhost:8001
     """
     from cnclip_builder.checkpoint.sources import fetch_checkpoint
-    from cnclip_builder.verify import require_served, verify_server
+    from cnclip_builder.verify import addresses_of, require_served, verify_server
 
     chosen = model.choose_arch()
     name = model.served_name(chosen)
-    require_served(url, name, chosen)
-    verification = verify_server(
-        url,
-        name,
-        fetch_checkpoint(model.checkpoint, chosen, model.download_root, model.hub).path,
-        chosen,
-        images={str(path): path.read_bytes() for path in image} if image else None,
-        texts=_read_captions(captions) if captions else None,
-    )
+    addresses = addresses_of(url, name)
+    images = {str(path): path.read_bytes() for path in image} if image else None
+    texts = _read_captions(captions) if captions else None
+    failed: dict[str, BuildError] = {}
+    for address in addresses:
+        with _kept(failed, address):
+            require_served(address, name, chosen)
+    if len(failed) < len(addresses):
+        checkpoint = fetch_checkpoint(model.checkpoint, chosen, model.download_root, model.hub).path
+        for address in (one for one in addresses if one not in failed):
+            if len(addresses) > 1:
+                typer.echo(f"{address}:")
+            with _kept(failed, address):
+                _show(verify_server(address, name, checkpoint, chosen, images, texts))
+    if len(addresses) == 1:
+        for error in failed.values():
+            raise error
+    if failed:
+        told = "; ".join(f"{address}: {error}" for address, error in failed.items())
+        raise BuildError(f"{len(failed)} of {len(addresses)} servers can't be trusted: {told}")
+
+
+@contextlib.contextmanager
+def _kept(failed: dict[str, BuildError], address: str) -> Iterator[None]:
+    """Keeps what is wrong with one server, so that the others are looked at all the same."""
+    try:
+        yield
+    except (SettingError, CheckpointError):  # no server's fault
+        raise
+    except BuildError as error:
+        failed[address] = error
+
+
+def _show(verification: Verification) -> None:
+    """Prints what was found of a server.
+
+    Raises:
+        ParityError: its features are not PyTorch's.
+    """
     rows = [
         (
             tower,
@@ -76,7 +112,8 @@ def verify(
     verification.require()
     if (prepared := verification.preparation) is not None:
         pixels = f"the pixels of {prepared.images} images and " if prepared.images else ""
-        typer.echo(f"Equal to cn_clip's: {pixels}the token ids of {prepared.texts} texts.")
+        whose = ", as a client makes them here" if prepared.by_client else ""
+        typer.echo(f"Equal to cn_clip's: {pixels}the token ids of {prepared.texts} texts{whose}.")
 
 
 def show_live_parity(live: Mapping[str, Any]) -> None:

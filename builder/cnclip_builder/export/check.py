@@ -12,6 +12,7 @@ import onnxruntime
 
 from cnclip_builder.errors import ParityError
 from cnclip_builder.export.artefact import Artefact
+from cnclip_builder.export.tables import read_tables, require_same_tables
 from cnclip_builder.parity.distance import TOLERANCES, Parity, Tolerance, check_parity
 from cnclip_builder.parity.probes import Probes, make_probes
 from cnclip_builder.tensors import TENSORS, Precision, Tower
@@ -166,6 +167,7 @@ def check_served_encoder(path: Path, artefact: Artefact, threads: int = 0) -> Pa
     check_parity(f"{path.name}, {names.normalised}", unit * lengths, reference, tolerance)
     alone = {"at batch 1": (0, inputs[:1])}
     if artefact.tower == "text":
+        require_same_tables(path, read_tables(path), read_tables(artefact.path))
         alone |= {f"at length {length}": (row, inputs[row : row + 1, :length]) for row, length in trimmed_rows(probes)}
     for where, (row, sample) in alone.items():
         features_alone = session.run([names.unnormalised], {names.served_input: sample})[0]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,17 +32,22 @@ def export_tower(checkpoint: Path, fp32: Artefact) -> None:
 
     Raises:
         CheckpointError: the checkpoint can't be used, or PyTorch itself gets no features out of it.
+        ParityError: a text encoder's file has other embeddings of tokens or positions than PyTorch.
     """
     module = load_tower(load_checkpoint(checkpoint, fp32.arch), fp32.tower)
+    clip: Any = module.clip
     logger.info("Computing PyTorch's features of the %s probes", fp32.tower)
     reference = encode(module, make_probes(fp32.arch).inputs(fp32.tower))
     _require_features(checkpoint, fp32.tower, reference, module)
     np.save(fp32.reference, reference)
     # Not before: while a checkpoint is loaded, memory is at its peak.
     from cnclip_builder.export.plain import write_plain_encoder
+    from cnclip_builder.export.tables import read_tables, require_same_tables, tables_of_module
 
     logger.info("Writing the %s encoder", fp32.tower)
-    write_plain_encoder(module.clip, fp32)
+    write_plain_encoder(clip, fp32)
+    if fp32.tower == "text":
+        require_same_tables(fp32.path, read_tables(fp32.path), tables_of_module(clip.bert.embeddings))
 
 
 def _require_features(

@@ -33,11 +33,14 @@ def finish_artefact(made: Artefact, fp32: Artefact, threads: int = 0) -> Parity:
     import numpy as np
 
     from cnclip_builder.export.check import check_artefact
+    from cnclip_builder.export.tables import read_tables, require_same_tables
 
     if made.precision == "fp16":
         from cnclip_builder.export.fp16 import convert_to_fp16
 
         convert_to_fp16(fp32.path, made.path)
+    if made.tower == "text" and made.precision != "fp32":  # which was compared with PyTorch when it was written
+        require_same_tables(made.path, read_tables(made.path), read_tables(fp32.path))
     return check_artefact(made, np.load(fp32.reference), threads)
 
 

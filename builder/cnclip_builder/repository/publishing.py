@@ -31,7 +31,7 @@ from cnclip_builder.repository.store import CONFIG_NAME, RepositoryStore
 from cnclip_builder.repository.sums import SUMS_NAME, files_of_folder, files_of_store, vouch_for_none
 from cnclip_builder.repository.values import KINDS, kinds_recorded
 from cnclip_builder.repository.write import check_repository
-from cnclip_builder.system.atomic import locked, sha256_of_file
+from cnclip_builder.system.atomic import held_still, sha256_of_file
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def publish_repository(
             here; the models of a name differ in what versions must share; or the destination can't be read or written.
         SettingError: the repository has no such name.
     """
-    with locked(source):
+    with held_still(source):
         here = load_manifest(source)
         manifest = here.models
         if unknown := sorted(set(names) - set(manifest)):

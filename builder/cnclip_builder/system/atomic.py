@@ -244,7 +244,7 @@ def locked(target: Path, *, wait: bool = False) -> Iterator[None]:
     with explaining_disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         # The lock outlives its file's use, not its process: nothing has to be cleaned up after a crash.
-        with (target.parent / f".{target.name}.lock").open("w") as lock:
+        with _lock_file(target).open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -254,6 +254,38 @@ def locked(target: Path, *, wait: bool = False) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX)
             _clear_after_a_kill(target)
             yield
+
+
+@contextlib.contextmanager
+def held_still(target: Path) -> Iterator[None]:
+    """Keeps builds from replacing a folder that is only read here; others may read it meanwhile.
+
+    Where nothing can be written beside it, on a read-only mount or in another user's folder, nothing is: the file that
+    a build has locked there is held, and without one nothing is.
+
+    Args:
+        target: the folder.
+
+    Raises:
+        BuildError: a build is under way.
+    """
+    target = _behind_links(target)
+    with contextlib.ExitStack() as opened:
+        for mode in ("a", "r"):
+            try:
+                lock = opened.enter_context(_lock_file(target).open(mode))
+            except OSError:
+                continue
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BuildError(f"another process is building {target}: wait until it has ended") from None
+            break
+        yield
+
+
+def _lock_file(target: Path) -> Path:
+    return target.parent / f".{target.name}.lock"
 
 
 def delete_partials(folder: Path, prefix: str = ".") -> None:

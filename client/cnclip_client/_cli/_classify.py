@@ -13,7 +13,17 @@ import typer
 from cnclip_client._cli import _render as render
 from cnclip_client._cli._connection import Server, asks_server_for
 from cnclip_client._cli._progress import progress
-from cnclip_client._cli._shared import SOME_FAILED, Verbose, as_typed, complain, items_given, reporting, usage, writing
+from cnclip_client._cli._shared import (
+    SOME_FAILED,
+    Verbose,
+    as_typed,
+    complain,
+    items_given,
+    reporting,
+    require_unread,
+    usage,
+    writing,
+)
 from cnclip_client._float32 import rounded
 from cnclip_client._vocabulary import Id
 from cnclip_client.classification import TEMPLATES, Classification, Classifier
@@ -59,6 +69,7 @@ def classify(
         if not paths and not file:
             raise typer.BadParameter("name image files or folders, or a list of them with --file")
         named = _lines(labels, label, "--label")
+        require_unread(output, [labels, templates, file, *(paths or ())])
         prompts = _lines(templates, template, "--template") or list(TEMPLATES)
         if not named:
             raise typer.BadParameter("name labels with --label, or a file of them with --labels")

@@ -10,7 +10,7 @@ import typer
 
 from cnclip_client._cli._index import stages
 from cnclip_client._cli._retrieval import IndexParameters
-from cnclip_client._cli._shared import Verbose, complain, reporting, usage, writing
+from cnclip_client._cli._shared import Verbose, complain, reporting, require_unread, usage, writing
 from cnclip_client._float32 import rounded
 from cnclip_client.index import Index, near_duplicates
 
@@ -38,6 +38,7 @@ def dedup(
     with reporting(verbose), usage(), stages() as report, Index.open(index) as opened:
         if index_parameters is not None:
             opened.parameters = index_parameters
+        require_unread(output, [index, *(part.path for part in opened.record.parts)])
         dropped = groups = 0
         with writing(output) as file:
             for group in near_duplicates(opened, cosine, report):

@@ -25,6 +25,7 @@ from cnclip_client._cli._shared import (
     complain,
     items_given,
     reporting,
+    require_unread,
     write,
 )
 from cnclip_client._replacing import replacing
@@ -70,6 +71,7 @@ def _features_images(
     with reporting(verbose):
         if not paths and not file:
             raise typer.BadParameter("name image files, or a list of them with --file")
+        require_unread(output, [file, *(paths or ())])
         _features("image", items_given(paths, file), server, output, normalize)
 
 
@@ -92,6 +94,7 @@ def _features_texts(
       cnclip features texts 皮卡丘 杰尼龟
     """
     with reporting(verbose):
+        require_unread(output, [file])
         _features("text", items_given(as_typed(texts or ()), file), server, output, normalize, preprocess)
 
 

@@ -21,7 +21,7 @@ from cnclip_client._cli._retrieval import (
     index_and_queries,
     queries,
 )
-from cnclip_client._cli._shared import Verbose, reporting, usage, writing
+from cnclip_client._cli._shared import Verbose, reporting, require_unread, usage, writing
 from cnclip_client._extras import require
 from cnclip_client._float32 import rounded
 from cnclip_client.evaluation import read_annotations
@@ -80,6 +80,12 @@ def search(
     if html is None and (images or texts or annotations):
         raise typer.BadParameter("--images, --texts and --annotations are for the page; name it with --html")
     with reporting(verbose), usage(), ExitStack() as pages:
+        # A folder of images may hold the page that shows them.
+        listed = [source for source in (images, texts) if source and not Path(source).is_dir()]
+        for place in (output, str(html or "-")):
+            require_unread(place, [image_feats, text_feats, index, annotations, *listed])
+        if html is not None and output != "-" and Path(output).resolve() == html.resolve():
+            raise typer.BadParameter(f"--output and --html are both {html}: name another file for one of them")
         page: IO[str] | None = None
         if html is not None:  # before minutes of searching
             for module in ("jinja2", "PIL.Image"):

@@ -17,7 +17,7 @@ import typer
 from cnclip_console import told, visible
 
 from cnclip_client import BadFile, CnclipError, JobRefused, MissingExtra, TooManyFailures
-from cnclip_client._replacing import replacing
+from cnclip_client._replacing import replacing, takes
 from cnclip_client.sources._sniff import first_bytes, require_lines
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "complain",
     "items_given",
     "reporting",
+    "require_unread",
     "usage",
     "write",
     "writing",
@@ -131,6 +132,24 @@ def write(data: bytes) -> None:
     """Prints data at once."""
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
+
+
+def require_unread(output: str, read: Iterable[str | Path | None]) -> None:
+    """Refuses an output that would take the place of what is read for it: features, which cost hours, or a list.
+
+    Args:
+        output: A path, or `-`.
+        read: Files and folders; None is none.
+
+    Raises:
+        typer.BadParameter: It is one of them, or in one; or the ids of one.
+    """
+    if output == "-":
+        return
+    for path in (Path(one) for one in read if one is not None):
+        names = [path.with_suffix(".ids.jsonl")] if path.suffix == ".npy" else []
+        if any(takes(Path(output), one) for one in (path, *names)):
+            raise typer.BadParameter(f"{output} would take the place of what is read of {path}: name another output")
 
 
 @contextmanager

@@ -26,7 +26,10 @@ def urls_of(given: Urls) -> tuple[str, ...]:
         require_no_secret(text)  # before a comma in it cuts it into what does not look like one
     urls = tuple(dict.fromkeys(url.strip() for text in texts for url in text.split(",") if url.strip()))
     if not urls:
-        raise ValueError(f"{given!r} names no server and has no port; write host:8001 (Triton's gRPC port)")
+        raise ValueError(
+            f"no server is named: {','.join(texts)!r} holds no address (url, --url, CNCLIP_URL); write host:8001, "
+            "Triton's gRPC port, and of several a:8001,b:8001"
+        )
     return urls
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from cnclip_client._client import Client
-from cnclip_client._exceptions import BadFile, JobRefused, TooManyFailures
+from cnclip_client._exceptions import BadFile, CnclipError, JobRefused, TooManyFailures
 from cnclip_client._remote import is_remote
+from cnclip_client._replacing import takes
 from cnclip_client.extraction._encoding import Encoded, Engine, encoding_of
 from cnclip_client.extraction._fingerprint import fingerprint_of, origin_in
 from cnclip_client.extraction._options import ExtractOptions, Summary
@@ -72,7 +73,8 @@ class _Job:
         engine: Engine | None,
     ) -> None:
         output = file_for(output, output)
-        require_apart(source, output)
+        # A .parquet beside others would be read as one of them.
+        require_apart(source, output, ("folder", output.suffix.removeprefix(".")))
         self._client = client
         self._source = source
         self._options = options
@@ -81,6 +83,8 @@ class _Job:
         job = fingerprint_of(source, info, options)
         sink = open_sink(output, source.kind, size=info.embedding_size, dtype=options.dtype, origin=origin_in(job))
         self._output = Output(output, sink, job, overwrite=options.overwrite)
+        self._fingerprint = dict(source.fingerprint)
+        require_kept(source, output, (self._output.record, *self._output.places.values()))
         self._encode_items = encoding_of(client, engine, source.kind, options, sink.refusal)
 
     def run(self) -> Summary:
@@ -146,7 +150,20 @@ class _Job:
                 writing.add(encoded)
                 self._report(writing.progress.items, writing.progress.failures)
                 require_few(writing.progress.failures, encoded, self._options)
+            self._look_again(writing.progress.items, digest)
             return writing.complete()  # the client has asked after its last answer
+
+    def _look_again(self, items: int, digest: Digest) -> None:
+        """Tells of a source that is no more what was read, at the end of which a job would otherwise pass for whole."""
+        try:
+            now = dict(self._source.fingerprint)
+            if now == self._fingerprint:
+                return
+            self._skip(self._source.items(items), items, digest.hexdigest(), ends=True)
+        except (CnclipError, OSError) as error:
+            _log.warning("the source changed while it was read, and what was read is what is written (%s)", error)
+        else:  # of the same items: so it is the source that this job is of
+            self._output.adopt({name: value for name, value in now.items() if name != "files"})
 
     def _skip(self, items: Iterator[Item], count: int, expected: str, *, ends: bool = False) -> Digest:
         """Passes over the items that are done, and returns the digest of their ids to go on with."""
@@ -177,6 +194,15 @@ def require_few(
         raise TooManyFailures(failures=failures, max_errors=allowed, last=f"{last.id}: {last.reason}", anew=anew)
 
 
+def require_kept(source: Source, output: Path, places: Iterable[Path]) -> None:
+    """Raises ValueError if a file that a job puts in its place, be it told to overwrite, is what its source reads."""
+    read = source.fingerprint.get("path")
+    if isinstance(read, str) and not is_remote(read) and Path(read).is_file():
+        for place in places:
+            if takes(place, Path(read)):
+                raise ValueError(f"{place} is what is read, and would be replaced; give another --output than {output}")
+
+
 def require_apart(source: Source, output: str | os.PathLike[str], formats: Sequence[str] = ("folder",)) -> None:
     """Raises ValueError if the output, and the work on it, would be among what a source of some formats reads."""
     read = source.fingerprint.get("path") if source.fingerprint.get("format") in formats else None
@@ -186,6 +212,6 @@ def require_apart(source: Source, output: str | os.PathLike[str], formats: Seque
     if is_remote(read) or is_remote(output):
         inside = f"{output.rstrip('/')}/".startswith(f"{read.rstrip('/')}/")
     else:
-        inside = Path(output).resolve().is_relative_to(Path(read).resolve())
+        inside = Path(read).is_dir() and Path(output).resolve().is_relative_to(Path(read).resolve())
     if inside:
         raise ValueError(f"{output} is inside {read}, all of which is read; put it elsewhere")

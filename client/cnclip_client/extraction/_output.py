@@ -153,6 +153,11 @@ class Output:
         write_json(self.work / "job.json", {"job": self.job})
         return Progress()
 
+    def adopt(self, source: Mapping[str, Any]) -> None:
+        """Makes the job one of a source that has another size or time by now, and the same items. Raises OSError."""
+        self.job["source"] = dict(source)
+        write_json(self.work / "job.json", {"job": self.job})
+
     def open_files(self, progress: Progress) -> GrowingFiles:
         """Opens the unfinished files, cut back to what is known of them. Raises BadFile, OSError."""
         with room(self.work):

@@ -18,6 +18,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from cnclip_client._client import Client
 from cnclip_client._exceptions import BadFile, CnclipError, JobRefused, ModelChanged
@@ -139,7 +140,9 @@ class _PartsJob:
             self._items = sum(one.items for one in there)
             self._failures = sum(one.failures for one in there)
             self._report(self._items, self._failures)
+            fingerprint = dict(self._source.fingerprint)
             own = {**before, **self._encode(Course(self._source, self._sharding, whole, begun), begun, state)}
+            self._look_again(fingerprint)
         return Summary(
             items=sum(record.items for record in own.values()),
             failures=sum(record.failures for record in own.values()),
@@ -219,6 +222,18 @@ class _PartsJob:
                 else:
                     begun[number] = progress
         return begun
+
+    def _look_again(self, before: dict[str, Any]) -> None:
+        """Tells of a source that changed while its items were read."""
+        try:
+            changed = dict(self._source.fingerprint) != before
+        except (CnclipError, OSError):
+            changed = True
+        if changed:
+            _log.warning(
+                "the source changed while it was read, and what was read is what is written (run the same command "
+                "again to see whether that is all of it)"
+            )
 
     # --- What is to be done.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from cnclip_client._exceptions import BadFile
@@ -17,6 +19,9 @@ from cnclip_client.features._features import Rows, rows_in
 from cnclip_client.features._ids import id_line, require_id
 
 __all__ = ["JsonlSink", "read_jsonl"]
+
+# Python's own 8 KiB hold one line of 512 numbers, so that each would be two reads and a copy.
+_BUFFER_BYTES = 128 * 1024
 
 
 class JsonlSink:
@@ -46,9 +51,10 @@ def read_jsonl(path: Path, kind: str, block_bytes: int) -> Iterator[Rows]:
     """Yields what a file of lines holds, as every reader does. Raises BadFile, OSError."""
     ids: list[Any] = []
     rows: NDArray[np.float32] | None = None
-    with path.open("rb") as file:
+    key = f"{kind}_id"
+    with path.open("rb", buffering=_BUFFER_BYTES) as file:
         for number, line in enumerate(file, start=1):
-            one, feature = _parse_line(path, number, line, kind)
+            one, feature = _quickly_parsed(line, key) or _parse_line(path, number, line, kind)
             if rows is None:
                 rows = np.empty((rows_in(block_bytes, len(feature)), len(feature)), dtype=np.float32)
             if len(feature) != rows.shape[1]:
@@ -65,6 +71,22 @@ def read_jsonl(path: Path, kind: str, block_bytes: int) -> Iterator[Rows]:
                 ids, rows = [], np.empty_like(rows)
     if ids and rows is not None:
         yield ids, rows[: len(ids)]
+
+
+def _quickly_parsed(line: bytes, key: str) -> tuple[int | str, NDArray[np.float64]] | None:
+    """Returns what is in a line as nearly all of them are, [D]; None of any other, which `_parse_line` judges.
+
+    orjson rounds a number to the nearest float64, as json does, in a tenth of the time. Where the two differ it takes
+    less; only integers past 64 bits come as floats, which no id may be.
+    """
+    try:
+        item = orjson.loads(line)
+        one, numbers = item[key], item["feature"]
+        # A third of the time of np.array(numbers).
+        feature = np.frombuffer(struct.pack(f"{len(numbers)}d", *numbers))
+    except (ValueError, TypeError, KeyError, struct.error):
+        return None
+    return (one, feature) if type(one) in (int, str) and feature.size else None
 
 
 def _parse_line(path: Path, number: int, line: bytes, kind: str) -> tuple[Any, NDArray[np.float32]]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from cnclip_builder.arch import Arch, get_arch
 from cnclip_builder.artefacts.maker import Artefacts
+from cnclip_builder.cli.app import app
 from cnclip_builder.comparison import compare, local
 from cnclip_builder.comparison.compare import Comparison, compare_features
 from cnclip_builder.comparison.inputs import open_inputs
@@ -19,6 +20,7 @@ from cnclip_builder.comparison.page import comparison_page
 from cnclip_builder.comparison.sides import Named, open_side
 from cnclip_builder.errors import BuildError, CheckpointError, RepositoryError, SettingError
 from cnclip_server import TritonServer
+from typer.testing import CliRunner
 
 from tests.conftest import DEMO, TINY_VIT
 
@@ -238,3 +240,16 @@ def test_the_page_needs_nothing_from_elsewhere_and_is_safe(demo_artefacts: Path,
     assert tags.seen.count("polyline") == 2
     assert "<b>&.png" in tags.text
     assert "onerror=alert(1)" in tags.text
+
+
+@pytest.mark.parametrize("html", ["old.pt", "./new.pt", "texts.txt"])
+def test_the_page_takes_the_place_of_nothing_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, html: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("old.pt", "new.pt", "texts.txt"):
+        Path(name).write_text("kept")
+    done = CliRunner().invoke(app, ["compare-features", "old.pt", "new.pt", "--texts", "texts.txt", "--html", html])
+    assert isinstance(done.exception, SettingError)
+    assert "would take the place of what is read" in str(done.exception)
+    assert Path(html).read_text() == "kept"

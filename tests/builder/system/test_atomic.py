@@ -6,10 +6,11 @@ import errno
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cnclip_builder.errors import BuildError, MissingRequirementError
-from cnclip_builder.system.atomic import locked, replacing_file, replacing_folder, require_writable
+from cnclip_builder.system.atomic import held_still, locked, replacing_file, replacing_folder, require_writable
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -116,6 +117,32 @@ def test_only_one_at_a_time(tmp_path: Path) -> None:
             pass
     with locked(tmp_path / "target"):
         pass
+
+
+def test_what_is_read_is_held_still_by_any_number_of_readers(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    with held_still(target), held_still(target):
+        with pytest.raises(BuildError, match="another process"), locked(target):
+            pass
+    with locked(target), pytest.raises(BuildError, match="another process is building"), held_still(target):
+        pass
+
+
+def test_what_is_read_may_lie_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def read_only(path: Path, mode: str = "r", *more: Any, **other: Any) -> Any:
+        if mode != "r":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return opened(path, mode, *more, **other)
+
+    with locked(tmp_path / "built"):
+        monkeypatch.setattr(Path, "open", read_only)
+        with pytest.raises(BuildError, match="another process is building"), held_still(tmp_path / "built"):
+            pass
+    with held_still(tmp_path / "built"), held_still(tmp_path / "copied"):
+        pass
+    assert content(tmp_path) == {".built.lock": ""}
 
 
 def test_one_that_waits_goes_on_when_the_other_has_ended(tmp_path: Path, builder_log: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import random
 import re
@@ -14,11 +15,14 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from cnclip_client import (
     BadFile,
@@ -33,7 +37,7 @@ from cnclip_client import (
 )
 from cnclip_client._flow.prefetch import Prefetch
 from cnclip_client.classification import Classifier
-from cnclip_client.extraction import ExtractOptions, Summary, encode_items, extract
+from cnclip_client.extraction import ExtractOptions, Summary, encode_items, extract, extract_parts
 from cnclip_client.extraction._work_folder import GrowingFiles
 from cnclip_client.retrieval import read_features
 from cnclip_client.sources import Item, image_source, text_source
@@ -655,6 +659,70 @@ def test_an_output_inside_its_source_is_refused(tmp_path: Path, client: Client) 
     folder = images_folder(tmp_path, 3)
     with pytest.raises(ValueError, match="is inside"):
         extract(client, image_source(folder), folder / "out.npy")
+
+
+@pytest.mark.parametrize(
+    ("output", "change"),
+    [
+        *(("out.npy", change) for change in ("longer", "shorter", "another", "gone", "touched")),
+        *(("parts/", change) for change in ("longer", "shorter", "another", "touched")),
+    ],
+)
+def test_a_source_that_changes_while_it_is_read_is_told_of(
+    tmp_path: Path, client: Client, triton: Any, caplog: pytest.LogCaptureFixture, output: str, change: str
+) -> None:
+    """What is written is what was read. If those are the source's items to the end, the job is of it as it is now."""
+    file = tmp_path / "texts.txt"
+    lines = [f"第{row}句，不长也不短" for row in range(2000)]
+    file.write_text("\n".join(lines), encoding="utf-8")
+
+    def alter(attempt: int, items: Any) -> None:
+        triton.before_infer = lambda attempt, items: None
+        if change == "longer":
+            with file.open("a", encoding="utf-8") as opened:
+                opened.write("\n又一句\n")
+        elif change == "shorter":
+            os.truncate(file, len("\n".join(lines[:1000]).encode()) + 1)
+        elif change == "another":
+            (tmp_path / "new.txt").write_text("别的\n")
+            (tmp_path / "new.txt").rename(file)
+        elif change == "gone":
+            file.unlink()
+        else:
+            os.utime(file, ns=(1, 1))
+
+    triton.before_infer = alter
+    run = partial(extract_parts if output.endswith("/") else extract, client, output=f"{tmp_path}/{output}")
+    with caplog.at_level(logging.WARNING):
+        done = run(source=text_source(file))
+    assert done.items == 2000 + (change == "longer")  # what was read ahead of a shorter one was all of it
+    told = "the source changed while it was read, and what was read is what is written"
+    same = change == "touched" or (change == "longer" and not output.endswith("/"))
+    assert (told in caplog.text) == (not same or output.endswith("/"))
+    if same:
+        assert run(source=text_source(file)).already_finished
+    elif change != "gone":
+        with pytest.raises(JobRefused, match="source"):
+            run(source=text_source(file))
+
+
+@pytest.mark.parametrize(("read", "output"), [("a.jsonl", "a.jsonl"), ("a.ids.jsonl", "a.npy"), ("a.jsonl", "b.jsonl")])
+def test_an_output_that_is_its_source_is_refused_whatever_may_be_overwritten(
+    tmp_path: Path, client: Client, read: str, output: str
+) -> None:
+    lines = "".join(json.dumps({"text_id": row, "text": f"第{row}"}) + "\n" for row in range(3))
+    (tmp_path / read).write_text(lines)
+    (tmp_path / "b.jsonl").symlink_to("a.jsonl")
+    with pytest.raises(ValueError, match=r"is what is read, and would be replaced"):
+        extract(client, text_source(tmp_path / read), tmp_path / output, ExtractOptions(overwrite=True))
+    assert (tmp_path / read).read_text() == lines
+
+
+def test_parquet_beside_what_is_read_of_its_folder_is_refused(tmp_path: Path, client: Client) -> None:
+    pq.write_table(pa.table({"text_id": [1], "text": ["一"]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="is inside"):
+        extract(client, text_source(tmp_path), tmp_path / "out.parquet")
+    extract(client, text_source(tmp_path), tmp_path / "out.npy")
 
 
 def test_a_job_runs_once_at_a_time(tmp_path: Path, client: Client, triton: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,63 @@ def test_what_is_wrong_with_a_line_is_said(tmp_path: Path, lines: list[str], mes
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     with pytest.raises(BadFile, match=f"^{path}: .*{message}"):
         list(read_features(path, "image"))
+
+
+ODD_LINES = [
+    b'{"image_id": 1, "feature": [%b]}' % number
+    for number in (
+        *(b"-0", b"-0.0", b"1e-400", b"2.2250738585072011e-308", b"7.0064923216240853e-46", b"7.006492321624086e-46"),
+        *(b"1.00000005960464477539062", b"1.000000059604644775390625", b"1.000000178813934326171875", b"16777217"),
+        *(b"9007199254740993", b"18446744073709551615", b"18446744073709551616", b"1" * 30, b"1" * 400, b"3.4e38"),
+        *(b"true", b"null", b'"0.5"', b"[1]", b"NaN", b"1e400", b"01", b"1.", b"+1", b"1]", b"", b"1,", b"{}"),
+    )
+] + [
+    b'{"image_id": %b, "feature": [1]}' % one
+    for one in (
+        *(b"9223372036854775808", b"18446744073709551616", b"-9223372036854775809", b'"\\ud800"', b'"\xed\xa0\x80"'),
+        *(b'"\xff"', b'"\x01"', b'"\\u0000"', b"1.0", b"1e2", b"null", b"[1]", b"true"),
+    )
+]
+
+
+@pytest.mark.parametrize(
+    "line", [*ODD_LINES, b'\xef\xbb\xbf{"image_id": 1, "feature": [1]}', b"[" * 2000, b"", b"{}", b"7"]
+)
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_a_line_is_what_the_json_module_makes_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes
+) -> None:
+    from cnclip_client.features import _jsonl
+
+    def read() -> tuple[Any, bytes] | str:
+        try:
+            ((ids, rows),) = _jsonl.read_jsonl(path, "image", 1000)
+        except BadFile as error:
+            return str(error)
+        return ids, rows.tobytes()
+
+    path = tmp_path / "feats.jsonl"
+    path.write_bytes(line + b"\n")
+    quickly = read()
+    monkeypatch.setattr(_jsonl, "_quickly_parsed", lambda line, key: None)
+    assert quickly == read()
+
+
+def test_lines_are_read_several_times_faster_than_the_json_module_parses_them(tmp_path: Path) -> None:
+    features = unit_rows(600, 512)
+    path = jsonl(tmp_path / "feats", list(range(600)), features)
+    lines = path.read_bytes().splitlines()
+
+    def seconds(run: Callable[[], Any]) -> float:
+        start = time.process_time()
+        run()
+        return time.process_time() - start
+
+    (block,) = read_features(path, "image")
+    assert block.features.tobytes() == features.tobytes()
+    ours = min(seconds(lambda: list(read_features(path, "image"))) for _ in range(3))
+    theirs = min(seconds(lambda: [json.loads(line) and None for line in lines]) for _ in range(3))
+    assert ours < theirs / 2  # a fifth was measured; and numpy's array of such a list comes on top of theirs
 
 
 def test_a_feature_of_zeros_cannot_be_normalised(tmp_path: Path) -> None:
