@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -185,3 +187,12 @@ def test_recorded_metrics_are_recorded() -> None:
         if "alert" in rule:
             assert rule["annotations"]["summary"]
             assert rule["labels"]["severity"] in ("warning", "critical")
+
+
+def test_alerts_fire_when_they_should_and_not_else() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed: Debian's package prometheus has it")
+    command = [promtool, "test", "rules", str(ROOT / "tests/deploy/rules.test.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
