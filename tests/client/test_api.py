@@ -173,7 +173,7 @@ def test_filled_puts_nan_where_an_item_failed() -> None:
         ("grpc://localhost:8001", "leave out the grpc://"),
         ("localhost", "has no port"),
         ("::1", "has no port"),
-        ("", "has no port"),
+        ("", "no server is named: '' holds no address"),
         (":8001", "names no host; write localhost:8001"),
         ("localhost:99999", "99999 is not a port"),  # gRPC asks at 34463
         ("localhost:0", "0 is not a port"),

@@ -143,7 +143,7 @@ def test_without_faiss_it_says_what_to_install(
     tmp_path: Path, images: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    for arguments in (("index", "images", images), ("search", "--text-feats", texts, "--index", tmp_path)):
+    for arguments in (("index", "images", images), ("search", "--text-feats", texts, "--index", tmp_path / "i")):
         done = cnclip(*arguments, "-o", tmp_path / "new")
         assert done.exit_code == 2
         assert done.stderr.endswith("needs faiss, which is not installed; pip install 'cn-clip-triton[index]'\n")
