@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from cnclip_bench.gpu_report import pytorch, steps
 from cnclip_bench.gpu_report.findings import Findings
 from cnclip_bench.gpu_report.in_process import who_ran
 from cnclip_bench.gpu_report.inputs import SIZES, jpegs, token_ids
+from cnclip_bench.gpu_report.repositories import request_for
 from cnclip_bench.gpu_report.rows import Ceiling, Fact, PassedOver, Report, Setup, Timing, Work
 from cnclip_bench.gpu_report.run import Step, run_step
 from cnclip_bench.gpu_report.timing import BATCH_SIZES, time_runs
@@ -168,6 +170,16 @@ def test_the_modern_pytorch_has_the_same_features(tower: Any) -> None:
 
 def test_a_resnet_has_no_attention_to_replace() -> None:
     assert not pytorch.modernise(make_meta_model(get_arch("RN50")), "image")
+
+
+def test_of_several_gpus_one_serves(tmp_path: Path) -> None:
+    """Rates of eight cards would be told as one's, beside what one did in process."""
+    setup = Setup("ViT-B-16", "random:0", gpu=True, folder=tmp_path, seconds=0.01)
+    for asked in (request_for(setup, "onnxruntime"), request_for(setup, "tensorrt")):
+        assert asked.serving.gpus == (0,)
+    decodes = request_for(setup, "onnxruntime", preprocess="gpu").serving
+    assert (decodes.gpus, decodes.preprocess, decodes.accelerator) == ((0,), "gpu", "cuda")
+    assert request_for(replace(SETUP, arch="ViT-B-16"), "onnxruntime").serving.gpus is None
 
 
 def test_decoding_is_timed_on_the_card_and_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

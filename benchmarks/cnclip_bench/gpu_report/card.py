@@ -67,15 +67,11 @@ def build_for_card(setup: Setup, report: Report) -> None:
     """
     _require(setup)
     from cnclip_builder.build import build_repository
-    from cnclip_builder.repository.choosing import choose_settings
     from cnclip_builder.repository.manifest import read_manifest
 
     from cnclip_bench.gpu_report.repositories import request_for
 
-    request = request_for(setup, "onnxruntime")
-    chosen = {"target": "gpu", "preprocess": "gpu"}
-    serving_config, _ = choose_settings(chosen, {}, request.serving.context_length)
-    request = replace(request, serving=serving_config, repository=setup.repository(_WAY))
+    request = replace(request_for(setup, "onnxruntime", preprocess="gpu"), repository=setup.repository(_WAY))
     entry = build_repository(request)
     found = read_manifest(request.repository)[entry.name][str(entry.version)]["card_decoding"]
     for what in ("images", "exact_share", "largest_pixel_difference", "mean_pixel_difference"):

@@ -74,14 +74,19 @@ def subject_of(setup: Setup, platform: Platform) -> Subject:
     )
 
 
-def request_for(setup: Setup, platform: Platform) -> BuildRequest:
-    """What is asked of the builder for one of Triton's backends."""
+def request_for(setup: Setup, platform: Platform, **more: Any) -> BuildRequest:
+    """What is asked of the builder for one of Triton's backends; `more` are settings by name.
+
+    Of several GPUs the first alone serves: what runs in process runs there, and memory is looked at there.
+    """
     from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, get_arch
     from cnclip_builder.build import BuildRequest
     from cnclip_builder.repository.choosing import choose_settings
 
-    chosen: dict[str, Any] = {"target": "gpu" if setup.gpu else "cpu", "platform": platform}
-    if not setup.gpu:
+    chosen: dict[str, Any] = {"target": "gpu" if setup.gpu else "cpu", "platform": platform, **more}
+    if setup.gpu:
+        chosen["gpus"] = (0,)
+    else:
         chosen["max_batch_size"] = {tower: max(sizes) for tower, sizes in BATCH_SIZES.items()}
     serving, _ = choose_settings(chosen, {}, DEFAULT_CONTEXT_LENGTH)
     return BuildRequest(

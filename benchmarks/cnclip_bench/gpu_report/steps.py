@@ -19,7 +19,7 @@ def _time_pytorch(setup: Setup, report: Report) -> None:
 
 
 STEPS = (
-    Step("look around", installed.look_around, 30),
+    Step("look around", installed.look_around, 90),  # from a cold disk: gigabytes of CUDA
     Step("ceiling", measure_ceiling, 40),
     Step(_BUILD, repositories.build_for_onnxruntime, 240),
     Step("images in ONNX Runtime", in_process.time_images_in_onnxruntime, 60, needs=_BUILD),
