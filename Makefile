@@ -61,6 +61,15 @@ ifneq ($(and $(STRANGE),$(filter repo serve verify publish gpu-report,$(MAKECMDG
 $(error $(STRANGE) is set in the environment, to "$($(STRANGE))": write $(STRANGE)=... after make if you mean it, $(STRANGE)= if not)
 endif
 
+# An environment stays of the Python that made it: PYTHON= for another would count as none, or leave a mixture of both.
+ifneq ($(and $(findstring command line,$(origin PYTHON)),$(filter-out help docs constraints newest clean,$(MAKECMDGOALS))),)
+OF    := $(shell sed -nE 's/^version *= *([0-9]+[.][0-9]+).*/\1/p' $(VENV)/pyvenv.cfg 2>/dev/null)
+ASKED := $(if $(OF),$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
+ifneq ($(OF),$(ASKED))
+$(error $(VENV) has Python $(OF), and not PYTHON=$(PYTHON): add VENV=build/another, a folder of its own, or delete $(VENV))
+endif
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help demo repo serve verify publish test test-slow docs bench gpu-report soak wheel test-s3 test-rtx test-pillows check \
 	constraints newest clean

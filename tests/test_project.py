@@ -212,3 +212,25 @@ def test_what_an_environment_has_for_others_names_no_model() -> None:
     assert '--checkpoint "its.pt"' in tried("repo", "CHECKPOINT=its.pt", CHECKPOINT="my.pt")[1]
     assert tried("repo", "CHECKPOINT=", CHECKPOINT="my.pt")[0] == 0
     assert tried("demo", CHECKPOINT="my.pt")[0] == 0
+
+
+def test_an_environment_of_another_python_is_told(tmp_path: Path) -> None:
+    """PYTHON= was taken for none where .venv was there, and after a change of pyproject.toml mixed both into one folder."""
+    venv = tmp_path / "venv"
+    venv.mkdir()
+    (venv / "pyvenv.cfg").write_text("home = /usr/bin\nversion = 3.9.18\n")
+
+    def tried(*arguments: str) -> tuple[int, str]:
+        command = ["make", "--dry-run", *arguments, f"PYTHON={sys.executable}"]
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        return ran.returncode, ran.stderr
+
+    status, told = tried("demo", f"VENV={venv}")
+    assert status
+    assert (
+        f"{venv} has Python 3.9, and not PYTHON={sys.executable}: add VENV=build/another, a folder of its own" in told
+    )
+    assert tried("demo", f"VENV={tmp_path / 'another'}") == (0, "")
+    assert tried("help", f"VENV={venv}") == (0, "")
+    (venv / "pyvenv.cfg").write_text(f"version = {sys.version.split()[0]}\n")
+    assert tried("demo", f"VENV={venv}") == (0, "")
