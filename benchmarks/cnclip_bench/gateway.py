@@ -120,7 +120,7 @@ def compare(
         singles: How many requests with nothing beside them.
     """
     with to_gateway(port, model, tower, items) as through_gateway:
-        ways = {"client": to_ensemble(client, tower, items)(1), "gateway": through_gateway}
+        ways = {"client": to_ensemble(client, tower, items, 1), "gateway": through_gateway}
         loads: dict[str, list[Sustained]] = {way: [] for way in ways}
         for turn in range(rounds):
             for way in WAYS if turn % 2 == 0 else reversed(WAYS):

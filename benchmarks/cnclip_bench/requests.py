@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import count, cycle
 from typing import TYPE_CHECKING, Any
 
@@ -17,23 +17,19 @@ if TYPE_CHECKING:
 __all__ = ["to_encoder", "to_ensemble"]
 
 
-def to_ensemble(client: Client, tower: Tower, items: Sequence[Any]) -> Callable[[int], Request]:
+def to_ensemble(client: Client, tower: Tower, items: Sequence[Any], batch_size: int) -> Request:
     """Gives requests of so many encoded images or texts, by the client."""
+    turn = count()
 
-    def request_of(batch_size: int) -> Request:
-        turn = count()
+    def request() -> None:
+        first = next(turn) * batch_size
+        given = [items[(first + offset) % len(items)] for offset in range(batch_size)]
+        if tower == "image":
+            client.encode_images(given, batch_size=batch_size)
+        else:
+            client.encode_texts(given, batch_size=batch_size)
 
-        def request() -> None:
-            first = next(turn) * batch_size
-            given = [items[(first + offset) % len(items)] for offset in range(batch_size)]
-            if tower == "image":
-                client.encode_images(given, batch_size=batch_size)
-            else:
-                client.encode_texts(given, batch_size=batch_size)
-
-        return request
-
-    return request_of
+    return request
 
 
 def to_encoder(url: str, model: str, rows: npt.NDArray[Any], sizes: Sequence[int]) -> Request:

@@ -275,7 +275,8 @@ class Client:
 
         `images` may be endless: it is read only as far as `Limits` lets requests be under way, and memory
         stays bounded by them. Files are read ahead by up to `Limits.readers` threads: well ahead of a list; of an
-        iterator, which may be slow, no more is asked for than a request's worth. Bad items are in the blocks'
+        iterator, which may be slow, no more is asked for than a request's worth. (A client that prepares asks an
+        iterator, too, for up to 64 items ahead, from threads of its own, one at a time.) Bad items are in the blocks'
         `failures`. A block comes out once `batch_size` items have gone in; for a source that trickles, choose it
         small. When an error is raised, every block before it has come out.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +152,7 @@ class Searcher:
             CnclipError: The models could not be listed.
         """
         slug = self._slug()
-        feature = self._models.run(slug, self._encoding(item))
+        feature = self._models.run(slug, lambda client: self._encoded(client, item))
         try:
             return slug, self._searched.nearest(feature, k)
         except ValueError as error:
@@ -176,26 +175,19 @@ class Searcher:
             return origin.model
         return self._models.chosen(None)
 
-    def _encoding(self, item: str | bytes) -> Callable[[Client], NDArray[np.float32]]:
-        def encode(client: Client) -> NDArray[np.float32]:
-            known = client.info_of("text" if isinstance(item, str) else "image").checkpoint_sha256
-            origin = self._searched.origin
-            if origin is not None and origin.checkpoint_sha256 != known:
-                raise _another_checkpoint()
-            if not self._warned:
-                self._warned = True
-                _log.warning(
-                    "no telling which checkpoint the features are of; see that the served model is of the same"
-                )
-            try:
-                return encoded(client, [item], self._preprocess).reshape(-1)
-            except BadRequest as error:
-                reason = error.message.partition("input[0] ")[2].rpartition(";")[0]
-                raise BadRequest(
-                    f"what was sent cannot be encoded: {reason}; send another", code="bad_input"
-                ) from error
-
-        return encode
+    def _encoded(self, client: Client, item: str | bytes) -> NDArray[np.float32]:
+        known = client.info_of("text" if isinstance(item, str) else "image").checkpoint_sha256
+        origin = self._searched.origin
+        if origin is not None and origin.checkpoint_sha256 != known:
+            raise _another_checkpoint()
+        if not self._warned:
+            self._warned = True
+            _log.warning("no telling which checkpoint the features are of; see that the served model is of the same")
+        try:
+            return encoded(client, [item], self._preprocess).reshape(-1)
+        except BadRequest as error:
+            reason = error.message.partition("input[0] ")[2].rpartition(";")[0]
+            raise BadRequest(f"what was sent cannot be encoded: {reason}; send another", code="bad_input") from error
 
 
 def _another_checkpoint() -> GatewayError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,7 +56,7 @@ def throughput(
         if max(batch_size) > most:
             raise ValueError(f"{subject.name} takes requests of up to {most} items: choose a --batch-size up to that")
         for tower in TOWERS:
-            found = measure_levels(to_ensemble(client, tower, subject.items(tower)), levels, seconds, rounds)
+            found = measure_levels(partial(to_ensemble, client, tower, subject.items(tower)), levels, seconds, rounds)
             title = f"{subject.arch.name}, {tower}s under load"
             rows = [
                 (
@@ -179,7 +180,7 @@ def _serving_with(
         try:
             with Client(server.grpc_url, model=subject.name) as client:
                 rows = batch_size or min(client.info.preferred_batch_size or 8, settings.max_batch_size)
-                request = to_ensemble(client, tower, subject.items(tower))(rows)
+                request = to_ensemble(client, tower, subject.items(tower), rows)
 
                 def load() -> Sustained:
                     return run_load(request, concurrency, seconds, rows)

@@ -91,7 +91,7 @@ def load_card(setup: Setup, report: Report) -> None:
         for name, size in SIZES.items():
             photographs = jpegs(size)
             for items, at_once in _LOADS:
-                request = to_ensemble(client, "image", photographs)(items)
+                request = to_ensemble(client, "image", photographs, items)
                 sustained = run_load(request, at_once, setup.seconds, items)
                 took = Latency.of(name, sustained.waits_s)
                 what = told(name, photographs)

@@ -98,7 +98,7 @@ def _load(setup: Setup, report: Report, platform: Platform) -> None:
             measure(f"{what}, a job", tower, _job(client, tower, given, number), number, 1)
         for what, (tower, given) in ensembles.items():
             for items, at_once in _FEW_AND_MANY:
-                measure(what, tower, to_ensemble(client, tower, given)(items), items, at_once)
+                measure(what, tower, to_ensemble(client, tower, given, items), items, at_once)
         meter.tell(report, platform, "server, after these loads")
 
 

@@ -132,4 +132,4 @@ def _images(given: Iterable[str], pending: deque[tuple[Id, str]], item_bytes: in
 
 def _line(name: Id, found: Classification) -> str:
     line = {"image": name, "labels": found.labels, "probabilities": rounded(found.probabilities)}
-    return render.json_text(line) + "\n"
+    return render.harmless_json(line) + "\n"

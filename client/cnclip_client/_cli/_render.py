@@ -15,8 +15,8 @@ from cnclip_client._float32 import DIGITS, rounded
 
 __all__ = [
     "feature_line",
+    "harmless_json",
     "info_table",
-    "json_text",
     "similarity_json",
     "similarity_table",
     "similarity_tsv",
@@ -27,7 +27,7 @@ __all__ = [
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udc7f\udd00-\udfff]")
 
 
-def json_text(value: Any) -> str:
+def harmless_json(value: Any) -> str:
     """Returns a value as JSON in its own letters, and escaped what a terminal would obey; it means the same."""
     return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
 
@@ -38,7 +38,7 @@ def feature_line(kind: str, item: str, feature: NDArray[np.float32]) -> bytes:
     A path that is not UTF-8 keeps its own bytes, so that it still names its file.
     """
     numbers = ", ".join([format(value, DIGITS) for value in feature.tolist()])
-    return f'{{"{kind}": {json_text(item)}, "feature": [{numbers}]}}\n'.encode("utf-8", "surrogateescape")
+    return f'{{"{kind}": {harmless_json(item)}, "feature": [{numbers}]}}\n'.encode("utf-8", "surrogateescape")
 
 
 def similarity_table(images: Sequence[str], texts: Sequence[str], chances: NDArray[np.float32]) -> None:
@@ -69,7 +69,7 @@ def similarity_json(model: str, images: Sequence[str], texts: Sequence[str], cha
     """Returns the same as one JSON object with `model`, `images`, `texts` and `probabilities`."""
     rows = [rounded(row) for row in chances]
     found = {"model": model, "images": list(images), "texts": list(texts), "probabilities": rows}
-    return (json_text(found) + "\n").encode("utf-8", "surrogateescape")
+    return (harmless_json(found) + "\n").encode("utf-8", "surrogateescape")
 
 
 def _cell(text: str) -> str:

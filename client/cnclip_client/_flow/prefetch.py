@@ -1,4 +1,4 @@
-"""Reads ahead: slow disks must not keep the server waiting."""
+"""Loads items ahead, and takes them on threads of its own, so that none waits for a slow source: see `read_ahead`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Reads the files that a caller names before they are needed, on threads of their own."""
+"""Reads the files that a caller names before they are needed, on threads of their own.
+
+The items themselves are taken on the caller's thread, as a generator of the caller's expects; `prefetch` takes them on
+others, which is for our own sources and for what is prepared here.
+"""
 
 from __future__ import annotations
 

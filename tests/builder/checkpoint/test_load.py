@@ -25,13 +25,6 @@ from cnclip_builder.errors import CheckpointError, MissingRequirementError
 StateDict = dict[str, torch.Tensor]
 
 
-@pytest.fixture(scope="module")
-def weights(tiny_vit: Arch) -> StateDict:
-    torch.manual_seed(7)
-    state_dict: StateDict = CLIP(**tiny_vit.model_info).state_dict()
-    return state_dict
-
-
 def save(path: Path, content: Any) -> Path:
     torch.save(content, path)
     return path

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from cn_clip.clip.model import CLIP
 from cnclip_builder.arch import Arch
 from cnclip_builder.checkpoint.load import load_checkpoint
 from cnclip_builder.checkpoint.stage import open_checkpoint
@@ -18,13 +17,6 @@ from safetensors.torch import save_file
 from tests.builder.damaged import complaint_of, cut, require_one_line_about, turned
 
 StateDict = dict[str, torch.Tensor]
-
-
-@pytest.fixture(scope="module")
-def weights(tiny_vit: Arch) -> StateDict:
-    torch.manual_seed(7)
-    state_dict: StateDict = CLIP(**tiny_vit.model_info).state_dict()
-    return state_dict
 
 
 def open_it(folder: Path, arch: Arch, weights: StateDict) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cn_clip.clip.model import CLIP, convert_state_dict
+from cn_clip.clip.model import convert_state_dict
 from cnclip_builder.arch import Arch
 from cnclip_builder.checkpoint.load import load_checkpoint
 from cnclip_builder.checkpoint.stage import open_checkpoint
@@ -18,13 +18,6 @@ from cnclip_builder.tensors import TOWERS
 from safetensors.torch import save_file
 
 StateDict = dict[str, torch.Tensor]
-
-
-@pytest.fixture(scope="module")
-def weights(tiny_vit: Arch) -> StateDict:
-    torch.manual_seed(7)
-    state_dict: StateDict = CLIP(**tiny_vit.model_info).state_dict()
-    return state_dict
 
 
 def under(prefix: str, weights: StateDict) -> StateDict:

@@ -95,13 +95,6 @@ def files_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture
-def client(triton: Any) -> Iterator[Client]:
-    retry = Retry(attempts=1000, first_delay_s=0.01, max_delay_s=0.1, deadline_s=20)
-    with Client(triton.url, model="vit-b-16", retry=retry) as connected:
-        yield connected
-
-
 @pytest.mark.parametrize("format", FORMATS)
 def test_features_failures_and_the_job_are_written(tmp_path: Path, client: Client, format: str, fake: Any) -> None:
     output = tmp_path / f"out.{format}"
@@ -331,18 +324,16 @@ def test_killed_a_hundred_times(tmp_path: Path, triton: Any, format: str, seed: 
     live_and_die(tmp_path, triton.url, "text", texts_file(tmp_path), format, seed=seed, kills=100)
 
 
-_STEP_BY_STEP = """
+DYING = """
 import json, os, signal, sys
 from pathlib import Path
 from cnclip_client import Client
-from cnclip_client.extraction import ExtractOptions, extract
+from cnclip_client.extraction import ExtractOptions, Sharding, extract, extract_parts
 from cnclip_client.sources import text_source
 import pyarrow.parquet
 pyarrow.array([])  # imports pandas, if it is there: here, and not in each life
 
-url, source, folder, name, overwrite = json.loads(sys.argv[1])
-
-def live(output, last):
+def live(output, last):  # of its steps on the disk, so many are done
     pid = os.fork()
     if pid:
         return os.waitpid(pid, 0)[1]
@@ -360,10 +351,17 @@ def live(output, last):
     status = 1
     try:
         with Client(url, model="vit-b-16") as client:
-            extract(client, text_source(source), output, ExtractOptions(checkpoint_s=1000.0, overwrite=overwrite))
+            work(client, output)
         status = 0
     finally:
         os._exit(status)
+"""
+
+_STEP_BY_STEP = f"""{DYING}
+url, source, folder, name, overwrite = json.loads(sys.argv[1])
+
+def work(client, output):
+    extract(client, text_source(source), output, ExtractOptions(checkpoint_s=1000.0, overwrite=overwrite))
 
 step = 0
 while True:

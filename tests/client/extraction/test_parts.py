@@ -39,7 +39,7 @@ from cnclip_client.features import origin_of
 from cnclip_client.retrieval import read_features
 from cnclip_client.sources import Item, Source, image_source, text_source
 
-from tests.client.extraction.test_extract import FORMATS, images_folder, texts_file
+from tests.client.extraction.test_extract import DYING, FORMATS, files_of, images_folder, texts_file
 from tests.client.extraction.test_extract import Items as OneOfTheirOwn
 
 BUSY = ExtractOptions(checkpoint_s=0.0, batch_size=4)
@@ -93,13 +93,6 @@ class Remote(Items):
 
 def source_of(count: int) -> Items:
     return Items([Item(row, f"{row}") for row in range(count)])
-
-
-@pytest.fixture
-def client(triton: Any) -> Iterator[Client]:
-    retry = Retry(attempts=1000, first_delay_s=0.01, max_delay_s=0.1, deadline_s=20)
-    with Client(triton.url, model="vit-b-16", retry=retry) as connected:
-        yield connected
 
 
 def together(path: Path, kind: Any) -> tuple[list[Any], Any]:
@@ -680,40 +673,12 @@ def test_killed_a_hundred_times(tmp_path: Path, triton: Any, format: str, seed: 
     )
 
 
-_STEP_BY_STEP = """
-import json, os, signal, sys
-from pathlib import Path
-from cnclip_client import Client
-from cnclip_client.extraction import ExtractOptions, Sharding, extract_parts
-from cnclip_client.sources import text_source
-import pyarrow.parquet
-pyarrow.array([])  # imports pandas, if it is there: here, and not in each life
-
+_STEP_BY_STEP = f"""{DYING}
 url, source, folder, format, stride = json.loads(sys.argv[1])
 
-def live(output, last):
-    pid = os.fork()
-    if pid:
-        return os.waitpid(pid, 0)[1]
-    steps = 0
-    def counted(step):
-        def wrapper(*given, **options):
-            nonlocal steps
-            steps += 1
-            if steps > last:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return step(*given, **options)
-        return wrapper
-    for owner, step in [(os, "fsync"), (Path, "replace"), (Path, "unlink"), (Path, "mkdir"), (Path, "rmdir")]:
-        setattr(owner, step, counted(getattr(owner, step)))
-    status = 1
-    try:
-        with Client(url, model="vit-b-16") as client:
-            sharding = Sharding(items=20, format=format)
-            extract_parts(client, text_source(source), output, ExtractOptions(checkpoint_s=1000.0), sharding=sharding)
-        status = 0
-    finally:
-        os._exit(status)
+def work(client, output):
+    sharding = Sharding(items=20, format=format)
+    extract_parts(client, text_source(source), output, ExtractOptions(checkpoint_s=1000.0), sharding=sharding)
 
 step = 1
 while True:
@@ -741,19 +706,8 @@ def test_killed_before_steps_on_the_disk(tmp_path: Path, triton: Any, format: st
     assert done.returncode == 0, done.stderr
     steps = int(done.stdout)
     assert steps > 30
-    *killed, whole = [contents(folder / str(step)) for step in range(1, steps + 1, stride)]
+    *killed, whole = [files_of(folder / str(step)) for step in range(1, steps + 1, stride)]
     assert all(one == whole for one in killed)
-
-
-def contents(folder: Path) -> dict[str, Any]:
-    """Each file's bytes, and a record's contents but for its seconds."""
-    found: dict[str, Any] = {}
-    for path in folder.rglob("*"):
-        if path.name.endswith(".job.json"):
-            found[path.name] = {**json.loads(path.read_text()), "seconds": None}
-        else:
-            found[str(path.relative_to(folder))] = path.read_bytes() if path.is_file() else None
-    return found
 
 
 # --- An object store.
