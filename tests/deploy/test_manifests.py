@@ -341,3 +341,27 @@ def test_the_image_is_pinned() -> None:
         for service in yaml.safe_load((DEPLOY / "compose/compose.yaml").read_text())["services"].values()
     ]
     assert all(":" in image or image == "cnclip-triton" for image in images)
+
+
+@needs_kubectl
+def test_no_annotation_has_a_pod_scraped_a_second_time(tmp_path: Path) -> None:
+    """The Helm chart of Prometheus scrapes annotated pods by itself, beside kubernetes.yml: every rate counted twice."""
+    pods = [
+        document["spec"]["template"]
+        for document in assembled(tmp_path, "cpu", "gateway")
+        if "template" in document.get("spec", {})
+    ]
+    assert len(pods) == 2
+    assert not [
+        name for pod in pods for name in pod["metadata"].get("annotations", {}) if name.startswith("prometheus.io/")
+    ]
+
+
+@pytest.mark.parametrize("page", ["deploy/README.md", "deploy/README.zh.md", "docs/gateway.md", "docs/gateway.zh.md"])
+def test_documented_compose_commands_set_what_the_files_require(page: str) -> None:
+    commands = re.findall(r"^.*docker compose .*$", (ROOT / page).read_text(encoding="utf-8"), re.M)
+    assert commands
+    for command in commands:
+        for file in re.findall(r"--file (\S+\.yaml)", command):
+            for name in re.findall(r"\$\{(\w+):\?", (ROOT / file).read_text(encoding="utf-8")):
+                assert f"{name}=" in command.partition("docker compose")[0], command
