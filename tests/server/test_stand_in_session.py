@@ -332,3 +332,29 @@ def test_cudas_libraries_are_loaded_from_wheels_for_a_gpu_alone(
         sessions.open_session({"name": "m"}, tmp_path / "model.onnx", kind=kind, device_id=0)
         assert loaded == expected
     assert capsys.readouterr().out == ""
+
+
+def test_the_tensorrt_of_pips_wheel_is_opened(sessions: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The provider asks for libnvinfer.so.10 by that name, which no loader finds in site-packages."""
+    folder = tmp_path / "tensorrt_libs"
+    folder.mkdir()
+    for name in ("__init__.py", "libnvonnxparser.so.10", "libnvinfer.so.10", "libnvinfer_plugin.so.10"):
+        (folder / name).touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    opened: list[str] = []
+
+    class Session:
+        def __init__(self, *_: Any, **options: Any) -> None:
+            self._asked = [name for name, _ in options["providers"]]
+
+        def get_providers(self) -> list[str]:
+            return self._asked
+
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["TensorrtExecutionProvider", "CUDAExecutionProvider"])
+    monkeypatch.setattr(sessions.ctypes, "CDLL", lambda path, *_: opened.append(path))
+    monkeypatch.setattr(sessions, "_load_wheels_libraries", lambda: None)
+    for accelerators in ((), ({"name": "tensorrt"},)):
+        assert opened == []
+        sessions.open_session(_accelerators("gpu", *accelerators), tmp_path / "m.onnx", kind="GPU", device_id=0)
+    assert opened == [str(folder / name) for name in ("libnvinfer.so.10", "libnvonnxparser.so.10")]

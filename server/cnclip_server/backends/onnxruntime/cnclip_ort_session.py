@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -77,6 +78,8 @@ def open_session(config: Mapping[str, Any], path: Path, *, kind: str, device_id:
     providers = execution_providers(config, kind=kind, device_id=device_id)
     if kind == "GPU":
         _load_wheels_libraries()
+    if any(name == "TensorrtExecutionProvider" for name, _ in providers):
+        _load_wheels_tensorrt()
     try:
         session = ort.InferenceSession(str(path), sess_options=options, providers=providers)
     except Exception as error:  # ONNX Runtime's errors share no base class of their own.
@@ -98,6 +101,21 @@ def _load_wheels_libraries() -> None:
     if preload is not None:
         with contextlib.redirect_stdout(io.StringIO()):
             preload()
+
+
+def _load_wheels_tensorrt() -> None:
+    """Loads TensorRT's libraries from pip's wheel, where they are.
+
+    ONNX Runtime's provider asks for them by bare names, and its `preload_dlls` knows CUDA's and cuDNN's alone. What
+    cannot be loaded the session then tells.
+    """
+    spec = importlib.util.find_spec("tensorrt_libs")
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    # In this order: the parser asks for the other one. TensorRT opens its builder's resources beside itself.
+    for pattern in ("libnvinfer.so.*", "libnvonnxparser.so.*"):
+        for library in (found for folder in folders for found in sorted(folder.glob(pattern))):
+            with contextlib.suppress(OSError):
+                ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
 
 
 def _check_providers(model: str, asked: Sequence[str], got: Sequence[str]) -> None:
