@@ -224,10 +224,11 @@ def require_same_items(items: Iterator[Item], source: Source, count: int, digest
 
 def state_of_source(source: Source) -> str:
     """Returns a digest of names, sizes and times: while it stays, no item has changed. Empty if there is none."""
-    known: Any = source.fingerprint.get("files")
-    path = source.fingerprint.get("path")
+    fingerprint = source.fingerprint
+    known: Any = fingerprint.get("files")
+    path = fingerprint.get("path")
     if known is None and isinstance(path, str) and "://" not in path:
-        if source.fingerprint.get("format") == "folder":
+        if fingerprint.get("format") == "folder":
             known = _folders(path)
         elif file := next(filter(Path.is_file, (Path(path), Path(path, "data.mdb"))), None):
             status = file.stat()

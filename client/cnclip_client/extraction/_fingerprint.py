@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from cnclip_client._info import ModelInfo
 from cnclip_client.extraction._options import ExtractOptions
-from cnclip_client.sources import Source
 
-__all__ = ["REPEATED_IDS", "differences", "fingerprint_of", "origin_in"]
+__all__ = ["REPEATED_IDS", "differences", "fingerprint_of", "lasting", "origin_in"]
 
 REPEATED_IDS = "repeated_ids"
 
 
-def fingerprint_of(source: Source, info: ModelInfo, options: ExtractOptions) -> dict[str, Any]:
+def fingerprint_of(kind: str, source: Mapping[str, Any], info: ModelInfo, options: ExtractOptions) -> dict[str, Any]:
     """Returns what a job is, in JSON's values.
 
     Args:
-        source: What is read.
+        kind: What is read: "image" or "text".
+        source: The source's fingerprint.
         info: What encodes it.
         options: How; only what is seen in the output is taken of it.
     """
     known: dict[str, Any] = {
-        "kind": source.kind,
+        "kind": kind,
         "model": info.model,
         "arch": info.arch,
         "checkpoint_sha256": info.checkpoint_sha256,
@@ -30,10 +31,9 @@ def fingerprint_of(source: Source, info: ModelInfo, options: ExtractOptions) -> 
         "embedding_size": info.embedding_size,
         "normalize": options.normalize,
         "dtype": options.dtype,
-        # Their times tell whether the items are to be compared, not that they are others.
-        "source": {name: value for name, value in source.fingerprint.items() if name != "files"},
+        "source": lasting(source),
     }
-    if source.kind == "text":
+    if kind == "text":
         known["context_length"] = info.context_length
         if not options.preprocess:
             known["preprocess"] = False
@@ -42,6 +42,11 @@ def fingerprint_of(source: Source, info: ModelInfo, options: ExtractOptions) -> 
     if options.repeated_ids == "first":
         known[REPEATED_IDS] = "first"
     return known
+
+
+def lasting(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a source's fingerprint without its files' times: they tell that items are to be compared, not others."""
+    return {name: value for name, value in source.items() if name != "files"}
 
 
 def origin_in(known: dict[str, Any]) -> dict[str, Any]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cnclip_client._client import Client
 from cnclip_client._exceptions import BadFile, CnclipError, JobRefused, TooManyFailures
 from cnclip_client._remote import is_remote
 from cnclip_client._replacing import takes
 from cnclip_client.extraction._encoding import Encoded, Engine, encoding_of
-from cnclip_client.extraction._fingerprint import fingerprint_of, origin_in
+from cnclip_client.extraction._fingerprint import fingerprint_of, lasting, origin_in
 from cnclip_client.extraction._options import ExtractOptions, Summary
 from cnclip_client.extraction._output import Output, file_for
 from cnclip_client.extraction._work_folder import Progress, remove_work
@@ -73,18 +74,18 @@ class _Job:
         engine: Engine | None,
     ) -> None:
         output = file_for(output, output)
+        fingerprint = self._fingerprint = dict(source.fingerprint)  # in a store, each is another listing
         # A .parquet beside others would be read as one of them.
-        require_apart(source, output, ("folder", output.suffix.removeprefix(".")))
+        require_apart(fingerprint, output, ("folder", output.suffix.removeprefix(".")))
         self._client = client
         self._source = source
         self._options = options
         self._report = report
         info = client.info_of(source.kind)
-        job = fingerprint_of(source, info, options)
+        job = fingerprint_of(source.kind, fingerprint, info, options)
         sink = open_sink(output, source.kind, size=info.embedding_size, dtype=options.dtype, origin=origin_in(job))
         self._output = Output(output, sink, job, overwrite=options.overwrite)
-        self._fingerprint = dict(source.fingerprint)
-        require_kept(source, output, (self._output.record, *self._output.places.values()))
+        require_kept(fingerprint, output, (self._output.record, *self._output.places.values()))
         self._encode_items = encoding_of(client, engine, source.kind, options, sink.refusal)
 
     def run(self) -> Summary:
@@ -112,7 +113,7 @@ class _Job:
             return None
         if found["failures"] and not self._output.places["errors"].exists():
             _log.warning("%s is gone, of %d failures", self._output.places["errors"], found["failures"])
-        if not {"files", "size_bytes"} & set(self._source.fingerprint):
+        if not {"files", "size_bytes"} & set(self._fingerprint):
             self._skip(self._source.items(found["items"]), found["items"], found["digest"], ends=True)
         remove_work(self._output.work)
         counts = {name: found[name] for name in ("items", "failures", "seconds")}
@@ -163,7 +164,7 @@ class _Job:
         except (CnclipError, OSError) as error:
             _log.warning("the source changed while it was read, and what was read is what is written (%s)", error)
         else:  # of the same items: so it is the source that this job is of
-            self._output.adopt({name: value for name, value in now.items() if name != "files"})
+            self._output.adopt(lasting(now))
 
     def _skip(self, items: Iterator[Item], count: int, expected: str, *, ends: bool = False) -> Digest:
         """Passes over the items that are done, and returns the digest of their ids to go on with."""
@@ -194,18 +195,18 @@ def require_few(
         raise TooManyFailures(failures=failures, max_errors=allowed, last=f"{last.id}: {last.reason}", anew=anew)
 
 
-def require_kept(source: Source, output: Path, places: Iterable[Path]) -> None:
+def require_kept(fingerprint: Mapping[str, Any], output: Path, places: Iterable[Path]) -> None:
     """Raises ValueError if a file that a job puts in its place, be it told to overwrite, is what its source reads."""
-    read = source.fingerprint.get("path")
+    read = fingerprint.get("path")
     if isinstance(read, str) and not is_remote(read) and Path(read).is_file():
         for place in places:
             if takes(place, Path(read)):
                 raise ValueError(f"{place} is what is read, and would be replaced; give another --output than {output}")
 
 
-def require_apart(source: Source, output: str | os.PathLike[str], formats: Sequence[str] = ("folder",)) -> None:
+def require_apart(fingerprint: Mapping[str, Any], output: str | os.PathLike[str], formats: Sequence[str]) -> None:
     """Raises ValueError if the output, and the work on it, would be among what a source of some formats reads."""
-    read = source.fingerprint.get("path") if source.fingerprint.get("format") in formats else None
+    read = fingerprint.get("path") if fingerprint.get("format") in formats else None
     if not isinstance(read, str):
         return
     output = os.fspath(output)

@@ -120,9 +120,10 @@ class _PartsJob:
         self._sharding = sharding
         self._report = report
         info = client.info_of(source.kind)
-        job = fingerprint_of(source, info, options)
+        fingerprint = dict(source.fingerprint)
+        job = fingerprint_of(source.kind, fingerprint, info, options)
         self._folder = PartsFolder(output, work, job, sharding, overwrite=options.overwrite)
-        require_apart(source, output, ("folder", sharding.format))
+        require_apart(fingerprint, output, ("folder", sharding.format))
         self._sink_of = partial(
             open_sink, kind=source.kind, size=info.embedding_size, dtype=options.dtype, origin=origin_in(job)
         )
