@@ -200,7 +200,7 @@ clean:  ## Delete what was built; the virtual environment stays.
 RUNTIME = $(if $(shell nvidia-smi -L 2>/dev/null | grep 'GPU 0'),gpu,cpu)
 OTHER_RUNTIME = $(if $(filter gpu,$(RUNTIME)),onnxruntime,onnxruntime-gpu)
 
-# Modules are compiled when they are first imported: the demo needs few of them.
+# Modules are compiled when they are first imported, not all 40,000 here.
 INSTALL = $(BIN)/python -m pip install --no-compile $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 # Measured with Python 3.11 and the versions of constraints.txt; CONTRIBUTING.md says what was tried to have less.
@@ -225,13 +225,11 @@ $(VENV)/runtime: pyproject.toml $(CONSTRAINTS) hatch_build.py $(wildcard resize/
 	$(NUMPY_1)
 	touch $@
 
-# And all that tests, benchmarks and checks need beside it. It is compiled once and on all cores, where each worker of the
-# tests would compile what it imports; a few files are for newer Pythons, and fail.
+# And all that tests, benchmarks and checks need beside it.
 $(VENV)/installed: $(VENV)/runtime
 	@echo 'Into $(VENV): what tests and benchmarks need. 0.8 GB are downloaded, most of it Spark.'
 	$(INSTALL) --progress-bar on --editable '.[$(RUNTIME),builder,tensorrt,server,gpu-decode,parquet,search,report,gateway,bench,ray,spark]' --group dev
 	$(NUMPY_1)
-	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
 $(VENV)/gpu-decode: $(VENV)/runtime
