@@ -76,13 +76,14 @@ def with_right_checksums(png: bytes) -> bytes:
     return bytes(out)
 
 
+@pytest.mark.parametrize("count", [1000, pytest.param(20_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FORMATS)
-def test_damaged_files(name: str) -> None:
-    accepted = [check(data, 32) for data in damaged(name, 3000, SEED)]
+def test_damaged_files(name: str, count: int) -> None:
+    accepted = [check(data, 32) for data in damaged(name, count, SEED)]
     if name == "PNG":
-        accepted += [check(with_right_checksums(data), 32) for data in damaged(name, 3000, SEED + 1)]
-    assert accepted.count(True) > 100
-    assert accepted.count(False) > 100
+        accepted += [check(with_right_checksums(data), 32) for data in damaged(name, count, SEED + 1)]
+    assert accepted.count(True) > 50
+    assert accepted.count(False) > 50
 
 
 @pytest.mark.parametrize("name", FORMATS)
