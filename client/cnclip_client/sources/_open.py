@@ -183,17 +183,17 @@ def _text_format(place: Location) -> TextFormat:
     if start.startswith(b"PAR1"):
         return "parquet"
     if place.suffix.lower() != ".txt" and _is_object(start.lstrip().partition(b"\n")[0]):
-        require_utf8(place, start, "--format jsonl")
+        require_utf8(place, start)
         return "jsonl"
     require_lines(place, start, "a text", _NO_LINES["text"], "--format lines")
-    require_utf8(place, start, "--format lines")
+    require_utf8(place, start)
     return "lines"
 
 
 def _require_tsv(place: Location, start: bytes) -> None:
     """Refuses archives, and ids in another charset, which would be taken for other ids."""
     require_unpacked(place, start)
-    require_utf8(place, start, "--format tsv")
+    require_utf8(place, start)
 
 
 def _require_objects(place: Location) -> None:
@@ -205,7 +205,7 @@ def _require_objects(place: Location) -> None:
     require_unpacked(place, start)
     if b"\0" in start[:4]:
         raise BadFile("is UTF-16 or UTF-32; convert it to UTF-8 (iconv -f UTF-16LE -t UTF-8)", path=str(place))
-    require_utf8(place, start, "--format jsonl")
+    require_utf8(place, start)
 
 
 def _is_object(line: bytes) -> bool:

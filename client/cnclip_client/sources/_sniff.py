@@ -64,20 +64,15 @@ def require_unpacked(path: Location, start: bytes) -> None:
         raise BadFile(f"is {told}", path=str(path))
 
 
-def require_utf8(path: Location, start: bytes, anyway: str) -> None:
+def require_utf8(path: Location, start: bytes) -> None:
     """Refuses a text of another charset, such as GBK, at once; a line here and there fails by itself.
-
-    Args:
-        path: The file.
-        start: Its first bytes.
-        anyway: How to have it taken all the same.
 
     Raises:
         BadFile: Most of its lines that are not ASCII are no UTF-8 either.
     """
     lines = [line for line in start.split(b"\n") if not line.isascii()]
     if sum(map(_is_other_charset, lines)) * 2 > len(lines):
-        raise BadFile(f"{NO_UTF8}, or have such lines fail one by one ({anyway})", path=str(path))
+        raise BadFile(NO_UTF8, path=str(path))
 
 
 def _is_other_charset(line: bytes) -> bool:
