@@ -635,7 +635,9 @@ def test_a_file_in_another_charset_is_refused_with_what_to_do(
     """Of GBK some lines are UTF-8 by chance, and would be other texts and other ids; the others would fail one by one."""
     (tmp_path / name).write_bytes(content.encode(charset))
     take: Any = image_source if anyway == "tsv" else text_source
-    with pytest.raises(BadFile, match=rf"{name}: is not UTF-8 \(GBK\?\); convert the file \(iconv -f GB18030 -t UTF-8\)$"):
+    with pytest.raises(
+        BadFile, match=rf"{name}: is not UTF-8 \(GBK\?\); convert the file \(iconv -f GB18030 -t UTF-8\)$"
+    ):
         take(tmp_path / name)
     assert f"!{NO_UTF8}" in [value for _, value in values(take(tmp_path / name, format=anyway))]
 
