@@ -132,6 +132,7 @@ def search(
                     pictures=pictures,
                     queries=count,
                     searched=found,
+                    by_index=index is not None,
                 )
             )
 
