@@ -85,7 +85,7 @@ def main() -> int:
 def soak(server: TritonServer, seconds: float, threads: int, every_s: float) -> tuple[list[Minute], dict[str, int]]:
     """Loads a server; returns what was seen, and what was wrong."""
     images = [path.read_bytes() for path in sorted((ROOT / "examples/demo/images").iterdir())]
-    texts = [line.partition("\t")[2] for line in (ROOT / "examples/demo/captions.tsv").read_text().splitlines()]
+    texts = [line.partition("\t")[2] for line in (ROOT / "examples/demo/captions.tsv").read_text("utf-8").splitlines()]
     with Client(server.grpc_url, model="demo") as client:
         expected = {"image": client.encode_images(images), "text": client.encode_texts(texts)}
     tally, stop = Tally(), threading.Event()

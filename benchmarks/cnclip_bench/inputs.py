@@ -43,13 +43,16 @@ def captions(file: Path | None) -> list[str]:
     """Gives texts: a file's lines, or the builder's captions.
 
     Raises:
-        ValueError: The file has none.
+        ValueError: The file has none, or is not UTF-8.
     """
     from cnclip_builder.parity.samples import sample_texts
 
     if file is None:
         return [text for text in sample_texts() if text.strip()]
-    lines = [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not UTF-8 (GBK?); convert it (iconv -f GB18030 -t UTF-8)") from None
     if not lines:
         raise ValueError(f"{file} has no line with a text; name another file")
     return lines

@@ -230,7 +230,7 @@ def _cn_clip_folder() -> Path:
 def _read_model_info(*files: Path) -> Mapping[str, Any]:
     info: dict[str, Any] = {}
     for file in files:
-        info.update(json.loads(file.read_text(encoding="utf-8")))
+        info.update(json.loads(file.read_bytes()))  # bytes may begin with a byte order mark
     if isinstance(info.get("vision_layers"), str):
         info["vision_layers"] = json.loads(info["vision_layers"])  # cn_clip writes RN50's as "[3,4,6,3]"
     return info

@@ -1,8 +1,11 @@
-"""What cn_clip's evaluation does to a text before it is tokenised."""
+"""What cn_clip's evaluation does to a text before it is tokenised, and what is said of bytes that are no text."""
 
 from __future__ import annotations
 
-__all__ = ["preprocess_text"]
+__all__ = ["NO_UTF8", "preprocess_text"]
+
+NO_UTF8 = "is not UTF-8 (GBK?); convert the file (iconv -f GB18030 -t UTF-8)"
+"""Of a file, or of a line."""
 
 
 def preprocess_text(text: str) -> str:

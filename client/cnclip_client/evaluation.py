@@ -25,6 +25,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from cnclip_client._exceptions import BadFile
+from cnclip_client._texts import NO_UTF8
 from cnclip_client._vocabulary import Direction, Id
 from cnclip_client.features import Features
 
@@ -191,8 +192,12 @@ def recall(
 def _json_lines(path: str | PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     with Path(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
             try:
                 item = json.loads(line)
+            except UnicodeDecodeError as error:
+                raise BadFile(f"line {number} {NO_UTF8}", path=str(path)) from error
             except (ValueError, RecursionError) as error:
                 raise BadFile(f"line {number} is no JSON ({error}); mend or remove it", path=str(path)) from error
             if not isinstance(item, dict):

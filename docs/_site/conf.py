@@ -38,9 +38,9 @@ exclude_patterns = ["_site", "**/*.zh.md", "*.zh.md"]
 # Captions in both languages, and the pages below them. A page that is missing here is a warning, and so an error.
 sections = [
     ("Use it", "使用", ["building", "serving", "client", "gateway", "batch-jobs", "retrieval", "distributed"]),
-    ("Make it faster", "更快", ["gpu", "tensorrt", "int8", "scaling", "benchmarks"]),
-    ("Run it for others", "上线", ["security", "observability", "faults", "comparing"]),
-    ("Look inside", "内部", ["architecture"]),
+    ("Make it faster", "性能", ["gpu", "tensorrt", "int8", "scaling", "benchmarks"]),
+    ("Run it for others", "生产运维", ["security", "observability", "faults", "comparing"]),
+    ("Look inside", "架构", ["architecture"]),
     ("Python", "Python 接口", ["api/client", "api/jobs", "api/retrieval", "api/clusters", "api/server", "api/builder"]),
 ]
 

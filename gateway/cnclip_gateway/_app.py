@@ -191,10 +191,8 @@ class Gateway:
             raise BadRequest("q is missing or empty; ask for /search?q=SENTENCE", param="q")
         if len(text) > _QUERY_CHARACTERS:
             raise BadRequest(f"q is longer than {_QUERY_CHARACTERS} characters; ask for less", param="q")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise BadRequest("q is no UTF-8", param="q") from None
+        if "\ufffd" in text:  # what Starlette puts in the place of other bytes, such as GBK's
+            raise BadRequest("q is not UTF-8; percent-encode the sentence's UTF-8", param="q")
         return await self._found(request, text)
 
     async def _search_by_picture(self, request: Request) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import sys
@@ -229,7 +230,8 @@ def _keys(file: Path | None) -> tuple[bytes, ...]:
             raise typer.BadParameter("CNCLIP_API_KEY is blank; put the key in it, or unset it to let all in")
         return (os.fsencode(named.strip()),) if named else ()
     try:
-        keys = tuple(line.strip() for line in file.read_bytes().splitlines() if line.strip())
+        data = file.read_bytes().removeprefix(codecs.BOM_UTF8)  # an editor of Windows begins with it
+        keys = tuple(line.strip() for line in data.splitlines() if line.strip())
     except OSError as error:
         raise BadFile(f"cannot be read ({error.strerror}); it is to hold keys", path=str(file)) from error
     if not keys:

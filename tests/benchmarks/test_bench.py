@@ -68,6 +68,9 @@ def test_what_is_measured_with(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("一\n\n二\n")
     assert len(images(tmp_path, 32)) == 1
     assert captions(tmp_path / "b.txt") == ["一", "二"]
+    (tmp_path / "gbk.txt").write_text("黑猫\n", encoding="gbk")
+    with pytest.raises(ValueError, match=r"gbk\.txt is not UTF-8 \(GBK\?\); convert it \(iconv"):
+        captions(tmp_path / "gbk.txt")
     assert len(images(None, 32)) == len(sample_images())
     assert repeated([1, 2], 5) == [1, 2, 1, 2, 1]
     (tmp_path / "deep/a.jpg").write_bytes(b"no image")

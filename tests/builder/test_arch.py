@@ -74,7 +74,7 @@ def test_context_length_in_range(length: int) -> None:
 
 def test_custom_arch_is_named_after_its_file(tmp_path: Path) -> None:
     path = tmp_path / "My-CLIP.json"
-    path.write_text(json.dumps(TINY_VIT))
+    path.write_text(json.dumps(TINY_VIT), encoding="utf-8-sig")  # as an editor of Windows writes it
     arch = get_arch(str(path))
     assert (arch.name, arch.slug, arch.resolution, arch.hub) == ("My-CLIP", "my-clip", 32, None)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from cnclip_client import CheckpointMismatch, Client
 from cnclip_client._cli._classify import _lines
 from cnclip_client.classification import TEMPLATES, Classifier
@@ -130,6 +131,12 @@ def test_the_command(tmp_path: Path, triton: Any, client: Client) -> None:
     again = cnclip(triton.url, folder, *one_by_one, *prompts, "--top-k", 2, "-o", output)
     assert (again.returncode, again.stderr, again.stdout) == (0, "", "")
     assert output.read_text(encoding="utf-8") == done.stdout
+
+
+def test_labels_in_another_charset_are_told(tmp_path: Path) -> None:
+    (labels := tmp_path / "标签.txt").write_text("黑猫\n白狗\n", encoding="gbk")
+    with pytest.raises(typer.BadParameter, match=r"标签\.txt is not UTF-8 \(GBK\?\); convert the file \(iconv"):
+        _lines(labels, None, "--label")
 
 
 def test_of_a_folder_it_sees_what_extract_sees(tmp_path: Path, triton: Any) -> None:

@@ -169,6 +169,17 @@ def test_files_that_are_not_as_they_should_be(
         read(path)
 
 
+def test_annotations_of_a_windows_editor(tmp_path: Path) -> None:
+    """A byte order mark, CRLF and a blank line at the end are none of its lines; another charset is told."""
+    (path := tmp_path / "a.jsonl").write_text(
+        '\ufeff{"text_id": 1, "text": "黑猫", "image_ids": ["图一"]}\r\n\r\n', encoding="utf-8", newline=""
+    )
+    assert read_annotations(path).texts == {1: "黑猫"}
+    path.write_text('{"text_id": 1, "text": "黑猫", "image_ids": ["图一"]}\n', encoding="gbk")
+    with pytest.raises(BadFile, match=r"line 1 is not UTF-8 \(GBK\?\); convert the file \(iconv -f GB18030"):
+        read_annotations(path)
+
+
 @pytest.mark.parametrize(
     "given",
     [

@@ -118,7 +118,7 @@ def test_who_waits_while_it_ends_is_told_to_come_again(triton: FakeTriton) -> No
 
 
 def test_keys_of_a_file_and_of_the_environment(triton: FakeTriton, tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text("one\n\n two \n")
+    (tmp_path / "keys").write_bytes(b"\xef\xbb\xbfone\r\n\n two \n")
     with started("--url", triton.url, "--api-key-file", str(tmp_path / "keys")) as (_, address):
         assert get(address, "/v1/models")[0] == 401
         for key in ("one", "two"):

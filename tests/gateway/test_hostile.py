@@ -115,6 +115,7 @@ def test_json_that_is_meant_to_break_a_parser(gateway: Running, body: bytes) -> 
     answer = gateway.ask("POST", "/v1/embeddings", body)
     assert answer.status == 400
     assert answer.error["type"] == "invalid_request_error"
+    assert ("not UTF-8" in answer.error["message"]) == (b"\xff" in body)
     require_sound(gateway)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import typer.main
 from cnclip_builder.parity.samples import sample_images
+from cnclip_client.sources import text_source
 from cnclip_server import TritonServer
 
 from tests.apps import APPS
@@ -132,6 +133,15 @@ def test_the_clients_commands(desk: tuple[Path, str]) -> None:
     ]
     for line in asking:
         run(line, folder, url)
+
+
+@pytest.mark.parametrize("charset", ["utf-8-sig", "gb18030"])
+def test_a_spreadsheets_table_becomes_jsonl(tmp_path: Path, charset: str) -> None:
+    (line,) = (line for line in commands(ROOT / "docs/batch-jobs.md") if line.startswith("python -c"))
+    (tmp_path / "captions.csv").write_bytes('编号,描述\r\n7,"一只猫，和狗"\r\n'.encode(charset))
+    run(line.replace("utf-8-sig", charset), tmp_path)
+    source = text_source(tmp_path / "captions.jsonl", id_column="编号", column="描述")
+    assert [(item.id, item.value) for item in source.items()] == [("7", "一只猫，和狗")]
 
 
 @pytest.mark.triton

@@ -25,6 +25,7 @@ from cnclip_client._cli._shared import (
     writing,
 )
 from cnclip_client._float32 import rounded
+from cnclip_client._texts import NO_UTF8
 from cnclip_client._vocabulary import Id
 from cnclip_client.classification import TEMPLATES, Classification, Classifier
 from cnclip_client.sources import image_source
@@ -101,7 +102,7 @@ def _lines(file: Path | None, given: list[str] | None, option: str) -> list[str]
     try:
         text = file.read_text(encoding="utf-8-sig").rstrip()
     except UnicodeDecodeError as error:
-        raise typer.BadParameter(f"{file} is not UTF-8 ({error.reason}); convert it") from error
+        raise typer.BadParameter(f"{file} {NO_UTF8}") from error
     lines = [line.strip() for line in text.split("\n")] if text else []
     if "" in lines:
         raise typer.BadParameter(f"{file}: line {lines.index('') + 1} is blank; fill or remove it")

@@ -10,7 +10,17 @@ from cnclip_client._remote import RemotePath, is_remote
 from cnclip_client.report._thumbnails import names_of_file
 from cnclip_client.retrieval import Id
 
-__all__ = ["pictures_in", "words_in"]
+__all__ = ["pictures_in", "require_sources", "words_in"]
+
+
+def require_sources(images: str | None, texts: str | None) -> None:
+    """Says at once that one of a page's sources is none. Raises BadFile, OSError."""
+    from cnclip_client.sources import image_source, text_source
+
+    if images:
+        image_source(images)
+    if texts:
+        text_source(texts)
 
 
 def pictures_in(source: str, wanted: Collection[Id]) -> Iterator[tuple[Id, bytes]]:

@@ -9,7 +9,7 @@ from typing import IO, Annotated
 
 import typer
 
-from cnclip_client._cli._pictures import pictures_in, words_in
+from cnclip_client._cli._pictures import pictures_in, require_sources, words_in
 from cnclip_client._cli._retrieval import (
     ImageFeatures,
     IndexOption,
@@ -90,6 +90,7 @@ def search(
         if html is not None:  # before minutes of searching
             for module in ("jinja2", "PIL.Image"):
                 require(module, extra="report")
+            require_sources(images, texts)
             page = pages.enter_context(writing(str(html)))
         known = read_annotations(annotations) if annotations else None
         shown: list[Hits] = []
@@ -131,6 +132,7 @@ def search(
                     pictures=pictures,
                     queries=count,
                     searched=found,
+                    by_index=index is not None,
                 )
             )
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 from cnclip_client._exceptions import BadFile, StoreError
 from cnclip_client._remote import RemotePath, is_remote
+from cnclip_client._texts import NO_UTF8
 
 __all__ = [
     "ImageItem",
@@ -66,6 +67,8 @@ def text_bytes(item: object, item_bytes: int) -> bytes:
     try:
         encoded = item.encode("utf-8")
     except UnicodeEncodeError as error:
+        if "\udc80" <= item[error.start] <= "\udcff":  # how Python reads what is no UTF-8, of a file or a terminal
+            raise Unsendable(NO_UTF8) from error
         raise Unsendable(f"is not Unicode text: a lone surrogate at position {error.start}") from error
     return _checked(encoded, item_bytes)
 
@@ -143,10 +146,23 @@ def _read(path: str | os.PathLike[Any], item_bytes: int) -> bytes:
             return _all_of_a_stream(handle, item_bytes + 1)
         finally:
             os.close(handle)
+    except FileNotFoundError as error:
+        raise Unsendable(f"{error.strerror}{_why_absent(name)}") from error
     except OSError as error:
         raise Unsendable(error.strerror or str(error)) from error
     except ValueError as error:  # a NUL in the path
         raise Unsendable(f"is no path: {error}") from error
+
+
+def _why_absent(path: str) -> str:
+    """Returns what may be wrong with a path from a list that was written on Windows, or nothing."""
+    if "\\" in path:
+        return "; here folders end in /, not in \\"
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        return "; its name is not UTF-8 (GBK?): convert the list that has it (iconv -f GB18030 -t UTF-8)"
+    return ""
 
 
 def _all_of(handle: int, most: int, at_once: int = 1024 * 1024) -> bytes:

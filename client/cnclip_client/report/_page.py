@@ -75,6 +75,7 @@ def html_report(
     pictures: Mapping[Id, Thumbnail] | None = None,
     queries: int | None = None,
     searched: int | None = None,
+    by_index: bool = False,
 ) -> str:
     """Returns the page; what of an id or a text is no Unicode, as in a path of other bytes, is escaped.
 
@@ -86,6 +87,7 @@ def html_report(
         pictures: Image id -> its thumbnail.
         queries: How many queries there were, those that are not shown included.
         searched: How many images or texts were searched.
+        by_index: Whether an index was searched in their place.
 
     Raises:
         MissingExtra: Jinja is not installed.
@@ -104,6 +106,7 @@ def html_report(
         queries=shown,
         total=len(shown) if queries is None else queries,
         searched=searched,
+        by_index=by_index,
         top_k=max((len(one.answers) for one in shown), default=0),
         annotated=[one for one in shown if one.annotated],
     )

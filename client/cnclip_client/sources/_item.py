@@ -10,13 +10,10 @@ from typing import Any, Protocol, TypeAlias
 from cnclip_client._remote import Location, state_digest, state_of
 from cnclip_client._vocabulary import Id, Kind
 
-__all__ = ["NO_UTF8", "Item", "Place", "Source", "checked_id", "parse_id", "told_by"]
+__all__ = ["Item", "Place", "Source", "checked_id", "parse_id", "told_by"]
 
 Place: TypeAlias = Sequence[int | str]
 """Where a source goes on after an item, in its own terms and in JSON's values; empty if only its number tells."""
-
-NO_UTF8 = "is not UTF-8; convert its file (iconv -f GB18030 -t UTF-8)"
-"""Why a text's bytes are none."""
 
 # Longer ones are no number that anybody counts with, and slow to convert.
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,39}")

@@ -6,13 +6,15 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from itertools import islice
+from typing import Any, Literal
 
 import pybase64
 
 from cnclip_client._flow.items import too_large
 from cnclip_client._remote import Location
-from cnclip_client.sources._item import NO_UTF8, Item, Place, checked_id, parse_id, told_by
+from cnclip_client._texts import NO_UTF8
+from cnclip_client.sources._item import Item, Place, checked_id, parse_id, told_by
 from cnclip_client.sources._lines import Line, about_lines, bounded_lines
 
 __all__ = ["JsonlSource", "LinesSource", "TsvSource", "decode_base64"]
@@ -20,6 +22,8 @@ __all__ = ["JsonlSource", "LinesSource", "TsvSource", "decode_base64"]
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 _MOST_TEXT_BYTES = 4 * 1024 * 1024
 _LONGEST_ID = 4096
+_NAMED = 8
+_LONGEST_NAMES = 200
 
 
 def decode_base64(text: bytes, most_bytes: int) -> bytes:
@@ -69,7 +73,10 @@ class TsvSource:
         name, tab, text = line.text.partition(b"\t")
         if not tab or not name or len(name) > _LONGEST_ID:
             return Item(f"line {line.number}", None, "is not id<TAB>base64", line.after)
-        one = parse_id(name.decode("utf-8", "surrogateescape"))
+        try:
+            one = parse_id(name.decode())
+        except UnicodeDecodeError:
+            return Item(f"line {line.number}", None, NO_UTF8, line.after)
         if id_only:
             return Item(one, None, after=line.after)
         if not line.whole:
@@ -117,21 +124,30 @@ class JsonlSource:
         try:
             found = json.loads(line.text)
             one = checked_id(found[self.id_column])
+        except UnicodeDecodeError:
+            return Item(name, None, NO_UTF8, line.after)
         except (ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())
             return Item(name, None, f"is no JSON object with an id: {reason}", line.after)
         except (KeyError, TypeError):
-            return Item(name, None, f"is no JSON object with {self.id_column!r}", line.after)
+            keys = _keys(found, "--id-column")
+            return Item(name, None, f"is no JSON object with {self.id_column!r}{keys}", line.after)
         text = found.get(self.column)
         if isinstance(text, str):
             return Item(one, text, after=line.after)
         # NaN is how pandas and numpy say that there is none; bool is Python's int, and no number of JSON's.
         if isinstance(text, int | float) and not isinstance(text, bool) and math.isfinite(text):
             return Item(one, str(text), after=line.after)
-        return Item(one, None, f"its {self.column!r} is missing or no string", line.after)
+        return Item(one, None, f"its {self.column!r} is missing or no string{_keys(found, '--column')}", line.after)
 
     def total(self) -> int | None:
         return about_lines(self.path)
+
+
+def _keys(found: Any, option: str) -> str:
+    """Returns what a JSON object has, to choose from; nothing of what is none."""
+    named = ", ".join(islice(found, _NAMED)) if isinstance(found, dict) else ""
+    return f"; name one with {option}: {named[:_LONGEST_NAMES]}" if named else ""
 
 
 @dataclass(frozen=True, slots=True)

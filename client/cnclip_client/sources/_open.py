@@ -18,7 +18,7 @@ from cnclip_client.sources._muge import JsonlSource, LinesSource, TsvSource
 from cnclip_client.sources._parquet import ParquetSource
 from cnclip_client.sources._sample_folder import Glance, SampleFolderSource
 from cnclip_client.sources._samples import Wanted
-from cnclip_client.sources._sniff import first_bytes, require_file, require_lines, require_unpacked
+from cnclip_client.sources._sniff import first_bytes, require_file, require_lines, require_unpacked, require_utf8
 from cnclip_client.sources._webdataset import WebDatasetSource, is_tar
 
 __all__ = ["ImageFormat", "TextFormat", "image_source", "text_source"]
@@ -138,7 +138,7 @@ def _image_format(place: Location, path: str) -> ImageFormat:
     require_file(place)
     named = _SUFFIXES.get(place.suffix.lower())
     if named == "tsv":
-        require_unpacked(place, first_bytes(place))
+        _require_tsv(place, first_bytes(place))
     if named in get_args(ImageFormat):
         return cast(ImageFormat, named)
     start = first_bytes(place)
@@ -149,6 +149,7 @@ def _image_format(place: Location, path: str) -> ImageFormat:
         raise BadFile("is it an image? give a folder, a list or a format with --format", path=path)
     first = start.partition(b"\n")[0]
     if b"\t" in first and place.suffix.lower() != ".txt":
+        _require_tsv(place, start)
         return "tsv"
     require_lines(place, start, "a path", _NO_LINES["image"], "--format list")
     return "list"
@@ -182,13 +183,21 @@ def _text_format(place: Location) -> TextFormat:
     if start.startswith(b"PAR1"):
         return "parquet"
     if place.suffix.lower() != ".txt" and _is_object(start.lstrip().partition(b"\n")[0]):
+        require_utf8(place, start)
         return "jsonl"
     require_lines(place, start, "a text", _NO_LINES["text"], "--format lines")
+    require_utf8(place, start)
     return "lines"
 
 
+def _require_tsv(place: Location, start: bytes) -> None:
+    """Refuses archives, and ids in another charset, which would be taken for other ids."""
+    require_unpacked(place, start)
+    require_utf8(place, start)
+
+
 def _require_objects(place: Location) -> None:
-    """Refuses an array, or an object over many lines, in a file that is named .jsonl: no line of it would be taken."""
+    """Refuses an array, an object over many lines or GBK in a file named .jsonl: no line of it would be taken."""
     start = first_bytes(place)
     first = start.lstrip().partition(b"\n")[0].strip()
     if first == b"{" or first.startswith(b"["):
@@ -196,6 +205,7 @@ def _require_objects(place: Location) -> None:
     require_unpacked(place, start)
     if b"\0" in start[:4]:
         raise BadFile("is UTF-16 or UTF-32; convert it to UTF-8 (iconv -f UTF-16LE -t UTF-8)", path=str(place))
+    require_utf8(place, start)
 
 
 def _is_object(line: bytes) -> bool:

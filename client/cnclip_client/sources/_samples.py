@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from cnclip_client._flow.items import too_large
+from cnclip_client._texts import NO_UTF8
 from cnclip_client._vocabulary import Id, Kind
-from cnclip_client.sources._item import NO_UTF8, Item, Place, checked_id
+from cnclip_client.sources._item import Item, Place, checked_id
 from cnclip_client.sources._tar_file import TornTar
 
 __all__ = ["IMAGE_ENDINGS", "Part", "Wanted", "items_of"]
@@ -155,6 +156,8 @@ class _Sample:
         if self._json is not None:
             try:
                 told = json.loads(self._json)
+            except UnicodeDecodeError:
+                failure = failure or f"its .json {NO_UTF8}"
             except (ValueError, RecursionError) as error:
                 failure = failure or f"its .json is none: {' '.join(str(error).split())}"
         if wanted.id_column and not self._skipped:

@@ -9,8 +9,9 @@ import stat
 
 from cnclip_client._exceptions import BadFile
 from cnclip_client._remote import Location, RemotePath
+from cnclip_client._texts import NO_UTF8
 
-__all__ = ["first_bytes", "packed_as", "require_file", "require_lines", "require_unpacked"]
+__all__ = ["first_bytes", "packed_as", "require_file", "require_lines", "require_unpacked", "require_utf8"]
 
 _SNIFFED_BYTES = 64 * 1024
 _SNIFFED_LINES = 100
@@ -19,6 +20,8 @@ _ARRAY = re.compile(rb"\[\s*(?:[\[{\"]|$)")
 # Columns by which tables of images and texts name themselves; a header has no other.
 _HEADER = frozenset(["id", "ids", "text_id", "text", "texts", "image_id", "image", "images", "image_ids", "caption"])
 _HEADER |= {"captions", "query", "title", "label", "path", "file", "file_name", "filename", "filepath", "url", "key"}
+_HEADER |= {"编号", "序号", "文本", "文本编号", "描述", "标题", "查询", "标签", "类别", "图片", "图片编号", "图像"}
+_HEADER |= {"图像编号", "图片路径", "图像路径", "路径", "文件", "文件名", "文件路径", "链接", "网址"}
 _MAGICS = {
     b"\x1f\x8b": "gzip; unpack it first (gunzip)",
     b"BZh": "bzip2; unpack it first",
@@ -59,6 +62,25 @@ def require_unpacked(path: Location, start: bytes) -> None:
     """Refuses archives, and text that is not UTF-8's kind. Raises BadFile."""
     if told := packed_as(start):
         raise BadFile(f"is {told}", path=str(path))
+
+
+def require_utf8(path: Location, start: bytes) -> None:
+    """Refuses a text of another charset, such as GBK, at once; a line here and there fails by itself.
+
+    Raises:
+        BadFile: Most of its lines that are not ASCII are no UTF-8 either.
+    """
+    lines = [line for line in start.split(b"\n") if not line.isascii()]
+    if sum(map(_is_other_charset, lines)) * 2 > len(lines):
+        raise BadFile(NO_UTF8, path=str(path))
+
+
+def _is_other_charset(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        return error.reason != "unexpected end of data"  # the last one is cut off anywhere
+    return False
 
 
 def packed_as(start: bytes) -> str:

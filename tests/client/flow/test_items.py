@@ -105,7 +105,9 @@ def test_a_path_whose_name_is_no_utf8_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("item", "reason"),
     [
-        ("no/such.jpg", "No such file or directory"),
+        ("no/such.jpg", "No such file or directory$"),
+        ("图片\\a.jpg", r"No such file or directory; here folders end in /, not in \\$"),
+        (os.fsdecode("黑猫.jpg".encode("gbk")), r"directory; its name is not UTF-8 \(GBK\?\): convert the list"),
         (".", "Is a directory"),
         ("a\0b", "is no path: .*embedded null"),
         (b"", "is empty"),
@@ -127,7 +129,8 @@ def test_an_endless_device_is_not_read_to_its_end() -> None:
 @pytest.mark.parametrize(
     ("item", "reason"),
     [
-        ("ab\ud800", "lone surrogate at position 2"),
+        ("ab\ud800", "lone surrogate at position 2$"),
+        ("ab\udcba", r"^is not UTF-8 \(GBK\?\); convert the file \(iconv -f GB18030 -t UTF-8\)$"),
         (b"bytes", "expected a str, got bytes"),
         (3, "expected a str, got int"),
         ("x" * (LIMIT + 1), "larger than"),

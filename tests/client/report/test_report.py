@@ -275,6 +275,10 @@ def test_the_command_writes_it(tmp_path: Path) -> None:
     early = search("--html", tmp_path / "absent" / "report.html")  # before it has searched
     assert (early.returncode, early.stdout) == (2, "")
     assert f"{tmp_path}/absent/report.html" in early.stderr
+    (tmp_path / "gbk.txt").write_text("黑猫\n白狗\n", encoding="gbk")
+    early = search("--html", page, "--texts", tmp_path / "gbk.txt")
+    assert (early.returncode, early.stdout) == (2, "")
+    assert f"{tmp_path}/gbk.txt: is not UTF-8 (GBK?); convert the file" in early.stderr
     assert page.read_text(encoding="utf-8").count("data:image/jpeg") == 9
     refused = search("--images", tmp_path)
     assert refused.returncode == 2

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 from cnclip_client import BadFile, MissingExtra
 from cnclip_client._flow.items import too_large
+from cnclip_client._texts import NO_UTF8
 from cnclip_client.sources import image_source, text_source
-from cnclip_client.sources._item import NO_UTF8, parse_id
+from cnclip_client.sources._item import parse_id
 from cnclip_client.sources._lines import bounded_lines
 from cnclip_client.sources._muge import decode_base64
 from hypothesis import given, settings
@@ -389,7 +390,9 @@ def test_a_jsonl_with_bad_lines(tmp_path: Path) -> None:
     assert [one for one, _ in found] == [1, "line 2", "line 4", "line 5", "line 6", 2, "3", "line 9", "line 10", "line 11", 6]  # fmt: skip
     assert (found[0][1], found[-1][1]) == ("42", "ok")
     assert all(value.startswith("!is no JSON object with") for one, value in found[1:5])
-    assert found[5][1] == found[6][1] == "!its 'text' is missing or no string"
+    assert found[3][1] == "!is no JSON object with 'text_id'; name one with --id-column: text"
+    assert found[5][1] == "!its 'text' is missing or no string; name one with --column: text_id"
+    assert found[8][1] == f"!{NO_UTF8}"
     assert found[9][1] == "!is longer than 4,194,304 bytes"
 
 
@@ -397,7 +400,7 @@ def test_a_jsonls_numbers_are_texts_but_nan_and_bools_are_none(tmp_path: Path) -
     texts = ["7", "1.5", "NaN", "Infinity", "true", "null"]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(f'{{"text_id": {row}, "text": {text}}}\n' for row, text in enumerate(texts)))
-    none = "!its 'text' is missing or no string"
+    none = "!its 'text' is missing or no string; name one with --column: text_id, text"
     assert [value for _, value in values(text_source(path))] == ["7", "1.5", none, none, none, none]
 
 
@@ -412,7 +415,7 @@ def test_a_text_that_is_no_utf8_says_how_to_make_it_so(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("好\n".encode() + "你好\n".encode("gb18030"))
     assert values(text_source(tmp_path / "a.txt")) == [
         (1, "好"),
-        (2, "!is not UTF-8; convert its file (iconv -f GB18030 -t UTF-8)"),
+        (2, f"!{NO_UTF8}"),
     ]
 
 
@@ -580,6 +583,8 @@ _NO_LINES = [
     ("a.txt", '\ufeff"ID";"Caption"\n1;"一"\n', "is a table"),
     ("a.txt", _NUMBERED, "is a table"),
     ("a.txt", "image_id,path\n1,a.jpg\n", "is a table"),
+    ("a.txt", "图片,描述\na.jpg,一只猫\n", "is a table"),
+    ("noname", "文本;编号\n一只猫;a\n", "is a table"),
 ]
 
 
@@ -610,6 +615,36 @@ def test_what_is_packed_is_told(tmp_path: Path, name: str, content: bytes, told:
     for take in (text_source, image_source):
         with pytest.raises(BadFile, match=told):
             take(tmp_path / name)
+
+
+@pytest.mark.parametrize("charset", ["gbk", "gb18030", "big5"])
+@pytest.mark.parametrize(
+    ("name", "content", "anyway"),
+    [
+        ("a.txt", "一隻貓\r\n12\r\n紅色的圓形\r\n一\r\n", "lines"),
+        ("noname", "一隻貓在路上", "lines"),
+        ("a.jsonl", '{"text_id": 1, "text": "紅色的圓形"}\n', "jsonl"),
+        ("noname", '{"text_id": 1, "text": "紅色的圓形"}\n', "jsonl"),
+        ("a.tsv", "圖一\tAAAA\n2\tAAAA\n", "tsv"),
+        ("noname", "圖一\tAAAA\n2\tAAAA\n", "tsv"),
+    ],
+)
+def test_a_file_in_another_charset_is_refused_with_what_to_do(
+    tmp_path: Path, name: str, content: str, anyway: str, charset: str
+) -> None:
+    """Of GBK some lines are UTF-8 by chance, and would be other texts and other ids; the others would fail one by one."""
+    (tmp_path / name).write_bytes(content.encode(charset))
+    take: Any = image_source if anyway == "tsv" else text_source
+    with pytest.raises(
+        BadFile, match=rf"{name}: is not UTF-8 \(GBK\?\); convert the file \(iconv -f GB18030 -t UTF-8\)$"
+    ):
+        take(tmp_path / name)
+    assert f"!{NO_UTF8}" in [value for _, value in values(take(tmp_path / name, format=anyway))]
+
+
+def test_a_text_cut_off_within_a_character_is_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a" + "长" * 50_000, encoding="utf-8")
+    assert text_source(tmp_path / "a.txt").fingerprint["format"] == "lines"
 
 
 @pytest.mark.parametrize("content", [_ARRAY, _INDENTED])
