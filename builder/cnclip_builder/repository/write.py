@@ -183,7 +183,8 @@ def _write_warmup(folder: Path, entry: RepositoryEntry, kind: str) -> None:
     if kind == "image-preprocess":
         (folder / "image").write_bytes(_triton_string(image))
     elif kind == "image-encoder":
-        (folder / warmup_file(spec)).write_bytes(decode_pixels(image, entry.arch.resolution).tobytes())
+        pixels = decode_pixels(image, entry.arch.resolution)
+        (folder / warmup_file(spec, pixels.shape)).write_bytes(pixels.tobytes())
     elif kind == "text-tokenize":
         (folder / "text").write_bytes(_triton_string(_WARMUP_TEXT.encode()))
     elif kind == "text-encoder":
@@ -191,7 +192,7 @@ def _write_warmup(folder: Path, entry: RepositoryEntry, kind: str) -> None:
             ids = np.zeros(length, dtype=np.int32)
             token_ids = TokenIds(entry.arch.vocabulary_file, length).encode(_WARMUP_TEXT)
             ids[: len(token_ids)] = token_ids
-            (folder / warmup_file(spec, length)).write_bytes(ids.tobytes())
+            (folder / warmup_file(spec, ids.shape)).write_bytes(ids.tobytes())
 
 
 def _triton_string(value: bytes) -> bytes:
