@@ -14,7 +14,7 @@ from cnclip_builder.artefacts.maker import ArtefactPlan, Artefacts, build_artefa
 from cnclip_builder.card.stage import measure_card_distance, why_no_card
 from cnclip_builder.checkpoint.sources import Hub
 from cnclip_builder.checkpoint.stage import CheckpointFacts
-from cnclip_builder.errors import BuildError, MissingRequirementError, SettingError, SlowerError
+from cnclip_builder.errors import SettingError, SlowerError
 from cnclip_builder.export.files import served_input
 from cnclip_builder.int8.report import LEAST_INT8_SPEED_UP
 from cnclip_builder.plans.api import BuildOptions
@@ -24,11 +24,11 @@ from cnclip_builder.repository.entry import RepositoryEntry
 from cnclip_builder.repository.manifest import MANIFEST_NAME, load_manifest, reading
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.sharing import check_place
-from cnclip_builder.repository.write import publish
+from cnclip_builder.repository.write import add_version
 from cnclip_builder.system.atomic import locked, require_space, require_writable, same_disk
 from cnclip_builder.system.isolation import stage_process
 from cnclip_builder.tensors import PRECISIONS, TOWERS, Precision, Tower
-from cnclip_builder.verify import Verification, verify_server
+from cnclip_builder.verify import require_server, serving, verify_server
 
 logger = logging.getLogger(__name__)
 
@@ -108,16 +108,7 @@ def _build(request: BuildRequest, name: str) -> RepositoryEntry:
     card = _measured_card(request, artefacts) if decodes_here else {}
     entry = RepositoryEntry(name, request.version, request.arch, artefacts, request.serving, plans, card)
 
-    def verify(repository: Path) -> Mapping[str, Any]:
-        verification = _serve_and_verify(repository, entry)
-        found: dict[str, Any] = {tower: parity.as_dict() for tower, parity in verification.parity.items()}
-        if verification.reduced_decoding is not None:
-            found["reduced_decoding"] = verification.reduced_decoding.as_dict()
-        if verification.card_decoding is not None:
-            found["card_decoding"] = verification.card_decoding.as_dict()
-        return found
-
-    publish(entry, request.repository, verify if request.verify else None)
+    add_version(entry, request.repository, functools.partial(_serve_and_verify, entry) if request.verify else None)
     return entry
 
 
@@ -148,6 +139,8 @@ def check_request(request: BuildRequest) -> str:
             f"context_length is {length}: INT8 is fitted to texts of {request.arch.default_context_length} tokens at "
             "most, and is proved on no longer ones; choose that, or another precision"
         )
+    if request.verify:
+        require_server()
     name = request.name or request.arch.slug
     check_place(name, request.version, request.arch, request.serving, request.repository)
     if request.serving.platform == "tensorrt":
@@ -228,34 +221,11 @@ def _plans(request: BuildRequest, artefacts: Artefacts) -> Mapping[Tower, Sequen
     return {tower: [plan] for tower, plan in build_plans(jobs, folder, settings.options).items()}
 
 
-def require_server() -> None:
-    """Refuses to verify where nothing can serve.
-
-    Raises:
-        MissingRequirementError: the package for it is not installed.
-    """
-    try:
-        import cnclip_server  # noqa: F401
-    except ImportError as error:
-        raise MissingRequirementError(
-            f"verification needs the server ({error}): pip install 'cn-clip-triton[server,cpu]'"
-        ) from error
-
-
-def _serve_and_verify(repository: Path, entry: RepositoryEntry) -> Verification:
-    require_server()
-    from cnclip_server import ServerError, TritonServer
-
+def _serve_and_verify(entry: RepositoryEntry, repository: Path) -> dict[str, Any]:
+    """Serves a repository that is not in its place yet, and gives what its manifest is to say of that."""
     logger.info("Serving the repository to compare it with PyTorch")
-    try:
-        with (
-            TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0) as server,
-            stage_process() as process,
-        ):
-            verification = process.run(
-                verify_server, server.grpc_url, entry.name, entry.artefacts.checkpoint.file.path, entry.arch
-            )
-    except ServerError as error:
-        raise BuildError(f"the repository could not be served: {error}") from error
+    with serving(repository, "the repository") as url, stage_process() as process:
+        checkpoint = entry.artefacts.checkpoint.file.path
+        verification = process.run(verify_server, url, entry.name, checkpoint, entry.arch)
     verification.require()
-    return verification
+    return verification.as_dict()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,18 @@ def test_a_disk_that_does_not_hold_what_is_served_is_told_before_anything_is_mad
     (_, made), (what, both) = needed
     assert what == "what is served and what it is made of"
     assert both > made > 0
+
+
+def test_a_server_that_is_not_installed_is_missed_before_anything_is_made(
+    request_: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Late, it ended a build whose artefacts had taken hours."""
+    monkeypatch.setitem(sys.modules, "cnclip_server", None)
+    before = state_of(tmp_path)
+    for build in (preview_build, build_repository):
+        with pytest.raises(MissingRequirementError, match=r"can't be served here .*cn-clip-triton\[server,cpu\]"):
+            build(replace(request_, verify=True))
+    assert state_of(tmp_path) == before
 
 
 def test_what_is_served_already_takes_no_room(built: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ _PACKAGES = {"image-preprocess": "cnclip_pixels", "text-tokenize": "cnclip_token
 _WARMUP_TEXT = "一只游隼停在木桩上，望着远处的草地"
 
 
-def publish(
+def add_version(
     entry: RepositoryEntry, repository: Path, verify: Callable[[Path], Mapping[str, Any]] | None = None
 ) -> None:
     """Adds a version of an architecture's models to a repository, or replaces it, in one step.

@@ -251,9 +251,7 @@ def test_compare_features_as_a_user_meets_it(tmp_path: Path, monkeypatch: pytest
     assert len(told["images"]["distances"]["worst"]) == 1
 
 
-def test_a_dry_run_as_a_user_meets_it(
-    tmp_path: Path, demo_repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dry_run_as_a_user_meets_it(tmp_path: Path, demo_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within 80 columns, with what changes of configs that are there; JSON has them whole; no file is written."""
     artefacts, repository = demo_repository.parent / "artefacts", tmp_path / "repository"
     shutil.copytree(demo_repository, repository)

@@ -21,7 +21,7 @@ from cnclip_builder.repository.publishing import publish_repository
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.store import RepositoryStore
 from cnclip_builder.repository.sums import files_of_folder
-from cnclip_builder.repository.write import publish
+from cnclip_builder.repository.write import add_version
 
 from tests.builder.repository.published import write_repository
 
@@ -41,7 +41,7 @@ def test_what_is_built_is_vouched_for_and_a_later_build_vouches_for_no_change(
     tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path
 ) -> None:
     repository = tmp_path / "repository"
-    publish(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
+    add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
     files = load_manifest(repository).files
     assert files == real(repository)
     for path in ("a-text-tokenize/1/vocab.txt", "a-text-tokenize/1/model.py", "a-image-preprocess/1/cnclip_pixels.py",
@@ -50,7 +50,7 @@ def test_what_is_built_is_vouched_for_and_a_later_build_vouches_for_no_change(
     changed = repository / "a-image-preprocess" / "1" / "model.py"
     vouched = files["a-image-preprocess/1/model.py"]
     changed.write_text(changed.read_text() + "# not the builder's\n")
-    publish(RepositoryEntry("a", 2, tiny_vit, tiny_artefacts, SERVING), repository)
+    add_version(RepositoryEntry("a", 2, tiny_vit, tiny_artefacts, SERVING), repository)
     after = load_manifest(repository).files
     assert after is not None
     assert after["a-image-preprocess/1/model.py"] == vouched != real(repository)["a-image-preprocess/1/model.py"]
@@ -139,8 +139,8 @@ def test_the_published_manifest_is_not_written_through(
 ) -> None:
     """What a build links from the published repository it must not write to: it may yet fail."""
     repository = tmp_path / "repository"
-    publish(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
+    add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
     (tmp_path / "same").hardlink_to(repository / "manifest.json")
     before = (tmp_path / "same").read_bytes()
-    publish(RepositoryEntry("a", 2, tiny_vit, tiny_artefacts, SERVING), repository)
+    add_version(RepositoryEntry("a", 2, tiny_vit, tiny_artefacts, SERVING), repository)
     assert (tmp_path / "same").read_bytes() == before
