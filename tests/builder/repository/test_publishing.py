@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,14 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Watch], None]:
     return install
 
 
+@pytest.fixture(autouse=True)
+def empty_memory() -> Iterator[None]:
+    """To list a folder of it takes as long as there are files in all."""
+    yield
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
 @pytest.fixture(params=["memory", "folder"])
 def destination(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"memory://{uuid.uuid4()}/models" if request.param == "memory" else str(tmp_path / "served")
@@ -102,9 +110,8 @@ def test_a_server_that_polls_sees_only_what_works(
     for module in ("publishing", "store", "write"):
         monkeypatch.setattr(f"cnclip_builder.repository.{module}.parse_config", lambda text, _: parsed(text))
     before, after = UPDATES[update]
-    published = f"/{uuid.uuid4()}"
     if before:
-        publish(write_repository(tmp_path / "old", tiny_vit, "a", before), f"memory:/{published}")
+        publish(write_repository(tmp_path / "old", tiny_vit, "a", before), "memory://published")
     new = write_repository(tmp_path / "new", tiny_vit, "a", after, larger_batches(SERVING, batches))
     store: RepositoryStore
     changes: list[str] = []
@@ -119,10 +126,13 @@ def test_a_server_that_polls_sees_only_what_works(
     def start() -> str:
         nonlocal store, ends_at
         ends_at = sys.maxsize
-        folder = f"/{uuid.uuid4()}"
+        memory = MemoryFileSystem()
+        if memory.exists("/served"):
+            memory.rm("/served", recursive=True)
         if before:
-            MemoryFileSystem().copy(published, folder, recursive=True)
-        store = RepositoryStore(f"memory:/{folder}")
+            memory.copy("/published", "/served", recursive=True)
+        store = RepositoryStore("memory://served")
+        assert served(store, "a") == (([max(before)], sorted(before)) if before else ([], []))
         changes.clear()
         return store.url
 
