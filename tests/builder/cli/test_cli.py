@@ -145,37 +145,39 @@ def test_verbose_shows_the_traceback() -> None:
     assert "Traceback" in run("onnx", "--arch", "none", "-v").stderr
 
 
-@pytest.mark.parametrize(
-    ("variable", "flag"),
-    [
-        ("CHECKPOINT=a b.pt", '--checkpoint "a b.pt"'),
-        ("VOCABULARY=v.txt", '--vocabulary "v.txt"'),
-        ("PRECISION=fp16", '--precision "fp16"'),
-        ("TARGET=gpu", '--target "gpu"'),
-        ("PLATFORM=tensorrt", '--platform "tensorrt"'),
-        ("ACCELERATOR=cuda", '--accelerator "cuda"'),
-        ("PLANS=p q", '--plans "p q"'),
-        ("TENSORRT=10.13.3", "pip install --progress-bar on 'tensorrt==10.13.3.*'"),
-        ("CONTEXT_LENGTH=77", '--context-length "77"'),
-        ("MAX_BATCH_SIZE=8", '--max-batch-size "8"'),
-        ("REPOSITORY=r", '--repository "r"'),
-        ("NAME=n", '--name "n"'),
-        ("MODEL_VERSION=2", '--model-version "2"'),
-        ("DOWNLOAD_ROOT=d", '--download-root "d"'),
-        ("HUB=modelscope", '--hub "modelscope"'),
-        ("VERIFY=1", "--verify"),
-        ("DRY_RUN=1", "--dry-run"),
-    ],
-)
-def test_make_passes_each_variable_on(variable: str, flag: str) -> None:
-    def recipe(*variables: str) -> str:
-        command = ["make", "--dry-run", "--always-make", "repo", "ARCH=ViT-H-14", *variables]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+def recipe(target: str, *variables: str) -> str:
+    """What make would run."""
+    command = ["make", "--dry-run", "--always-make", target, *variables]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
-    assert '--arch "ViT-H-14"' in recipe()
-    assert flag not in recipe()
-    assert flag in recipe(variable)
-    assert "what tests and benchmarks need" not in recipe(variable)
+
+def test_make_passes_each_variable_on() -> None:
+    flags = {
+        "ARCH=ViT-H-14": '--arch "ViT-H-14"',
+        "CHECKPOINT=a b.pt": '--checkpoint "a b.pt"',
+        "VOCABULARY=v.txt": '--vocabulary "v.txt"',
+        "PRECISION=fp16": '--precision "fp16"',
+        "TARGET=gpu": '--target "gpu"',
+        "PLATFORM=tensorrt": '--platform "tensorrt"',
+        "ACCELERATOR=cuda": '--accelerator "cuda"',
+        "PREPROCESS=gpu": '--preprocess "gpu"',
+        "PLANS=p q": '--plans "p q"',
+        "TENSORRT=10.13.3": "pip install --progress-bar on 'tensorrt==10.13.3.*'",
+        "CONTEXT_LENGTH=77": '--context-length "77"',
+        "MAX_BATCH_SIZE=8": '--max-batch-size "8"',
+        "REPOSITORY=r": '--repository "r"',
+        "NAME=n": '--name "n"',
+        "MODEL_VERSION=2": '--model-version "2"',
+        "ENCODERS_ONLY=1": "--encoders-only",
+        "DOWNLOAD_ROOT=d": '--download-root "d"',
+        "HUB=modelscope": '--hub "modelscope"',
+        "VERIFY=1": "--verify",
+        "DRY_RUN=1": "--dry-run",
+        "FLAGS=--fast": "--fast",
+    }
+    without, with_all = recipe("repo"), recipe("repo", *flags)
+    assert [flag for flag in flags.values() if flag in without or flag not in with_all] == []
+    assert "what tests and benchmarks need" not in with_all
 
 
 def test_make_refuses_a_variable_that_it_does_not_know() -> None:
@@ -191,12 +193,8 @@ def test_make_refuses_a_variable_that_it_does_not_know() -> None:
 
 @pytest.mark.parametrize("target", ["repo", "verify", "gpu-report"])
 def test_make_passes_no_arch_that_was_not_given(target: str) -> None:
-    def recipe(*variables: str) -> str:
-        command = ["make", "--dry-run", "--always-make", target, *variables]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-
-    assert "--arch" not in recipe("CHECKPOINT=a.pt")
-    assert '--arch "ViT-L-14"' in recipe("CHECKPOINT=a.pt", "ARCH=ViT-L-14")
+    assert "--arch" not in recipe(target, "CHECKPOINT=a.pt")
+    assert '--arch "ViT-L-14"' in recipe(target, "CHECKPOINT=a.pt", "ARCH=ViT-L-14")
 
 
 def test_the_arch_is_read_off_the_checkpoint_by_every_command(
