@@ -16,7 +16,7 @@ from cnclip_builder.build import BuildRequest, build_repository
 from cnclip_builder.checkpoint.choose import choose_arch
 from cnclip_builder.errors import BuildError, CheckpointError, MissingRequirementError
 from cnclip_builder.preview import UNKNOWN, Preview, preview_build
-from cnclip_builder.repository.manifest import read_manifest
+from cnclip_builder.repository.manifest import load_manifest
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.values import KINDS
 
@@ -90,7 +90,7 @@ def test_what_it_tells_is_what_is_built(request_: BuildRequest, tmp_path: Path) 
     assert first.checkpoint["action"] == "read"
     build_repository(request_)
     assert {name: text for name, (_, text) in first.configs.items()} == configs_of(request_.repository)
-    assert read_manifest(request_.repository)["a"]["1"]["checkpoint"]["sha256"] == first.checkpoint["sha256"]
+    assert load_manifest(request_.repository).models["a"]["1"]["checkpoint"]["sha256"] == first.checkpoint["sha256"]
 
     again = preview(request_, tmp_path)
     assert {action for action, _ in again.configs.values()} == {"unchanged"}

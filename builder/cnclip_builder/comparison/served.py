@@ -13,7 +13,7 @@ from cnclip_client import Block, Client, served_models
 from cnclip_builder.comparison.inputs import clients_errors
 from cnclip_builder.comparison.sides import Facts, Named
 from cnclip_builder.errors import SettingError
-from cnclip_builder.repository.manifest import read_manifest
+from cnclip_builder.repository.manifest import load_manifest
 from cnclip_builder.tensors import Tower
 from cnclip_builder.verify import addressed, connected, serving
 
@@ -77,7 +77,7 @@ def serving_repository(named: Named, repository: Path, model: str | None) -> Ite
         MissingRequirementError: there is no tritonserver here.
         BuildError: it could not be served.
     """
-    models = tuple(read_manifest(repository))
+    models = tuple(load_manifest(repository).models)
     if model is not None and model not in models:
         raise SettingError(f"{repository} serves no {model}: it has {', '.join(models) or 'nothing'}")
     chosen = model or _only(named.name, models)

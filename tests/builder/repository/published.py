@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cnclip_builder.arch import Arch
-from cnclip_builder.repository.manifest import read_manifest, write_manifest
+from cnclip_builder.repository.manifest import load_manifest, write_manifest
 from cnclip_builder.repository.publishing import SUMS_NAME
 from cnclip_builder.repository.render import parse_config, render_config
 from cnclip_builder.repository.serving import ServingConfig
@@ -61,7 +61,7 @@ def write_repository(
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    return read_manifest(folder) if (folder / "manifest.json").exists() else {}
+    return load_manifest(folder).models if (folder / "manifest.json").exists() else {}
 
 
 def larger_batches(serving: ServingConfig, size: int) -> ServingConfig:

@@ -12,7 +12,7 @@ from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.repository import encoders
 from cnclip_builder.repository.entry import RepositoryEntry
-from cnclip_builder.repository.manifest import load_manifest, read_manifest
+from cnclip_builder.repository.manifest import load_manifest
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.write import add_version
 from cnclip_builder.tensors import TOWERS
@@ -50,12 +50,12 @@ def encoder_files(repository: Path) -> dict[str, bytes]:
 def test_only_the_settings_change(
     repository: Path, tiny_artefacts: Artefacts, tiny_vit: Arch, written: list[str]
 ) -> None:
-    before, parity = encoder_files(repository), read_manifest(repository)["a"]["1"]["served_parity"]
+    before, parity = encoder_files(repository), load_manifest(repository).models["a"]["1"]["served_parity"]
     add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, replace(SERVING, max_batch_size=8)), repository)
     assert written == []
     assert encoder_files(repository) == before
     assert len(before) == 4
-    record = read_manifest(repository)["a"]["1"]
+    record = load_manifest(repository).models["a"]["1"]
     assert record["served_parity"] == parity
     assert record["serving"]["max_batch_size"] == 8
     assert "max_batch_size: 8" in (repository / "a-image-encoder" / "config.pbtxt").read_text()

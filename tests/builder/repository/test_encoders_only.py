@@ -15,7 +15,7 @@ from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.cli.app import app
 from cnclip_builder.errors import RepositoryError
 from cnclip_builder.repository.choosing import choose_settings
-from cnclip_builder.repository.manifest import load_manifest, read_manifest
+from cnclip_builder.repository.manifest import load_manifest
 from cnclip_builder.repository.pruning import prune_repository
 from cnclip_builder.repository.publishing import publish_repository
 from cnclip_builder.repository.render import parse_config
@@ -59,7 +59,7 @@ def test_the_encoders_are_those_of_the_whole_and_all_else_is_gone(
     assert ours.items() <= whole.items()  # configs, too: an encoder does not change by what is beside it
     assert not [path for path in ours if path.endswith(".py")]
     assert {config(repository, name).backend for name in models(repository) if name.startswith("a-")} == {"onnxruntime"}
-    assert read_manifest(repository)["a"]["1"]["serving"]["encoders_only"] is True
+    assert load_manifest(repository).models["a"]["1"]["serving"]["encoders_only"] is True
 
     # And back: it is one setting among others.
     add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, FULL), repository)

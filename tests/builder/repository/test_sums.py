@@ -15,7 +15,7 @@ from cnclip_bench.serving_settings import read_settings, write_settings
 from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.repository.entry import RepositoryEntry
-from cnclip_builder.repository.manifest import load_manifest, read_manifest, update_serving, write_manifest
+from cnclip_builder.repository.manifest import load_manifest, update_serving, write_manifest
 from cnclip_builder.repository.pruning import prune_repository
 from cnclip_builder.repository.publishing import publish_repository
 from cnclip_builder.repository.serving import ServingConfig
@@ -58,14 +58,14 @@ def test_what_is_built_is_vouched_for_and_a_later_build_vouches_for_no_change(
 
 
 def vouched(folder: Path) -> Path:
-    write_manifest(folder, read_manifest(folder), files_of_folder(folder, {}))
+    write_manifest(folder, load_manifest(folder).models, files_of_folder(folder, {}))
     return folder
 
 
 def test_tuned_configs_are_vouched_for_anew(tmp_path: Path, tiny_vit: Arch) -> None:
     repository = vouched(write_repository(tmp_path / "r", tiny_vit, "a", {1: 1}))
     settings = read_settings(repository, "a", "image")
-    models = read_manifest(repository)
+    models = load_manifest(repository).models
     models["a"]["1"]["serving"] = {}
     write_manifest(repository, models, load_manifest(repository).files)
     write_settings(repository, "a", "image", type(settings)(**{**vars(settings), "encoder_instances": 3}))
