@@ -70,8 +70,9 @@ def _check(model: onnx.ModelProto, opset: int) -> None:
 def _reduction(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> onnx.NodeProto:
     """Puts the axes, a constant, into the attribute."""
     source, axes = node.input
-    attributes = _attributes(node) | {"axes": numpy_helper.to_array(constants[axes]).tolist()}
-    return helper.make_node(node.op_type, [source], node.output, node.name, **attributes)
+    lowered = helper.make_node(node.op_type, [source], node.output, node.name, **_attributes(node))
+    lowered.attribute.append(helper.make_attribute("axes", numpy_helper.to_array(constants[axes]).tolist()))
+    return lowered
 
 
 def _shape(node: onnx.NodeProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
