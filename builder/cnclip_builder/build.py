@@ -87,6 +87,54 @@ def build_repository(request: BuildRequest) -> RepositoryEntry:
         return _build(request, name)
 
 
+def check_request(request: BuildRequest) -> str:
+    """Checks, before hours of work, what can be checked by then; gives the name of the models.
+
+    Raises:
+        BuildError: something is wrong.
+    """
+    length = request.arch.checked_context_length(request.serving.context_length)
+    if request.serving.precision == "int8" and length > request.arch.default_context_length:
+        raise SettingError(
+            f"context_length is {length}: INT8 is fitted to texts of {request.arch.default_context_length} tokens at "
+            "most, and is proved on no longer ones; choose that, or another precision"
+        )
+    if request.verify:
+        require_server()
+    name = request.name or request.arch.slug
+    check_place(name, request.version, request.arch, request.serving, request.repository)
+    if request.serving.platform == "tensorrt":
+        _check_plans_fit(request)
+        if not request.plan_folders:
+            require_tensorrt(request.arch, request.checkpoint)
+    return name
+
+
+def _check_plans_fit(request: BuildRequest) -> None:
+    """Checks, before hours of work, that plans will take every batch and text that is served."""
+    settings, serving = plan_settings_of(request), request.serving
+    for tower in TOWERS:
+        profiles = settings.profiles(tower)
+        context_length = serving.context_length if tower == "text" else None
+        check_profiles(profiles, served_input(request.arch, tower), context_length)
+        if (served := serving.encoder(tower).max_batch_size) > largest_batch(profiles):
+            raise SettingError(
+                f"batches of up to {served} are served, but the {tower} profiles take "
+                f"{largest_batch(profiles)} at most: choose a MAX_BATCH_SIZE that they take, or larger profiles"
+            )
+
+
+def plan_settings_of(request: BuildRequest) -> PlanSettings:
+    """How plans are made: as the request says, or as suits what is served."""
+    serving = request.serving
+    return request.plan_settings or PlanSettings(
+        serving.largest_batch_size,
+        serving.context_length,
+        options=BuildOptions(tf32=serving.tf32),
+        tuned_length=serving.padded_lengths[0],
+    )
+
+
 def _build(request: BuildRequest, name: str) -> RepositoryEntry:
     decodes_here = request.serving.preprocess == "gpu" and _has_card()
     artefacts = build_artefacts(
@@ -112,42 +160,9 @@ def _build(request: BuildRequest, name: str) -> RepositoryEntry:
     return entry
 
 
-def _has_card() -> bool:
-    """Whether this machine's GPU can decode; what is built without one is for another machine's."""
-    with stage_process(on_gpu=True) as process:
-        why = process.run(why_no_card)
-    if why:
-        logger.warning("How far a GPU's pixels are from exact ones is not measured: %s", why)
-    return not why
-
-
-def _measured_card(request: BuildRequest, artefacts: Artefacts) -> dict[str, Any]:
-    with artefacts.checkpoint.still(), stage_process(on_gpu=True) as process:
-        path = artefacts.checkpoint.file.path
-        return process.run(measure_card_distance, path, request.arch, request.card_images).as_dict()
-
-
-def check_request(request: BuildRequest) -> str:
-    """Checks, before hours of work, what can be checked by then; gives the name of the models.
-
-    Raises:
-        BuildError: something is wrong.
-    """
-    length = request.arch.checked_context_length(request.serving.context_length)
-    if request.serving.precision == "int8" and length > request.arch.default_context_length:
-        raise SettingError(
-            f"context_length is {length}: INT8 is fitted to texts of {request.arch.default_context_length} tokens at "
-            "most, and is proved on no longer ones; choose that, or another precision"
-        )
-    if request.verify:
-        require_server()
-    name = request.name or request.arch.slug
-    check_place(name, request.version, request.arch, request.serving, request.repository)
-    if request.serving.platform == "tensorrt":
-        _check_plans_fit(request)
-        if not request.plan_folders:
-            require_tensorrt(request.arch, request.checkpoint)
-    return name
+def precisions_of(request: BuildRequest) -> tuple[Precision, ...]:
+    """What is made of each encoder, whatever is served."""
+    return (*PRECISIONS, "int8") if request.serving.precision == "int8" else PRECISIONS
 
 
 def check_space(request: BuildRequest, name: str, checkpoint: CheckpointFacts, plan: ArtefactPlan) -> None:
@@ -170,11 +185,6 @@ def check_space(request: BuildRequest, name: str, checkpoint: CheckpointFacts, p
     require_space(request.repository, needed + (plan.missing_bytes if both else 0), what)
 
 
-def precisions_of(request: BuildRequest) -> tuple[Precision, ...]:
-    """What is made of each encoder, whatever is served."""
-    return (*PRECISIONS, "int8") if request.serving.precision == "int8" else PRECISIONS
-
-
 def _report_slower(slower: Mapping[Tower, str]) -> None:
     """One slow encoder must not cost the other its gain: it is served in FP32, which is faster and exact.
 
@@ -187,31 +197,6 @@ def _report_slower(slower: Mapping[Tower, str]) -> None:
         logger.warning("The %s encoder is served in FP32: %s", tower, why)
 
 
-def plan_settings_of(request: BuildRequest) -> PlanSettings:
-    """How plans are made: as the request says, or as suits what is served."""
-    serving = request.serving
-    return request.plan_settings or PlanSettings(
-        serving.largest_batch_size,
-        serving.context_length,
-        options=BuildOptions(tf32=serving.tf32),
-        tuned_length=serving.padded_lengths[0],
-    )
-
-
-def _check_plans_fit(request: BuildRequest) -> None:
-    """Checks, before hours of work, that plans will take every batch and text that is served."""
-    settings, serving = plan_settings_of(request), request.serving
-    for tower in TOWERS:
-        profiles = settings.profiles(tower)
-        context_length = serving.context_length if tower == "text" else None
-        check_profiles(profiles, served_input(request.arch, tower), context_length)
-        if (served := serving.encoder(tower).max_batch_size) > largest_batch(profiles):
-            raise SettingError(
-                f"batches of up to {served} are served, but the {tower} profiles take "
-                f"{largest_batch(profiles)} at most: choose a MAX_BATCH_SIZE that they take, or larger profiles"
-            )
-
-
 def _plans(request: BuildRequest, artefacts: Artefacts) -> Mapping[Tower, Sequence[Plan]]:
     settings = plan_settings_of(request)
     jobs = write_jobs_of(artefacts, TOWERS, request.serving.precision, "served", settings)
@@ -219,6 +204,21 @@ def _plans(request: BuildRequest, artefacts: Artefacts) -> Mapping[Tower, Sequen
         return find_plans(jobs, request.plan_folders, tf32=request.serving.tf32)
     folder = artefacts.items[0].folder
     return {tower: [plan] for tower, plan in build_plans(jobs, folder, settings.options).items()}
+
+
+def _has_card() -> bool:
+    """Whether this machine's GPU can decode; what is built without one is for another machine's."""
+    with stage_process(on_gpu=True) as process:
+        why = process.run(why_no_card)
+    if why:
+        logger.warning("How far a GPU's pixels are from exact ones is not measured: %s", why)
+    return not why
+
+
+def _measured_card(request: BuildRequest, artefacts: Artefacts) -> dict[str, Any]:
+    with artefacts.checkpoint.still(), stage_process(on_gpu=True) as process:
+        path = artefacts.checkpoint.file.path
+        return process.run(measure_card_distance, path, request.arch, request.card_images).as_dict()
 
 
 def _serve_and_verify(entry: RepositoryEntry, repository: Path) -> dict[str, Any]:
