@@ -11,7 +11,7 @@ from typing import Any
 
 from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import ArtefactPlan, Artefacts, build_artefacts, bytes_of
-from cnclip_builder.card.stage import measure_card_distance, why_no_card
+from cnclip_builder.card.stage import images_in, measure_card_distance, why_no_card
 from cnclip_builder.checkpoint.sources import Hub
 from cnclip_builder.checkpoint.stage import CheckpointFacts
 from cnclip_builder.errors import SettingError, SlowerError
@@ -101,6 +101,8 @@ def check_request(request: BuildRequest) -> str:
         )
     if request.verify:
         require_server()
+    if request.card_images is not None:
+        images_in(request.card_images)
     name = request.name or request.arch.slug
     check_place(name, request.version, request.arch, request.serving, request.repository)
     if request.serving.platform == "tensorrt":

@@ -191,6 +191,9 @@ def refusals(request: BuildRequest, tmp_path: Path) -> list[BuildRequest]:
         replace(request, serving=replace(SERVING, context_length=600)),
         replace(request, serving=gpu),  # no TensorRT
         replace(request, serving=gpu, plan_folders=(tmp_path / "plans",)),  # no plans in it
+        replace(
+            request, serving=replace(gpu, platform="onnxruntime", preprocess="gpu"), card_images=tmp_path / "plans"
+        ),
         replace(request, repository=tmp_path / "full"),
         replace(request, repository=tmp_path / "file" / "repository"),
         replace(request, repository=tmp_path / "file" / "deep" / "repository"),
