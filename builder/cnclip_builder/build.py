@@ -11,10 +11,10 @@ from typing import Any
 
 from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import ArtefactPlan, Artefacts, build_artefacts, bytes_of
-from cnclip_builder.card.stage import measure_card_distance, why_no_card
+from cnclip_builder.card.stage import images_in, measure_card_distance, why_no_card
 from cnclip_builder.checkpoint.sources import Hub
 from cnclip_builder.checkpoint.stage import CheckpointFacts
-from cnclip_builder.errors import BuildError, MissingRequirementError, SettingError, SlowerError
+from cnclip_builder.errors import SettingError, SlowerError
 from cnclip_builder.export.files import served_input
 from cnclip_builder.int8.report import LEAST_INT8_SPEED_UP
 from cnclip_builder.plans.api import BuildOptions
@@ -24,11 +24,11 @@ from cnclip_builder.repository.entry import RepositoryEntry
 from cnclip_builder.repository.manifest import MANIFEST_NAME, load_manifest, reading
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.sharing import check_place
-from cnclip_builder.repository.write import publish
+from cnclip_builder.repository.write import add_version
 from cnclip_builder.system.atomic import locked, require_space, require_writable, same_disk
 from cnclip_builder.system.isolation import stage_process
 from cnclip_builder.tensors import PRECISIONS, TOWERS, Precision, Tower
-from cnclip_builder.verify import Verification, verify_server
+from cnclip_builder.verify import require_server, serving, verify_server
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +87,56 @@ def build_repository(request: BuildRequest) -> RepositoryEntry:
         return _build(request, name)
 
 
+def check_request(request: BuildRequest) -> str:
+    """Checks, before hours of work, what can be checked by then; gives the name of the models.
+
+    Raises:
+        BuildError: something is wrong.
+    """
+    length = request.arch.checked_context_length(request.serving.context_length)
+    if request.serving.precision == "int8" and length > request.arch.default_context_length:
+        raise SettingError(
+            f"context_length is {length}: INT8 is fitted to texts of {request.arch.default_context_length} tokens at "
+            "most, and is proved on no longer ones; choose that, or another precision"
+        )
+    if request.verify:
+        require_server()
+    if request.card_images is not None:
+        images_in(request.card_images)
+    name = request.name or request.arch.slug
+    check_place(name, request.version, request.arch, request.serving, request.repository)
+    if request.serving.platform == "tensorrt":
+        _check_plans_fit(request)
+        if not request.plan_folders:
+            require_tensorrt(request.arch, request.checkpoint)
+    return name
+
+
+def _check_plans_fit(request: BuildRequest) -> None:
+    """Checks, before hours of work, that plans will take every batch and text that is served."""
+    settings, serving = plan_settings_of(request), request.serving
+    for tower in TOWERS:
+        profiles = settings.profiles(tower)
+        context_length = serving.context_length if tower == "text" else None
+        check_profiles(profiles, served_input(request.arch, tower), context_length)
+        if (served := serving.encoder(tower).max_batch_size) > largest_batch(profiles):
+            raise SettingError(
+                f"batches of up to {served} are served, but the {tower} profiles take "
+                f"{largest_batch(profiles)} at most: choose a MAX_BATCH_SIZE that they take, or larger profiles"
+            )
+
+
+def plan_settings_of(request: BuildRequest) -> PlanSettings:
+    """How plans are made: as the request says, or as suits what is served."""
+    serving = request.serving
+    return request.plan_settings or PlanSettings(
+        serving.largest_batch_size,
+        serving.context_length,
+        options=BuildOptions(tf32=serving.tf32),
+        tuned_length=serving.padded_lengths[0],
+    )
+
+
 def _build(request: BuildRequest, name: str) -> RepositoryEntry:
     decodes_here = request.serving.preprocess == "gpu" and _has_card()
     artefacts = build_artefacts(
@@ -108,53 +158,13 @@ def _build(request: BuildRequest, name: str) -> RepositoryEntry:
     card = _measured_card(request, artefacts) if decodes_here else {}
     entry = RepositoryEntry(name, request.version, request.arch, artefacts, request.serving, plans, card)
 
-    def verify(repository: Path) -> Mapping[str, Any]:
-        verification = _serve_and_verify(repository, entry)
-        found: dict[str, Any] = {tower: parity.as_dict() for tower, parity in verification.parity.items()}
-        if verification.reduced_decoding is not None:
-            found["reduced_decoding"] = verification.reduced_decoding.as_dict()
-        if verification.card_decoding is not None:
-            found["card_decoding"] = verification.card_decoding.as_dict()
-        return found
-
-    publish(entry, request.repository, verify if request.verify else None)
+    add_version(entry, request.repository, functools.partial(_serve_and_verify, entry) if request.verify else None)
     return entry
 
 
-def _has_card() -> bool:
-    """Whether this machine's GPU can decode; what is built without one is for another machine's."""
-    with stage_process(on_gpu=True) as process:
-        why = process.run(why_no_card)
-    if why:
-        logger.warning("How far a GPU's pixels are from exact ones is not measured: %s", why)
-    return not why
-
-
-def _measured_card(request: BuildRequest, artefacts: Artefacts) -> dict[str, Any]:
-    with artefacts.checkpoint.still(), stage_process(on_gpu=True) as process:
-        path = artefacts.checkpoint.file.path
-        return process.run(measure_card_distance, path, request.arch, request.card_images).as_dict()
-
-
-def check_request(request: BuildRequest) -> str:
-    """Checks, before hours of work, what can be checked by then; gives the name of the models.
-
-    Raises:
-        BuildError: something is wrong.
-    """
-    length = request.arch.checked_context_length(request.serving.context_length)
-    if request.serving.precision == "int8" and length > request.arch.default_context_length:
-        raise SettingError(
-            f"context_length is {length}: INT8 is fitted to texts of {request.arch.default_context_length} tokens at "
-            "most, and is proved on no longer ones; choose that, or another precision"
-        )
-    name = request.name or request.arch.slug
-    check_place(name, request.version, request.arch, request.serving, request.repository)
-    if request.serving.platform == "tensorrt":
-        _check_plans_fit(request)
-        if not request.plan_folders:
-            require_tensorrt(request.arch, request.checkpoint)
-    return name
+def precisions_of(request: BuildRequest) -> tuple[Precision, ...]:
+    """What is made of each encoder, whatever is served."""
+    return (*PRECISIONS, "int8") if request.serving.precision == "int8" else PRECISIONS
 
 
 def check_space(request: BuildRequest, name: str, checkpoint: CheckpointFacts, plan: ArtefactPlan) -> None:
@@ -177,11 +187,6 @@ def check_space(request: BuildRequest, name: str, checkpoint: CheckpointFacts, p
     require_space(request.repository, needed + (plan.missing_bytes if both else 0), what)
 
 
-def precisions_of(request: BuildRequest) -> tuple[Precision, ...]:
-    """What is made of each encoder, whatever is served."""
-    return (*PRECISIONS, "int8") if request.serving.precision == "int8" else PRECISIONS
-
-
 def _report_slower(slower: Mapping[Tower, str]) -> None:
     """One slow encoder must not cost the other its gain: it is served in FP32, which is faster and exact.
 
@@ -194,31 +199,6 @@ def _report_slower(slower: Mapping[Tower, str]) -> None:
         logger.warning("The %s encoder is served in FP32: %s", tower, why)
 
 
-def plan_settings_of(request: BuildRequest) -> PlanSettings:
-    """How plans are made: as the request says, or as suits what is served."""
-    serving = request.serving
-    return request.plan_settings or PlanSettings(
-        serving.largest_batch_size,
-        serving.context_length,
-        options=BuildOptions(tf32=serving.tf32),
-        tuned_length=serving.padded_lengths[0],
-    )
-
-
-def _check_plans_fit(request: BuildRequest) -> None:
-    """Checks, before hours of work, that plans will take every batch and text that is served."""
-    settings, serving = plan_settings_of(request), request.serving
-    for tower in TOWERS:
-        profiles = settings.profiles(tower)
-        context_length = serving.context_length if tower == "text" else None
-        check_profiles(profiles, served_input(request.arch, tower), context_length)
-        if (served := serving.encoder(tower).max_batch_size) > largest_batch(profiles):
-            raise SettingError(
-                f"batches of up to {served} are served, but the {tower} profiles take "
-                f"{largest_batch(profiles)} at most: choose a MAX_BATCH_SIZE that they take, or larger profiles"
-            )
-
-
 def _plans(request: BuildRequest, artefacts: Artefacts) -> Mapping[Tower, Sequence[Plan]]:
     settings = plan_settings_of(request)
     jobs = write_jobs_of(artefacts, TOWERS, request.serving.precision, "served", settings)
@@ -228,34 +208,26 @@ def _plans(request: BuildRequest, artefacts: Artefacts) -> Mapping[Tower, Sequen
     return {tower: [plan] for tower, plan in build_plans(jobs, folder, settings.options).items()}
 
 
-def require_server() -> None:
-    """Refuses to verify where nothing can serve.
-
-    Raises:
-        MissingRequirementError: the package for it is not installed.
-    """
-    try:
-        import cnclip_server  # noqa: F401
-    except ImportError as error:
-        raise MissingRequirementError(
-            f"verification needs the server ({error}): pip install 'cn-clip-triton[server,cpu]'"
-        ) from error
+def _has_card() -> bool:
+    """Whether this machine's GPU can decode; what is built without one is for another machine's."""
+    with stage_process(on_gpu=True) as process:
+        why = process.run(why_no_card)
+    if why:
+        logger.warning("How far a GPU's pixels are from exact ones is not measured: %s", why)
+    return not why
 
 
-def _serve_and_verify(repository: Path, entry: RepositoryEntry) -> Verification:
-    require_server()
-    from cnclip_server import ServerError, TritonServer
+def _measured_card(request: BuildRequest, artefacts: Artefacts) -> dict[str, Any]:
+    with artefacts.checkpoint.still(), stage_process(on_gpu=True) as process:
+        path = artefacts.checkpoint.file.path
+        return process.run(measure_card_distance, path, request.arch, request.card_images).as_dict()
 
+
+def _serve_and_verify(entry: RepositoryEntry, repository: Path) -> dict[str, Any]:
+    """Serves a repository that is not in its place yet, and gives what its manifest is to say of that."""
     logger.info("Serving the repository to compare it with PyTorch")
-    try:
-        with (
-            TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0) as server,
-            stage_process() as process,
-        ):
-            verification = process.run(
-                verify_server, server.grpc_url, entry.name, entry.artefacts.checkpoint.file.path, entry.arch
-            )
-    except ServerError as error:
-        raise BuildError(f"the repository could not be served: {error}") from error
+    with serving(repository, "the repository") as url, stage_process() as process:
+        checkpoint = entry.artefacts.checkpoint.file.path
+        verification = process.run(verify_server, url, entry.name, checkpoint, entry.arch)
     verification.require()
-    return verification
+    return verification.as_dict()

@@ -14,7 +14,6 @@ from cnclip_builder.build import (
     check_space,
     plan_settings_of,
     precisions_of,
-    require_server,
 )
 from cnclip_builder.checkpoint.sources import CheckpointFile
 from cnclip_builder.checkpoint.stage import CheckpointFacts, open_checkpoint_here
@@ -89,8 +88,6 @@ def preview_build(request: BuildRequest) -> Preview:
     artefacts = Artefacts(checkpoint, tuple(plan.store.get(*kind, reused=True) for kind in plan.kept))
     entry = RepositoryEntry(name, request.version, request.arch, artefacts, request.serving, plans)
     before = check_neighbours(entry, request.repository)
-    if request.verify:
-        require_server()
     configs = _configs(request, entry, plan, before)
     return Preview(
         name=name,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cnclip_builder.arch import Arch
 from cnclip_builder.checkpoint.load import Checkpoint, load_checkpoint
-from cnclip_builder.errors import BuildError, ParityError, SettingError
+from cnclip_builder.errors import BuildError, MissingRequirementError, ParityError, SettingError
 from cnclip_builder.parity.distance import TOLERANCES, Parity, Tolerance, measure_parity
 from cnclip_builder.parity.samples import sample_images, sample_texts
 from cnclip_builder.prepared import (
@@ -58,6 +58,12 @@ class Verification:
     reduced_decoding: Parity | None = None
     card_decoding: Parity | None = None
     preparation: Preparation | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The distances for a manifest."""
+        beside = (("reduced_decoding", self.reduced_decoding), ("card_decoding", self.card_decoding))
+        found = (*self.parity.items(), *beside)
+        return {name: parity.as_dict() for name, parity in found if parity is not None}
 
     def require(self) -> None:
         """Raises ParityError if a row is beyond its encoder's tolerance, or what it is made of is not cn_clip's."""
@@ -146,6 +152,42 @@ def verify_server(
         card_decoding,
         preparation,
     )
+
+
+def require_server() -> None:
+    """Refuses to serve where nothing can.
+
+    Raises:
+        MissingRequirementError: the package for it is not installed.
+    """
+    try:
+        import cnclip_server  # noqa: F401
+    except ImportError as error:
+        raise MissingRequirementError(
+            f"a repository can't be served here ({error}): pip install 'cn-clip-triton[server,cpu]'"
+        ) from error
+
+
+@contextlib.contextmanager
+def serving(repository: Path, named: str) -> Iterator[str]:
+    """Starts a tritonserver on a repository; gives its gRPC address.
+
+    Args:
+        repository: its folder.
+        named: what errors call it.
+
+    Raises:
+        MissingRequirementError: the package for it is not installed.
+        BuildError: it could not be served.
+    """
+    require_server()
+    from cnclip_server import ServerError, TritonServer
+
+    try:
+        with TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0) as server:
+            yield server.grpc_url
+    except ServerError as error:
+        raise BuildError(f"{named} could not be served: {error}") from error
 
 
 def _texts_for(context_length: int) -> list[str]:

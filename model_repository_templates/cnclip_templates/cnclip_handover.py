@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 _PINNED = "--pinned-memory-pool-byte-size"
@@ -53,7 +54,7 @@ def _loads(library: str) -> bool:
 def _has_no_pinned_memory(arguments: Sequence[str]) -> bool:
     sizes = [
         value if equals else following
-        for argument, following in zip(arguments, [*arguments[1:], ""], strict=True)
+        for argument, following in pairwise([*arguments, ""])
         for name, equals, value in [argument.partition("=")]
         if name == _PINNED
     ]

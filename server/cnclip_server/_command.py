@@ -6,6 +6,7 @@ import secrets
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from cnclip_server._backends import assemble_backends
@@ -206,12 +207,10 @@ def restriction_headers(extra_args: Sequence[str]) -> dict[str, str]:
 
     Without them whoever starts a server with such flags could not ask it for its models.
     """
-    arguments = list(extra_args)
     values = []
-    for argument in arguments:
+    for argument, following in pairwise([*extra_args, ""]):
         flag, equals, value = argument.partition("=")
         if flag == _HTTP_RESTRICTION:
-            following = arguments[arguments.index(argument) + 1 :]
-            values.append(value if equals else next(iter(following), ""))
+            values.append(value if equals else following)
     headers = (value.partition(":")[2].partition("=") for value in values)
     return {name: value for name, _, value in headers if name}

@@ -136,10 +136,13 @@ class TritonServer:
         """
         if self._process is not None:
             raise ServerError(f"this server runs already (process {self.pid}); stop() it first")
+        return self._start(self._wanted_ports)
+
+    def _start(self, wanted: Ports) -> TritonServer:
         _check_repository(self.repository)
         binary = find_binary(self._binary)
         check_open_files()
-        with self._wanted_ports.held(self.host) as self._ports:
+        with wanted.held(self.host) as self._ports:
             try:
                 try:
                     self._begin(binary)
@@ -202,13 +205,8 @@ class TritonServer:
         Raises:
             ServerError: As `start`; it is stopped then.
         """
-        ports = self._ports
         self.stop(timeout_s=_ABANDON_S)
-        wanted, self._wanted_ports = self._wanted_ports, ports
-        try:
-            self.start()
-        finally:
-            self._wanted_ports = wanted
+        self._start(self._ports)
 
     @property
     def pid(self) -> int:
@@ -306,6 +304,10 @@ class TritonServer:
         self._process = self._launch(binary)
         self._await_ready(self._process)
 
+    def _log_of(self, process: GuardedProcess) -> str:
+        """What it has written, for messages."""
+        return without_keys(process.read_log(), self._settings().keys)
+
     def _await_ready(self, process: GuardedProcess) -> None:
         """Polls readiness until it is there, the process has ended, or the time is over."""
         deadline = time.monotonic() + self._startup_timeout_s
@@ -318,20 +320,20 @@ class TritonServer:
                     return
                 break
             if watch is not None and (dead := watch.look()):  # Triton goes on to wait for it
-                log = without_keys(process.read_log(), self._settings().keys)
+                log = self._log_of(process)
                 raise StartupFailed(
                     f"{'; '.join(sorted(dead.values()))}; tritonserver's last word was: {last_line(log)}; "
                     "see that there is memory for all models, and its log (-v, log_file)",
                     tail(log),
                 )
             if time.monotonic() > deadline:
-                log = without_keys(process.read_log(), self._settings().keys)
+                log = self._log_of(process)
                 raise StartupFailed(
                     f"tritonserver was not ready within {self._startup_timeout_s:g} s; its last word was: "
                     f"{last_line(log)}; give it longer (startup_timeout_s, --startup-timeout)",
                     tail(log),
                 )
-        log = without_keys(process.read_log(), self._settings().keys)
+        log = self._log_of(process)
         service = unbound_service(log)
         if service in FLAGS:
             raise PortInUse(self.host, getattr(self._ports, service), FLAGS[service])

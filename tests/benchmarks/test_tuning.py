@@ -243,13 +243,13 @@ def test_processes_that_decode_have_threads(repository: Path) -> None:
 
 
 def test_what_is_found_is_remembered_for_the_next_build(repository: Path) -> None:
-    from cnclip_builder.repository.manifest import read_manifest, write_manifest
+    from cnclip_builder.repository.manifest import load_manifest, write_manifest
 
     write_manifest(repository, {"m": {"1": {"serving": {"encoder_threads": 0, "tokenize_instances": 1}}}})
     changes = replace(START, encoder_threads=2, preparation_instances=3).changes_from(START)
     remember_settings(repository, "m", "text", changes)
     remember_settings(repository, "m", "image", {"preferred_batch_size": 2, "preparation_threads": 4})
-    assert read_manifest(repository)["m"]["1"]["serving"] == {
+    assert load_manifest(repository).models["m"]["1"]["serving"] == {
         "encoder_threads": {"image": 0, "text": 2},
         "tokenize_instances": 3,
         "preferred_batch_size": {"image": 2},

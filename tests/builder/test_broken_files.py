@@ -27,7 +27,7 @@ from cnclip_builder.repository.manifest import kept_serving, load_manifest, upda
 from cnclip_builder.repository.publishing import publish_repository
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.sharing import check_one_tensorrt, check_place
-from cnclip_builder.repository.write import check_repository, publish
+from cnclip_builder.repository.write import add_version, check_repository
 
 from tests.builder.damaged import complaint_of, cut, require_one_line_about, turned
 from tests.builder.plans.tensorrt_stand_in import A10, StandIn
@@ -139,7 +139,7 @@ def test_a_turned_byte_in_the_weights_is_not_built_from(
 
 def test_manifests(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
-    publish(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
+    add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
     go_through(repository / "manifest.json", lambda: load_manifest(repository))
 
     def read() -> None:
@@ -168,7 +168,7 @@ def test_manifests_that_are_none(tmp_path: Path, tiny_vit: Arch, content: str) -
 
 def test_configs(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
-    publish(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
+    add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
     for kind in ("image", "text-encoder", "text-tokenize"):
         path = repository / f"a-{kind}" / "config.pbtxt"
         whole = path.read_bytes()
@@ -186,7 +186,7 @@ def test_configs(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path) -> N
 
 def test_a_change_that_was_meant_is_published(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
-    publish(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
+    add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
     config = repository / "a-image-preprocess" / "config.pbtxt"
     config.write_text(config.read_text().replace("count: 1", "count: 3"))
     with pytest.raises(

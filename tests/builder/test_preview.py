@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from cnclip_builder.build import BuildRequest, build_repository
 from cnclip_builder.checkpoint.choose import choose_arch
 from cnclip_builder.errors import BuildError, CheckpointError, MissingRequirementError
 from cnclip_builder.preview import UNKNOWN, Preview, preview_build
-from cnclip_builder.repository.manifest import read_manifest
+from cnclip_builder.repository.manifest import load_manifest
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.values import KINDS
 
@@ -23,20 +24,40 @@ SERVING = ServingConfig(target="cpu", precision="fp32", context_length=52, max_b
 FILES = [f"tiny-vit.{tower}.{precision}.onnx" for tower in ("img", "txt") for precision in ("fp32", "fp16")]
 
 
+def request_in(folder: Path, artefacts: Artefacts, arch: Arch) -> BuildRequest:
+    return BuildRequest(
+        arch=arch,
+        checkpoint=str(artefacts.checkpoint.file.path),
+        serving=SERVING,
+        repository=folder / "repository",
+        artefacts=folder / "artefacts",
+        download_root=folder / "checkpoints",
+        name="a",
+    )
+
+
 @pytest.fixture
 def request_(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path) -> BuildRequest:
     """A build of the tiny ViT, whose artefacts are there."""
     made = tiny_artefacts.items[0].folder
     shutil.copytree(made, tmp_path / "artefacts" / "a", ignore=shutil.ignore_patterns("*int8*", ".*"))
-    return BuildRequest(
-        arch=tiny_vit,
-        checkpoint=str(tiny_artefacts.checkpoint.file.path),
-        serving=SERVING,
-        repository=tmp_path / "repository",
-        artefacts=tmp_path / "artefacts",
-        download_root=tmp_path / "checkpoints",
-        name="a",
-    )
+    return request_in(tmp_path, tiny_artefacts, tiny_vit)
+
+
+@pytest.fixture(scope="module")
+def made(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one that was made."""
+    folder = tmp_path_factory.mktemp("made")
+    shutil.copytree(tiny_artefacts.items[0].folder, folder / "artefacts" / "a")
+    build_repository(request_in(folder, tiny_artefacts, tiny_vit))
+    return folder
+
+
+@pytest.fixture
+def built(made: Path, tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path) -> BuildRequest:
+    """The same build, made."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return request_in(tmp_path, tiny_artefacts, tiny_vit)
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int] | None]:
@@ -69,7 +90,7 @@ def test_what_it_tells_is_what_is_built(request_: BuildRequest, tmp_path: Path) 
     assert first.checkpoint["action"] == "read"
     build_repository(request_)
     assert {name: text for name, (_, text) in first.configs.items()} == configs_of(request_.repository)
-    assert read_manifest(request_.repository)["a"]["1"]["checkpoint"]["sha256"] == first.checkpoint["sha256"]
+    assert load_manifest(request_.repository).models["a"]["1"]["checkpoint"]["sha256"] == first.checkpoint["sha256"]
 
     again = preview(request_, tmp_path)
     assert {action for action, _ in again.configs.values()} == {"unchanged"}
@@ -84,25 +105,24 @@ def test_what_it_tells_is_what_is_built(request_: BuildRequest, tmp_path: Path) 
     assert {name: text for name, (_, text) in second.configs.items()} == configs_of(request_.repository)
 
 
-def test_encoders_alone(request_: BuildRequest, tmp_path: Path) -> None:
-    alone = replace(request_, serving=replace(SERVING, encoders_only=True))
+def test_encoders_alone(built: BuildRequest, tmp_path: Path) -> None:
+    alone = replace(built, serving=replace(SERVING, encoders_only=True))
     encoders = {"a-image-encoder", "a-text-encoder"}
-    assert preview(alone, tmp_path).models == dict.fromkeys(encoders, "made")
-    build_repository(request_)
+    elsewhere = replace(alone, repository=tmp_path / "new")
+    assert preview(elsewhere, tmp_path).models == dict.fromkeys(encoders, "made")
     found = preview(alone, tmp_path)
     assert set(found.configs) == encoders
     kinds = {name: "reused" if name in encoders else "deleted" for name in (f"a-{kind}" for kind in KINDS)}
     assert found.models == kinds
     build_repository(alone)
-    assert {name: text for name, (_, text) in found.configs.items()} == configs_of(request_.repository)
+    assert {name: text for name, (_, text) in found.configs.items()} == configs_of(alone.repository)
 
 
-def test_what_is_lost_or_changed_is_made_again(request_: BuildRequest, tmp_path: Path) -> None:
-    build_repository(request_)
-    (request_.artefacts / "a" / "tiny-vit.img.fp16.onnx").unlink()
-    served = request_.repository / "a-text-encoder" / "1" / "model.onnx"
+def test_what_is_lost_or_changed_is_made_again(built: BuildRequest, tmp_path: Path) -> None:
+    (built.artefacts / "a" / "tiny-vit.img.fp16.onnx").unlink()
+    served = built.repository / "a-text-encoder" / "1" / "model.onnx"
     served.write_bytes(served.read_bytes() + b"!")
-    found = preview(request_, tmp_path)
+    found = preview(built, tmp_path)
     assert [found.artefacts[file] for file in FILES] == ["reused", "made", "reused", "reused"]
     assert (found.models["a-image-encoder"], found.models["a-text-encoder"]) == ("reused", "rewritten")
 
@@ -126,17 +146,18 @@ def test_a_hub_is_not_asked(request_: BuildRequest, tmp_path: Path, monkeypatch:
         choose_arch(None, "hf:someone/model", fetch=False)
 
 
-def test_another_checkpoint_in_its_place_is_told(request_: BuildRequest, tmp_path: Path) -> None:
-    build_repository(request_)
-    build_repository(replace(request_, name="b", checkpoint="random:1"))
-    found = preview(replace(request_, name="b"), tmp_path)
-    assert any("version 1 is of another checkpoint" in note and "replaced" in note for note in found.notes)
-    assert not any("another checkpoint" in note for note in preview(request_, tmp_path).notes)
+def test_another_checkpoint_in_its_place_is_told(
+    built: BuildRequest, tiny_artefacts: Artefacts, tmp_path: Path
+) -> None:
+    assert not any("another checkpoint" in note for note in preview(built, tmp_path).notes)
+    manifest, sha256 = built.repository / "manifest.json", tiny_artefacts.checkpoint.sha256
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace(sha256, sha256[::-1]), encoding="utf-8")
+    told = f"version 1 is of another checkpoint, sha256 {sha256[::-1][:12]}: it is replaced"
+    assert told in preview(built, tmp_path).notes
 
 
-def test_int8_is_decided_when_it_is_measured(request_: BuildRequest, tmp_path: Path) -> None:
-    build_repository(request_)
-    found = preview(replace(request_, serving=replace(SERVING, precision="int8")), tmp_path)
+def test_int8_is_decided_when_it_is_measured(built: BuildRequest, tmp_path: Path) -> None:
+    found = preview(replace(built, serving=replace(SERVING, precision="int8")), tmp_path)
     undecided = "decided when measured"
     assert [name for name, action in found.artefacts.items() if action == undecided] == [
         "tiny-vit.img.int8.onnx",
@@ -170,6 +191,9 @@ def refusals(request: BuildRequest, tmp_path: Path) -> list[BuildRequest]:
         replace(request, serving=replace(SERVING, context_length=600)),
         replace(request, serving=gpu),  # no TensorRT
         replace(request, serving=gpu, plan_folders=(tmp_path / "plans",)),  # no plans in it
+        replace(
+            request, serving=replace(gpu, platform="onnxruntime", preprocess="gpu"), card_images=tmp_path / "plans"
+        ),
         replace(request, repository=tmp_path / "full"),
         replace(request, repository=tmp_path / "file" / "repository"),
         replace(request, repository=tmp_path / "file" / "deep" / "repository"),
@@ -178,15 +202,13 @@ def refusals(request: BuildRequest, tmp_path: Path) -> list[BuildRequest]:
     ]
 
 
-def test_what_is_refused_is_refused_in_the_same_words(request_: BuildRequest, tmp_path: Path) -> None:
-    build_repository(request_)
-
+def test_what_is_refused_is_refused_in_the_same_words(built: BuildRequest, tmp_path: Path) -> None:
     def refused(build: Any, request: BuildRequest) -> tuple[type[BaseException], str]:
         with pytest.raises(BuildError) as caught:
             build(request)
         return caught.type, str(caught.value)
 
-    for request in refusals(request_, tmp_path):
+    for request in refusals(built, tmp_path):
         before = state_of(tmp_path)
         ours = refused(preview_build, request)
         assert state_of(tmp_path) == before, ours
@@ -222,7 +244,18 @@ def test_a_disk_that_does_not_hold_what_is_served_is_told_before_anything_is_mad
     assert both > made > 0
 
 
-def test_what_is_served_already_takes_no_room(request_: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    build_repository(request_)
+def test_a_server_that_is_not_installed_is_missed_before_anything_is_made(
+    request_: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Late, it ended a build whose artefacts had taken hours."""
+    monkeypatch.setitem(sys.modules, "cnclip_server", None)
+    before = state_of(tmp_path)
+    for build in (preview_build, build_repository):
+        with pytest.raises(MissingRequirementError, match=r"can't be served here .*cn-clip-triton\[server,cpu\]"):
+            build(replace(request_, verify=True))
+    assert state_of(tmp_path) == before
+
+
+def test_what_is_served_already_takes_no_room(built: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
-    build_repository(replace(request_, serving=replace(SERVING, max_batch_size=8)))
+    build_repository(replace(built, serving=replace(SERVING, max_batch_size=8)))

@@ -22,7 +22,7 @@ from cnclip_builder.parity.samples import sample_texts
 from cnclip_builder.prepared import tokenize_as_cn_clip
 from cnclip_builder.repository.entry import RepositoryEntry
 from cnclip_builder.repository.serving import ServingConfig
-from cnclip_builder.repository.write import publish
+from cnclip_builder.repository.write import add_version
 from cnclip_builder.tensors import TOWERS
 from cnclip_token_ids import TokenIds
 
@@ -144,7 +144,7 @@ def test_what_is_built_with_one_holds_it(own: Arch, vocabulary: Path, tmp_path: 
         own, str(checkpoint), tmp_path / "a", towers=TOWERS, precisions=["fp32"], download_root=tmp_path
     )
     repository = tmp_path / "repository"
-    publish(RepositoryEntry("own", 1, own, artefacts, SERVING), repository)
+    add_version(RepositoryEntry("own", 1, own, artefacts, SERVING), repository)
     digest = hashlib.sha256(vocabulary.read_bytes()).hexdigest()
     assert (repository / "own-text-tokenize" / "1" / "vocab.txt").read_bytes() == vocabulary.read_bytes()
     assert json.loads((repository / "manifest.json").read_text())["models"]["own"]["1"]["vocabulary"] == {
@@ -163,5 +163,5 @@ def test_what_is_built_with_one_holds_it(own: Arch, vocabulary: Path, tmp_path: 
     with pytest.raises(
         RepositoryError, match=f"own version 1 has vocabulary {digest}, and versions of a model must share it"
     ):
-        publish(RepositoryEntry("own", 2, relabelled, artefacts, SERVING), repository)
+        add_version(RepositoryEntry("own", 2, relabelled, artefacts, SERVING), repository)
     assert issubclass(SettingError, BuildError)

@@ -20,7 +20,7 @@ from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.build import BuildRequest, build_repository
 from cnclip_builder.cli.app import app
 from cnclip_builder.repository.choosing import choose_settings
-from cnclip_builder.repository.manifest import MANIFEST_NAME, read_manifest
+from cnclip_builder.repository.manifest import MANIFEST_NAME, load_manifest
 from cnclip_builder.verify import verify_server
 from cnclip_client import Client
 from cnclip_server import ServerError, TritonServer
@@ -152,7 +152,7 @@ def test_a_build_without_a_gpu_says_what_it_does_not_measure(
         repository = built(tiny_vit, tiny_artefacts, tmp_path)
     told = [line for line in caplog.messages if line.startswith("How far a GPU's pixels are from exact ones is not")]
     assert len(told) == 1
-    assert "card_decoding" not in read_manifest(repository)["tiny-vit"]["1"]
+    assert "card_decoding" not in load_manifest(repository).models["tiny-vit"]["1"]
     shown = CliRunner().invoke(app, ["show", str(repository)]).stdout
     assert "  decodes     JPEGs on the GPU; how far from exactly was not measured where it was built\n" in shown
 
@@ -167,7 +167,7 @@ def test_what_was_measured_is_in_the_manifest_and_shown(
         patch.setattr("cnclip_builder.build._has_card", lambda: True)
         patch.setattr("cnclip_builder.build._measured_card", lambda request, artefacts: found)
         repository = built(tiny_vit, tiny_artefacts, tmp_path)
-    assert read_manifest(repository)["tiny-vit"]["1"]["card_decoding"] == found
+    assert load_manifest(repository).models["tiny-vit"]["1"]["card_decoding"] == found
     shown = CliRunner().invoke(app, ["show", str(repository)]).stdout
     assert (
         "  decodes     JPEGs on the GPU; of 20 images 25% exactly, the others' pixels off by 0.12 on average and 7 at most, "

@@ -14,7 +14,7 @@ import pytest
 import tritonclient.grpc as grpc
 from cnclip_builder.arch import get_arch
 from cnclip_builder.build import BuildRequest, build_repository
-from cnclip_builder.repository.manifest import read_manifest
+from cnclip_builder.repository.manifest import load_manifest
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_client import Client, Limits, ModelNotFound, served_models
 from cnclip_client._flow.tokenizing import Tokenizing
@@ -70,7 +70,7 @@ def server(repository: Path) -> Iterator[TritonServer]:
 
 
 def test_it_was_compared_with_pytorch_as_it_was_built(repository: Path) -> None:
-    live = read_manifest(repository)["demo"]["1"]["live_parity"]
+    live = load_manifest(repository).models["demo"]["1"]["live_parity"]
     assert all(live[tower]["cosine_distance"] < 1e-6 and live[tower]["rows"] > 10 for tower in ("image", "text"))
 
 

@@ -14,7 +14,7 @@ from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.build import BuildRequest, build_repository
 from cnclip_builder.repository.choosing import choose_settings
-from cnclip_builder.repository.manifest import read_manifest
+from cnclip_builder.repository.manifest import load_manifest
 from cnclip_builder.tensors import TOWERS
 from cnclip_builder.verify import verify_server
 from cnclip_client import Client
@@ -37,7 +37,9 @@ def repository(tiny_vit: Arch, tiny_artefacts: Artefacts, tmp_path_factory: pyte
             download_root=folder,
         )
     )
-    assert read_manifest(folder / "repository")["tiny-vit"]["1"]["served_graph"] == dict.fromkeys(TOWERS, "fused")
+    assert load_manifest(folder / "repository").models["tiny-vit"]["1"]["served_graph"] == dict.fromkeys(
+        TOWERS, "fused"
+    )
     for config in (folder / "repository").glob("*-encoder/config.pbtxt"):
         text, count = re.subn("KIND_GPU", "KIND_CPU", config.read_text(encoding="utf-8"))
         assert count == 1

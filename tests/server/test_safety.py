@@ -12,6 +12,7 @@ import tritonclient.grpc as grpc
 import trustme
 from cnclip_server import SettingError, Tls, TritonServer
 from cnclip_server._cli import app
+from cnclip_server._command import restriction_headers
 from cryptography.hazmat.primitives import serialization
 from tritonclient.utils import InferenceServerException
 from typer.testing import CliRunner
@@ -137,3 +138,10 @@ def test_half_a_pair(repository: Any, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [str(repository.path), "--tls-cert", str(tmp_path / "c.pem")])
     assert result.exit_code == 2
     assert "go together" in result.stderr
+
+
+def test_what_opens_that_a_servers_own_flags_restrict() -> None:
+    flag = "--http-restricted-api"
+    own = [f"{flag}=metadata:a=x=y", flag, "health:b=1", "--log-verbose=1", flag, "model-repository:c=2", flag]
+    assert restriction_headers(own) == {"a": "x=y", "b": "1", "c": "2"}
+    assert restriction_headers(()) == {}

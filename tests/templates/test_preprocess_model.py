@@ -189,19 +189,20 @@ def test_a_batch_without_a_jpeg_stays_on_the_host(served: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "on_card"),
     [
-        ([], False),
-        (["--pinned-memory-pool-byte-size=268435456"], False),
-        (["--pinned-memory-pool-byte-size=0", "--pinned-memory-pool-byte-size", "1"], False),
-        (["--pinned-memory-pool-byte-size"], False),
-        (["--pinned-memory-pool-byte-size", "0", ""], True),
-        (["--cuda-memory-pool-byte-size=0:1", "--pinned-memory-pool-byte-size=0"], True),
+        ([], False),  # which can't be read
+        (["tritonserver"], False),
+        (["tritonserver", "--pinned-memory-pool-byte-size=268435456"], False),
+        (["tritonserver", "--pinned-memory-pool-byte-size=0", "--pinned-memory-pool-byte-size", "1"], False),
+        (["tritonserver", "--pinned-memory-pool-byte-size"], False),
+        (["tritonserver", "--pinned-memory-pool-byte-size", "0", ""], True),
+        (["tritonserver", "--cuda-memory-pool-byte-size=0:1", "--pinned-memory-pool-byte-size=0"], True),
     ],
 )
 def test_pixels_stay_on_the_card_where_triton_copies_them_right(
     served: Any, arguments: list[str], on_card: bool
 ) -> None:
     """The same pixels either way, in each request's own rows."""
-    served.arguments[:] = ["tritonserver", *arguments]
+    served.arguments[:] = arguments
     requests = [("420", "PNG"), ("nothing",), ("grey",)]
     first, _, last = answers(served.load("gpu"), requests)
     exact = answers(served.load("exact"), requests)

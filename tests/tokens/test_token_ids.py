@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from cn_clip.clip import tokenize
 from cnclip_builder.arch import cn_clip_vocabulary
-from cnclip_token_ids import VOCABULARY, BadText, TokenIds, lengths_in_steps
+from cnclip_token_ids import VOCABULARY, BadText, TokenIds, decoded, lengths_in_steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -83,7 +83,7 @@ def test_long_texts_are_decomposed_as_short_ones(marks: list[str]) -> None:
     "text", ["我" * 350_000, "a" + "\u0301\u0316" * 250_000, "a" * 1_000_000, "a." * 500_000, "Σ\u0301" * 300_000]
 )
 def test_a_megabyte_costs_no_more_than_its_length(text: str) -> None:
-    ids = TOKEN_IDS.encode_utf8(text.encode())
+    ids = TOKEN_IDS.encode(text)
     assert len(ids) <= TOKEN_IDS.context_length
 
 
@@ -112,11 +112,11 @@ def test_of_a_long_text_no_more_is_read_than_is_encoded(monkeypatch: pytest.Monk
 
 
 def test_utf8() -> None:
-    assert TOKEN_IDS.encode_utf8("皮卡丘".encode()) == TOKEN_IDS.encode("皮卡丘")
+    assert decoded("皮卡丘".encode()) == "皮卡丘"
     with pytest.raises(BadText, match="not UTF-8: invalid start byte at byte 1"):
-        TOKEN_IDS.encode_utf8(b"a\xff")
+        decoded(b"a\xff")
     with pytest.raises(BadText, match="not UTF-8"):
-        TOKEN_IDS.encode_utf8(b"\xed\xa0\x80")  # a surrogate
+        decoded(b"\xed\xa0\x80")  # a surrogate
 
 
 @pytest.mark.parametrize(

@@ -172,14 +172,6 @@ class TokenIds:
         # Every word is a token at least, so that what comes after `room` words is cut in any case.
         return self._nfd(text.translate(self._clean).lower()).translate(self._split).split(None, room)
 
-    def encode_utf8(self, text: bytes) -> list[int]:
-        """Gives the token ids of a text in UTF-8; see `encode`.
-
-        Raises:
-            BadText: the bytes are not UTF-8.
-        """
-        return self.encode(decoded(text))
-
     def pad(self, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
         """Pads token ids to the shortest of the lengths that holds them all, else to `context_length`.
 

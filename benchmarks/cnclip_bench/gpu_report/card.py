@@ -67,13 +67,13 @@ def build_for_card(setup: Setup, report: Report) -> None:
     """
     _require(setup)
     from cnclip_builder.build import build_repository
-    from cnclip_builder.repository.manifest import read_manifest
+    from cnclip_builder.repository.manifest import load_manifest
 
     from cnclip_bench.gpu_report.repositories import request_for
 
     request = replace(request_for(setup, "onnxruntime", preprocess="gpu"), repository=setup.repository(_WAY))
     entry = build_repository(request)
-    found = read_manifest(request.repository)[entry.name][str(entry.version)]["card_decoding"]
+    found = load_manifest(request.repository).models[entry.name][str(entry.version)]["card_decoding"]
     for what in ("images", "exact_share", "largest_pixel_difference", "mean_pixel_difference"):
         report(Fact(f"card against exact pixels, {what.replace('_', ' ')}", f"{found[what]:.3g}"))
     for what in ("cosine_distance", "centred_distance"):

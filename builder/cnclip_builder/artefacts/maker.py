@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import time
@@ -21,7 +20,7 @@ from cnclip_builder.export.stage import export_to_onnx, finish_artefact
 from cnclip_builder.int8.report import LEAST_INT8_SPEED_UP
 from cnclip_builder.int8.stage import make_int8_artefact
 from cnclip_builder.system.atomic import require_space, require_writable
-from cnclip_builder.system.isolation import StageProcess, stage_process
+from cnclip_builder.system.isolation import stage_process
 from cnclip_builder.system.side_by_side import run_jobs, threads_of_each
 from cnclip_builder.tensors import TOWERS, Precision, Tower
 
@@ -88,22 +87,22 @@ def build_artefacts(
     require_writable(folder)
     with stage_process() as process:
         checkpoint = process.run(open_checkpoint, source, arch, download_root, hub)
-        plan = plan_artefacts(arch, checkpoint, folder, towers, precisions, least_int8_speed_up)
-        check(checkpoint, plan)
-        for kind in plan.kept:
-            logger.info("Reusing %s: nothing it rests on has changed", plan.store.place(*kind).name)
-        store, slower, there = plan.store, dict[Tower, str](), set(plan.kept)
-        if plan.missing:
-            with store.work_folder() as work:
-                making = _Making(store, work, checkpoint, plan.missing, fp16_may_fail)
-                in_floats = _make(making, process)
-                in_int8, slower = _make_int8(making, least_int8_speed_up)
-                made = [*in_floats, *in_int8]
-                store.publish(made)
-            there |= {(artefact.tower, artefact.precision) for artefact in made}
-            for kind in set(plan.missing) - there:
-                if store.find(*kind) is None:  # of another checkpoint; one of this is only slower than was asked for
-                    store.discard(*kind)
+    plan = plan_artefacts(arch, checkpoint, folder, towers, precisions, least_int8_speed_up)
+    check(checkpoint, plan)
+    for kind in plan.kept:
+        logger.info("Reusing %s: nothing it rests on has changed", plan.store.place(*kind).name)
+    store, slower, there = plan.store, dict[Tower, str](), set(plan.kept)
+    if plan.missing:
+        with store.work_folder() as work:
+            making = _Making(store, work, checkpoint, plan.missing, fp16_may_fail)
+            in_floats = _make(making)
+            in_int8, slower = _make_int8(making, least_int8_speed_up)
+            made = [*in_floats, *in_int8]
+            store.publish(made)
+        there |= {(artefact.tower, artefact.precision) for artefact in made}
+        for kind in set(plan.missing) - there:
+            if store.find(*kind) is None:  # of another checkpoint; one of this is only slower than was asked for
+                store.discard(*kind)
     return Artefacts(
         checkpoint,
         tuple(
@@ -212,43 +211,27 @@ class _Making:
             file.unlink()
 
 
-def _make(making: _Making, first: StageProcess) -> list[Artefact]:
-    """Makes and proves what is missing in FP32 and FP16, of both encoders side by side where the machine allows it.
-
-    Args:
-        making: what.
-        first: a process that has imported torch already; it is ended.
-
-    Returns:
-        What was made.
-    """
+def _make(making: _Making) -> list[Artefact]:
+    """Makes and proves what is missing in FP32 and FP16, of both encoders side by side where the machine allows it."""
     towers = [tower for tower in TOWERS if making.precisions(tower)]
-    exporting = [tower for tower in towers if "fp32" in making.precisions(tower)]
-    if not exporting:
-        first.close()
     threads = threads_of_each(len(towers), sum(making.checkpoint.fp32_bytes[tower] for tower in towers))
-    jobs = [
-        functools.partial(_make_tower, making, tower, threads, first if exporting[:1] == [tower] else None)
-        for tower in towers
-    ]
+    jobs = [functools.partial(_make_tower, making, tower, threads) for tower in towers]
     return [artefact for made in run_jobs(jobs, side_by_side=threads > 0) for artefact in made]
 
 
-def _make_tower(making: _Making, tower: Tower, threads: int, first: StageProcess | None) -> list[Artefact]:
+def _make_tower(making: _Making, tower: Tower, threads: int) -> list[Artefact]:
     """Makes and proves what is missing of an encoder in FP32 and FP16.
 
     Args:
         making: what.
         tower: which encoder.
         threads: to compute with; 0 for all cores.
-        first: a process to export in; it is ended. None to start one.
     """
     precisions, fp32 = making.precisions(tower), making.place(tower, "fp32")
     if "fp32" in precisions:
         # torch, and the weights that it read, go with its process.
-        with making.checkpoint.still(), contextlib.nullcontext(first) if first else stage_process() as process:
+        with making.checkpoint.still(), stage_process() as process:
             process.run(export_to_onnx, making.checkpoint.file.path, fp32, threads)
-            process.close()
     made: list[Artefact] = []
     with stage_process() as process:
         for artefact in (making.place(tower, precision) for precision in precisions):

@@ -99,7 +99,7 @@ class ArtefactStore:
             precision=made.precision,
             opset=OPSET,
             parity=parity,
-            files={file.name: FileRecord(file.stat().st_size, sha256_of_file(file)) for file in files if file.exists()},
+            files={file.name: FileRecord(file.stat().st_size, sha256_of_file(file)) for file in files},
             fingerprint=self._fingerprint_of(made.precision),
             int8=int8,
         )

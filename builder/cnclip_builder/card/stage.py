@@ -43,14 +43,15 @@ def measure_card_distance(checkpoint: Path, arch: Arch, folder: Path | None) -> 
     from cnclip_builder.checkpoint.towers import encode, load_tower
     from cnclip_builder.parity.samples import sample_images
 
-    images = {**sample_images(), **(images_of(folder) if folder else {})}
+    own = {str(path.relative_to(folder)): path.read_bytes() for path in images_in(folder)} if folder else {}
+    images = {**sample_images(), **own}
     card = open_card(arch.resolution, image_formats(), threads=usable_cores())
     tower = load_tower(load_checkpoint(checkpoint, arch), "image")
     return measure_card(card, images, arch.resolution, lambda image: encode(tower, image))
 
 
-def images_of(folder: Path) -> dict[str, bytes]:
-    """The files of a folder and of those in it, by name, in alphabetical order; so many of them at most.
+def images_in(folder: Path) -> list[Path]:
+    """The files of a folder and of those in it, in alphabetical order; so many of them at most.
 
     Raises:
         SettingError: there are none.
@@ -58,4 +59,4 @@ def images_of(folder: Path) -> dict[str, bytes]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     if not paths:
         raise SettingError(f"{folder} holds no files: name a folder of images")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths[:MOST_IMAGES]}
+    return paths[:MOST_IMAGES]

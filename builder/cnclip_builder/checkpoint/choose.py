@@ -35,7 +35,7 @@ def choose_arch(
         CheckpointError: the checkpoint can't be had or read, or does not tell its architecture.
         SettingError: the vocabulary can't be used, or nothing names the architecture.
     """
-    if source is None or not is_own(source):
+    if not is_own(source):
         return get_arch(arch or DEFAULT_ARCH, vocabulary)
     said = read_sizes(Path(arch)) if arch is not None and arch.endswith(".json") else {}
     if arch is not None and not (arch.endswith(".json") and lacking_sizes(said)):

@@ -45,11 +45,6 @@ class Checkpoint:
     of_transformers: bool = False
     note: str = ""
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """All files that its numbers rest on."""
-        return self.parts.files
-
     @functools.cached_property
     def sha256(self) -> str:
         """Hex digest of the file; of several see `CheckpointParts.sha256`. Reads all of them, once it is asked for."""

@@ -9,6 +9,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from cnclip_builder.arch import Arch, HubFile
 from cnclip_builder.checkpoint.files import require_file
@@ -41,7 +42,7 @@ class CheckpointFile:
     revision: str | None = None
 
 
-def is_own(source: str | None) -> bool:
+def is_own(source: str | None) -> TypeGuard[str]:
     """Whether a checkpoint is one that tells its architecture: neither the official one of one, nor random weights."""
     return source is not None and not source.startswith(_RANDOM)
 
@@ -60,7 +61,7 @@ def fetch_checkpoint(source: str | None, arch: Arch, download_root: Path, hub: H
         CheckpointError: the path doesn't exist, the seed is no number, or the architecture has no official one.
         HubError: the hub could not be reached, or has no such file.
     """
-    if source is not None and not source.startswith(_RANDOM):
+    if is_own(source):
         return fetch_own(source)
     if (here := find_checkpoint(source, arch, download_root)) is not None:
         return here
@@ -79,12 +80,12 @@ def find_checkpoint(source: str | None, arch: Arch, download_root: Path) -> Chec
     Raises:
         CheckpointError: as `fetch_checkpoint`.
     """
+    if is_own(source):
+        return find_own(source)
     if source is None:
         return _official_here(arch, download_root)
-    if source.startswith(_RANDOM):
-        place = _random_place(arch, _seed(source), download_root)
-        return CheckpointFile(place, source, is_random=True) if place.is_file() else None
-    return find_own(source)
+    place = _random_place(arch, _seed(source), download_root)
+    return CheckpointFile(place, source, is_random=True) if place.is_file() else None
 
 
 def find_own(source: str) -> CheckpointFile | None:

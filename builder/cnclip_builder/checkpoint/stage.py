@@ -40,16 +40,20 @@ class CheckpointFacts:
         sha256: hex digest of the file; of several see `CheckpointParts.sha256`.
         logit_scale: the factor on cosines, already exponentiated.
         fp32_bytes: size of its weights in FP32, by encoder.
-        files: names of all files that its numbers rest on; a LoRA adapter's are among them.
-        stamps: of each of these files, what tells that it is still the one that was looked at.
+        stamps: of each file that its numbers rest on, a LoRA adapter's among them, what tells that it is still the one
+            that was looked at.
     """
 
     file: CheckpointFile
     sha256: str
     logit_scale: float
     fp32_bytes: dict[Tower, int]
-    files: tuple[str, ...] = ()
     stamps: Mapping[Path, _Stamp | None] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of all files that its numbers rest on."""
+        return tuple(path.name for path in self.stamps)
 
     @contextlib.contextmanager
     def still(self) -> Iterator[None]:
@@ -113,7 +117,7 @@ def _look_into(file: CheckpointFile, arch: Arch) -> CheckpointFacts:
 
     stamps = {path: _stamp(path) for path in find_parts(file.path).files}
     checkpoint = load_checkpoint(file.path, arch)
-    for path in checkpoint.files:
+    for path in stamps:
         require_intact(path)
         if path.name == ADAPTER_CONFIG:
             logger.info("Merging the LoRA adapter of %s", path.parent)
@@ -125,8 +129,7 @@ def _look_into(file: CheckpointFile, arch: Arch) -> CheckpointFacts:
     sizes: dict[Tower, int] = {"image": 0, "text": 0}
     for name, value in checkpoint.state_dict.items():
         sizes["image" if name.startswith("visual.") else "text"] += 4 * value.numel()
-    files = tuple(path.name for path in checkpoint.files)
-    facts = CheckpointFacts(file, checkpoint.sha256, checkpoint.logit_scale, sizes, files, stamps)
+    facts = CheckpointFacts(file, checkpoint.sha256, checkpoint.logit_scale, sizes, stamps)
     facts.require_same()
     return facts
 

@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from cnclip_builder.cli.options import VerboseOption
 from cnclip_builder.repository.serving import DEFAULT_SETTLE_S
 from cnclip_builder.system.secrets import without_secrets
 
@@ -19,7 +20,6 @@ SettleOption = Annotated[
         help="How long servers have to take in a step before the next: longer than their --repository-poll-secs.",
     ),
 ]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show what is done, and tracebacks of errors.")]
 
 
 def publish(

@@ -28,7 +28,7 @@ from cnclip_builder.cli.verify import show_live_parity
 from cnclip_builder.errors import SettingError
 from cnclip_builder.int8.report import LEAST_INT8_SPEED_UP
 from cnclip_builder.repository.choosing import check_setting, choose_settings
-from cnclip_builder.repository.manifest import kept_serving, read_manifest
+from cnclip_builder.repository.manifest import kept_serving, load_manifest
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.tensors import TOWERS
 
@@ -162,7 +162,7 @@ def repository(
         f"{serving.context_length} tokens"
     )
     if verify:
-        show_live_parity(read_manifest(repository)[entry.name][str(entry.version)]["live_parity"])
+        show_live_parity(load_manifest(repository).models[entry.name][str(entry.version)]["live_parity"])
 
 
 def _require_used(serving: ServingConfig, of_plans: Sequence[str], card_images: Path | None) -> None:

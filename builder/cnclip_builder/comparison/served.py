@@ -12,10 +12,10 @@ from cnclip_client import Block, Client, served_models
 
 from cnclip_builder.comparison.inputs import clients_errors
 from cnclip_builder.comparison.sides import Facts, Named
-from cnclip_builder.errors import BuildError, MissingRequirementError, SettingError
-from cnclip_builder.repository.manifest import read_manifest
+from cnclip_builder.errors import SettingError
+from cnclip_builder.repository.manifest import load_manifest
 from cnclip_builder.tensors import Tower
-from cnclip_builder.verify import addressed, connected
+from cnclip_builder.verify import addressed, connected, serving
 
 logger = logging.getLogger(__name__)
 
@@ -77,25 +77,13 @@ def serving_repository(named: Named, repository: Path, model: str | None) -> Ite
         MissingRequirementError: there is no tritonserver here.
         BuildError: it could not be served.
     """
-    models = tuple(read_manifest(repository))
+    models = tuple(load_manifest(repository).models)
     if model is not None and model not in models:
         raise SettingError(f"{repository} serves no {model}: it has {', '.join(models) or 'nothing'}")
     chosen = model or _only(named.name, models)
-    try:
-        from cnclip_server import ServerError, TritonServer
-    except ImportError as error:
-        raise MissingRequirementError(
-            f"to compare a repository it has to be served ({error}): pip install 'cn-clip-triton[server,cpu]'"
-        ) from error
     logger.info("Serving %s", repository)
-    try:
-        with (
-            TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0) as server,
-            asking_server(named, server.grpc_url, chosen, "repository") as side,
-        ):
-            yield side
-    except ServerError as error:
-        raise BuildError(f"{repository} could not be served: {error}") from error
+    with serving(repository, str(repository)) as url, asking_server(named, url, chosen, "repository") as side:
+        yield side
 
 
 def _only(name: str, models: tuple[str, ...]) -> str:

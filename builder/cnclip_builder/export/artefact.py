@@ -38,7 +38,7 @@ class Artefact:
 
     @property
     def weights(self) -> Path:
-        """The file of weights beside it; small encoders have none."""
+        """The file of weights beside it."""
         return external_data_of(self.path)
 
     @property

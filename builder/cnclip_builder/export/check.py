@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,11 @@ import onnxruntime
 
 from cnclip_builder.errors import ParityError
 from cnclip_builder.export.artefact import Artefact
+from cnclip_builder.export.files import plain_input, served_input
 from cnclip_builder.export.tables import read_tables, require_same_tables
 from cnclip_builder.parity.distance import TOLERANCES, Parity, Tolerance, check_parity
-from cnclip_builder.parity.probes import Probes, make_probes
-from cnclip_builder.tensors import TENSORS, Precision, Tower
-
-_FEATURE_TYPE = "tensor(float)"
+from cnclip_builder.parity.probes import make_probes
+from cnclip_builder.tensors import TENSORS, InputSpec, Precision
 
 # Stricter than what FP32 has to hold elsewhere: beside PyTorch on one CPU it was never seen to be off by more than
 # 1e-11. Of 18 swaps of two weights of the demo that 1e-6 let pass, 16 took them by 6e-8 to 9e-7.
@@ -47,37 +47,71 @@ def check_artefact(artefact: Artefact, reference: npt.NDArray[np.float32], threa
     """
     path, arch, tower = artefact.path, artefact.arch, artefact.tower
     probes, names = make_probes(arch), TENSORS[tower]
-    inputs = probes.inputs(tower)
     session = open_session(path, threads=threads)
-    axes: dict[Tower, _Signature] = {
-        "image": ("tensor(float)", [None, 3, arch.resolution, arch.resolution]),
-        "text": ("tensor(int64)", [None, None]),
-    }
-    check_signature(path, session.get_inputs(), {names.input: axes[tower]})
-    check_signature(path, session.get_outputs(), {names.unnormalised: (_FEATURE_TYPE, [None, arch.embedding_size])})
+    _check_tensors(path, session, plain_input(arch, tower), [names.unnormalised], arch.embedding_size)
 
-    def features(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        result: npt.NDArray[np.float32] = session.run([names.unnormalised], {names.input: rows})[0]
-        return result
+    def run(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        features: npt.NDArray[np.float32] = session.run([names.unnormalised], {names.input: rows})[0]
+        return features
 
-    tolerance = _PROVED[artefact.precision]
-    parity = check_parity(f"{path.name} at batch {len(inputs)}", features(inputs), reference, tolerance)
-    check_parity(f"{path.name} at batch 1", features(inputs[:1]), reference[:1], tolerance)
+    inputs = probes.inputs(tower)
+    return _check_values(path, artefact, run, inputs, run(inputs), reference)
+
+
+def check_served_encoder(path: Path, artefact: Artefact, threads: int = 0) -> Parity:
+    """Compares a served encoder with PyTorch, from uint8 pixels or int32 ids to both kinds of features.
+
+    Args:
+        path: its `model.onnx`.
+        artefact: what it was written from; its precision's tolerance and its reference count.
+        threads: to compute with; 0 for all cores.
+
+    Returns:
+        The distances of the un-normalised features.
+
+    Raises:
+        ParityError: it does not load, or a rung does not hold.
+    """
+    arch, tower = artefact.arch, artefact.tower
+    probes, names = make_probes(arch), TENSORS[tower]
+    session = open_session(path, threads=threads)
+    outputs = [names.unnormalised, names.normalised]
+    _check_tensors(path, session, served_input(arch, tower), outputs, arch.embedding_size)
+
+    def run(rows: npt.NDArray[Any]) -> list[npt.NDArray[np.float32]]:
+        features: list[npt.NDArray[np.float32]] = session.run(outputs, {names.served_input: rows})
+        return features
+
+    inputs, reference = probes.served_inputs(tower), np.load(artefact.reference)
+    raw, unit = run(inputs)
+    norms = np.linalg.norm(unit, axis=1)
+    if not np.allclose(norms, 1, atol=1e-5):
+        raise ParityError(f"{path}: {names.normalised} have norms from {norms.min()} to {norms.max()} instead of 1")
+    lengths = np.linalg.norm(reference, axis=1, keepdims=True)
+    check_parity(f"{path.name}, {names.normalised}", unit * lengths, reference, _PROVED[artefact.precision])
     if tower == "text":
-        for row, length in trimmed_rows(probes):
-            check_parity(
-                f"{path.name} at length {length}",
-                features(inputs[row : row + 1, :length]),
-                reference[row : row + 1],
-                tolerance,
-            )
+        require_same_tables(path, read_tables(path), read_tables(artefact.path))
+    return _check_values(path, artefact, lambda rows: run(rows)[0], inputs, raw, reference)
+
+
+def _check_values(
+    path: Path,
+    artefact: Artefact,
+    run: Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]],
+    inputs: npt.NDArray[Any],
+    features: npt.NDArray[np.float32],
+    reference: npt.NDArray[np.float32],
+) -> Parity:
+    """Compares the features of the probes, of one alone, and of texts that are not padded to the longest."""
+    tolerance = _PROVED[artefact.precision]
+    parity = check_parity(f"{path.name} at batch {len(inputs)}", features, reference, tolerance)
+    check_parity(f"{path.name} at batch 1", run(inputs[:1]), reference[:1], tolerance)
+    if artefact.tower == "text":
+        lengths = np.count_nonzero(inputs, axis=1).tolist()
+        for row in (0, len(lengths) // 2):  # a short one, and a middling one
+            alone = run(inputs[row : row + 1, : lengths[row]])
+            check_parity(f"{path.name} at length {lengths[row]}", alone, reference[row : row + 1], tolerance)
     return parity
-
-
-def trimmed_rows(probes: Probes) -> list[tuple[int, int]]:
-    """A short and a middling text of the probes, each with its number of tokens."""
-    lengths = np.count_nonzero(probes.text, axis=1)
-    return [(row, int(lengths[row])) for row in (0, len(lengths) // 2)]
 
 
 def open_session(model: Path | bytes, *, threads: int = 0, weights: Path | None = None) -> onnxruntime.InferenceSession:
@@ -104,72 +138,33 @@ def open_session(model: Path | bytes, *, threads: int = 0, weights: Path | None 
         raise ParityError(f"{name} does not load in ONNX Runtime: {error}") from error
 
 
-def check_signature(path: Path, tensors: list[Any], expected: dict[str, _Signature]) -> None:
-    """Compares a model's inputs or outputs with what they should be.
-
-    Args:
-        path: named in the error.
-        tensors: of `session.get_inputs()` or `get_outputs()`.
-        expected: by name, ONNX Runtime's type and the axes, None for a dynamic one.
+def _check_tensors(
+    path: Path, session: onnxruntime.InferenceSession, spec: InputSpec, outputs: list[str], embedding_size: int
+) -> None:
+    """Compares a model's input and outputs with what they should be.
 
     Raises:
         ParityError: a name, type or axis differs.
     """
-    found = {
-        tensor.name: (tensor.type, [size if isinstance(size, int) else None for size in tensor.shape])
-        for tensor in tensors
-    }
-    if set(found) != set(expected):
-        raise ParityError(f"{path.name} has tensors {sorted(found)} instead of {sorted(expected)}")
-    for name, signature in expected.items():
-        if found[name] != signature:
-            raise ParityError(
-                f"{path.name}: tensor {name!r} is {_describe(*found[name])} instead of {_describe(*signature)}"
-            )
+    kind = "float" if spec.dtype == "float32" else spec.dtype
+    taken: _Signature = (f"tensor({kind})", [axis if isinstance(axis, int) else None for axis in spec.axes])
+    given: _Signature = ("tensor(float)", [None, embedding_size])
+    for tensors, expected in (
+        (session.get_inputs(), {spec.name: taken}),
+        (session.get_outputs(), dict.fromkeys(outputs, given)),
+    ):
+        found = {
+            tensor.name: (tensor.type, [size if isinstance(size, int) else None for size in tensor.shape])
+            for tensor in tensors
+        }
+        if set(found) != set(expected):
+            raise ParityError(f"{path.name} has tensors {sorted(found)} instead of {sorted(expected)}")
+        for name, signature in expected.items():
+            if found[name] != signature:
+                raise ParityError(
+                    f"{path.name}: tensor {name!r} is {_describe(*found[name])} instead of {_describe(*signature)}"
+                )
 
 
 def _describe(kind: str, axes: list[int | None]) -> str:
     return f"{kind} [{', '.join('dynamic' if size is None else str(size) for size in axes)}]"
-
-
-def check_served_encoder(path: Path, artefact: Artefact, threads: int = 0) -> Parity:
-    """Compares a served encoder with PyTorch, from uint8 pixels or int32 ids to both kinds of features.
-
-    Args:
-        path: its `model.onnx`.
-        artefact: what it was written from; its precision's tolerance and its reference count.
-        threads: to compute with; 0 for all cores.
-
-    Returns:
-        The distances of the un-normalised features.
-
-    Raises:
-        ParityError: it does not load, or a rung does not hold.
-    """
-    arch, names = artefact.arch, TENSORS[artefact.tower]
-    probes = make_probes(arch)
-    inputs = probes.served_inputs(artefact.tower)
-    reference = np.load(artefact.reference)
-    session = open_session(path, threads=threads)
-    axes: dict[Tower, _Signature] = {
-        "image": ("tensor(uint8)", [None, arch.resolution, arch.resolution, 3]),
-        "text": ("tensor(int32)", [None, None]),
-    }
-    check_signature(path, session.get_inputs(), {names.served_input: axes[artefact.tower]})
-    features = (_FEATURE_TYPE, [None, arch.embedding_size])
-    check_signature(path, session.get_outputs(), {names.unnormalised: features, names.normalised: features})
-    raw, unit = session.run([names.unnormalised, names.normalised], {names.served_input: inputs})
-    norms = np.linalg.norm(unit, axis=1)
-    if not np.allclose(norms, 1, atol=1e-5):
-        raise ParityError(f"{path}: {names.normalised} have norms from {norms.min()} to {norms.max()} instead of 1")
-    tolerance = _PROVED[artefact.precision]
-    lengths = np.linalg.norm(reference, axis=1, keepdims=True)
-    check_parity(f"{path.name}, {names.normalised}", unit * lengths, reference, tolerance)
-    alone = {"at batch 1": (0, inputs[:1])}
-    if artefact.tower == "text":
-        require_same_tables(path, read_tables(path), read_tables(artefact.path))
-        alone |= {f"at length {length}": (row, inputs[row : row + 1, :length]) for row, length in trimmed_rows(probes)}
-    for where, (row, sample) in alone.items():
-        features_alone = session.run([names.unnormalised], {names.served_input: sample})[0]
-        check_parity(f"{path.name} {where}", features_alone, reference[row : row + 1], tolerance)
-    return check_parity(f"{path.name}, {names.unnormalised}", raw, reference, tolerance)

@@ -83,3 +83,11 @@ def in_order(nodes: Iterable[onnx.NodeProto], given: set[str]) -> list[onnx.Node
             raise BuildError(f"node {late[0].name!r} reads a tensor that nothing makes: export the checkpoint again")
         waiting = late
     return ordered
+
+
+def drop_unread(graph: onnx.GraphProto) -> None:
+    """Takes out the initializers that no node reads."""
+    read = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)

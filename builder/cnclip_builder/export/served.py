@@ -43,9 +43,8 @@ def write_served_encoder(artefact: Artefact, folder: Path, *, without_padding: b
         skip_padding(model.graph)
     served = folder / SERVED_FILENAME
     onnx.save_model(model, served)
-    if artefact.weights.exists():
-        # A copy, not a hard link: onnx refuses weights that have several names, for fear of an attack.
-        shutil.copyfile(artefact.weights, folder / artefact.weights.name)
+    # A copy, not a hard link: onnx refuses weights that have several names, for fear of an attack.
+    shutil.copyfile(artefact.weights, folder / artefact.weights.name)
     return served
 
 

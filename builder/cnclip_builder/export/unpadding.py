@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cnclip_builder.errors import BuildError
-from cnclip_builder.export.files import in_order
+from cnclip_builder.export.files import drop_unread, in_order
 from cnclip_builder.tensors import TENSORS
 
 _State = Literal["rows", "grid", "first"]
@@ -24,9 +24,9 @@ _State = Literal["rows", "grid", "first"]
 
 # Operators that give each row of `[T, ...]` from that row alone; with a second operand that is constant, or rows too.
 _ROW_WISE = {
-    *("Abs", "Add", "Cast", "Div", "Erf", "Gelu", "LayerNormalization", "MatMul", "Max", "Mul", "Pow", "Relu"),
-    *("Sigmoid", "Sqrt", "Sub", "Tanh"),
-    *("MatMulIntegerToFloat", "QuantizeLinear", "ReduceMax"),  # of an INT8 encoder
+    *("Add", "Div", "Erf", "LayerNormalization", "MatMul", "Mul", "Relu", "Sigmoid", "Tanh"),
+    "Cast",  # of an FP16 encoder
+    *("Abs", "MatMulIntegerToFloat", "Max", "QuantizeLinear", "ReduceMax"),  # of an INT8 encoder
 }
 
 
@@ -65,10 +65,7 @@ class _Rewriting:
             raise BuildError("the text encoder's features are not those of its class token alone: report it")
         del graph.node[:]
         graph.node.extend(self._nodes)
-        used = {name for node in graph.node for name in node.input}
-        kept = [tensor for tensor in graph.initializer if tensor.name in used]
-        del graph.initializer[:]
-        graph.initializer.extend(kept)
+        drop_unread(graph)
 
     def _find_tokens(self) -> None:
         """Adds what tells where the tokens are, and cuts the ids to the longest text's.
@@ -148,7 +145,7 @@ class _Rewriting:
         if node.op_type != "Slice" or any(name not in self._constants for name in node.input[1:]):
             return False
         bounds = [numpy_helper.to_array(self._constants[name]).tolist() for name in node.input[1:]]
-        return bounds in ([[0], [1], [1]], [[0], [1], [1], [1]])  # start, end, axis and step
+        return bounds == [[0], [1], [1]]  # start, end and axis
 
     def _add(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
         self._nodes.append(helper.make_node(operator, inputs, [output], f"unpad_{output}", **attributes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
-from onnx.external_data_helper import load_external_data_for_tensor
+from onnx.external_data_helper import load_external_data_for_model
 
-from cnclip_builder.export.files import external_data_of
+from cnclip_builder.export.files import drop_unread, external_data_of
 from cnclip_builder.int8.weights import ACTIVATION_STEPS, Int8Weight
 
 _CONTRIB = "com.microsoft"
@@ -27,15 +28,13 @@ class Product:
     Attributes:
         node: the node's name.
         activations: the tensor that is multiplied, `[..., K]`.
-        weight: the initializer's name.
-        transposed: the initializer is `[N, K]`.
+        weight: the initializer's name, `[K, N]`.
         size: K * N, what it costs per token.
     """
 
     node: str
     activations: str
     weight: str
-    transposed: bool
     size: int
 
 
@@ -47,22 +46,17 @@ def find_products(model: onnx.ModelProto) -> list[Product]:
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     products = []
     for node in model.graph.node:
-        if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in constants:
-            continue
-        shape = constants[node.input[1]].dims
-        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        plain = not attributes.get("transA") and attributes.get("alpha", 1) == attributes.get("beta", 1) == 1
-        if len(shape) == 2 and plain:
-            transposed = bool(attributes.get("transB", 0))
-            products.append(Product(node.name, node.input[0], node.input[1], transposed, shape[0] * shape[1]))
+        if node.op_type == "MatMul" and node.input[1] in constants:
+            activations, weight = node.input
+            products.append(Product(node.name, activations, weight, math.prod(constants[weight].dims)))
     return products
 
 
 def read_weight(model: onnx.ModelProto, product: Product, folder: Path) -> npt.NDArray[np.float32]:
     """Reads a product's weights, `[K, N]`, from the file that is in this folder."""
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == product.weight)
-    weight = numpy_helper.to_array(tensor, str(folder)).astype(np.float32)
-    return np.ascontiguousarray(weight.T if product.transposed else weight)
+    weight: npt.NDArray[np.float32] = numpy_helper.to_array(tensor, str(folder))
+    return weight
 
 
 def write_int8(fp32: Path, int8: Path, weights: Mapping[str, Int8Weight]) -> None:
@@ -92,14 +86,9 @@ def write_int8(fp32: Path, int8: Path, weights: Mapping[str, Int8Weight]) -> Non
             nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
-    _drop_unused(graph)
-    for tensor in graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            load_external_data_for_tensor(tensor, str(fp32.parent))
-            tensor.data_location = onnx.TensorProto.DEFAULT
-            del tensor.external_data[:]
-    if all(opset.domain != _CONTRIB for opset in model.opset_import):
-        model.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
+    drop_unread(graph)
+    load_external_data_for_model(model, str(fp32.parent))
+    model.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
     external_data_of(int8).unlink(missing_ok=True)  # onnx appends to it
     onnx.save_model(
         model,
@@ -156,15 +145,5 @@ def _int8_product(
         f"{prefix}_product",
         _CONTRIB,
     )
-    bias = node.input[2] if len(node.input) > 2 else ""
-    scaled = add("Mul", [product, ranges], f"{prefix}_scaled" if bias else output)
-    if bias:
-        add("Add", [scaled, bias], output)
+    add("Mul", [product, ranges], output)
     return nodes
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)

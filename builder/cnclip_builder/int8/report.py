@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from cnclip_builder.parity.distance import Parity
@@ -30,12 +30,8 @@ class Int8Report:
     speed_up: float
     parity: Parity
 
-    def as_dict(self) -> dict[str, Any]:
-        """The report for JSON."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, report: Mapping[str, Any]) -> Int8Report:
-        """Reads what `as_dict` gave."""
+        """Reads what a sidecar holds of it."""
         kept, parity = tuple(report["kept_in_fp32"]), Parity(**report["parity"])
         return cls(**{**report, "kept_in_fp32": kept, "parity": parity})

@@ -54,7 +54,7 @@ def write_plan_sources(artefact: Artefact, edges: Edges, profiles: tuple[Profile
     plan = plan_name(artefact, edges)
     stem = plan.removesuffix(".trt")
     weights = artefact.weights
-    if weights.exists() and folder != artefact.folder:
+    if folder != artefact.folder:
         shutil.copyfile(weights, folder / weights.name)
     features: dict[int, npt.NDArray[np.float32]] = {}
     graphs = {str(opset): f"{stem}.opset{opset}.onnx" for opset in _OPSETS}
@@ -68,7 +68,7 @@ def write_plan_sources(artefact: Artefact, edges: Edges, profiles: tuple[Profile
         onnx.save_model(model, folder / graphs[str(opset)])
         features[opset] = _prove(folder / graphs[str(opset)], artefact, inputs, expected)
     np.savez(folder / f"{stem}.probes.npz", inputs=inputs, pytorch=expected, onnx=features[17])
-    files = [*graphs.values(), f"{stem}.probes.npz", *([weights.name] if weights.exists() else [])]
+    files = [*graphs.values(), f"{stem}.probes.npz", weights.name]
     return PlanJob(
         plan=plan,
         tower=artefact.tower,

@@ -79,7 +79,7 @@ def choose_settings(
     )
     if target != before.get("target"):
         before = {name: value for name, value in before.items() if name not in _DEPEND_ON_TARGET}
-    if chosen.get("platform", "onnxruntime") != before.get("platform", "onnxruntime") and "platform" in chosen:
+    if "platform" in chosen and chosen["platform"] != before.get("platform", "onnxruntime"):
         before = {name: value for name, value in before.items() if name not in ("accelerator", "cuda_graphs")}
     if chosen.get("precision", "fp32") != "fp32":
         before.pop("tf32", None)  # chosen for FP32

@@ -160,13 +160,14 @@ def _graphs(serving: ServingConfig, spec: InputSpec, tower: Tower) -> list[tuple
 
 def _row_dims(serving: ServingConfig, spec: InputSpec) -> list[list[int]]:
     """The dims of a row, in each length that is served."""
-    lengths = serving.padded_lengths if LENGTH in spec.axes else (0,)
-    return [[length if isinstance(axis, str) else axis for axis in spec.axes[1:]] for length in lengths]
+    if LENGTH in spec.axes:
+        return [[length] for length in serving.padded_lengths]
+    return [[axis for axis in spec.axes if isinstance(axis, int)]]
 
 
-def warmup_file(spec: InputSpec, length: int | None = None) -> str:
+def warmup_file(spec: InputSpec, dims: Sequence[int]) -> str:
     """Names the file with the input that warms an encoder up: "pixels", or "text-40" for texts of 40 tokens."""
-    return spec.name if length is None else f"{spec.name}-{length}"
+    return f"{spec.name}-{dims[0]}" if LENGTH in spec.axes else spec.name
 
 
 def _warmups(serving: ServingConfig, spec: InputSpec, tower: Tower) -> list[Warmup]:
@@ -174,14 +175,8 @@ def _warmups(serving: ServingConfig, spec: InputSpec, tower: Tower) -> list[Warm
     settings = serving.encoder(tower)
     batches = {1} if serving.target == "cpu" else {1, settings.preferred_batch_size, settings.max_batch_size}
     return [
-        Warmup(
-            f"{batch} of {' x '.join(map(str, dims))}",
-            batch,
-            dims,
-            warmup_file(spec, length if LENGTH in spec.axes else None),
-        )
-        for length in (serving.padded_lengths if LENGTH in spec.axes else (0,))
-        for dims in [[length if isinstance(axis, str) else axis for axis in spec.axes[1:]]]
+        Warmup(f"{batch} of {' x '.join(map(str, dims))}", batch, dims, warmup_file(spec, dims))
+        for dims in _row_dims(serving, spec)
         for batch in sorted(batches)
     ]
 

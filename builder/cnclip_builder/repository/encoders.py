@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cnclip_builder.artefacts.record import ProvedArtefact
 from cnclip_builder.export.stage import prove_served, write_fused, write_served
 from cnclip_builder.plans.here import Plan
 from cnclip_builder.plans.record import sidecar_of
@@ -155,16 +154,11 @@ def _write_encoder(new: Path, entry: RepositoryEntry, tower: Tower, threads: int
         with stage_process() as process:
             unpadded = graph == "unpadded"
             parity = process.run(write_served, artefact, folder, without_padding=unpadded, threads=threads)
-        hashes = _hashes_of_weights(new, folder, artefact)
+        # Weights are copied: they have the hash that the artefact was written with.
+        name = artefact.weights.name
+        hashes[(folder / name).relative_to(new).as_posix()] = artefact.record.files[name].sha256
     logger.info("Proved the served %s encoder: 1 - cosine <= %.0e", tower, parity.cosine_distance)
     return Written({f"{tower}-encoder": parity.as_dict()}, hashes)
-
-
-def _hashes_of_weights(new: Path, folder: Path, artefact: ProvedArtefact) -> dict[str, str]:
-    """The hash of weights that were copied is that which the artefact was written with."""
-    name = artefact.weights.name
-    recorded = artefact.record.files.get(name)
-    return {} if recorded is None else {(folder / name).relative_to(new).as_posix(): recorded.sha256}
 
 
 def _write_plans(folder: Path, plans: Sequence[Plan]) -> dict[str, Any]:

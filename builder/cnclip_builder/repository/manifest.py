@@ -35,23 +35,11 @@ class Manifest:
     files: dict[str, str] | None = None
 
 
-def read_manifest(repository: Path) -> dict[str, Any]:
-    """Reads what a repository serves.
-
-    Returns:
-        By model name and version number (as a string), the version's entry; empty for a new repository.
-
-    Raises:
-        RepositoryError: the file is damaged or of a later schema, or the folder holds something else.
-    """
-    return load_manifest(repository).models
-
-
 def load_manifest(repository: Path) -> Manifest:
     """Reads a repository's manifest; an empty one for a new repository.
 
     Raises:
-        RepositoryError: as `read_manifest`.
+        RepositoryError: the file is damaged or of a later schema, or the folder holds something else.
     """
     path = repository / MANIFEST_NAME
     if not path.exists():
@@ -76,7 +64,7 @@ def kept_serving(repository: Path, name: str, version: int, arch: str) -> dict[s
     Returns:
         By name; empty for a new model.
     """
-    versions = {int(number): record for number, record in read_manifest(repository).get(name, {}).items()}
+    versions = {int(number): record for number, record in load_manifest(repository).models.get(name, {}).items()}
     if not versions:
         return {}
     record = versions.get(version, versions[max(versions)])

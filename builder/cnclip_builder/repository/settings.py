@@ -61,11 +61,15 @@ def check_value(name: str, value: Any) -> None:
     Raises:
         SettingError: the value is none of the setting's, or out of its range.
     """
-    for number in _numbers(name, value):
-        least = 0 if name in _MAY_BE_ZERO else 1
-        if not least <= number <= _MOST:
-            bound = f"at least {least}" if number < least else f"at most {_MOST}"
-            raise SettingError(f"{name} is {number}: choose {bound}")
+    if name in _CHOICES:
+        if value not in _CHOICES[name]:
+            choices = ", ".join(str(choice).lower() for choice in _CHOICES[name])
+            raise SettingError(f"{name} is {value!r}: choose one of {choices}")
+    elif name == "image_formats":
+        _check_formats(name, value)
+    elif value is not None or name not in _MAY_BE_NONE:
+        for number in _numbers(name, value):
+            _check_number(name, number)
 
 
 def merged_setting(before: PerTower | None, now: PerTower | None) -> PerTower | None:
@@ -118,47 +122,35 @@ def _parse_numbers(name: str, text: str, what: str, example: str) -> tuple[int, 
     return tuple(map(int, parts))
 
 
-def _check_formats(name: str, value: str) -> None:
+def _check_formats(name: str, value: Any) -> None:
     """Asks what decodes on servers, before a build that none of them would load.
 
     Raises:
         SettingError: this machine's Pillow does not know a format, or it is one that is never decoded.
     """
-    from cnclip_pixels import image_formats  # with Pillow, which few settings need
+    if not isinstance(value, str) or not re.fullmatch(r"(?:[A-Za-z0-9]+(?:,[A-Za-z0-9]+)*)?", value):
+        raise SettingError(f"{name} is {value!r}: write Pillow's names of formats, such as MPEG,WMF")
+    if value:
+        from cnclip_pixels import image_formats  # with Pillow, which few settings need
 
-    try:
-        image_formats(value)
-    except ValueError as error:
-        raise SettingError(f"{name} is {value!r}: {error}") from error
+        try:
+            image_formats(value)
+        except ValueError as error:
+            raise SettingError(f"{name} is {value!r}: {error}") from error
 
 
-def _numbers(name: str, value: Any) -> list[int]:
-    """The numbers of a setting; none of one that is no number.
-
-    Raises:
-        SettingError: it is neither a number nor one for each encoder.
-    """
-    if name in _CHOICES:
-        if value not in _CHOICES[name]:
-            choices = ", ".join(str(choice).lower() for choice in _CHOICES[name])
-            raise SettingError(f"{name} is {value!r}: choose one of {choices}")
-        return []
-    if value is None and name in _MAY_BE_NONE:
-        return []
-    if name == "image_formats":
-        if not isinstance(value, str) or not re.fullmatch(r"(?:[A-Za-z0-9]+(?:,[A-Za-z0-9]+)*)?", value):
-            raise SettingError(f"{name} is {value!r}: write Pillow's names of formats, such as MPEG,WMF")
-        if value:
-            _check_formats(name, value)
-        return []
+def _numbers(name: str, value: Any) -> list[Any]:
+    """What has to be a number: of a setting for each encoder, or of several numbers, each of them."""
     if isinstance(value, Mapping) and name in PER_TOWER and set(value) <= set(TOWERS):
-        numbers = list(value.values())
-    elif isinstance(value, list | tuple) and name in ("text_lengths", "gpus"):
-        numbers = list(value)
-    else:
-        numbers = [value]
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int):
-            form = ' or {"image": N, "text": N}' if name in PER_TOWER else ""
-            raise SettingError(f"{name} is {number!r}: give a whole number{form}")
-    return numbers
+        return list(value.values())
+    return list(value) if isinstance(value, list | tuple) and name in ("text_lengths", "gpus") else [value]
+
+
+def _check_number(name: str, number: Any) -> None:
+    if isinstance(number, bool) or not isinstance(number, int):
+        form = ' or {"image": N, "text": N}' if name in PER_TOWER else ""
+        raise SettingError(f"{name} is {number!r}: give a whole number{form}")
+    least = 0 if name in _MAY_BE_ZERO else 1
+    if not least <= number <= _MOST:
+        bound = f"at least {least}" if number < least else f"at most {_MOST}"
+        raise SettingError(f"{name} is {number}: choose {bound}")

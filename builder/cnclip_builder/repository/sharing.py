@@ -9,7 +9,7 @@ from typing import Any
 
 from cnclip_builder.arch import Arch, cn_clip_vocabulary
 from cnclip_builder.errors import RepositoryError, SettingError
-from cnclip_builder.repository.manifest import MANIFEST_NAME, read_manifest, reading
+from cnclip_builder.repository.manifest import MANIFEST_NAME, load_manifest, reading
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.system.atomic import sha256_of_file
 
@@ -35,7 +35,7 @@ def check_place(name: str, version: int, arch: Arch, serving: ServingConfig, rep
     check_model_name(name)
     if not 1 <= version <= 2**31 - 1:
         raise SettingError(f"version {version} is out of range: Triton's versions start at 1")
-    versions = read_manifest(repository).get(name, {})
+    versions = load_manifest(repository).models.get(name, {})
     with reading(repository / MANIFEST_NAME):
         _check_same_shape(name, version, arch, serving, versions)
 

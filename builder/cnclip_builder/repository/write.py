@@ -45,7 +45,7 @@ _PACKAGES = {"image-preprocess": "cnclip_pixels", "text-tokenize": "cnclip_token
 _WARMUP_TEXT = "一只游隼停在木桩上，望着远处的草地"
 
 
-def publish(
+def add_version(
     entry: RepositoryEntry, repository: Path, verify: Callable[[Path], Mapping[str, Any]] | None = None
 ) -> None:
     """Adds a version of an architecture's models to a repository, or replaces it, in one step.
@@ -183,7 +183,8 @@ def _write_warmup(folder: Path, entry: RepositoryEntry, kind: str) -> None:
     if kind == "image-preprocess":
         (folder / "image").write_bytes(_triton_string(image))
     elif kind == "image-encoder":
-        (folder / warmup_file(spec)).write_bytes(decode_pixels(image, entry.arch.resolution).tobytes())
+        pixels = decode_pixels(image, entry.arch.resolution)
+        (folder / warmup_file(spec, pixels.shape)).write_bytes(pixels.tobytes())
     elif kind == "text-tokenize":
         (folder / "text").write_bytes(_triton_string(_WARMUP_TEXT.encode()))
     elif kind == "text-encoder":
@@ -191,7 +192,7 @@ def _write_warmup(folder: Path, entry: RepositoryEntry, kind: str) -> None:
             ids = np.zeros(length, dtype=np.int32)
             token_ids = TokenIds(entry.arch.vocabulary_file, length).encode(_WARMUP_TEXT)
             ids[: len(token_ids)] = token_ids
-            (folder / warmup_file(spec, length)).write_bytes(ids.tobytes())
+            (folder / warmup_file(spec, ids.shape)).write_bytes(ids.tobytes())
 
 
 def _triton_string(value: bytes) -> bytes:

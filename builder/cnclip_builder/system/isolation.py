@@ -42,10 +42,6 @@ class StageProcess:
     def __init__(self, executor: ProcessPoolExecutor) -> None:
         self._executor = executor
 
-    def close(self) -> None:
-        """Ends the process, and with it whatever its libraries hold on to."""
-        self._executor.shutdown()
-
     def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Calls a module-level function in the process; arguments, result and errors are pickled.
 

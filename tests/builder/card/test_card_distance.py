@@ -81,11 +81,11 @@ def test_a_folder_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         folder.mkdir()
     for name in ("b.jpg", "a.jpg", "deep/c.jpg"):
         (tmp_path / name).write_text(name)
-    assert stage.images_of(tmp_path) == {name: name.encode() for name in ("a.jpg", "b.jpg", "deep/c.jpg")}
+    assert stage.images_in(tmp_path) == [tmp_path / name for name in ("a.jpg", "b.jpg", "deep/c.jpg")]
     monkeypatch.setattr(stage, "MOST_IMAGES", 2)
-    assert list(stage.images_of(tmp_path)) == ["a.jpg", "b.jpg"]
+    assert stage.images_in(tmp_path) == [tmp_path / "a.jpg", tmp_path / "b.jpg"]
     with pytest.raises(SettingError, match="holds no files: name a folder of images"):
-        stage.images_of(empty)
+        stage.images_in(empty)
 
 
 def test_no_card_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

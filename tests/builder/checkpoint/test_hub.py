@@ -20,7 +20,7 @@ from cnclip_builder.checkpoint.sources import fetch_checkpoint
 from cnclip_builder.checkpoint.stage import find_arch_of, open_checkpoint
 from cnclip_builder.errors import BuildError, CheckpointError, HubError
 from cnclip_builder.repository.serving import ServingConfig
-from cnclip_builder.repository.write import RepositoryEntry, publish
+from cnclip_builder.repository.write import RepositoryEntry, add_version
 
 from tests.builder.checkpoint.chinese_clip import TINY, features, inputs, make_model, save_bin
 from tests.builder.checkpoint.local_hub import LocalHub, local_hub
@@ -229,7 +229,7 @@ def test_the_manifest_has_the_commit(tiny_artefacts: Artefacts, tmp_path: Path) 
         )
         serving = ServingConfig(target="cpu", precision="fp32", context_length=40, max_batch_size=8)
         arch = tiny_artefacts.items[0].arch
-        publish(RepositoryEntry("a", 1, arch, pinned, serving), tmp_path / "repository")
+        add_version(RepositoryEntry("a", 1, arch, pinned, serving), tmp_path / "repository")
         record = json.loads((tmp_path / "repository" / "manifest.json").read_text())["models"]["a"]["1"]["checkpoint"]
         assert record["source"] == f"hf:{NAME}"
         assert record.get("revision") == revision

@@ -15,7 +15,7 @@ from cnclip_builder.cli.app import app
 from cnclip_builder.errors import RepositoryError
 from cnclip_builder.repository.manifest import renew_files, update_serving
 from cnclip_builder.repository.serving import ServingConfig
-from cnclip_builder.repository.write import RepositoryEntry, publish
+from cnclip_builder.repository.write import RepositoryEntry, add_version
 from typer.testing import CliRunner
 
 SERVING = ServingConfig(target="cpu", precision="fp32", context_length=40, max_batch_size=8)
@@ -25,11 +25,11 @@ SERVING = ServingConfig(target="cpu", precision="fp32", context_length=40, max_b
 def built(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two versions of one model, and another model of a checkpoint of the hub. Tests that change it change a copy."""
     repository = tmp_path_factory.mktemp("shown") / "repository"
-    publish(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
-    publish(RepositoryEntry("a", 2, tiny_vit, tiny_artefacts, SERVING), repository)
+    add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
+    add_version(RepositoryEntry("a", 2, tiny_vit, tiny_artefacts, SERVING), repository)
     file = replace(tiny_artefacts.checkpoint.file, source="hf:someone/tiny", is_random=False, revision="c0ffee")
     fetched = replace(tiny_artefacts, checkpoint=replace(tiny_artefacts.checkpoint, file=file))
-    publish(RepositoryEntry("b", 1, tiny_vit, fetched, replace(SERVING, precision="fp16")), repository)
+    add_version(RepositoryEntry("b", 1, tiny_vit, fetched, replace(SERVING, precision="fp16")), repository)
     return repository
 
 

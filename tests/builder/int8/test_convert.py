@@ -19,7 +19,7 @@ from cnclip_builder.parity.distance import TOLERANCES, Parity, Tolerance
 from cnclip_builder.preview import preview_build
 from cnclip_builder.repository.entry import RepositoryEntry
 from cnclip_builder.repository.serving import ServingConfig
-from cnclip_builder.repository.write import publish
+from cnclip_builder.repository.write import add_version
 from cnclip_builder.tensors import TOWERS, Tower
 
 SERVING = ServingConfig(target="cpu", precision="int8", context_length=52, max_batch_size=4)
@@ -129,7 +129,7 @@ def test_one_slow_encoder_is_served_in_fp32_and_the_repository_says_so(
     mixed = Artefacts(int8.checkpoint, (fp32.get("image", "fp32"), int8.get("text", "int8")), {"image": "too slow"})
     entry = RepositoryEntry("tiny", 1, tiny_vit, mixed, SERVING)
     assert entry.precision == "image fp32, text int8"
-    publish(entry, tmp_path / "repository")
+    add_version(entry, tmp_path / "repository")
     record = json.loads((tmp_path / "repository" / "manifest.json").read_text())["models"]["tiny"]["1"]
     assert record["served_precision"] == {"image": "fp32", "text": "int8"}
     assert record["not_in_int8"] == {"image": "too slow"}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from cnclip_builder.plans.device import current_device
@@ -11,17 +13,26 @@ from cnclip_builder.plans.device import current_device
 from tests.conftest import ROOT
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "tensorrt_latency.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Runs the script, and gives what it ends with."""
+
+    def run(*arguments: str) -> Any:
+        monkeypatch.setattr(sys, "argv", ["tensorrt_latency.py", *arguments])
+        with pytest.raises(SystemExit) as raised:
+            runpy.run_path(str(ROOT / "benchmarks" / "tensorrt_latency.py"), run_name="__main__")
+        return raised.value.code
+
+    return run
 
 
-def test_help() -> None:
-    assert "PyTorch eager FP16, torch.compile, and a TensorRT plan" in run("--help").stdout
+def test_help(ended: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended("--help") == 0
+    assert "PyTorch eager FP16, torch.compile, and a TensorRT plan" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(current_device() is not None, reason="a GPU is here, and the benchmark would run")
-def test_without_a_gpu() -> None:
-    result = run("--arch", "RN50", "--checkpoint", "random:0")
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.splitlines()[-1].startswith("error: no TensorRT plan can be built: this machine lacks")
+def test_without_a_gpu(ended: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+    said = ended("--arch", "RN50", "--checkpoint", "random:0")
+    assert said.startswith("error: no TensorRT plan can be built: this machine lacks")
+    assert capsys.readouterr().out == ""

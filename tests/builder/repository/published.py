@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cnclip_builder.arch import Arch
-from cnclip_builder.repository.manifest import read_manifest, write_manifest
+from cnclip_builder.repository.manifest import load_manifest, write_manifest
 from cnclip_builder.repository.publishing import SUMS_NAME
 from cnclip_builder.repository.render import parse_config, render_config
 from cnclip_builder.repository.serving import ServingConfig
@@ -61,7 +61,7 @@ def write_repository(
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    return read_manifest(folder) if (folder / "manifest.json").exists() else {}
+    return load_manifest(folder).models if (folder / "manifest.json").exists() else {}
 
 
 def larger_batches(serving: ServingConfig, size: int) -> ServingConfig:
@@ -70,7 +70,7 @@ def larger_batches(serving: ServingConfig, size: int) -> ServingConfig:
 
 def check_what_a_server_sees(store: RepositoryStore) -> None:
     """What a server that polls at this very moment could load must work."""
-    configs = {model: _config(store.read(f"{model}/config.pbtxt") or b"") for model in store.models()}
+    configs = {model: parsed(store.read(f"{model}/config.pbtxt") or b"") for model in store.models()}
     for model, config in configs.items():
         served = list(config.version_policy.specific.versions)
         assert served, model
@@ -84,8 +84,8 @@ def check_what_a_server_sees(store: RepositoryStore) -> None:
 
 
 @cache
-def _config(text: bytes) -> Any:
-    """What a config says: whoever polls reads the same few again and again, and to parse one takes milliseconds."""
+def parsed(text: str | bytes) -> Any:
+    """What a config says, which nobody may change: the same few are read again and again, and each takes milliseconds."""
     return parse_config(text, "config.pbtxt")
 
 

@@ -12,9 +12,9 @@ from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.repository import encoders
 from cnclip_builder.repository.entry import RepositoryEntry
-from cnclip_builder.repository.manifest import load_manifest, read_manifest
+from cnclip_builder.repository.manifest import load_manifest
 from cnclip_builder.repository.serving import ServingConfig
-from cnclip_builder.repository.write import publish
+from cnclip_builder.repository.write import add_version
 from cnclip_builder.tensors import TOWERS
 
 from tests.builder.repository.test_sums import real
@@ -24,7 +24,7 @@ SERVING = ServingConfig(target="cpu", precision="fp32", context_length=40, max_b
 
 @pytest.fixture
 def repository(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path) -> Path:
-    publish(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), tmp_path / "repository")
+    add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), tmp_path / "repository")
     return tmp_path / "repository"
 
 
@@ -50,12 +50,12 @@ def encoder_files(repository: Path) -> dict[str, bytes]:
 def test_only_the_settings_change(
     repository: Path, tiny_artefacts: Artefacts, tiny_vit: Arch, written: list[str]
 ) -> None:
-    before, parity = encoder_files(repository), read_manifest(repository)["a"]["1"]["served_parity"]
-    publish(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, replace(SERVING, max_batch_size=8)), repository)
+    before, parity = encoder_files(repository), load_manifest(repository).models["a"]["1"]["served_parity"]
+    add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, replace(SERVING, max_batch_size=8)), repository)
     assert written == []
     assert encoder_files(repository) == before
     assert len(before) == 4
-    record = read_manifest(repository)["a"]["1"]
+    record = load_manifest(repository).models["a"]["1"]
     assert record["served_parity"] == parity
     assert record["serving"]["max_batch_size"] == 8
     assert "max_batch_size: 8" in (repository / "a-image-encoder" / "config.pbtxt").read_text()
@@ -72,7 +72,7 @@ def test_an_encoder_that_was_changed_or_lost_is_written_again(
     model.unlink()
     if tower == "text":
         model.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    publish(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
+    add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
     assert written == [tower]
     assert encoder_files(repository) == before
     assert load_manifest(repository).files == real(repository)
@@ -81,14 +81,14 @@ def test_an_encoder_that_was_changed_or_lost_is_written_again(
 def test_another_precision_graph_or_version_is_written(
     repository: Path, tiny_artefacts: Artefacts, tiny_vit: Arch, written: list[str]
 ) -> None:
-    publish(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, replace(SERVING, precision="fp16")), repository)
+    add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, replace(SERVING, precision="fp16")), repository)
     assert sorted(written) == ["image", "text"]
     written.clear()
     gpu = replace(SERVING, precision="fp16", target="gpu", accelerator="tensorrt")
-    publish(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, gpu), repository)
+    add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, gpu), repository)
     assert written == ["text"]  # with its padding now; the image's graph is the same
     written.clear()
-    publish(RepositoryEntry("a", 2, tiny_vit, tiny_artefacts, gpu), repository)
+    add_version(RepositoryEntry("a", 2, tiny_vit, tiny_artefacts, gpu), repository)
     assert sorted(written) == ["image", "text"]
 
 
@@ -112,5 +112,5 @@ def test_what_was_made_otherwise_is_written_again(
             for file in artefact["files"].values():
                 file["sha256"] = "0" * 64
     path.write_text(json.dumps(manifest), encoding="utf-8")
-    publish(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
+    add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
     assert sorted(written) == ["image", "text"]

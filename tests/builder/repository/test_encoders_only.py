@@ -15,7 +15,7 @@ from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.cli.app import app
 from cnclip_builder.errors import RepositoryError
 from cnclip_builder.repository.choosing import choose_settings
-from cnclip_builder.repository.manifest import load_manifest, read_manifest
+from cnclip_builder.repository.manifest import load_manifest
 from cnclip_builder.repository.pruning import prune_repository
 from cnclip_builder.repository.publishing import publish_repository
 from cnclip_builder.repository.render import parse_config
@@ -23,7 +23,7 @@ from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.sharing import check_place
 from cnclip_builder.repository.store import RepositoryStore
 from cnclip_builder.repository.values import KINDS
-from cnclip_builder.repository.write import RepositoryEntry, publish
+from cnclip_builder.repository.write import RepositoryEntry, add_version
 from typer.testing import CliRunner
 
 from tests.builder.repository.published import SERVING as PUBLISHED
@@ -47,11 +47,11 @@ def test_the_encoders_are_those_of_the_whole_and_all_else_is_gone(
     tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path
 ) -> None:
     repository = tmp_path / "repository"
-    publish(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, FULL), repository)
-    publish(RepositoryEntry("b", 1, tiny_vit, tiny_artefacts, FULL), repository)
+    add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, FULL), repository)
+    add_version(RepositoryEntry("b", 1, tiny_vit, tiny_artefacts, FULL), repository)
     whole = {path: digest for path, digest in real(repository).items() if path.startswith("a-")}
 
-    publish(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, ALONE), repository)
+    add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, ALONE), repository)
     assert [name for name in models(repository) if name.startswith("a-")] == ["a-image-encoder", "a-text-encoder"]
     assert len([name for name in models(repository) if name.startswith("b-")]) == 6
     assert load_manifest(repository).files == real(repository)
@@ -59,15 +59,15 @@ def test_the_encoders_are_those_of_the_whole_and_all_else_is_gone(
     assert ours.items() <= whole.items()  # configs, too: an encoder does not change by what is beside it
     assert not [path for path in ours if path.endswith(".py")]
     assert {config(repository, name).backend for name in models(repository) if name.startswith("a-")} == {"onnxruntime"}
-    assert read_manifest(repository)["a"]["1"]["serving"]["encoders_only"] is True
+    assert load_manifest(repository).models["a"]["1"]["serving"]["encoders_only"] is True
 
     # And back: it is one setting among others.
-    publish(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, FULL), repository)
+    add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, FULL), repository)
     assert {path: digest for path, digest in real(repository).items() if path.startswith("a-")} == whole
 
 
 def test_what_it_tells_clients_that_make_token_ids(tiny_vit: Arch, tiny_artefacts: Artefacts, tmp_path: Path) -> None:
-    publish(RepositoryEntry("a", 3, tiny_vit, tiny_artefacts, ALONE), tmp_path / "repository")
+    add_version(RepositoryEntry("a", 3, tiny_vit, tiny_artefacts, ALONE), tmp_path / "repository")
     told = config(tmp_path / "repository", "a-text-encoder").parameters
     digest = hashlib.sha256(cn_clip_vocabulary().read_bytes()).hexdigest()
     assert told["vocabulary_sha256"].string_value == digest
@@ -90,7 +90,7 @@ def test_versions_of_a_model_share_what_is_beside_the_encoders(
     tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path, there: ServingConfig, asked: ServingConfig
 ) -> None:
     repository = tmp_path / "repository"
-    publish(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, there), repository)
+    add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, there), repository)
     serves = "encoders alone, and" if there is ALONE else "encoders and what prepares for them, and"
     with pytest.raises(RepositoryError, match=rf"a version 1 serves {serves} .*under another name \(NAME=, --name\)"):
         check_place("a", 2, tiny_vit, asked, repository)
@@ -107,7 +107,7 @@ def test_versions_of_a_model_share_what_is_beside_the_encoders(
 def test_show_names_the_encoders(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     for version in (1, 2):
-        publish(RepositoryEntry("a", version, tiny_vit, tiny_artefacts, ALONE), repository)
+        add_version(RepositoryEntry("a", version, tiny_vit, tiny_artefacts, ALONE), repository)
     shown = CliRunner().invoke(app, ["show", str(repository), "--check"])
     assert shown.exit_code == 0, shown.output
     assert "a, version 1: tiny-vit, onnxruntime on cpu\n  served by   no ensemble; only by its number\n" in shown.stdout

@@ -14,7 +14,7 @@ from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.build import BuildRequest, build_repository
 from cnclip_builder.export.graph_writer import MICROSOFT
 from cnclip_builder.repository.graphs import served_graph
-from cnclip_builder.repository.manifest import read_manifest
+from cnclip_builder.repository.manifest import load_manifest
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.tensors import TOWERS
 
@@ -55,7 +55,7 @@ def test_a_repository_for_a_gpu(
             download_root=tmp_path,
         )
     )
-    record = read_manifest(tmp_path / "repository")["tiny-vit"]["1"]
+    record = load_manifest(tmp_path / "repository").models["tiny-vit"]["1"]
     expected = "plain" if "accelerator" in changes else "fused"
     assert record["served_graph"] == dict.fromkeys(TOWERS, expected)
     for tower in TOWERS:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cnclip_builder.arch import Arch
 from cnclip_builder.errors import RepositoryError, SettingError
-from cnclip_builder.repository.manifest import read_manifest
+from cnclip_builder.repository.manifest import load_manifest
 from cnclip_builder.repository.pruning import plan_pruning, prune_repository
 from cnclip_builder.repository.publishing import publish_repository
 from cnclip_builder.repository.store import RepositoryStore
@@ -99,7 +99,7 @@ def test_the_builders_own_repository(tmp_path: Path, tiny_vit: Arch) -> None:
     source = write_repository(tmp_path / "r", tiny_vit, "a", {1: 1, 2: 2})
     prune(str(source), 1)
     check_repository(source)
-    assert list(read_manifest(source)["a"]) == ["2"]
+    assert list(load_manifest(source).models["a"]) == ["2"]
     assert not (source / "a-image-encoder/1").exists()
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from cnclip_builder.arch import Arch
 from cnclip_builder.errors import MissingRequirementError, RepositoryError, SettingError
 from cnclip_builder.repository.publishing import SUMS_NAME, Publication, publish_repository
 from cnclip_builder.repository.store import RepositoryStore
+from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.builder.repository.published import (
     SERVING,
     check_what_a_server_sees,
     check_whole,
     larger_batches,
+    parsed,
     served,
     write_repository,
 )
@@ -54,6 +56,14 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Watch], None]:
             monkeypatch.setattr(RepositoryStore, method, changed)
 
     return install
+
+
+@pytest.fixture(autouse=True)
+def empty_memory() -> Iterator[None]:
+    """To list a folder of it takes as long as there are files in all."""
+    yield
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
 
 
 @pytest.fixture(params=["memory", "folder"])
@@ -94,11 +104,14 @@ UPDATES = {
 
 @pytest.mark.parametrize(("update", "batches"), [*((update, 8) for update in UPDATES), ("a version instead", 4)])
 def test_a_server_that_polls_sees_only_what_works(
-    tmp_path: Path, tiny_vit: Arch, watch: Any, update: str, batches: int
+    tmp_path: Path, tiny_vit: Arch, watch: Any, monkeypatch: pytest.MonkeyPatch, update: str, batches: int
 ) -> None:
     """Whenever it polls, wherever the publication is cut off, and after it has been run again."""
+    for module in ("publishing", "store", "write"):
+        monkeypatch.setattr(f"cnclip_builder.repository.{module}.parse_config", lambda text, _: parsed(text))
     before, after = UPDATES[update]
-    old = write_repository(tmp_path / "old", tiny_vit, "a", before) if before else None
+    if before:
+        publish(write_repository(tmp_path / "old", tiny_vit, "a", before), "memory://published")
     new = write_repository(tmp_path / "new", tiny_vit, "a", after, larger_batches(SERVING, batches))
     store: RepositoryStore
     changes: list[str] = []
@@ -113,12 +126,15 @@ def test_a_server_that_polls_sees_only_what_works(
     def start() -> str:
         nonlocal store, ends_at
         ends_at = sys.maxsize
-        url = f"memory://{uuid.uuid4()}"
-        store = RepositoryStore(url)
-        if old:
-            publish(old, url)
+        memory = MemoryFileSystem()
+        if memory.exists("/served"):
+            memory.rm("/served", recursive=True)
+        if before:
+            memory.copy("/published", "/served", recursive=True)
+        store = RepositoryStore("memory://served")
+        assert served(store, "a") == (([max(before)], sorted(before)) if before else ([], []))
         changes.clear()
-        return url
+        return store.url
 
     url = start()
     watch(after_change)

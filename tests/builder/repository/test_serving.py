@@ -13,7 +13,7 @@ from cnclip_builder.build import BuildRequest
 from cnclip_builder.cli.app import app
 from cnclip_builder.errors import RepositoryError, SettingError
 from cnclip_builder.repository.choosing import choose_settings
-from cnclip_builder.repository.manifest import kept_serving, read_manifest, update_serving, write_manifest
+from cnclip_builder.repository.manifest import kept_serving, load_manifest, update_serving, write_manifest
 from cnclip_builder.repository.serving import SETTINGS, EncoderSettings, ServingConfig
 from cnclip_builder.repository.settings import PER_TOWER, parse_gpus, parse_per_tower
 from typer.testing import CliRunner
@@ -181,7 +181,7 @@ def test_the_newest_version_speaks_for_a_new_one(repository: Path) -> None:
 
 def test_what_is_found_by_tuning_is_written_into_all_versions(repository: Path) -> None:
     update_serving(repository, "mine", {"encoder_instances": {"text": 2}, "tokenize_instances": 3})
-    for record in read_manifest(repository)["mine"].values():
+    for record in load_manifest(repository).models["mine"].values():
         assert record["serving"]["encoder_instances"] == {"image": 1, "text": 2}
         assert record["serving"]["tokenize_instances"] == 3
     with pytest.raises(RepositoryError, match=r"manifest\.json tells of no model other"):

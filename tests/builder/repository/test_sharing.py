@@ -12,7 +12,7 @@ from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.errors import RepositoryError
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.sharing import check_place
-from cnclip_builder.repository.write import RepositoryEntry, publish
+from cnclip_builder.repository.write import RepositoryEntry, add_version
 
 SERVING = ServingConfig(target="cpu", precision="fp32", context_length=40, max_batch_size=8)
 
@@ -20,7 +20,7 @@ SERVING = ServingConfig(target="cpu", precision="fp32", context_length=40, max_b
 def test_archs_of_one_name_and_other_sizes(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path) -> None:
     """Fine-tunes of other shapes are named by their users."""
     repository = tmp_path / "repository"
-    publish(RepositoryEntry("prod", 1, tiny_vit, tiny_artefacts, SERVING), repository)
+    add_version(RepositoryEntry("prod", 1, tiny_vit, tiny_artefacts, SERVING), repository)
     trained_otherwise = {**tiny_vit.model_info, "text_hidden_dropout_prob": 0.3, "vision_head_width": 64}
     check_place("prod", 2, replace(tiny_vit, model_info=trained_otherwise), SERVING, repository)
     for key, value in (("embed_dim", 64), ("text_num_attention_heads", 4), ("vision_head_width", 32)):

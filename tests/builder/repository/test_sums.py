@@ -15,13 +15,13 @@ from cnclip_bench.serving_settings import read_settings, write_settings
 from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.repository.entry import RepositoryEntry
-from cnclip_builder.repository.manifest import load_manifest, read_manifest, update_serving, write_manifest
+from cnclip_builder.repository.manifest import load_manifest, update_serving, write_manifest
 from cnclip_builder.repository.pruning import prune_repository
 from cnclip_builder.repository.publishing import publish_repository
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.store import RepositoryStore
 from cnclip_builder.repository.sums import files_of_folder
-from cnclip_builder.repository.write import publish
+from cnclip_builder.repository.write import add_version
 
 from tests.builder.repository.published import write_repository
 
@@ -41,7 +41,7 @@ def test_what_is_built_is_vouched_for_and_a_later_build_vouches_for_no_change(
     tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path
 ) -> None:
     repository = tmp_path / "repository"
-    publish(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
+    add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
     files = load_manifest(repository).files
     assert files == real(repository)
     for path in ("a-text-tokenize/1/vocab.txt", "a-text-tokenize/1/model.py", "a-image-preprocess/1/cnclip_pixels.py",
@@ -50,7 +50,7 @@ def test_what_is_built_is_vouched_for_and_a_later_build_vouches_for_no_change(
     changed = repository / "a-image-preprocess" / "1" / "model.py"
     vouched = files["a-image-preprocess/1/model.py"]
     changed.write_text(changed.read_text() + "# not the builder's\n")
-    publish(RepositoryEntry("a", 2, tiny_vit, tiny_artefacts, SERVING), repository)
+    add_version(RepositoryEntry("a", 2, tiny_vit, tiny_artefacts, SERVING), repository)
     after = load_manifest(repository).files
     assert after is not None
     assert after["a-image-preprocess/1/model.py"] == vouched != real(repository)["a-image-preprocess/1/model.py"]
@@ -58,14 +58,14 @@ def test_what_is_built_is_vouched_for_and_a_later_build_vouches_for_no_change(
 
 
 def vouched(folder: Path) -> Path:
-    write_manifest(folder, read_manifest(folder), files_of_folder(folder, {}))
+    write_manifest(folder, load_manifest(folder).models, files_of_folder(folder, {}))
     return folder
 
 
 def test_tuned_configs_are_vouched_for_anew(tmp_path: Path, tiny_vit: Arch) -> None:
     repository = vouched(write_repository(tmp_path / "r", tiny_vit, "a", {1: 1}))
     settings = read_settings(repository, "a", "image")
-    models = read_manifest(repository)
+    models = load_manifest(repository).models
     models["a"]["1"]["serving"] = {}
     write_manifest(repository, models, load_manifest(repository).files)
     write_settings(repository, "a", "image", type(settings)(**{**vars(settings), "encoder_instances": 3}))
@@ -139,8 +139,8 @@ def test_the_published_manifest_is_not_written_through(
 ) -> None:
     """What a build links from the published repository it must not write to: it may yet fail."""
     repository = tmp_path / "repository"
-    publish(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
+    add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
     (tmp_path / "same").hardlink_to(repository / "manifest.json")
     before = (tmp_path / "same").read_bytes()
-    publish(RepositoryEntry("a", 2, tiny_vit, tiny_artefacts, SERVING), repository)
+    add_version(RepositoryEntry("a", 2, tiny_vit, tiny_artefacts, SERVING), repository)
     assert (tmp_path / "same").read_bytes() == before
