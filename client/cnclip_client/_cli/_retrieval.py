@@ -11,7 +11,7 @@ import typer
 
 from cnclip_client._exceptions import BadFile
 from cnclip_client._extras import require
-from cnclip_client._parquet import parquet_files, told_parquet
+from cnclip_client._parquet import parquet_files, parquet_metadata
 from cnclip_client._vocabulary import Kind
 from cnclip_client.index import Index
 from cnclip_client.retrieval import Direction, Features, Gallery, read_features
@@ -86,11 +86,9 @@ def index_and_queries(
 
 def _places(folder: Path, rows: tuple[int, int]) -> str:
     """Returns in which files of a folder, and where in them, some rows are."""
-    parquet = require("pyarrow.parquet", extra="parquet")
     places, start = [], 0
     for file in parquet_files(folder):
-        with told_parquet(file):
-            end = start + parquet.read_metadata(file).num_rows
+        end = start + parquet_metadata(file).num_rows
         places += [f"{file.relative_to(folder)} row {row - start + 1}" for row in rows if start <= row < end]
         start = end
     return " and ".join(places)
