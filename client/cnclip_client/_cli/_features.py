@@ -20,6 +20,7 @@ from cnclip_client._cli._connection import Server, asks_server_for
 from cnclip_client._cli._progress import progress
 from cnclip_client._cli._shared import (
     SOME_FAILED,
+    Normalize,
     Verbose,
     as_typed,
     complain,
@@ -46,9 +47,6 @@ Output = Annotated[
         metavar="FILE.npy|-",
         help="A float32 [N, D] .npy file, row i for item i (NaN where it failed); - is JSON lines on stdout.",
     ),
-]
-Normalize = Annotated[
-    bool, typer.Option("--normalize/--no-normalize", help="Whether to divide each feature by its length.")
 ]
 Listing = Annotated[str | None, typer.Option("--file", "-f", help="A file with one item a line; - is standard input.")]
 
