@@ -18,6 +18,7 @@ from cnclip_client.sources import text_source
 
 from tests.client.extraction.test_extract import texts_file
 from tests.client.extraction.test_parts import require_same
+from tests.commands import run_command_text
 
 COMMAND = [sys.executable, "-c", "from cnclip_client._cli import main; main()", "extract", "texts"]
 
@@ -61,8 +62,8 @@ def test_pods_on_s3_are_killed_and_come_to_the_same(tmp_path: Path, triton: Any,
 def test_a_bucket_that_is_not_there_is_told(tmp_path: Path, triton: Any, s3: dict[str, str]) -> None:
     source = texts_file(tmp_path, 10)
     environment = {**os.environ, **s3, "CNCLIP_URL": triton.url}
-    command = [*COMMAND, str(source), "-o", "s3://no-such-bucket/features/"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    given = ("extract", "texts", source, "-o", "s3://no-such-bucket/features/")
+    done = run_command_text("cnclip", *given, env=environment, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "there is no bucket no-such-bucket" in done.stderr
     assert not triton.requests
