@@ -22,7 +22,7 @@ from cnclip_client._cli._shared import as_typed
 
 from tests.commands import run_command
 
-COMMAND = [sys.executable, "-c", "from cnclip_client._cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from cnclip_console.start.client import main; main()"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("CNCLIP_")}
 
 
