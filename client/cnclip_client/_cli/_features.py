@@ -115,10 +115,12 @@ def _features(
     done = failures = 0
     with server.connect() as client, progress(shown, lambda: total) as report:
         report(0, 0)
-        source = _Remembered(items, pending) if isinstance(items, list) else _remember(items, pending)
+        # Of a list the client reads well ahead, and it can be looked up.
+        source = items if isinstance(items, list) else _remember(items, pending)
         run = client.iter_images if kind == "image" else partial(client.iter_texts, preprocess=preprocess)
         for block in run(source, normalize=normalize):
-            names = [pending.popleft() for _ in range(block.stop - block.start)]
+            rows = range(block.start, block.stop)
+            names = items[rows.start : rows.stop] if isinstance(items, list) else [pending.popleft() for _ in rows]
             for row, reason in block.failures.items():
                 complain(f"{names[row - block.start]}: {reason}")
             if target is None:
@@ -142,20 +144,6 @@ def _features(
 def _lines(kind: str, names: list[str], block: Block) -> bytes:
     rows = zip(block.indices.tolist(), block.features, strict=True)
     return b"".join(render.feature_line(kind, names[row - block.start], feature) for row, feature in rows)
-
-
-class _Remembered:
-    """Items that are all there, so that the client may read well ahead, each remembered as it is taken."""
-
-    def __init__(self, items: list[str], pending: deque[str]) -> None:
-        self._items = items
-        self._pending = pending
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __iter__(self) -> Iterator[str]:
-        return _remember(self._items, self._pending)
 
 
 def _remember(items: Iterable[str], pending: deque[str]) -> Iterator[str]:
