@@ -17,26 +17,29 @@ from tests.client.extraction.test_extract import texts_file
 from tests.client.extraction.test_parts import require_same
 from tests.commands import run_command_text, run_script
 
-# Each pod is a fork of a process that has everything imported (see test_extract.py), and runs the command.
-_PODS = """
+# Jobs that share out a folder of parts, and are killed where they are at work, so many times in all. Each is a fork of a
+# process that has everything imported (see test_extract.py), and runs the command.
+KILLED = """
 import json, os, random, signal, sys, time
 from pathlib import Path
-import s3fs
 from cnclip_client._cli import main
 
-given, nodes = json.loads(sys.argv[1])
+given, jobs, wanted, folder, nodes = json.loads(sys.argv[1])
 rng = random.Random(0)
 lives = 0
 ENDED = os.WEXITED | os.WNOWAIT | os.WNOHANG
 
-def pod(index):
+def job(index):
     global lives
     lives += 1
-    node = Path(nodes, str(lives))  # another one each time: what was begun is not there
+    # Into a store each works on another node each time: what was begun is not there.
+    work = Path(nodes, str(lives)) if nodes else Path(folder)
     pid = os.fork()
     if pid:
-        return pid, node
-    sys.argv = ["cnclip", *given, "--shard", f"{index}/2", "--work", str(node)]
+        return pid, work
+    sys.argv = ["cnclip", *given, "-o", f"{folder}/", "--shard", f"{index}/{jobs}"]
+    if nodes:
+        sys.argv += ["--work", str(work)]
     try:
         main()
     except SystemExit as end:
@@ -44,18 +47,18 @@ def pod(index):
     finally:
         os._exit(99)
 
-kills, todo = 0, [0, 1]
+kills, todo = 0, list(range(jobs))
 while todo:
-    running = {index: pod(index) for index in todo}
+    running = {index: job(index) for index in todo}
     todo = []
-    for index, (pid, node) in running.items():
-        if kills < 2:
-            while not (list(node.glob("part-*.partial")) or os.waitid(os.P_PID, pid, ENDED)):
+    for index, (pid, work) in running.items():
+        if kills < wanted:
+            while not (list(work.glob("part-*.partial")) or os.waitid(os.P_PID, pid, ENDED)):
                 time.sleep(0.01)
             time.sleep(rng.uniform(0, 0.3))
             os.kill(pid, signal.SIGKILL)
         status = os.waitpid(pid, 0)[1]
-        assert status in (1 << 8, signal.SIGKILL), status  # some texts fail
+        assert status in (1 << 8, signal.SIGKILL), status  # some items fail
         if status == signal.SIGKILL:
             todo.append(index)
             kills += 1
@@ -74,8 +77,9 @@ def test_pods_on_s3_are_killed_and_come_to_the_same(
         extract(client, text_source(source), tmp_path / "out.parquet")
     triton.before_infer = lambda attempt, items: time.sleep(0.1)
     monkeypatch.setenv("CNCLIP_URL", triton.url)
-    given = ["extract", "texts", str(source), "-o", f"s3://{bucket}/features/", "--shard-items", "40"]
-    done = run_script(_PODS, json.dumps([[*given, "--batch-size", "4"], str(tmp_path / "nodes")]))
+    given = ["extract", "texts", str(source), "--shard-items", "40", "--batch-size", "4"]
+    asked = [given, 2, 2, f"s3://{bucket}/features", str(tmp_path / "nodes")]
+    done = run_script(f"import s3fs\n{KILLED}", json.dumps(asked))
     assert done.returncode == 0, done.stderr.decode()
     assert int(done.stdout) > 0
     store.get(f"{bucket}/features", str(tmp_path / "got"), recursive=True)
