@@ -38,7 +38,7 @@ from contextlib import suppress
 from importlib import import_module
 import_module(sys.argv[1])
 for name in sys.argv[2:]:
-    with suppress(ImportError):  # whoever needs it says so
+    with suppress(Exception):  # whoever needs it says what is wrong with it
         import_module(name)
 gc.freeze()  # what is there stays shared with the children
 for line in iter(sys.stdin.readline, ""):
