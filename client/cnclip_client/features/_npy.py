@@ -16,7 +16,7 @@ from cnclip_client._exceptions import BadFile
 from cnclip_client._vocabulary import Id
 from cnclip_client.features._features import Rows, rows_in
 from cnclip_client.features._ids import id_line, ids_of, require_id
-from cnclip_client.features._sink import Dtype, little_endian
+from cnclip_client.features._sink import Dtype, Sink, little_endian
 
 __all__ = ["NpySink", "map_npy", "read_npy"]
 
@@ -25,7 +25,7 @@ _HEADER_BYTES = 128
 _MAGIC = b"\x93NUMPY\x01\x00"
 
 
-class NpySink:
+class NpySink(Sink):
     """float32 or float16 [N, D]; it grows into the result, and its header is made true at the end."""
 
     def __init__(self, output: Path, size: int, dtype: Dtype) -> None:
@@ -33,12 +33,6 @@ class NpySink:
         self._descr = little_endian(dtype)
         self.begins: Mapping[str, bytes] = {"features": self._header(0), "ids": b""}
         self.outputs: Mapping[str, Path] = {"ids": output.with_suffix(".ids.jsonl"), "features": output}
-
-    def refusal(self, one: Id) -> str:
-        return ""
-
-    def id_bytes(self, one: Id) -> bytes:
-        return id_line(one)
 
     def encode(self, ids: Sequence[Id], features: NDArray[np.floating[Any]]) -> Mapping[str, bytes]:
         lines = b"".join([id_line(one) + b"\n" for one in ids])

@@ -20,7 +20,7 @@ from cnclip_client._vocabulary import Id, Kind
 from cnclip_client.features._features import Rows, rows_in
 from cnclip_client.features._ids import id_line, ids_of, require_id
 from cnclip_client.features._origin import PARQUET_KEY
-from cnclip_client.features._sink import Dtype, little_endian
+from cnclip_client.features._sink import Dtype, Sink, little_endian
 
 __all__ = ["ParquetSink", "have_string_ids", "read_parquet"]
 
@@ -29,7 +29,7 @@ _ROW_GROUP = 16 * 1024
 _INT64 = range(-(2**63), 2**63)
 
 
-class ParquetSink:
+class ParquetSink(Sink):
     """A column of ids and one of fixed-size lists, in row groups of 16,384.
 
     A parquet file cannot be added to once its writer is gone. So features grow as plain numbers, and are copied at the
