@@ -1,8 +1,9 @@
 """Commands run to their end as processes of their own, without what a Python that starts and imports costs each time.
 
-For each command one process imports it, and forks a child for each run: the child has its own arguments, folder,
-environment, output and end. What a Python reads as it starts (PYTHONUTF8, a locale, -W) is that of the process that
-forks, and output goes to files: a test of such, of pipes, signals or a terminal starts a process itself.
+For each command one process imports it, and forks a child for each run, of the command or of a script that uses the
+same package: the child has its own arguments, folder, environment, input, output and end. What a Python reads as it
+starts (PYTHONUTF8, a locale, -W) is that of the process that forks, and input and output are files: a test of such, of
+pipes, signals or a terminal starts a process itself.
 """
 
 from __future__ import annotations
@@ -25,17 +26,23 @@ MAINS = {
     "cnclip-bench": "cnclip_bench._cli",
     "cnclip-gateway": "cnclip_gateway._cli",
 }
-# What they import as they run, but for torch and the like: 0.3 s of a processor each time.
-LATER = {"cnclip": ["pydantic"], "cnclip-build": ["pydantic", "cnclip_builder.build", "cnclip_client"]}
+# What they import as they run, but for torch and the like: 0.5 s of a processor each time.
+LATER = {
+    "cnclip": ["pydantic.type_adapter", "pandas", "pyarrow.parquet", "faiss"],
+    "cnclip-build": ["pydantic.type_adapter", "cnclip_builder.build", "cnclip_client"],
+}
 
 _FORKS = """
-import gc, json, os, sys
+import atexit, gc, json, os, sys, threading, traceback
+from contextlib import suppress
 from importlib import import_module
-main, *later = [import_module(name) for name in sys.argv[1:]]
-del sys.argv[1:]
+import_module(sys.argv[1])
+for name in sys.argv[2:]:
+    with suppress(Exception):  # whoever needs it says what is wrong with it
+        import_module(name)
 gc.freeze()  # what is there stays shared with the children
 for line in iter(sys.stdin.readline, ""):
-    arguments, folder, environment, streams = json.loads(line)
+    code, arguments, folder, environment, streams = json.loads(line)
     child = os.fork()
     if not child:
         for stream, path in enumerate(streams):
@@ -45,9 +52,21 @@ for line in iter(sys.stdin.readline, ""):
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
-        sys.argv += arguments
-        main.main()
-        sys.exit()
+        sys.argv = ["-c", *arguments]
+        status = 1
+        try:
+            exec(code, {"__name__": "__main__"})
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+        # All that Python does at its end but to take modules down, one by one: 0.08 s of a processor.
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -55,14 +74,32 @@ for line in iter(sys.stdin.readline, ""):
 def run_command(
     name: str,
     *arguments: str | bytes | os.PathLike[str],
+    stdin: bytes = b"",
     cwd: Path | None = None,
     env: Mapping[str, str] = os.environ,
 ) -> subprocess.CompletedProcess[bytes]:
     """Runs a command of `MAINS`, as `subprocess.run` with its output captured would."""
+    return _run(name, f"from {MAINS[name]} import main; main()", arguments, stdin, cwd, env)
+
+
+def run_script(code: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Runs a script that uses the client, as `python -c` would. It must not mind what else is imported."""
+    return _run("cnclip", code, arguments, b"", None, os.environ)
+
+
+def _run(
+    name: str,
+    code: str,
+    arguments: Sequence[str | bytes | os.PathLike[str]],
+    stdin: bytes,
+    cwd: Path | None,
+    env: Mapping[str, str],
+) -> subprocess.CompletedProcess[bytes]:
     given = [os.fsdecode(argument) for argument in arguments]
     with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        request = [given, str(cwd or Path.cwd()), dict(env), [os.devnull, str(out), str(err)]]
+        into, out, err = (Path(folder, name) for name in ("in", "out", "err"))
+        into.write_bytes(stdin)
+        request = [code, given, str(cwd or Path.cwd()), dict(env), [str(into), str(out), str(err)]]
         status = _forks(name).ask(request)
         return subprocess.CompletedProcess([name, *given], status, out.read_bytes(), err.read_bytes())
 

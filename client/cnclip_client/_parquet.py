@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from cnclip_client._extras import require
 from cnclip_client._listing import files_below
 from cnclip_client._remote import FileState, Location, RemotePath, state_of
 
-__all__ = ["is_no_data", "opened_parquet", "parquet_files", "parquet_places", "parquet_states", "told_parquet"]
+__all__ = ["is_no_data", "opened_parquet", "parquet_files", "parquet_metadata", "parquet_places", "parquet_states"]
 
 # What is in a folder that is a table, of whose files a log tells which count: others were deleted or replaced.
 _LOGS = {"Delta Lake": "_delta_log/*", "Hudi": ".hoodie/*", "Iceberg": "metadata/*.metadata.json"}
@@ -83,27 +83,31 @@ def opened_parquet(path: Location, buffer_size: int = 0) -> Iterator[Any]:
         buffer_size: How many bytes of a column are read at once; 0 reads a row group's, which may be GBs of images.
 
     Raises:
+        BadFile: It is damaged, be that seen only as it is read.
         MissingExtra: pyarrow, or what reads a remote file, is not installed.
+        OSError: It cannot be read.
     """
     parquet = require("pyarrow.parquet", extra="parquet")
     # Without pre-buffering: otherwise a row group's column is read at once all the same.
     options = {"buffer_size": buffer_size, "pre_buffer": False}
-    if isinstance(path, RemotePath):
-        with path.open("rb") as file, parquet.ParquetFile(file, **options) as opened:
-            yield opened
-    else:
-        with parquet.ParquetFile(path, **options) as opened:
-            yield opened
+    with (
+        _told(path),
+        path.open("rb") if isinstance(path, RemotePath) else nullcontext(path) as file,
+        parquet.ParquetFile(file, **options) as opened,
+    ):
+        yield opened
+
+
+def parquet_metadata(path: Path) -> Any:
+    """Returns a file's `pyarrow.parquet.FileMetaData`. Raises as `opened_parquet`."""
+    parquet = require("pyarrow.parquet", extra="parquet")
+    with _told(path):
+        return parquet.read_metadata(path)
 
 
 @contextmanager
-def told_parquet(path: Location) -> Iterator[None]:
-    """Turns whatever pyarrow raises at a file that is none of parquet, or a damaged one, into an error that names it.
-
-    Raises:
-        BadFile: It is damaged.
-        OSError: It cannot be read.
-    """
+def _told(path: Location) -> Iterator[None]:
+    """Turns whatever pyarrow raises at a file that is no parquet, or a damaged one, into an error that names it."""
     try:
         yield
     except CnclipError:

@@ -16,7 +16,6 @@ from cnclip_client.index import Index
 from cnclip_client.retrieval import Gallery, Id, search
 from numpy.typing import NDArray
 
-from cnclip_gateway._embeddings import encoded
 from cnclip_gateway._errors import BadRequest, GatewayError
 from cnclip_gateway._models import Models
 
@@ -183,11 +182,14 @@ class Searcher:
         if not self._warned:
             self._warned = True
             _log.warning("no telling which checkpoint the features are of; see that the served model is of the same")
-        try:
-            return encoded(client, [item], self._preprocess).reshape(-1)
-        except BadRequest as error:
-            reason = error.message.partition("input[0] ")[2].rpartition(";")[0]
-            raise BadRequest(f"what was sent cannot be encoded: {reason}; send another", code="bad_input") from error
+        if isinstance(item, str):
+            found = client.encode_texts([item], preprocess=self._preprocess, errors="collect")
+        else:
+            found = client.encode_images([item], errors="collect")
+        for reason in found.failures.values():
+            raise BadRequest(f"what was sent cannot be encoded: {reason}; send another", code="bad_input")
+        feature: NDArray[np.float32] = found.features[0]
+        return feature
 
 
 def _another_checkpoint() -> GatewayError:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import io
 import json
-import os
 import re
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -23,7 +20,7 @@ from cnclip_bench.gpu_report.findings import Findings
 from cnclip_bench.gpu_report.in_process import who_ran
 from cnclip_bench.gpu_report.inputs import SIZES, jpegs, token_ids
 from cnclip_bench.gpu_report.repositories import request_for
-from cnclip_bench.gpu_report.rows import Ceiling, Fact, PassedOver, Report, Setup, Timing, Work
+from cnclip_bench.gpu_report.rows import Ceiling, Fact, Setup, Timing, Work
 from cnclip_bench.gpu_report.run import Step, run_step
 from cnclip_bench.gpu_report.timing import BATCH_SIZES, time_runs
 from cnclip_builder.arch import get_arch
@@ -32,38 +29,10 @@ from cnclip_builder.checkpoint.towers import load_tower
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.benchmarks.odd_steps import crashes, good, hangs, lacks, quits, raises
 from tests.conftest import DEMO, ROOT
 
 SETUP = Setup("demo.json", "random:0", gpu=False, folder=Path(), seconds=0.01)
-
-
-def good(setup: Setup, report: Report) -> None:
-    report(Fact("seconds", f"{setup.seconds}"))
-
-
-def raises(setup: Setup, report: Report) -> None:
-    report(Fact("before", "it"))
-    raise ValueError("no room\nleft: " + "free some, " * 60)
-
-
-def lacks(setup: Setup, report: Report) -> None:
-    raise PassedOver("no such backend here")
-
-
-def crashes(setup: Setup, report: Report) -> None:
-    report(Fact("before", "it"))
-    print("the last word", flush=True)
-    ctypes.string_at(0)
-
-
-def hangs(setup: Setup, report: Report) -> None:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    report(Fact("child", str(child.pid)))
-    time.sleep(60)
-
-
-def quits(setup: Setup, report: Report) -> None:
-    os._exit(3)
 
 
 def run(function: Any, folder: Path, seconds: float = 60.0, remaining: float = 60.0) -> tuple[Any, list[Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -233,14 +232,11 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def _infer(self, model: Model, request: Any) -> Any:
         raw, given = request.raw_input_contents[0], request.inputs[0]
-        if model.input == "pixels":
+        if model.input in ("pixels", "text"):
             size = len(raw) // given.shape[0]
             items = [raw[start : start + size] for start in range(0, len(raw), size)]
-            expected = (model.input, "UINT8", [len(items), *model.dims])
-        elif model.input == "text":
-            size = len(raw) // given.shape[0]
-            items = [raw[start : start + size] for start in range(0, len(raw), size)]
-            expected = (model.input, "INT32", [len(items), size // 4])
+            rows = ("UINT8", model.dims) if model.input == "pixels" else ("INT32", [size // 4])
+            expected = (model.input, rows[0], [len(items), *rows[1]])
         else:
             items = [bytes(item) for item in deserialize_bytes_tensor(raw)]
             expected = (model.input, "BYTES", [len(items), 1])
@@ -319,6 +315,5 @@ def fake() -> Any:
         Fault = Fault
         dimension = DIMENSION
         sha = SHA
-        random = random
 
     return Namespace

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import random
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +18,9 @@ from cnclip_client.retrieval import read_features
 from cnclip_client.sources import image_source, text_source
 from cnclip_server import TritonServer
 
+from tests.client.extraction.test_parts_s3 import KILLED
 from tests.client.test_evaluation import cn_clip
+from tests.commands import run_script
 from tests.conftest import DEMO
 
 pytestmark = pytest.mark.triton
@@ -126,28 +124,11 @@ def test_three_jobs_that_are_killed_are_one_run(
             b"no image" if row % 50 == 7 else shared_images[row % len(shared_images)].read_bytes()
         )
     whole = extract(client, image_source(folder), tmp_path / "whole.parquet")
-    command = [sys.executable, "-c", "from cnclip_client._cli import main; main()", "extract", "images", str(folder)]
-    command += ["--url", demo_server.grpc_url, "--model", "demo", "-o", f"{out}/", "--shard-items", "30"]
-    command += ["--batch-size", "1", "--shard"]
-    todo, rng, killed = [0, 1, 2], random.Random(3), 0
-    for life in range(10):
-        running = {index: subprocess.Popen([*command, f"{index}/3"], stderr=subprocess.PIPE) for index in todo}
-        todo = []
-        for index, process in running.items():
-            if life < 2:
-                until = time.monotonic() + 60
-                wanted = rng.randrange(1 + life, 4)
-                while len(list(out.glob("part-*"))) < wanted and process.poll() is None and time.monotonic() < until:
-                    time.sleep(0.01)
-                process.kill()
-            _, said = process.communicate()
-            assert process.returncode in (0, 1, -signal.SIGKILL), said.decode()
-            if process.returncode < 0:
-                killed += 1
-                todo.append(index)
-        if not todo:
-            break
-    assert killed > 0
+    given = ["extract", "images", str(folder), "--url", demo_server.grpc_url, "--model", "demo"]
+    given += ["--shard-items", "30", "--batch-size", "1"]
+    done = run_script(KILLED, json.dumps([given, 3, 4, str(out), ""]))
+    assert done.returncode == 0, done.stderr.decode()
+    assert int(done.stdout) > 0
     blocks, expected = (list(read_features(path, "image")) for path in (out, tmp_path / "whole.parquet"))
     ids = [[one for block in some for one in block.ids.tolist()] for some in (blocks, expected)]
     assert ids[0] == ids[1]

@@ -49,7 +49,4 @@ def host(
     rates = {way: [first, *((one.workers, one.images_per_s) for one in found[1:] if one.way == way)] for way in ways}
     shares = {way: [(1, 1.0), *((one.workers, one.of_linear) for one in found[1:] if one.way == way)] for way in ways}
     panels = [Panel("workers", "images a second", rates), Panel("workers", "of linear", shares)]
-    figures = {"resizer": resizer(), "measured": found}
-    write_curves(
-        output, "host", title, figures, panels if ways else [Panel("workers", "images a second", {"1": [first]})]
-    )
+    write_curves(output, "host", title, {"resizer": resizer(), "measured": found}, panels)

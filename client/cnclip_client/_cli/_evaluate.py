@@ -18,14 +18,13 @@ from cnclip_client._cli._retrieval import (
     MemoryMib,
     Normalize,
     TextFeatures,
-    gallery,
-    index_and_queries,
-    queries,
+    asked_of_features,
+    asked_of_index,
 )
 from cnclip_client._cli._shared import AsJson, Verbose, complain, reporting, usage, write
 from cnclip_client.evaluation import Recall, annotated, read_annotations, read_predictions, recall
 from cnclip_client.features import require_one_checkpoint
-from cnclip_client.retrieval import Direction, search
+from cnclip_client.retrieval import Direction
 
 __all__ = ["evaluate"]
 
@@ -71,26 +70,23 @@ def evaluate(
     with reporting(verbose), usage():
         right = read_annotations(annotations)
         missing: Literal["error", "miss"] = "miss" if missing_as_misses else "error"
-        found: dict[Direction, Recall] = {}
         if index:
-            with index_and_queries(index, image_feats, text_feats, normalize, index_parameters) as (
-                searched,
-                asked,
-                given,
-            ):
-                answers = right.answers(asked)
-                found[asked] = recall(searched.search(annotated(given, answers)), answers, missing=missing)
+            opened = [asked_of_index(index, image_feats, text_feats, normalize, index_parameters)]
         elif image_feats and text_feats:
             require_one_checkpoint(image_feats, text_feats)
+            sides = image_feats, text_feats, normalize, memory_mib
+            opened = [asked_of_features(direction, *sides) for direction in predictions]
+        else:
+            opened = []
+        found: dict[Direction, Recall] = {}
+        for one in opened:
+            with one as asked:
+                answers = right.answers(asked.direction)
+                hits = asked.hits(annotated(asked.queries, answers))
+                found[asked.direction] = recall(hits, answers, missing=missing)
         for direction, path in predictions.items():
-            answers = right.answers(direction)
             if path:
-                found[direction] = recall(read_predictions(path, direction), answers, missing=missing)
-            elif image_feats and text_feats and not index:
-                sides = direction, image_feats, text_feats, normalize
-                with gallery(*sides, memory_mib) as searched:
-                    hits = search(annotated(queries(*sides), answers), searched)
-                    found[direction] = recall(hits, answers, missing=missing)
+                found[direction] = recall(read_predictions(path, direction), right.answers(direction), missing=missing)
         for direction, figures in found.items():
             if figures.missing:
                 complain(f"{direction}: {figures.missing} of {figures.queries} queries were not searched: misses")

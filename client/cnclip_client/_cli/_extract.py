@@ -24,9 +24,17 @@ from cnclip_client import (
     TransportError,
 )
 from cnclip_client._cli._connection import Server, asks_server_for
-from cnclip_client._cli._place import Output, OutputFormat, Place, Shard, ShardItems, Work, place_of
+from cnclip_client._cli._destination import (
+    Destination,
+    Output,
+    OutputFormat,
+    Shard,
+    ShardItems,
+    Work,
+    destination_of,
+)
 from cnclip_client._cli._progress import ProgressEvery, ProgressOption, job_progress
-from cnclip_client._cli._shared import SOME_FAILED, Verbose, complain, reporting, usage
+from cnclip_client._cli._shared import SOME_FAILED, Normalize, Verbose, complain, reporting, usage
 from cnclip_client.extraction import Engine, ExtractOptions, RepeatedIds, Summary, extract_parts
 from cnclip_client.extraction import extract as extract_features
 from cnclip_client.features import Dtype
@@ -55,9 +63,6 @@ Column = Annotated[
     str | None, typer.Option(metavar="NAME", help="The column of images, paths or texts; a tar's ending.")
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Of the numbers in a .parquet or .npy file.")]
-Normalize = Annotated[
-    bool, typer.Option("--normalize/--no-normalize", help="Whether to divide each feature by its length.")
-]
 MaxErrors = Annotated[
     int | None, typer.Option(min=0, metavar="N", help="Stop, with status 4, once more than N items have failed.")
 ]
@@ -116,9 +121,9 @@ class _Job:
             preprocess=preprocess,
         )
 
-    def place(self, output: str) -> Place:
+    def destination(self, output: str) -> Destination:
         """Returns where an output goes. Raises ValueError if what was said of it does not go together."""
-        return place_of(output, self.shard_items, self.shard, self.output_format, self.work)
+        return destination_of(output, self.shard_items, self.shard, self.output_format, self.work)
 
 
 @extract.command("images")
@@ -155,11 +160,11 @@ def _extract_images(
     """
     with reporting(verbose):
         with usage():
-            place = job.place(output)
+            to = job.destination(output)
             opened = image_source(
                 source, format=format, id_column=id_column, column=column, item_bytes=server.item_bytes
             )
-        _extract(server, opened, place, job, job.options())
+        _extract(server, opened, to, job, job.options())
 
 
 @extract.command("texts")
@@ -203,27 +208,27 @@ def _extract_texts(
     """
     with reporting(verbose):
         with usage():
-            place = job.place(output)
+            to = job.destination(output)
             opened = text_source(source, format=format, id_column=id_column, column=column)
-        _extract(server, opened, place, job, job.options(preprocess=preprocess))
+        _extract(server, opened, to, job, job.options(preprocess=preprocess))
 
 
-def _extract(server: Server, source: Source, place: Place, job: _Job, options: ExtractOptions) -> None:
+def _extract(server: Server, source: Source, to: Destination, job: _Job, options: ExtractOptions) -> None:
     connect = partial(server.connect, retry=Retry.patient(job.wait_for_server))
     on = _engine(job.engine, connect, job.actors)
     shown = partial(job_progress, job.progress, job.progress_every)
-    output, sharding = place.output, place.sharding
+    output, sharding = to.output, to.sharding
 
     def total() -> int | None:
         there = source.total()
         return there if there is None or sharding is None else sharding.items_of(there)
 
-    with usage(), _resumable(place.partial), connect() as client, shown(total) as report:
+    with usage(), _resumable(to.partial), connect() as client, shown(total) as report:
         if sharding is None:
             summary = extract_features(client, source, output, options, report=report, engine=on)
         else:
             summary = extract_parts(
-                client, source, output, options, sharding=sharding, work=place.work, report=report, engine=on
+                client, source, output, options, sharding=sharding, work=to.work, report=report, engine=on
             )
     if summary.already_finished:
         anew = f"; to do it anew remove {output} first" if sharding is not None and options.overwrite else ""
@@ -267,14 +272,12 @@ def _words(summary: Summary) -> str:
 
 
 @contextmanager
-def _resumable(partial: Path) -> Iterator[None]:
-    """Says, where the job did not come to its end for no fault of its own, how it can."""
+def _resumable(work: Path) -> Iterator[None]:
+    """Says, where a job did not come to its end for no fault of its own, how it can, if there is work to go on with."""
     try:
         yield
     except (*_OF_SERVER, KeyboardInterrupt) as error:
-        kept = "; what was done is kept: run the same command again to go on"
-        if not partial.exists():
-            kept = ""
+        kept = "; what was done is kept: run the same command again to go on" if work.exists() else ""
         if isinstance(error, KeyboardInterrupt):
             complain(f"interrupted{kept}")
         error.args = (f"{error}{kept}",)

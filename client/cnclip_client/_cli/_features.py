@@ -20,6 +20,7 @@ from cnclip_client._cli._connection import Server, asks_server_for
 from cnclip_client._cli._progress import progress
 from cnclip_client._cli._shared import (
     SOME_FAILED,
+    Normalize,
     Verbose,
     as_typed,
     complain,
@@ -46,9 +47,6 @@ Output = Annotated[
         metavar="FILE.npy|-",
         help="A float32 [N, D] .npy file, row i for item i (NaN where it failed); - is JSON lines on stdout.",
     ),
-]
-Normalize = Annotated[
-    bool, typer.Option("--normalize/--no-normalize", help="Whether to divide each feature by its length.")
 ]
 Listing = Annotated[str | None, typer.Option("--file", "-f", help="A file with one item a line; - is standard input.")]
 
@@ -117,10 +115,12 @@ def _features(
     done = failures = 0
     with server.connect() as client, progress(shown, lambda: total) as report:
         report(0, 0)
-        source = _Remembered(items, pending) if isinstance(items, list) else _remember(items, pending)
+        # Of a list the client reads well ahead, and it can be looked up.
+        source = items if isinstance(items, list) else _remember(items, pending)
         run = client.iter_images if kind == "image" else partial(client.iter_texts, preprocess=preprocess)
         for block in run(source, normalize=normalize):
-            names = [pending.popleft() for _ in range(block.stop - block.start)]
+            rows = range(block.start, block.stop)
+            names = items[rows.start : rows.stop] if isinstance(items, list) else [pending.popleft() for _ in rows]
             for row, reason in block.failures.items():
                 complain(f"{names[row - block.start]}: {reason}")
             if target is None:
@@ -144,20 +144,6 @@ def _features(
 def _lines(kind: str, names: list[str], block: Block) -> bytes:
     rows = zip(block.indices.tolist(), block.features, strict=True)
     return b"".join(render.feature_line(kind, names[row - block.start], feature) for row, feature in rows)
-
-
-class _Remembered:
-    """Items that are all there, so that the client may read well ahead, each remembered as it is taken."""
-
-    def __init__(self, items: list[str], pending: deque[str]) -> None:
-        self._items = items
-        self._pending = pending
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __iter__(self) -> Iterator[str]:
-        return _remember(self._items, self._pending)
 
 
 def _remember(items: Iterable[str], pending: deque[str]) -> Iterator[str]:

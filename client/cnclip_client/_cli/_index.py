@@ -16,6 +16,7 @@ from cnclip_console import gives_options, plain_app, print_table
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cnclip_client._cli._retrieval import Normalize
 from cnclip_client._cli._shared import AsJson, Verbose, complain, reporting, usage, write
 from cnclip_client._vocabulary import Kind
 from cnclip_client.index import Built, IndexOptions, Record, Report, build_index
@@ -53,9 +54,6 @@ Factory = Annotated[
 ]
 RecallOption = Annotated[
     float, typer.Option("--recall", min=0.01, max=1.0, help="Share of the exact best 10 that it is tuned to find.")
-]
-Normalize = Annotated[
-    bool, typer.Option("--normalize", help="Divide each feature by its length; extracted ones are so already.")
 ]
 Rescore = Annotated[
     bool | None,

@@ -32,9 +32,7 @@ ProgressOption = Annotated[
 ProgressEvery = Annotated[float, typer.Option(min=0.01, metavar="SECONDS", help="How often such a line comes.")]
 
 
-def job_progress(
-    style: Style, every_s: float, total: Callable[[], int | None]
-) -> AbstractContextManager[Callable[[int, int], None]]:
+def job_progress(style: Style, every_s: float, total: Callable[[], int | None]) -> AbstractContextManager[Report]:
     """Tells how far a job is while the context lasts, whoever looks at it.
 
     Args:
@@ -44,11 +42,11 @@ def job_progress(
     """
     if style == "none" or (style == "auto" and sys.stderr.isatty()):
         return progress(style == "auto", total)
-    return _lines(_as_json if style == "json" else _as_words, every_s, total, always=style == "json")
+    return _Lines(_as_json if style == "json" else _as_words, every_s, total, always=style == "json")
 
 
 @contextmanager
-def progress(shown: bool, total: Callable[[], int | None]) -> Iterator[Callable[[int, int], None]]:
+def progress(shown: bool, total: Callable[[], int | None]) -> Iterator[Report]:
     """Shows a bar while the context lasts.
 
     Args:
@@ -113,11 +111,8 @@ class _Stand:
         return max(self.total - self.done, 0) / self.rate
 
 
-@contextmanager
-def _lines(
-    told: Callable[[_Stand], None], every_s: float, total: Callable[[], int | None], *, always: bool
-) -> Iterator[Report]:
-    """Tells now and then, also while nothing comes, as where a server is waited for.
+class _Lines:
+    """Tells now and then, also while nothing comes, as where a server is waited for; a context manager.
 
     Args:
         told: Tells it.
@@ -125,48 +120,54 @@ def _lines(
         total: As for `progress`.
         always: Whether to tell at the end too, however soon that is.
     """
-    started = time.monotonic()
-    items = failures = 0
-    earlier: int | None = None
-    known: list[int | None] = [None]
-    over = threading.Event()
 
-    def report(done: int, failed: int) -> None:
-        nonlocal items, failures, earlier
-        if earlier is None:
-            earlier = done  # what earlier runs did says nothing of this one's rate
-        items, failures = done, failed
+    def __init__(
+        self, told: Callable[[_Stand], None], every_s: float, total: Callable[[], int | None], *, always: bool
+    ) -> None:
+        self._told = told
+        self._every_s = every_s
+        self._total_of = total
+        self._always = always
+        self._started = time.monotonic()
+        self._done = self._failed = 0
+        self._earlier: int | None = None
+        self._total: int | None = None
+        self._over = threading.Event()
+        self._teller = threading.Thread(target=self._tell, daemon=True)
 
-    def stand(since: float, before: int, finished: bool = False) -> _Stand:
-        now = time.monotonic()
-        rate = max(items - max(before, earlier or 0), 0) / max(now - since, 1e-9)
-        return _Stand(items, failures, known[0], rate, now - started, finished)
+    def __enter__(self) -> Report:
+        threading.Thread(target=self._count, daemon=True).start()
+        self._teller.start()
+        return self._report
 
-    def count() -> None:
-        # Later, as it may cost as much as reading the source does, and short jobs need no line.
-        if not over.wait(every_s / 2):
-            with contextlib.suppress(Exception):
-                known[0] = total()
-
-    def tell() -> None:
-        since, before = started, 0
-        while not over.wait(every_s):
-            told(stand(since, before))
-            since, before = time.monotonic(), items
-
-    threads = [threading.Thread(target=work, daemon=True) for work in (count, tell)]
-    for thread in threads:
-        thread.start()
-    finished = False
-    try:
-        yield report
-        finished = True
-    finally:
-        over.set()
-        threads[1].join()
-        if always:
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        self._over.set()
+        self._teller.join()
+        if self._always:
             # Over the whole run, as the last piece of it may be short.
-            told(stand(started, 0, finished))
+            self._told(self._stand(self._started, 0, finished=failure is None))
+
+    def _report(self, done: int, failed: int) -> None:
+        if self._earlier is None:
+            self._earlier = done  # what earlier runs did says nothing of this one's rate
+        self._done, self._failed = done, failed
+
+    def _stand(self, since: float, before: int, *, finished: bool = False) -> _Stand:
+        now = time.monotonic()
+        rate = max(self._done - max(before, self._earlier or 0), 0) / max(now - since, 1e-9)
+        return _Stand(self._done, self._failed, self._total, rate, now - self._started, finished)
+
+    def _count(self) -> None:
+        # Later, as it may cost as much as reading the source does, and short jobs need no line.
+        if not self._over.wait(self._every_s / 2):
+            with contextlib.suppress(Exception):
+                self._total = self._total_of()
+
+    def _tell(self) -> None:
+        since, before = self._started, 0
+        while not self._over.wait(self._every_s):
+            self._told(self._stand(since, before))
+            since, before = time.monotonic(), self._done
 
 
 def _as_words(one: _Stand) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -11,15 +12,15 @@ import typer
 
 from cnclip_client._exceptions import BadFile
 from cnclip_client._extras import require
-from cnclip_client._parquet import parquet_files, told_parquet
+from cnclip_client._parquet import parquet_files, parquet_metadata
 from cnclip_client._vocabulary import Kind
 from cnclip_client.index import Index
-from cnclip_client.retrieval import Direction, Features, Gallery, read_features
+from cnclip_client.retrieval import Direction, Features, Gallery, Hits, read_features, search
 from cnclip_client.retrieval._gallery import RepeatedId
 
 __all__ = [
-    *("ImageFeatures", "IndexOption", "IndexParameters", "MemoryMib", "Normalize", "TextFeatures"),
-    *("gallery", "index_and_queries", "queries"),
+    *("Asked", "ImageFeatures", "IndexOption", "IndexParameters", "MemoryMib", "Normalize", "TextFeatures"),
+    *("asked_of_features", "asked_of_index"),
 ]
 
 ImageFeatures = typer.Option(
@@ -43,32 +44,52 @@ MemoryMib = Annotated[
 ]
 
 
-def queries(direction: Direction, images: Path, texts: Path, normalize: bool) -> Iterator[Features]:
-    """Reads the features that ask."""
-    if direction == "text-to-image":
-        return read_features(texts, "text", normalize=normalize)
-    return read_features(images, "image", normalize=normalize)
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is searched, and what asks it.
+
+    Attributes:
+        searched: Features, all of which are compared, or an index of such.
+        direction: What asks for what.
+        queries: The features that ask, which are read once.
+    """
+
+    searched: Gallery | Index
+    direction: Direction
+    queries: Iterator[Features]
+
+    def hits(self, queries: Iterable[Features], *, k: int = 10) -> Iterator[Hits]:
+        """Yields what some of the queries find, the best k of each."""
+        if isinstance(self.searched, Index):
+            return self.searched.search(queries, k=k)
+        return search(queries, self.searched, k=k)
 
 
-def gallery(direction: Direction, images: Path, texts: Path, normalize: bool, memory_mib: int) -> Gallery:
-    """Reads the features that are searched."""
+@contextmanager
+def asked_of_features(
+    direction: Direction, images: Path, texts: Path, normalize: bool, memory_mib: int
+) -> Iterator[Asked]:
+    """Reads the features that are searched, and opens those that ask."""
     require("faiss", extra="search")  # before minutes of reading
-    other: Direction = "image-to-text" if direction == "text-to-image" else "text-to-image"
-    path = images if direction == "text-to-image" else texts
+    sides: list[tuple[Path, Kind]] = [(texts, "text"), (images, "image")]
+    asking, searched = sides if direction == "text-to-image" else sides[::-1]
+    path = searched[0]
     try:
-        return Gallery(queries(other, images, texts, normalize), memory_bytes=memory_mib * 1024 * 1024)
+        gallery = Gallery(read_features(*searched, normalize=normalize), memory_bytes=memory_mib * 1024 * 1024)
     except RepeatedId as error:
         places = _places(path, error.rows) if path.is_dir() else ""
         raise BadFile(str(RepeatedId(error.id, error.rows, error.count, places)), path=str(path)) from error
     except ValueError as error:
         raise BadFile(str(error), path=str(path)) from error
+    with gallery:
+        yield Asked(gallery, direction, read_features(*asking, normalize=normalize))
 
 
 @contextmanager
-def index_and_queries(
+def asked_of_index(
     folder: Path, images: Path | None, texts: Path | None, normalize: bool, parameters: str | None
-) -> Iterator[tuple[Index, Direction, Iterator[Features]]]:
-    """Opens an index; gives it, the direction that it is asked in, and the features that ask it."""
+) -> Iterator[Asked]:
+    """Opens an index, and the features that ask it."""
     with Index.open(folder) as index:
         of_images = index.record.kind == "image"
         asking, other = (texts, images) if of_images else (images, texts)
@@ -80,17 +101,15 @@ def index_and_queries(
         index.require_checkpoint_of(asking)
         if parameters is not None:
             index.parameters = parameters
-        kind: Kind = "text" if of_images else "image"
-        yield index, "text-to-image" if of_images else "image-to-text", read_features(asking, kind, normalize=normalize)
+        queries = read_features(asking, "text" if of_images else "image", normalize=normalize)
+        yield Asked(index, "text-to-image" if of_images else "image-to-text", queries)
 
 
 def _places(folder: Path, rows: tuple[int, int]) -> str:
     """Returns in which files of a folder, and where in them, some rows are."""
-    parquet = require("pyarrow.parquet", extra="parquet")
     places, start = [], 0
     for file in parquet_files(folder):
-        with told_parquet(file):
-            end = start + parquet.read_metadata(file).num_rows
+        end = start + parquet_metadata(file).num_rows
         places += [f"{file.relative_to(folder)} row {row - start + 1}" for row in rows if start <= row < end]
         start = end
     return " and ".join(places)

@@ -17,19 +17,16 @@ from cnclip_client._cli._retrieval import (
     MemoryMib,
     Normalize,
     TextFeatures,
-    gallery,
-    index_and_queries,
-    queries,
+    asked_of_features,
+    asked_of_index,
 )
 from cnclip_client._cli._shared import Verbose, reporting, require_unread, usage, writing
 from cnclip_client._extras import require
 from cnclip_client._float32 import rounded
 from cnclip_client.evaluation import read_annotations
 from cnclip_client.features import require_one_checkpoint
-from cnclip_client.index import Index
 from cnclip_client.report import html_report, image_ids, text_ids, thumbnails
-from cnclip_client.retrieval import Direction, Gallery, Hits
-from cnclip_client.retrieval import search as search_features
+from cnclip_client.retrieval import Direction, Hits
 
 __all__ = ["search"]
 
@@ -79,7 +76,7 @@ def search(
     """
     if html is None and (images or texts or annotations):
         raise typer.BadParameter("--images, --texts and --annotations are for the page; name it with --html")
-    with reporting(verbose), usage(), ExitStack() as pages:
+    with reporting(verbose), usage(), ExitStack() as outputs:
         # A folder of images may hold the page that shows them.
         listed = [source for source in (images, texts) if source and not Path(source).is_dir()]
         for place in (output, str(html or "-")):
@@ -91,47 +88,39 @@ def search(
             for module in ("jinja2", "PIL.Image"):
                 require(module, extra="report")
             require_sources(images, texts)
-            page = pages.enter_context(writing(str(html)))
+            page = outputs.enter_context(writing(str(html)))
         known = read_annotations(annotations) if annotations else None
+        if index:
+            opened = asked_of_index(index, image_feats, text_feats, normalize, index_parameters)
+        elif image_feats and text_feats:
+            require_one_checkpoint(image_feats, text_feats)
+            wanted: Direction = "image-to-text" if image_to_text else "text-to-image"
+            opened = asked_of_features(wanted, image_feats, text_feats, normalize, memory_mib)
+        else:
+            raise typer.BadParameter("give --image-feats and --text-feats, or --index and the features that ask it")
         shown: list[Hits] = []
         count = 0
-        with ExitStack() as opened:
-            searched: Gallery | Index
-            if index:
-                searched, direction, asked = opened.enter_context(
-                    index_and_queries(index, image_feats, text_feats, normalize, index_parameters)
-                )
-                if image_to_text and direction != "image-to-text":
-                    raise typer.BadParameter(f"{index} is an index of images; leave out --image-to-text")
-                every_hits = searched.search(asked, k=top_k)
-            elif image_feats and text_feats:
-                direction = "image-to-text" if image_to_text else "text-to-image"
-                require_one_checkpoint(image_feats, text_feats)
-                sides = direction, image_feats, text_feats, normalize
-                searched = opened.enter_context(gallery(*sides, memory_mib))
-                every_hits = search_features(queries(*sides), searched, k=top_k)
-            else:
-                raise typer.BadParameter("give --image-feats and --text-feats, or --index and the features that ask it")
-            file = opened.enter_context(writing(output))
-            for hits in every_hits:
-                file.write(_line(hits, direction, scores))
-                if count < html_queries:
-                    shown.append(hits)
-                count += 1
-            found = len(searched)
+        with opened as asked:
+            if image_to_text and asked.direction != "image-to-text":
+                raise typer.BadParameter(f"{index} is an index of images; leave out --image-to-text")
+            with writing(output) as file:
+                for hits in asked.hits(asked.queries, k=top_k):
+                    file.write(_line(hits, asked.direction, scores))
+                    if count < html_queries:
+                        shown.append(hits)
+                    count += 1
+            searched = len(asked.searched)
         if page is not None:
-            wanted = image_ids(shown, direction, known)
-            pictures = thumbnails(pictures_in(images, wanted), wanted) if images else {}
-            words = dict(words_in(texts, text_ids(shown, direction, known))) if texts else {}
+            ids = image_ids(shown, asked.direction, known)
             page.write(
                 html_report(
                     shown,
-                    direction,
+                    asked.direction,
                     annotations=known,
-                    texts=words,
-                    pictures=pictures,
+                    texts=dict(words_in(texts, text_ids(shown, asked.direction, known))) if texts else {},
+                    pictures=thumbnails(pictures_in(images, ids), ids) if images else {},
                     queries=count,
-                    searched=found,
+                    searched=searched,
                     by_index=index is not None,
                 )
             )

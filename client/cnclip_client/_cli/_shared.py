@@ -23,6 +23,7 @@ from cnclip_client.sources._sniff import first_bytes, require_lines
 __all__ = [
     "SOME_FAILED",
     "AsJson",
+    "Normalize",
     "Verbose",
     "as_typed",
     "complain",
@@ -38,6 +39,9 @@ SOME_FAILED, _USAGE, _SERVER, _TOO_MANY_FAILED, _INTERRUPTED, _PIPE_CLOSED = 1, 
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, and show tracebacks of errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Normalize = Annotated[
+    bool, typer.Option("--normalize/--no-normalize", help="Whether to divide each feature by its length.")
+]
 
 
 @contextmanager

@@ -223,23 +223,14 @@ def parse_info(slug: str, name: str, version: str, parameters: Mapping[str, str]
         ServerError: A parameter is missing or is not what its name says.
     """
 
-    def refuse(what: str) -> ServerError:
-        return ServerError(
-            f"{name} is served, but {what}: it was not built by cnclip-build; build its repository anew",
-            model=name,
-            status="OK",
-            detail=str(dict(parameters)),
-        )
+    def refuse(what: str, fix: str = "it was not built by cnclip-build; build its repository anew") -> ServerError:
+        message = f"{name} is served, but {what}: {fix}"
+        return ServerError(message, model=name, status="OK", detail=str(dict(parameters)))
 
     told = parameters.get("version", version)
     if told != version:  # an encoder's older versions share its config
-        raise ServerError(
-            f"{name} is served, but its config tells of version {told}, not of {version}: ask for version {told}, or "
-            f"build version {version} again",
-            model=name,
-            status="OK",
-            detail=str(dict(parameters)),
-        )
+        fix = f"ask for version {told}, or build version {version} again"
+        raise refuse(f"its config tells of version {told}, not of {version}", fix)
     try:
         info = ModelInfo(
             model=slug,

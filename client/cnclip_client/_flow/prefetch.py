@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Generic, TypeVar
 
 __all__ = ["Prefetch"]
@@ -74,9 +73,7 @@ class Prefetch(Generic[_T]):
             self._threads.append(threading.Thread(target=self._run, daemon=True))
             self._threads[-1].start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         with self._changed:
             self._ended = True
             self._changed.notify_all()

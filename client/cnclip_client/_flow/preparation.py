@@ -37,7 +37,6 @@ class Preparation:
     Attributes:
         processes: How many prepare at once.
         pillow: The version of Pillow that decodes.
-        resizer: What resizes, in words.
     """
 
     def __init__(self, model: str, info: ModelInfo, processes: int | None = None) -> None:
@@ -73,7 +72,7 @@ class Preparation:
         self._end = weakref.finalize(self, _end, self._workers)
         try:
             first = self._start()
-            self.pillow, self.resizer = first.about["pillow"], first.about["resizer"]
+            self.pillow = first.about["pillow"]
             self.processes = wanted or int(first.about["cores"])
             self._idle.put(first)
             with ThreadPoolExecutor(self.processes) as pool:

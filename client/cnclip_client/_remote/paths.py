@@ -95,22 +95,10 @@ class RemotePath:
 
     def is_dir(self) -> bool:
         """Whether it is a folder: what others' names begin with."""
-        return self._kind() == "directory"
-
-    def is_file(self) -> bool:
-        """Whether it is a file."""
-        return self._kind() == "file"
-
-    def _kind(self) -> str:
         files, path = self._there()
         if self.url.startswith(("http://", "https://")):
-            return "directory" if self.url.endswith("/") else "file"
-        return str(_told(self.url, lambda: files.info(path))["type"])
-
-    def exists(self) -> bool:
-        """Whether there is a file or a folder."""
-        files, path = self._there()
-        return bool(_told(self.url, lambda: files.exists(path)))
+            return self.url.endswith("/")
+        return bool(_told(self.url, lambda: files.info(path))["type"] == "directory")
 
     def state(self) -> FileState:
         """Returns what the file is told by."""

@@ -9,7 +9,7 @@ from cnclip_client._flow.batches import batches
 from cnclip_client._flow.items import harmless_image, harmless_text, image_bytes, text_bytes
 from cnclip_client._flow.read_ahead import reading_ahead, ready_or_raise
 from cnclip_client._vocabulary import Kind
-from cnclip_client._ways.served import Served, rows_of_request
+from cnclip_client._ways.served import Served, Way, rows_of_request
 
 __all__ = ["Sending"]
 
@@ -17,7 +17,7 @@ _BYTES: dict[Kind, Callable[[object, int], bytes]] = {"image": image_bytes, "tex
 _HARMLESS: dict[Kind, Callable[[], bytes]] = {"image": harmless_image, "text": harmless_text}
 
 
-class Sending:
+class Sending(Way):
     """Sends items as they are to the ensemble, which prepares them."""
 
     def __init__(self, kind: Kind, served: Served) -> None:
@@ -39,6 +39,3 @@ class Sending:
         else:
             made = batches(items, load, rows, limits.request_bytes)
         yield from self._served.pipeline(kind, info, normalize, _HARMLESS[kind]).run(made)
-
-    def close(self) -> None:
-        """Has nothing to end."""

@@ -34,7 +34,8 @@ class Way(Protocol):
         """Yields the features of items block by block, in their order."""
 
     def close(self) -> None:
-        """Ends what it has started."""
+        """Ends what it has started, if that is anything."""
+        return None
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,14 +12,14 @@ from cnclip_client._flow.batches import batches
 from cnclip_client._flow.items import harmless_text
 from cnclip_client._flow.tokenizing import Tokenizing
 from cnclip_client._ways.sending import Sending
-from cnclip_client._ways.served import Served, rows_of_request
+from cnclip_client._ways.served import Served, Way, rows_of_request
 
 __all__ = ["Texts"]
 
 _log = logging.getLogger(__name__)
 
 
-class Texts:
+class Texts(Way):
     """Sends texts to the ensemble, or their token ids to the encoder, whichever is asked of the tower.
 
     Ids are made on the thread that iterates: a text takes it microseconds, as much as to hand it to a process.
@@ -62,9 +62,6 @@ class Texts:
         yield from pipeline.run(batches(items, ids, rows, limits.request_bytes))
         if cut:  # what tokenises on a server counts them, too
             _log.info("%d texts have more than %d tokens, of which the rest was cut off", cut, info.context_length)
-
-    def close(self) -> None:
-        """Has nothing to end."""
 
     def _start(self) -> Tokenizing:
         with self._lock:

@@ -6,22 +6,19 @@ import hashlib
 import inspect
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from cnclip_client._exceptions import JobRefused
 from cnclip_client.extraction._parts_folder import PartRecord
 from cnclip_client.extraction._sharding import Sharding
 from cnclip_client.extraction._work_folder import Progress
 from cnclip_client.extraction._writing import told_apart
-from cnclip_client.sources import Item, Source
+from cnclip_client.sources import Item, Place, Source
 
-__all__ = ["Chain", "Course", "End", "Place", "Reader", "require_same_items", "state_of_source"]
-
-Place: TypeAlias = Sequence[int | str]
-"""Where a source goes on after an item, in its own terms; empty where only the item's number tells."""
+__all__ = ["Chain", "Course", "End", "Reader", "require_same_items", "state_of_source"]
 
 
 @dataclass(frozen=True, slots=True)

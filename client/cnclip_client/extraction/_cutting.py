@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from cnclip_client.extraction._course import Course, Place
+from cnclip_client.extraction._course import Course
 from cnclip_client.extraction._encoding import Encoded
+from cnclip_client.sources import Place
 
 __all__ = ["Piece", "cut"]
 

@@ -97,7 +97,7 @@ class _Job:
                 progress = self._output.begin()
             if not progress.complete:
                 progress = self._encode(progress)
-            self._require_unchanged(progress)
+            self._require_same_items(progress)
             self._output.finish(progress)
         return Summary(
             items=progress.items, failures=progress.failures, seconds=progress.seconds, repeated=progress.repeated
@@ -119,7 +119,7 @@ class _Job:
         counts = {name: found[name] for name in ("items", "failures", "seconds")}
         return Summary(**counts, already_finished=True, repeated=found.get("repeated", 0))
 
-    def _require_unchanged(self, progress: Progress) -> None:
+    def _require_same_items(self, progress: Progress) -> None:
         """Refuses to put features in the place of a finished job's whose items were others."""
         if self._options.overwrite:
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from cnclip_client._exceptions import BadFile
 from cnclip_client._remote import RemotePath
 from cnclip_client._remote.errors import code_of
+from cnclip_client.extraction._work_folder import json_bytes, parsed_json
 
 __all__ = ["RemoteStore"]
 
@@ -35,21 +35,17 @@ class RemoteStore:
         made.unlink()
 
     def write(self, place: Path, value: Mapping[str, Any]) -> None:
-        (self._folder / place.name).write(json.dumps(value, indent=1).encode("ascii") + b"\n")
+        (self._folder / place.name).write(json_bytes(value))
 
     def read(self, place: Path) -> Any:
         path = self._folder / place.name
         try:
-            found = json.loads(path.read())
+            data = path.read()
         except BadFile as error:
             if _is_only_missing(error):
                 return None
             raise
-        except (ValueError, RecursionError) as error:
-            raise BadFile(f"no JSON ({error}); remove it", path=str(path)) from error
-        if not isinstance(found, dict):
-            raise BadFile("not a job's file; remove it", path=str(path))
-        return found
+        return parsed_json(data, path, "remove it")
 
     def read_all(self, places: Sequence[Path]) -> list[Any]:
         """Returns records, over several connections."""

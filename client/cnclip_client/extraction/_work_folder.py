@@ -29,7 +29,7 @@ from typing import IO, Any
 from cnclip_client._exceptions import BadFile, JobRefused
 from cnclip_client._replacing import replacing
 
-__all__ = ["GrowingFiles", "Progress", "locked", "read_json", "remove_work", "write_json"]
+__all__ = ["GrowingFiles", "Progress", "json_bytes", "locked", "parsed_json", "read_json", "remove_work", "write_json"]
 
 _log = logging.getLogger(__name__)
 
@@ -234,19 +234,29 @@ def read_json(path: Path) -> Any:
         BadFile: It is no JSON object.
     """
     try:
-        found = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise BadFile(f"no JSON ({error}); {_ANEW}", path=str(path)) from error
-    except RecursionError as error:
-        raise BadFile(f"no job's file; {_ANEW}", path=str(path)) from error
+    return parsed_json(data, path, _ANEW)
+
+
+def parsed_json(data: bytes, path: object, fix: str) -> dict[str, Any]:
+    """Returns the JSON object that was read of a file. Raises BadFile, with what mends it, if it is none."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadFile(f"no JSON ({error}); {fix}", path=str(path)) from error
     if not isinstance(found, dict):
-        raise BadFile(f"not a job's file; {_ANEW}", path=str(path))
+        raise BadFile(f"not a job's file; {fix}", path=str(path))
     return found
 
 
 def write_json(path: Path, value: Any) -> None:
     """Replaces a file in one step; it is on the disk when this returns."""
     with replacing(path, alone=True, durable=True) as file:
-        file.write(json.dumps(value, indent=1).encode("ascii") + b"\n")
+        file.write(json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Returns a value as a job's files hold it."""
+    return json.dumps(value, indent=1).encode("ascii") + b"\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
@@ -21,7 +21,7 @@ from cnclip_client.extraction._output import Output, room
 from cnclip_client.extraction._repeats import Repeats
 from cnclip_client.extraction._work_folder import GrowingFiles, Progress
 from cnclip_client.features._ids import id_line, json_text
-from cnclip_client.sources import Item
+from cnclip_client.sources import Item, Place
 
 __all__ = ["Digest", "Writing", "told_apart"]
 
@@ -98,7 +98,7 @@ class Writing:
             if error is not None and not self.progress.complete:
                 self._checkpoints.save_if_possible(self.progress)
 
-    def add(self, encoded: Encoded, after: Sequence[int | str] = (), state: str = "") -> None:
+    def add(self, encoded: Encoded, after: Place = (), state: str = "") -> None:
         """Appends what came out.
 
         Args:
@@ -128,7 +128,7 @@ class Writing:
             )
             self._checkpoints.now_and_then(self.progress, self._options.checkpoint_s)
 
-    def complete(self, *, last: bool = False, after: Sequence[int | str] = (), state: str = "") -> Progress:
+    def complete(self, *, last: bool = False, after: Place = (), state: str = "") -> Progress:
         """Makes safe that there is no more to come; whoever calls knows that the model is unchanged.
 
         Args:

@@ -17,6 +17,7 @@ from cnclip_client._float32 import lists_of
 from cnclip_client._vocabulary import Id, Kind
 from cnclip_client.features._features import Rows, rows_in
 from cnclip_client.features._ids import id_line, require_id
+from cnclip_client.features._sink import Sink
 
 __all__ = ["JsonlSink", "read_jsonl"]
 
@@ -24,19 +25,13 @@ __all__ = ["JsonlSink", "read_jsonl"]
 _BUFFER_BYTES = 128 * 1024
 
 
-class JsonlSink:
+class JsonlSink(Sink):
     """`{"image_id": 7, "feature": [0.25, ...]}`; it grows into the result itself."""
 
     def __init__(self, output: Path, kind: Kind, size: int) -> None:
         self.begins: Mapping[str, bytes] = {"features": b""}
         self.outputs: Mapping[str, Path] = {"features": output}
         self._line = b'{"' + kind.encode() + b'_id": %b, "feature": [%b]}\n'
-
-    def refusal(self, one: Id) -> str:
-        return ""
-
-    def id_bytes(self, one: Id) -> bytes:
-        return id_line(one)
 
     def encode(self, ids: Sequence[Id], features: NDArray[np.floating[Any]]) -> Mapping[str, bytes]:
         line = self._line

@@ -16,16 +16,16 @@ from cnclip_client._exceptions import BadFile
 from cnclip_client._vocabulary import Id
 from cnclip_client.features._features import Rows, rows_in
 from cnclip_client.features._ids import id_line, ids_of, require_id
-from cnclip_client.features._sink import Dtype, little_endian
+from cnclip_client.features._sink import Dtype, Sink, little_endian
 
-__all__ = ["NpySink", "read_npy"]
+__all__ = ["NpySink", "map_npy", "read_npy"]
 
 # numpy's format 1.0: magic, version, the length of the rest as uint16, and a dict in ASCII up to the 128th byte.
 _HEADER_BYTES = 128
 _MAGIC = b"\x93NUMPY\x01\x00"
 
 
-class NpySink:
+class NpySink(Sink):
     """float32 or float16 [N, D]; it grows into the result, and its header is made true at the end."""
 
     def __init__(self, output: Path, size: int, dtype: Dtype) -> None:
@@ -33,12 +33,6 @@ class NpySink:
         self._descr = little_endian(dtype)
         self.begins: Mapping[str, bytes] = {"features": self._header(0), "ids": b""}
         self.outputs: Mapping[str, Path] = {"ids": output.with_suffix(".ids.jsonl"), "features": output}
-
-    def refusal(self, one: Id) -> str:
-        return ""
-
-    def id_bytes(self, one: Id) -> bytes:
-        return id_line(one)
 
     def encode(self, ids: Sequence[Id], features: NDArray[np.floating[Any]]) -> Mapping[str, bytes]:
         lines = b"".join([id_line(one) + b"\n" for one in ids])
@@ -77,6 +71,14 @@ def read_npy(path: Path, kind: str, block_bytes: int) -> Iterator[Rows]:
 
 
 def _open_npy(path: Path) -> NDArray[Any]:
+    array = map_npy(path, "numbers", "extract it anew")
+    if array.ndim != 2 or array.dtype not in (np.float32, np.float16):
+        raise BadFile(f"{array.dtype} {list(array.shape)}, not float32 or float16 [N, D]", path=str(path))
+    return array
+
+
+def map_npy(path: Path, what: str, fix: str) -> NDArray[Any]:
+    """Maps the array of a .npy file. Raises BadFile, which says what was to be in it and what mends it, and OSError."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError:
@@ -84,11 +86,9 @@ def _open_npy(path: Path) -> NDArray[Any]:
     # Of a damaged header numpy raises ValueError, EOFError, TypeError, SyntaxError, TokenError, OverflowError, ...
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise BadFile(f"no .npy file of numbers ({reason}); extract it anew", path=str(path)) from error
+        raise BadFile(f"no .npy file of {what} ({reason}); {fix}", path=str(path)) from error
     if not isinstance(array, np.ndarray):
-        raise BadFile("an archive of arrays; give one .npy file", path=str(path))
-    if array.ndim != 2 or array.dtype not in (np.float32, np.float16):
-        raise BadFile(f"{array.dtype} {list(array.shape)}, not float32 or float16 [N, D]", path=str(path))
+        raise BadFile(f"an archive of arrays, not one of {what}; {fix}", path=str(path))
     return array
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cnclip_client._exceptions import BadFile
-from cnclip_client._extras import require
-from cnclip_client._parquet import parquet_files, told_parquet
+from cnclip_client._parquet import parquet_files, parquet_metadata
 from cnclip_client.features._parts import is_parts_folder, part_files, record_name
 
 __all__ = ["PARQUET_KEY", "Origin", "origin_of", "require_one_checkpoint", "warn_of_unknown"]
@@ -123,9 +122,7 @@ def _of_record(path: Path) -> Origin | None:
 
 
 def _of_parquet(path: Path) -> Origin | None:
-    parquet = require("pyarrow.parquet", extra="parquet")
-    with told_parquet(path):
-        metadata = parquet.read_metadata(path).metadata or {}
+    metadata = parquet_metadata(path).metadata or {}
     try:
         return _parsed(json.loads(metadata[PARQUET_KEY.encode()]))
     except (ValueError, KeyError, RecursionError):

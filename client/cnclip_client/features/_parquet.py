@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from cnclip_client._exceptions import BadFile
 from cnclip_client._extras import require
-from cnclip_client._parquet import parquet_files, told_parquet
+from cnclip_client._parquet import opened_parquet, parquet_files
 from cnclip_client._replacing import replacing
 from cnclip_client._vocabulary import Id, Kind
 from cnclip_client.features._features import Rows, rows_in
 from cnclip_client.features._ids import id_line, ids_of, require_id
 from cnclip_client.features._origin import PARQUET_KEY
-from cnclip_client.features._sink import Dtype, little_endian
+from cnclip_client.features._sink import Dtype, Sink, little_endian
 
 __all__ = ["ParquetSink", "have_string_ids", "read_parquet"]
 
@@ -29,7 +29,7 @@ _ROW_GROUP = 16 * 1024
 _INT64 = range(-(2**63), 2**63)
 
 
-class ParquetSink:
+class ParquetSink(Sink):
     """A column of ids and one of fixed-size lists, in row groups of 16,384.
 
     A parquet file cannot be added to once its writer is gone. So features grow as plain numbers, and are copied at the
@@ -106,16 +106,15 @@ class ParquetSink:
 
 def read_parquet(path: Path, kind: str, block_bytes: int) -> Iterator[Rows]:
     """Yields what a file or a folder of them holds, as every reader does. Raises BadFile, MissingExtra, OSError."""
-    pa, parquet = require("pyarrow", extra="parquet"), require("pyarrow.parquet", extra="parquet")
+    types = require("pyarrow", extra="parquet").types
     for file in parquet_files(path):
-        # Without pre-buffering, which would hold the columns of a whole row group.
-        with told_parquet(file), parquet.ParquetFile(file, pre_buffer=False) as opened:
+        with opened_parquet(file) as opened:
             schema = opened.schema_arrow
             missing = [name for name in (f"{kind}_id", "feature") if name not in schema.names]
             if missing:
                 raise BadFile(f"no column {' or '.join(missing)} among {', '.join(schema.names)}", path=str(file))
             listed = schema.field("feature").type
-            size = listed.list_size if pa.types.is_fixed_size_list(listed) else 1024
+            size = listed.list_size if types.is_fixed_size_list(listed) else 1024
             for batch in opened.iter_batches(rows_in(block_bytes, size), columns=[f"{kind}_id", "feature"]):
                 if batch.num_rows:
                     yield _batch(file, batch.column(f"{kind}_id"), batch.column("feature"))
@@ -131,11 +130,11 @@ def have_string_ids(files: Sequence[Path], kind: str) -> bool:
 
 def _has_integer_ids(file: Path, kind: str) -> bool:
     """Whether a file's ids are integers, or it holds none."""
-    pa, parquet = require("pyarrow", extra="parquet"), require("pyarrow.parquet", extra="parquet")
-    with told_parquet(file), parquet.ParquetFile(file, pre_buffer=False) as opened:
+    types = require("pyarrow", extra="parquet").types
+    with opened_parquet(file) as opened:
         schema = opened.schema_arrow
         column = schema.get_field_index(f"{kind}_id")
-        return not opened.metadata.num_rows or column < 0 or bool(pa.types.is_integer(schema.field(column).type))
+        return not opened.metadata.num_rows or column < 0 or bool(types.is_integer(schema.field(column).type))
 
 
 def _batch(path: Path, ids: Any, features: Any) -> Rows:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnclip_client._vocabulary import Id
+from cnclip_client.features._ids import id_line
 
 __all__ = ["Dtype", "Sink", "little_endian"]
 
@@ -28,10 +29,12 @@ class Sink(Protocol):
     outputs: Mapping[str, Path]
 
     def refusal(self, one: Id) -> str:
-        """Returns why an id cannot be written, or nothing if it can."""
+        """Returns why an id cannot be written, or nothing if it can, as any can be in JSON."""
+        return ""
 
     def id_bytes(self, one: Id) -> bytes:
-        """Returns what an id is in this format: where it is the same, so is the id."""
+        """Returns what an id is in this format, JSON unless it is another: where it is the same, so is the id."""
+        return id_line(one)
 
     def encode(self, ids: Sequence[Id], features: NDArray[np.floating[Any]]) -> Mapping[str, bytes]:
         """Returns what to append to which file for some features, [n, D], of the ids."""

@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Protocol
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from cnclip_client._exceptions import BadFile
 from cnclip_client._vocabulary import Id
 from cnclip_client.features._ids import id_line
+from cnclip_client.features._npy import map_npy
 
 __all__ = ["ID_FILES", "Ids", "IdsWriter", "mapped_array", "open_ids", "repeated_rows"]
 
@@ -113,15 +113,10 @@ class _Lines:
 
 def mapped_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], what: str) -> NDArray[Any]:
     """Maps a .npy file of an index's. Raises BadFile if it holds anything else, OSError."""
-    try:
-        table = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError:
-        raise
-    # Of a damaged header numpy raises ValueError, EOFError, SyntaxError, TokenError, ...
-    except Exception as error:
-        raise BadFile(f"no .npy file of {what}; make the index anew with --overwrite", path=str(path)) from error
-    if not isinstance(table, np.ndarray) or table.dtype != dtype or table.shape != shape:
-        raise BadFile(f"not {dtype} {list(shape)}; make the index anew with --overwrite", path=str(path))
+    fix = "make the index anew with --overwrite"
+    table = map_npy(path, what, fix)
+    if table.dtype != dtype or table.shape != shape:
+        raise BadFile(f"not {dtype} {list(shape)}; {fix}", path=str(path))
     return table
 
 
@@ -145,9 +140,7 @@ class IdsWriter:
     def __enter__(self) -> IdsWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._raw.close()
         if self._lines is not None:
             self._lines.close()

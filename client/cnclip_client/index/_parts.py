@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cnclip_client._exceptions import BadFile, JobRefused
-from cnclip_client._extras import require
-from cnclip_client._parquet import parquet_files, told_parquet
+from cnclip_client._parquet import parquet_files, parquet_metadata
 from cnclip_client._vocabulary import Kind
 from cnclip_client.features import Features, read_features
 from cnclip_client.features._ids import id_array, id_line
@@ -89,9 +88,7 @@ class FeatureFile:
             OSError: It cannot be read.
         """
         if self.path.suffix == ".parquet":
-            parquet = require("pyarrow.parquet", extra="parquet")
-            with told_parquet(self.path):
-                return int(parquet.read_metadata(self.path).num_rows)
+            return int(parquet_metadata(self.path).num_rows)
         # The lines of JSONL, and of the ids beside a .npy.
         lines = self.path.with_suffix(".ids.jsonl") if self.path.suffix == ".npy" else self.path
         if not lines.is_file():

@@ -40,14 +40,12 @@ class Plan:
         factory: faiss's name of it.
         rescore: Whether features are kept beside it, as float16, to score anew what it proposes.
         train_rows: How many features it is trained on.
-        row_bytes: What a row takes in memory when it is searched.
         build_bytes: What making it takes of memory; 0 where that is not known.
     """
 
     factory: str
     rescore: bool
     train_rows: int
-    row_bytes: float
     build_bytes: int
 
 
@@ -80,7 +78,7 @@ def plan_of_factory(factory: str, rows: int, rescore: bool | None = None) -> Pla
     clusters = re.search(r"IVF(\d+)", factory)
     wanted = max(_SQ_ROWS, _CLUSTER_ROWS * int(clusters[1]) if clusters else 0)
     keep = _LOSSLESS.fullmatch(factory) is None if rescore is None else rescore
-    return Plan(factory=factory, rescore=keep, train_rows=min(rows, wanted), row_bytes=0.0, build_bytes=0)
+    return Plan(factory=factory, rescore=keep, train_rows=min(rows, wanted), build_bytes=0)
 
 
 def require_room(rows: int, row_bytes: float, memory_bytes: int, factory: str) -> None:
@@ -146,7 +144,6 @@ def _kind(
         factory=factory,
         rescore=rescore,
         train_rows=train_rows,
-        row_bytes=row_bytes + fixed / rows,
         build_bytes=_BASE_BYTES + _ID_BYTES * rows + max(training, filled),
     )
 

@@ -18,7 +18,6 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 from cnclip_client._exceptions import BadFile
@@ -75,9 +74,7 @@ class LmdbFile:
     def __enter__(self) -> LmdbFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
     def items(self, after: bytes = b"") -> Iterator[tuple[bytes, Value]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cnclip_client._exceptions import BadFile
 from cnclip_client._extras import require
-from cnclip_client._parquet import opened_parquet, parquet_places, parquet_states, told_parquet
+from cnclip_client._parquet import opened_parquet, parquet_places, parquet_states
 from cnclip_client._remote import Location, state_digest
 from cnclip_client._vocabulary import Kind
 from cnclip_client.sources._item import Item, Place, checked_id
@@ -65,7 +65,7 @@ class ParquetSource:
         for number, file in enumerate(parquet_places(self.path)):
             if number < first:
                 continue
-            with told_parquet(file), opened_parquet(file, buffer_size=_BUFFER_BYTES) as opened:
+            with opened_parquet(file, buffer_size=_BUFFER_BYTES) as opened:
                 rows = opened.metadata.num_rows
                 skipped = min(passed, rows)
                 items = self._rows(file, opened, row, skipped, start + ids_only)
@@ -131,7 +131,7 @@ class ParquetSource:
     def total(self) -> int | None:
         count = 0
         for file in parquet_places(self.path):
-            with told_parquet(file), opened_parquet(file) as opened:
+            with opened_parquet(file) as opened:
                 count += opened.metadata.num_rows
         return count
 

@@ -22,18 +22,18 @@ from cnclip_client._cli._shared import as_typed
 
 from tests.commands import run_command
 
-COMMAND = [sys.executable, "-c", "from cnclip_client._cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from cnclip_console.start.client import main; main()"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("CNCLIP_")}
 
 
 def cnclip(
     *arguments: str | bytes | Path, stdin: bytes = b"", **environment: str
 ) -> subprocess.CompletedProcess[bytes]:
-    """Runs the command; with input, or an environment, which may be one for Python to start in, in its own Python."""
-    if not stdin and not environment:
-        return run_command("cnclip", *arguments, env=ENVIRONMENT)
-    command = [*COMMAND, *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, timeout=60, env={**ENVIRONMENT, **environment})
+    """Runs the command, in its own Python where that reads something of the environment as it starts."""
+    env = {**ENVIRONMENT, **environment}
+    if all(name.startswith("CNCLIP_") for name in environment):
+        return run_command("cnclip", *arguments, stdin=stdin, env=env)
+    return subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, timeout=60, env=env)
 
 
 def start(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:

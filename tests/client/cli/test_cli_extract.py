@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.commands import run_command_text
+from tests.commands import run_command, run_command_text
 
 COMMAND = [sys.executable, "-c", "from cnclip_client._cli import main; main()", "extract"]
 
@@ -93,8 +93,7 @@ def test_texts_are_prepared_or_not_as_the_commands_are_told(tmp_path: Path, trit
         assert triton.requests == [[sent.encode()]]
     for arguments, sent in (([], "“A”"), (["--preprocess"], '"a"')):
         triton.forget()
-        command = [*COMMAND[:-1], "features", "texts", "“A”", "--url", triton.url, *arguments]
-        subprocess.run(command, capture_output=True, check=True)
+        assert run_command("cnclip", "features", "texts", "“A”", "--url", triton.url, *arguments).returncode == 0
         assert triton.requests == [[sent.encode()]]
 
 
@@ -219,7 +218,7 @@ def test_progress_on_a_terminal(tmp_path: Path, triton: Any, texts: Path) -> Non
 
 
 def test_help_tells_what_an_exit_status_means() -> None:
-    shown = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True).stdout
+    shown = run_command("cnclip", "extract", "--help").stdout.decode()
     assert "Exit status: 0 all well; 1 some items failed" in " ".join(shown.split())
 
 

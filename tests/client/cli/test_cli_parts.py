@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from cnclip_client._cli._place import place_of
+from cnclip_client._cli._destination import destination_of
 from cnclip_client._cli._progress import job_progress
 
 from tests.commands import run_command_text
@@ -137,7 +137,7 @@ def test_a_job_that_has_not_come_to_its_end_is_not_searched(tmp_path: Path, trit
 def test_what_is_said_of_the_output_must_go_together(output: str, options: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {"shard_items": None, "shard": None, "format": None, "work": None, **options}
     with pytest.raises(ValueError, match=message):
-        place_of(output, **given)
+        destination_of(output, **given)
 
 
 def test_a_folder_is_told_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_a_folder_is_told_from_a_file(tmp_path: Path, monkeypatch: pytest.Monkey
         "a.npy": False,
         "a": False,
     }.items():
-        assert (place_of(output, None, None, None, None).sharding is not None) == folder, output
+        assert (destination_of(output, None, None, None, None).sharding is not None) == folder, output
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -13,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +43,8 @@ from cnclip_client.extraction import ExtractOptions, Summary, encode_items, extr
 from cnclip_client.extraction._work_folder import GrowingFiles
 from cnclip_client.retrieval import read_features
 from cnclip_client.sources import Item, image_source, text_source
+
+from tests.commands import run_script
 
 FORMATS = ("jsonl", "parquet", "npy")
 ALWAYS = ExtractOptions(checkpoint_s=0.0, batch_size=4)
@@ -125,13 +129,24 @@ def test_features_failures_and_the_job_are_written(tmp_path: Path, client: Clien
     assert not (tmp_path / f"out.{format}.partial").exists()
 
 
-def test_texts_are_prepared_as_cn_clips_extraction_does(tmp_path: Path, client: Client, triton: Any) -> None:
-    from cn_clip.eval.data import _preprocess_text
+def cn_clips_own(function: str, module: str) -> Callable[..., Any]:
+    """A function out of cn_clip's source, which alone needs nothing: its module imports torch, for seconds."""
+    package = importlib.util.find_spec("cn_clip")
+    assert package is not None
+    assert package.origin is not None
+    tree = ast.parse((Path(package.origin).parent / module).read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
+    found: dict[str, Any] = {}
+    exec(compile(tree, module, "exec"), found)  # noqa: S102
+    return found[function]  # type: ignore[no-any-return]
 
+
+def test_texts_are_prepared_as_cn_clips_extraction_does(tmp_path: Path, client: Client, triton: Any) -> None:
+    prepared = cn_clips_own("_preprocess_text", "eval/data.py")
     texts = ["“引号”与 ABC", "İstanbul ǅ ẞ", "‘单’ 「」"]
     source = Items([Item(row, text) for row, text in enumerate(texts)])
     extract(client, source, tmp_path / "out.npy")
-    assert triton.requests == [[_preprocess_text(text).encode() for text in texts]]
+    assert triton.requests == [[prepared(text).encode() for text in texts]]
 
 
 def test_every_way_in_prepares_texts_or_not_as_it_is_told(tmp_path: Path, client: Client, triton: Any) -> None:
@@ -250,8 +265,6 @@ from pathlib import Path
 from cnclip_client import Client
 from cnclip_client.extraction import ExtractOptions, extract
 from cnclip_client.sources import image_source, text_source
-import pyarrow.parquet
-pyarrow.array([])  # imports pandas, if it is there: here, and not in each life
 
 url, kind, source, seed, wanted, *outputs = json.loads(sys.argv[1])
 rng = random.Random(seed)
@@ -296,9 +309,8 @@ def live_and_die(tmp_path: Path, url: str, kind: str, source: Path, format: str,
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     given = [url, kind, source, seed, kills, tmp_path / "whole" / f"out.{format}", tmp_path / "killed"]
-    command = [sys.executable, "-c", _LIVES, json.dumps(given, default=str)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run_script(_LIVES, json.dumps(given, default=str))
+    assert done.returncode == 0, done.stderr.decode()
     assert json.loads(done.stdout)[0] == kills
     expected = files_of(tmp_path / "whole")
     assert {name for name in expected if name.endswith((".errors.jsonl", ".job.json", format))} >= {
@@ -330,8 +342,6 @@ from pathlib import Path
 from cnclip_client import Client
 from cnclip_client.extraction import ExtractOptions, Sharding, extract, extract_parts
 from cnclip_client.sources import text_source
-import pyarrow.parquet
-pyarrow.array([])  # imports pandas, if it is there: here, and not in each life
 
 def live(output, last):  # of its steps on the disk, so many are done
     pid = os.fork()
@@ -391,9 +401,8 @@ def test_killed_before_each_step_on_the_disk(tmp_path: Path, triton: Any, format
     folder = tmp_path / "killed"
     folder.mkdir()
     given = [triton.url, texts_file(tmp_path, 50), folder, f"out.{format}", overwrite]
-    command = [sys.executable, "-c", _STEP_BY_STEP, json.dumps(given, default=str)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run_script(_STEP_BY_STEP, json.dumps(given, default=str))
+    assert done.returncode == 0, done.stderr.decode()
     steps = int(done.stdout)
     assert steps > 15
     *killed, whole = [files_of(folder / str(step)) for step in range(steps + 1)]

@@ -8,8 +8,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -41,6 +39,7 @@ from cnclip_client.sources import Item, Source, image_source, text_source
 
 from tests.client.extraction.test_extract import DYING, FORMATS, files_of, images_folder, texts_file
 from tests.client.extraction.test_extract import Items as OneOfTheirOwn
+from tests.commands import run_script
 
 BUSY = ExtractOptions(checkpoint_s=0.0, batch_size=4)
 
@@ -597,8 +596,6 @@ from pathlib import Path
 from cnclip_client import Client
 from cnclip_client.extraction import ExtractOptions, Sharding, extract, extract_parts
 from cnclip_client.sources import image_source, text_source
-import pyarrow.parquet
-pyarrow.array([])  # imports pandas, if it is there: here, and not in each life
 
 url, kind, source, seed, wanted, whole, folder, format, items, jobs, by = json.loads(sys.argv[1])
 rng = random.Random(seed)
@@ -650,10 +647,8 @@ def live_and_die(
     source = images_folder(tmp_path) if kind == "image" else texts_file(tmp_path)
     folder, whole = tmp_path / "parts", tmp_path / f"out.{format}"
     given = [url, kind, source, seed, kills, whole, folder, format, items, jobs, folder]
-    done = subprocess.run(
-        [sys.executable, "-c", _LIVES, json.dumps(given, default=str)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_script(_LIVES, json.dumps(given, default=str))
+    assert done.returncode == 0, done.stderr.decode()
     assert int(done.stdout) > 0
     require_same(folder, whole, kind, tolerance=1e-6)
     assert not [path.name for path in folder.iterdir() if not path.name.startswith(("part-", "job.json"))]
@@ -701,9 +696,8 @@ def test_killed_before_steps_on_the_disk(tmp_path: Path, triton: Any, format: st
     folder = tmp_path / "killed"
     folder.mkdir()
     given = [triton.url, texts_file(tmp_path, 30), folder, format, stride]
-    command = [sys.executable, "-c", _STEP_BY_STEP, json.dumps(given, default=str)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run_script(_STEP_BY_STEP, json.dumps(given, default=str))
+    assert done.returncode == 0, done.stderr.decode()
     steps = int(done.stdout)
     assert steps > 30
     *killed, whole = [files_of(folder / str(step)) for step in range(1, steps + 1, stride)]

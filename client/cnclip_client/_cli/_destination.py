@@ -11,7 +11,7 @@ import typer
 from cnclip_client.extraction import PartFormat, Sharding
 from cnclip_client.extraction._parts_folder import work_folder
 
-__all__ = ["Output", "OutputFormat", "Place", "Shard", "ShardItems", "Work", "place_of"]
+__all__ = ["Destination", "Output", "OutputFormat", "Shard", "ShardItems", "Work", "destination_of"]
 
 Output = Annotated[
     str,
@@ -43,7 +43,7 @@ Work = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Destination:
     """Where features go.
 
     Attributes:
@@ -64,9 +64,9 @@ class Place:
         return Path(self.output) if "://" not in self.output else work_folder(self.output, self.work)
 
 
-def place_of(
+def destination_of(
     output: str, shard_items: int | None, shard: str | None, format: PartFormat | None, work: Path | None
-) -> Place:
+) -> Destination:
     """Tells a folder of parts from a file. Raises ValueError if what was said of it does not go together."""
     if not output:
         raise ValueError("--output is empty; name a file, or a folder with a / behind it")
@@ -80,9 +80,9 @@ def place_of(
             raise ValueError(
                 f"{' and '.join(named)} are for a folder of parts; end --output {output} in / to write one"
             )
-        return Place(output, None, None)
+        return Destination(output, None, None)
     if work is not None and not is_remote:
         raise ValueError("--work is for an output in an object store; a folder here holds its unfinished parts itself")
     index, jobs = Sharding.parse(shard) if shard is not None else (0, 1)
     sharding = Sharding(items=shard_items or Sharding().items, format=format or "parquet", index=index, jobs=jobs)
-    return Place(output, sharding, work)
+    return Destination(output, sharding, work)
