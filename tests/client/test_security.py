@@ -144,17 +144,21 @@ def test_a_failed_handshake_is_not_waited_for(serve: Callable[..., Any], fake: A
     started = time.monotonic()
     with connect(server, credentials, retry=retry) as client, pytest.raises(TlsFailed):
         client.encode_texts(["a"])
-    # And in the middle of a job: the server comes back with a certificate that is not trusted.
-    server = serve(*fake.both("vit-b-16"), credentials=pki.server())
-    with connect(server, Credentials(tls=Tls(ca_cert=pki.ca_cert)), retry=Retry(first_delay_s=0.1)) as client:
-        stream = client.iter_texts((f"{number}" for number in range(10**9)), batch_size=1)
-        next(stream)
-        server.stop()
-        server._credentials = stranger.server()
-        server.start()
-        with pytest.raises(TlsFailed):
-            for _ in stream:
-                pass
+    # And in the middle of a job: the server comes back with a certificate that is not trusted, at once or in a while.
+    retry = Retry(attempts=1000, deadline_s=600, first_delay_s=0.1, max_delay_s=0.1)
+    for seconds in (0.0, 0.5):
+        server = serve(*fake.both("vit-b-16"), credentials=pki.server())
+        with connect(server, Credentials(tls=Tls(ca_cert=pki.ca_cert)), retry=retry) as client:
+            stream = client.iter_texts((f"{number}" for number in range(10**9)), batch_size=1)
+            next(stream)
+            server.stop()
+            server._credentials = stranger.server()
+            coming = threading.Timer(seconds, server.start)
+            coming.start()
+            with pytest.raises(TlsFailed):
+                for _ in stream:
+                    pass
+            coming.join()
     assert time.monotonic() - started < 10
 
 

@@ -23,8 +23,9 @@ from cnclip_client._exceptions import (
     ModelChanged,
     ModelNotFound,
     ModelNotReady,
-    TlsFailed,
-    TransportError,
+    RequestTimeout,
+    ServerBusy,
+    ServerUnreachable,
 )
 from cnclip_client._settings import Retry, Timeout
 
@@ -36,7 +37,9 @@ _log = logging.getLogger(__name__)
 _KEEP_S = 1.0
 _T = TypeVar("_T")
 
-PASSING = (TransportError, ModelNotFound, ModelNotReady)
+# Not TlsFailed: no waiting mends a certificate.
+_NO_ANSWER = (ServerUnreachable, ServerBusy, RequestTimeout)
+PASSING = (*_NO_ANSWER, ModelNotFound, ModelNotReady)
 """What a question meets while a server restarts or reloads."""
 
 
@@ -289,4 +292,4 @@ def _may_come(error: CnclipError) -> bool:
     """Tells whether what failed so at the start may be a server that starts yet, or a model that loads yet."""
     if isinstance(error, ModelNotReady):
         return not error.failed
-    return isinstance(error, TransportError) and not isinstance(error, TlsFailed)
+    return isinstance(error, _NO_ANSWER)
