@@ -68,10 +68,12 @@ def require_utf8(path: Location, start: bytes) -> None:
     """Refuses a text of another charset, such as GBK, at once; a line here and there fails by itself.
 
     Raises:
-        BadFile: Most of its lines that are not ASCII are no UTF-8 either.
+        BadFile: Half of its first lines or more, and most of those that are not ASCII, are no UTF-8.
     """
-    lines = [line for line in start.split(b"\n") if not line.isascii()]
-    if sum(map(_is_other_charset, lines)) * 2 > len(lines):
+    lines = start.splitlines()
+    told = [line for line in lines if not line.isascii()]
+    others = sum(map(_is_other_charset, told))
+    if others * 2 > len(told) and others * 2 >= len(lines):
         raise BadFile(NO_UTF8, path=str(path))
 
 

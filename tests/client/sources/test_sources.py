@@ -642,6 +642,14 @@ def test_a_file_in_another_charset_is_refused_with_what_to_do(
     assert f"!{NO_UTF8}" in [value for _, value in values(take(tmp_path / name, format=anyway))]
 
 
+def test_a_line_here_and_there_in_another_charset_fails_by_itself(tmp_path: Path) -> None:
+    """Were it the only ones that are not ASCII: the others are what they say, in any charset."""
+    lines = [b"a cat", b"a dog", "café".encode("latin-1"), b"a bird", b"a fish"]
+    (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
+    found = [value for _, value in values(text_source(tmp_path / "a.txt"))]
+    assert found == ["a cat", "a dog", f"!{NO_UTF8}", "a bird", "a fish"]
+
+
 def test_a_text_cut_off_within_a_character_is_utf_8(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a" + "长" * 50_000, encoding="utf-8")
     assert text_source(tmp_path / "a.txt").fingerprint["format"] == "lines"
