@@ -20,6 +20,7 @@ from cnclip_builder.int8.report import LEAST_INT8_SPEED_UP
 from cnclip_builder.plans.api import BuildOptions
 from cnclip_builder.plans.here import Plan, PlanSettings, build_plans, find_plans, require_tensorrt, write_jobs_of
 from cnclip_builder.plans.profiles import check_profiles, largest_batch
+from cnclip_builder.reference import Reference
 from cnclip_builder.repository.entry import RepositoryEntry
 from cnclip_builder.repository.manifest import MANIFEST_NAME, load_manifest, reading
 from cnclip_builder.repository.serving import ServingConfig
@@ -227,7 +228,7 @@ def _serve_and_verify(entry: RepositoryEntry, repository: Path) -> dict[str, Any
     """Serves a repository that is not in its place yet, and gives what its manifest is to say of that."""
     logger.info("Serving the repository to compare it with PyTorch")
     with serving(repository, "the repository") as url, stage_process() as process:
-        checkpoint = entry.artefacts.checkpoint.file.path
-        verification = process.run(verify_server, url, entry.name, checkpoint, entry.arch)
+        reference = Reference(entry.artefacts.checkpoint.file.path, entry.arch)
+        verification = process.run(verify_server, url, entry.name, reference)
     verification.require()
     return verification.as_dict()

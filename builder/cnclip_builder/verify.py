@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cnclip_builder.arch import Arch
-from cnclip_builder.checkpoint.load import Checkpoint, load_checkpoint
+from cnclip_builder.checkpoint.load import Checkpoint
 from cnclip_builder.errors import BuildError, MissingRequirementError, ParityError, SettingError
 from cnclip_builder.parity.distance import TOLERANCES, Parity, Tolerance, measure_parity
-from cnclip_builder.parity.samples import sample_images, sample_texts
-from cnclip_builder.prepared import (
-    Preparation,
-    compare_preparation,
-    tokenize_as_cn_clip,
-    transform_as_cn_clip,
-)
+from cnclip_builder.prepared import Preparation, compare_preparation
+from cnclip_builder.reference import Reference
 from cnclip_builder.tensors import ALL_PRECISIONS, TOWERS, Precision, Tower
 
 if TYPE_CHECKING:
@@ -89,25 +84,13 @@ class Verification:
                 )
 
 
-def verify_server(
-    url: str,
-    model: str,
-    checkpoint: Path,
-    arch: Arch,
-    images: Mapping[str, bytes] | None = None,
-    texts: Sequence[str] | None = None,
-) -> Verification:
+def verify_server(url: str, model: str, reference: Reference) -> Verification:
     """Sends images and texts to a server, and compares its features with those of cn_clip in PyTorch.
-
-    Imports torch. The reference is cn_clip's own transform, tokeniser and model, loaded from the same checkpoint.
 
     Args:
         url: the server's gRPC address.
         model: the name that the models are served under.
-        checkpoint: the file that they were built from.
-        arch: its architecture.
-        images: encoded images by name; by default real ones of odd shapes and modes.
-        texts: by default real captions and odd texts.
+        reference: the checkpoint that they were built from, and the images and texts.
 
     Raises:
         SettingError: the address is none, or the arch's vocabulary is not the model's.
@@ -116,14 +99,14 @@ def verify_server(
     from cnclip_client import Client, CnclipError
     from tritonclient.utils import InferenceServerException
 
-    images = sample_images() if images is None else images
+    arch, images = reference.arch, reference.images
     arch.require_vocabulary()
-    loaded = load_checkpoint(checkpoint, arch)
+    checkpoint = reference.checkpoint
     try:
         with connected(url, model, arch.vocabulary_file) as client:
             info = client.info
-            _require_same_checkpoint(model, info, loaded)
-            texts = _texts_for(info.context_length) if texts is None else texts
+            _require_same_checkpoint(model, info, checkpoint)
+            texts = reference.texts(info.context_length)
             served: dict[Tower, npt.NDArray[np.float32]] = {
                 "image": client.encode_images(list(images.values()), normalize=False),
                 "text": client.encode_texts(texts, normalize=False),
@@ -139,16 +122,16 @@ def verify_server(
     except (CnclipError, InferenceServerException) as error:
         raise _not_verified(url, model, error) from error
     precisions = served_precisions(info.precision)
-    encoded, reduced = list(images.values()), info.decoding == "reduced"
-    reference = {
-        "image": _encode_images(loaded, encoded, reduced=reduced),
-        "text": _encode_texts(loaded, texts, info.context_length),
+    reduced = info.decoding == "reduced"
+    expected = {
+        "image": reference.image_features(reduced=reduced),
+        "text": reference.text_features(info.context_length),
     }
     return Verification(
         model,
         {tower: TOLERANCES[precision] for tower, precision in precisions.items()},
-        {tower: measure_parity(served[tower], reference[tower]) for tower in served},
-        measure_parity(reference["image"], _encode_images(loaded, encoded)) if reduced else None,
+        {tower: measure_parity(served[tower], expected[tower]) for tower in served},
+        measure_parity(expected["image"], reference.image_features()) if reduced else None,
         card_decoding,
         preparation,
     )
@@ -188,13 +171,6 @@ def serving(repository: Path, named: str) -> Iterator[str]:
             yield server.grpc_url
     except ServerError as error:
         raise BuildError(f"{named} could not be served: {error}") from error
-
-
-def _texts_for(context_length: int) -> list[str]:
-    """The sample texts, and one that fills the context: what a build proves has 52 tokens at most."""
-    texts = sample_texts()
-    captions = "".join(texts[:16])
-    return [*texts, (captions * -(-context_length // len(captions)))[:context_length]]
 
 
 def addresses_of(url: str, model: str) -> list[str]:
@@ -296,20 +272,3 @@ def _require_same_checkpoint(model: str, info: Any, checkpoint: Checkpoint) -> N
         )
     if abs(info.logit_scale / checkpoint.logit_scale - 1) > _LOGIT_SCALE_TOLERANCE:
         raise ParityError(f"{model} serves logit_scale {info.logit_scale}, the checkpoint has {checkpoint.logit_scale}")
-
-
-def _encode_images(
-    checkpoint: Checkpoint, images: Sequence[bytes], *, reduced: bool = False
-) -> npt.NDArray[np.float32]:
-    from cnclip_builder.checkpoint.towers import encode, load_tower
-
-    tower, resolution = load_tower(checkpoint, "image"), checkpoint.arch.resolution
-    return np.concatenate(
-        [encode(tower, transform_as_cn_clip(image, resolution, reduced=reduced)[None]) for image in images]
-    )
-
-
-def _encode_texts(checkpoint: Checkpoint, texts: Sequence[str], context_length: int) -> npt.NDArray[np.float32]:
-    from cnclip_builder.checkpoint.towers import encode, load_tower
-
-    return encode(load_tower(checkpoint, "text"), tokenize_as_cn_clip(checkpoint.arch, texts, context_length))

@@ -14,6 +14,7 @@ import cnclip_pixels
 import numpy as np
 import pytest
 from cnclip_builder.arch import Arch
+from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.cli.app import app
 from cnclip_builder.errors import BuildError, ParityError, SettingError
 from cnclip_builder.parity.distance import TOLERANCES, Parity
@@ -26,6 +27,7 @@ from cnclip_builder.prepared import (
     compare_preparation,
     tokenize_as_cn_clip,
 )
+from cnclip_builder.reference import Reference
 from cnclip_builder.verify import Verification, connected, served_precisions
 from cnclip_builder.vocabulary import read_tokens
 from cnclip_token_ids import VOCABULARY, TokenIds
@@ -140,17 +142,29 @@ def test_of_encoders_alone_what_a_client_prepares_is_compared(tiny_vit: Arch, mo
         compared().require("tiny")
 
 
+def test_pytorchs_features_are_computed_once(tiny_artefacts: Artefacts, tiny_vit: Arch) -> None:
+    reference = Reference(tiny_artefacts.checkpoint.file.path, tiny_vit, texts=["一", "二"])
+    found = reference.text_features(52)
+    assert found.shape == (2, 48)
+    assert reference.text_features(52) is found
+    assert reference.text_features(24) is not found
+    assert reference.image_features() is reference.image_features()
+    assert reference.image_features(reduced=True) is not reference.image_features()
+
+
 def test_of_several_servers_each_is_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One that is away, and one that is wrong, keep no other from being looked at."""
     exact = Parity(rows=4, cosine_distance=0, centred_distance=0, absolute_difference=0, worst_row=0)
     asked: list[str] = []
+    references: list[Reference] = []
 
     def require_served(url: str, *_: Any) -> None:
         if url == "away:1":
             raise BuildError("no Triton server answers")
 
-    def verify_server(url: str, *_: Any) -> Verification:
+    def verify_server(url: str, model: str, reference: Reference) -> Verification:
         asked.append(url)
+        references.append(reference)
         parity = replace(exact, cosine_distance=0.5) if url == "wrong:1" else exact
         return Verification("demo", {"text": TOLERANCES["fp32"]}, {"text": parity})
 
@@ -165,6 +179,7 @@ def test_of_several_servers_each_is_compared(monkeypatch: pytest.MonkeyPatch, tm
 
     done = verify("away:1, wrong:1,right:1,right:1")
     assert asked == ["wrong:1", "right:1"]
+    assert references[0] is references[1]
     assert [line for line in done.stdout.splitlines() if line.endswith(":")] == ["wrong:1:", "right:1:"]
     assert isinstance(done.exception, BuildError)
     told = str(done.exception)

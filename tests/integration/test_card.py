@@ -19,6 +19,7 @@ from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.build import BuildRequest, build_repository
 from cnclip_builder.cli.app import app
+from cnclip_builder.reference import Reference
 from cnclip_builder.repository.choosing import choose_settings
 from cnclip_builder.repository.manifest import MANIFEST_NAME, load_manifest
 from cnclip_builder.verify import verify_server
@@ -98,7 +99,7 @@ def server(as_built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def test_it_is_verified_against_exact_pixels_and_pytorch(
     server: TritonServer, tiny_vit: Arch, tiny_artefacts: Artefacts
 ) -> None:
-    found = verify_server(server.grpc_url, "tiny-vit", tiny_artefacts.checkpoint.file.path, tiny_vit)
+    found = verify_server(server.grpc_url, "tiny-vit", Reference(tiny_artefacts.checkpoint.file.path, tiny_vit))
     found.require()
     assert found.card_decoding is not None
     assert found.card_decoding.rows == found.parity["image"].rows

@@ -13,6 +13,7 @@ import tritonclient.grpc as grpc
 from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.build import BuildRequest, build_repository
+from cnclip_builder.reference import Reference
 from cnclip_builder.repository.choosing import choose_settings
 from cnclip_builder.repository.manifest import load_manifest
 from cnclip_builder.tensors import TOWERS
@@ -56,7 +57,7 @@ def server(repository: Path) -> Iterator[TritonServer]:
 
 
 def test_its_features_are_pytorchs(server: TritonServer, tiny_vit: Arch, tiny_artefacts: Artefacts) -> None:
-    verify_server(server.grpc_url, "tiny-vit", tiny_artefacts.checkpoint.file.path, tiny_vit).require()
+    verify_server(server.grpc_url, "tiny-vit", Reference(tiny_artefacts.checkpoint.file.path, tiny_vit)).require()
 
 
 def test_texts_have_two_lengths(server: TritonServer) -> None:

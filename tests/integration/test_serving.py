@@ -21,6 +21,7 @@ from cnclip_builder.checkpoint.towers import encode, load_tower
 from cnclip_builder.errors import BuildError, ParityError, RepositoryError
 from cnclip_builder.parity.distance import Tolerance
 from cnclip_builder.parity.samples import sample_images
+from cnclip_builder.reference import Reference
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.write import KINDS, check_repository
 from cnclip_builder.verify import verify_server
@@ -116,7 +117,7 @@ def test_what_lies_in_the_repository(repository: Path, server: TritonServer) -> 
 @pytest.mark.parametrize(("name", "seed"), [("tiny-vit", 1), ("fine-tuned", 0)])
 def test_live_features_are_pytorchs(server: TritonServer, folder: Path, tiny_vit: Arch, name: str, seed: int) -> None:
     checkpoint = folder / f"tiny-vit.random-{seed}.pt"
-    verification = verify_server(server.grpc_url, name, checkpoint, tiny_vit)
+    verification = verify_server(server.grpc_url, name, Reference(checkpoint, tiny_vit))
     verification.require()
     assert verification.preparation is not None
     assert verification.preparation.images == len(sample_images())
@@ -129,7 +130,7 @@ def test_live_features_are_pytorchs(server: TritonServer, folder: Path, tiny_vit
 
 
 def test_resnet_features_are_pytorchs(server: TritonServer, tiny_resnet: Arch, resnet_checkpoint: Path) -> None:
-    verify_server(server.grpc_url, "tiny-rn", resnet_checkpoint, tiny_resnet).require()
+    verify_server(server.grpc_url, "tiny-rn", Reference(resnet_checkpoint, tiny_resnet)).require()
 
 
 def test_reduced_decoding_says_what_it_changes(server: TritonServer, repository: Path) -> None:
@@ -144,9 +145,9 @@ def test_reduced_decoding_says_what_it_changes(server: TritonServer, repository:
 
 def test_verification_fails_where_it_should(server: TritonServer, folder: Path, tiny_vit: Arch) -> None:
     with pytest.raises(BuildError, match="served from a checkpoint with sha256"):
-        verify_server(server.grpc_url, "tiny-vit", folder / "tiny-vit.random-0.pt", tiny_vit)
+        verify_server(server.grpc_url, "tiny-vit", Reference(folder / "tiny-vit.random-0.pt", tiny_vit))
     verification = verify_server(
-        server.grpc_url, "tiny-vit", folder / "tiny-vit.random-1.pt", tiny_vit, texts=["一", "二"]
+        server.grpc_url, "tiny-vit", Reference(folder / "tiny-vit.random-1.pt", tiny_vit, texts=["一", "二"])
     )
     impossible = Tolerance(cosine_distance=-1, centred_distance=-1)
     wrong = replace(verification, tolerances=dict.fromkeys(verification.tolerances, impossible))
@@ -172,7 +173,7 @@ def test_what_features_hide_is_seen_in_what_they_are_made_of(
             text = text.replace(old, new)
         path.write_text(text, encoding="utf-8")
     with TritonServer(mutated, grpc_port=0, http_port=0, metrics_port=0) as server:
-        found = verify_server(server.grpc_url, "fine-tuned", folder / "tiny-vit.random-0.pt", tiny_vit)
+        found = verify_server(server.grpc_url, "fine-tuned", Reference(folder / "tiny-vit.random-0.pt", tiny_vit))
     replace(found, preparation=None).require()
     with pytest.raises(ParityError, match=r"fine-tuned does not prepare its inputs as cn_clip does: .* by up to 1; "):
         found.require()

@@ -82,6 +82,7 @@ def build_for_card(setup: Setup, report: Report) -> None:
 
 def load_card(setup: Setup, report: Report) -> None:
     """Compares what the card's pixels come to with exact ones, by the same served encoder; then sends JPEGs."""
+    from cnclip_builder.reference import Reference
     from cnclip_builder.verify import CARD_TOLERANCE, verify_server
 
     subject = replace(subject_of(setup, "onnxruntime"), repository=setup.repository(_WAY))
@@ -97,7 +98,7 @@ def load_card(setup: Setup, report: Report) -> None:
                 what = told(name, photographs)
                 report(Rate(_WAY, "image", what, items, at_once, sustained.items_per_s, took.median_ms, took.p95_ms))
         meter.tell(report, _WAY, "server, after these loads")
-        found = verify_server(url, subject.name, subject.checkpoint, subject.arch)
+        found = verify_server(url, subject.name, Reference(subject.checkpoint, subject.arch))
         if (card := found.card_decoding) is not None:
             distances = (card.cosine_distance, CARD_TOLERANCE.cosine_distance)
             centred = (card.centred_distance, CARD_TOLERANCE.centred_distance)

@@ -69,11 +69,12 @@ def load_two_encoders(setup: Setup, report: Report) -> None:
 
 
 def _verify(setup: Setup, report: Report, platform: Platform) -> None:
+    from cnclip_builder.reference import Reference
     from cnclip_builder.verify import verify_server
 
     subject = subject_of(setup, platform)
     with _serving(subject, platform) as (url, _):
-        found = verify_server(url, subject.name, subject.checkpoint, subject.arch)
+        found = verify_server(url, subject.name, Reference(subject.checkpoint, subject.arch))
     for tower, parity in found.parity.items():
         bound = found.tolerances[tower]
         distances = (parity.cosine_distance, bound.cosine_distance, parity.centred_distance, bound.centred_distance)

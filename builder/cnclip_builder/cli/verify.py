@@ -41,6 +41,7 @@ def verify(
       cnclip-build verify --arch ViT-B-16 --url localhost:8001
     """
     from cnclip_builder.checkpoint.sources import fetch_checkpoint
+    from cnclip_builder.reference import Reference
     from cnclip_builder.verify import addresses_of, require_served, verify_server
 
     chosen = model.choose_arch()
@@ -54,11 +55,12 @@ def verify(
             require_served(address, name, chosen)
     if len(failed) < len(addresses):
         checkpoint = fetch_checkpoint(model.checkpoint, chosen, model.download_root, model.hub).path
+        reference = Reference(checkpoint, chosen, images, texts)
         for address in (one for one in addresses if one not in failed):
             if len(addresses) > 1:
                 typer.echo(f"{address}:")
             with _kept(failed, address):
-                _show(verify_server(address, name, checkpoint, chosen, images, texts))
+                _show(verify_server(address, name, reference))
     if len(addresses) == 1:
         for error in failed.values():
             raise error
