@@ -191,7 +191,8 @@ class Gateway:
             raise BadRequest("q is missing or empty; ask for /search?q=SENTENCE", param="q")
         if len(text) > _QUERY_CHARACTERS:
             raise BadRequest(f"q is longer than {_QUERY_CHARACTERS} characters; ask for less", param="q")
-        if "\ufffd" in text:  # what Starlette puts in the place of other bytes, such as GBK's
+        # What Starlette puts in the place of other bytes, such as GBK's, unless it was asked for.
+        if "\ufffd" in text and b"%EF%BF%BD" not in request.scope["query_string"].upper():
             raise BadRequest("q is not UTF-8; percent-encode the sentence's UTF-8", param="q")
         return await self._found(request, text)
 

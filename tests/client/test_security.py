@@ -7,6 +7,7 @@ import datetime
 import logging
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import threading
@@ -160,6 +161,31 @@ def test_a_failed_handshake_is_not_waited_for(serve: Callable[..., Any], fake: A
                     pass
             coming.join()
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("alert", [b"\x01\x00", b"\x02\x50"], ids=["close_notify", "internal_error"])
+def test_a_handshake_that_is_cut_off_is_waited_out(
+    serve: Callable[..., Any], fake: Any, pki: Pki, alert: bytes
+) -> None:
+    """So a proxy answers that stops, or that has its certificate renewed."""
+    server = serve(*fake.both("vit-b-16"), credentials=pki.server())
+    retry = Retry(attempts=1000, deadline_s=60, first_delay_s=0.01, max_delay_s=0.1)
+    with connect(server, Credentials(tls=Tls(ca_cert=pki.ca_cert)), retry=retry) as client:
+        client.encode_texts(["a"])
+        server.stop()
+        with socket.create_server(("127.0.0.1", server.port)) as proxy:
+            proxy.settimeout(10)
+            coming = threading.Thread(target=lambda: client.encode_texts(["b"]), daemon=True)
+            coming.start()
+            for _ in range(3):
+                connection, _ = proxy.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(b"\x15\x03\x03\x00\x02" + alert)
+        server.start()
+        assert client.encode_texts(["b"]).shape == (1, 16)
+        coming.join(10)
+        assert not coming.is_alive()
 
 
 def test_files_that_cannot_be_used_are_named(pki: Pki, tmp_path: Path) -> None:

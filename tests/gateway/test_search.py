@@ -85,6 +85,7 @@ def test_a_sentence_is_prepared_as_extracted_ones(searching: Running, triton: Fa
     assert len(answer.json["hits"]) == 24
     assert triton.requests[-1] == ['"hello" 游隼'.encode()]
     assert searching.ask("GET", "/search?q=x&k=200").json["hits"].__len__() == COUNT
+    assert searching.ask("GET", "/search?q=%EF%BF%bd%20x").status == 200  # a character like any other
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw"])

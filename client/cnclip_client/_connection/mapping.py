@@ -52,6 +52,8 @@ _REFUSED = "Connection refused"
 
 # Words of gRPC's core (1.60 to 1.85) and of BoringSSL in a failed handshake -> what is wrong and how to mend it.
 _HANDSHAKE = ("handshake failed", "Hostname Verification Check failed")
+# A handshake that the other end broke off, or ended for a trouble of its own, as a proxy that stops.
+_HANDSHAKE_CUT_OFF = ("SSL_ERROR_ZERO_RETURN", "SSL_ERROR_SYSCALL", "ALERT_INTERNAL_ERROR")
 _TLS_PROBLEMS = (
     ("certificate has expired", "its certificate has expired; have it renewed"),
     ("certificate is not yet valid", "its certificate is not valid yet; check both clocks"),
@@ -90,14 +92,15 @@ def is_transient(error: Any) -> bool:
     """Tells whether an inference request that failed so may succeed unchanged a moment later.
 
     CANCELLED is what a server says of the requests under way as it stops; and NOT_FOUND of a model that was
-    there a moment ago comes of its reload, or of models unloaded before the port is closed. A failed handshake and a
-    protocol that Triton restricts are UNAVAILABLE as well, but stay so. Of what Triton calls INTERNAL, the death of
-    a Python model's process passes, once cnclip-serve or a liveness probe has the server started again.
+    there a moment ago comes of its reload, or of models unloaded before the port is closed. A handshake that failed,
+    but was not cut off, and a protocol that Triton restricts are UNAVAILABLE as well, but stay so. Of what Triton calls
+    INTERNAL, the death of a Python model's process passes, once cnclip-serve or a liveness probe has the server started
+    again.
     """
     words = error.message() or ""
     if status_of(error) == "INTERNAL":
         return is_model_death(error)
-    lasting = _RESTRICTED in words or any(part in words for part in _HANDSHAKE)
+    lasting = _RESTRICTED in words or _is_refused_tls(words)
     return status_of(error) in {"UNAVAILABLE", "CANCELLED", "NOT_FOUND"} and not lasting
 
 
@@ -167,7 +170,7 @@ def map_error(
             url=url,
             detail=detail,
         )
-    if any(words in detail for words in _HANDSHAKE):
+    if _is_refused_tls(detail):
         problem = next((told for words, told in _TLS_PROBLEMS if words in detail), f"{detail}; see the server's log")
         return TlsFailed(f"no TLS connection to {url}: {problem}", url=url)
     if status in {"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"}:
@@ -178,6 +181,12 @@ def map_error(
         status=status,
         detail=detail,
     )
+
+
+def _is_refused_tls(detail: str) -> bool:
+    """Tells whether a handshake failed for what the two are, such as a certificate, which no waiting mends."""
+    cut_off = any(words in detail for words in _HANDSHAKE_CUT_OFF)
+    return any(words in detail for words in _HANDSHAKE) and not cut_off
 
 
 def _unreachable(url: str, status: str, detail: str, timeout_s: float, connecting: bool) -> str:
