@@ -255,6 +255,19 @@ def test_a_server_that_is_not_installed_is_missed_before_anything_is_made(
     assert state_of(tmp_path) == before
 
 
+def test_a_gpu_to_serve_on_is_missed_before_anything_is_made(
+    request_: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cnclip_builder.build.require_server", lambda: None)
+    monkeypatch.setattr("cnclip_builder.build.current_device", lambda: None)
+    monkeypatch.setattr("cnclip_builder.build.why_no_device", lambda: "the driver finds none")
+    serving, before = replace(SERVING, target="gpu", accelerator="cuda"), state_of(tmp_path)
+    for build in (preview_build, build_repository):
+        with pytest.raises(MissingRequirementError, match=r"for a GPU can't be served here \(the driver finds none\)"):
+            build(replace(request_, serving=serving, verify=True))
+    assert state_of(tmp_path) == before
+
+
 def test_what_is_served_already_takes_no_room(built: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
     build_repository(replace(built, serving=replace(SERVING, max_batch_size=8)))
