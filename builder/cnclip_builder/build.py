@@ -14,10 +14,11 @@ from cnclip_builder.artefacts.maker import ArtefactPlan, Artefacts, build_artefa
 from cnclip_builder.card.stage import images_in, measure_card_distance, why_no_card
 from cnclip_builder.checkpoint.sources import Hub
 from cnclip_builder.checkpoint.stage import CheckpointFacts
-from cnclip_builder.errors import SettingError, SlowerError
+from cnclip_builder.errors import MissingRequirementError, SettingError, SlowerError
 from cnclip_builder.export.files import served_input
 from cnclip_builder.int8.report import LEAST_INT8_SPEED_UP
 from cnclip_builder.plans.api import BuildOptions
+from cnclip_builder.plans.device import current_device, why_no_device
 from cnclip_builder.plans.here import Plan, PlanSettings, build_plans, find_plans, require_tensorrt, write_jobs_of
 from cnclip_builder.plans.profiles import check_profiles, largest_batch
 from cnclip_builder.reference import Reference
@@ -102,6 +103,11 @@ def check_request(request: BuildRequest) -> str:
         )
     if request.verify:
         require_server()
+        if request.serving.target == "gpu" and current_device() is None:
+            raise MissingRequirementError(
+                f"what is for a GPU can't be served here ({why_no_device()}): leave --verify out, and compare it "
+                "where it is served (cnclip-build verify)"
+            )
     if request.card_images is not None:
         images_in(request.card_images)
     name = request.name or request.arch.slug

@@ -141,14 +141,14 @@ def require_server() -> None:
     """Refuses to serve where nothing can.
 
     Raises:
-        MissingRequirementError: the package for it is not installed.
+        MissingRequirementError: there is no tritonserver here, or it can't run.
     """
+    from cnclip_server import ServerError, require_tritonserver
+
     try:
-        import cnclip_server  # noqa: F401
-    except ImportError as error:
-        raise MissingRequirementError(
-            f"a repository can't be served here ({error}): pip install 'cn-clip-triton[server,cpu]'"
-        ) from error
+        require_tritonserver()
+    except ServerError as error:
+        raise MissingRequirementError(f"a repository can't be served here: {error}") from error
 
 
 @contextlib.contextmanager
@@ -160,7 +160,7 @@ def serving(repository: Path, named: str) -> Iterator[str]:
         named: what errors call it.
 
     Raises:
-        MissingRequirementError: the package for it is not installed.
+        MissingRequirementError: as `require_server`.
         BuildError: it could not be served.
     """
     require_server()

@@ -15,7 +15,7 @@ from cnclip_server._errors import (
     TemporaryFolderError,
     UnsupportedHost,
 )
-from cnclip_server._server import TritonServer
+from cnclip_server._server import TritonServer, require_tritonserver
 
 __all__ = [
     "BinaryNotFound",
@@ -28,4 +28,5 @@ __all__ = [
     "Tls",
     "TritonServer",
     "UnsupportedHost",
+    "require_tritonserver",
 ]

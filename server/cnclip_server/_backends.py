@@ -17,12 +17,8 @@ _STUB = "triton_python_backend_stub"
 _UTILITIES = "triton_python_backend_utils.py"
 
 
-def assemble_backends(binary: Binary, target: Path) -> None:
-    """Fills a folder with the binary's own backends, a python backend for this interpreter, and the stand-in.
-
-    Args:
-        binary: The tritonserver to serve with.
-        target: An empty folder, to be given as `--backend-directory`.
+def check_backends(binary: Binary) -> None:
+    """Sees that there is what `assemble_backends` takes.
 
     Raises:
         UnsupportedHost: The binary has no Python backend, or none for this version of Python; or ONNX Runtime, with
@@ -33,12 +29,26 @@ def assemble_backends(binary: Binary, target: Path) -> None:
             f"{binary.path} has no onnxruntime backend of its own, and the stand-in for it needs ONNX Runtime: "
             "pip install 'cn-clip-triton[server,cpu]', or [server,gpu] for a GPU"
         )
-    theirs = binary.home / "backends"
-    if not (theirs / "python" / _LIBRARY).is_file():
+    if not (binary.home / "backends" / "python" / _LIBRARY).is_file():
         raise UnsupportedHost(
             f"{binary.path} has neither an onnxruntime backend nor a python backend beside it; use the one "
             "of `pip install --no-deps nvidia-pytriton`, or NVIDIA's container"
         )
+    _stub(binary)
+
+
+def assemble_backends(binary: Binary, target: Path) -> None:
+    """Fills a folder with the binary's own backends, a python backend for this interpreter, and the stand-in.
+
+    Args:
+        binary: The tritonserver to serve with.
+        target: An empty folder, to be given as `--backend-directory`.
+
+    Raises:
+        UnsupportedHost: As `check_backends`.
+    """
+    check_backends(binary)
+    theirs = binary.home / "backends"
     for backend in theirs.iterdir():
         if backend.name not in ("python", "onnxruntime"):
             (target / backend.name).symlink_to(backend, target_is_directory=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from cnclip_server._api import Api
+from cnclip_server._backends import check_backends
 from cnclip_server._binary import Binary, find_binary
 from cnclip_server._command import (
     EXIT_TIMEOUT_S,
@@ -46,6 +47,29 @@ _LOCK_FAILED = "boost::interprocess::lock_exception"
 _METRICS_TIMEOUT_S = 1.0
 # Triton logs that a service has started and finds its port taken some 5 ms later.
 _SETTLE_S = 0.1
+
+
+def require_tritonserver() -> None:
+    """Sees that there is a tritonserver and that it can run here, without starting it: before work that ends in that.
+
+    Raises:
+        BinaryNotFound: There is no tritonserver.
+        UnsupportedHost: It cannot run here.
+    """
+    binary = find_binary()
+    check_open_files()
+    _environment_of(binary)
+    if not binary.has_onnxruntime:
+        check_backends(binary)
+
+
+def _environment_of(binary: Binary) -> dict[str, str]:
+    if binary.has_onnxruntime:
+        return dict(os.environ)
+    check_glibc()
+    if wheel_libraries(binary) is not None:
+        check_numpy()
+    return environment(binary)
 
 
 class TritonServer:
@@ -272,12 +296,7 @@ class TritonServer:
 
     def _launch(self, binary: Binary) -> GuardedProcess:
         """Lays out the temporary folder and starts tritonserver."""
-        environ = dict(os.environ)
-        if not binary.has_onnxruntime:
-            check_glibc()
-            if wheel_libraries(binary) is not None:
-                check_numpy()
-            environ = environment(binary)
+        environ = _environment_of(binary)
         # Names that no other server uses, so that the guard can tell ours from theirs when it cleans up.
         shm_prefix = f"cnclip_{os.getpid()}_{secrets.token_hex(4)}_"
         settings = self._settings()

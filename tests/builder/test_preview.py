@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -248,11 +247,24 @@ def test_a_server_that_is_not_installed_is_missed_before_anything_is_made(
     request_: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Late, it ended a build whose artefacts had taken hours."""
-    monkeypatch.setitem(sys.modules, "cnclip_server", None)
+    monkeypatch.setenv("TRITONSERVER", str(tmp_path / "absent"))
     before = state_of(tmp_path)
     for build in (preview_build, build_repository):
-        with pytest.raises(MissingRequirementError, match=r"can't be served here .*cn-clip-triton\[server,cpu\]"):
+        with pytest.raises(MissingRequirementError, match=r"can't be served here: no tritonserver .*nvidia-pytriton"):
             build(replace(request_, verify=True))
+    assert state_of(tmp_path) == before
+
+
+def test_a_gpu_to_serve_on_is_missed_before_anything_is_made(
+    request_: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cnclip_builder.build.require_server", lambda: None)
+    monkeypatch.setattr("cnclip_builder.build.current_device", lambda: None)
+    monkeypatch.setattr("cnclip_builder.build.why_no_device", lambda: "the driver finds none")
+    serving, before = replace(SERVING, target="gpu", accelerator="cuda"), state_of(tmp_path)
+    for build in (preview_build, build_repository):
+        with pytest.raises(MissingRequirementError, match=r"for a GPU can't be served here \(the driver finds none\)"):
+            build(replace(request_, serving=serving, verify=True))
     assert state_of(tmp_path) == before
 
 

@@ -152,7 +152,9 @@ def test_docstrings_are_read_as_they_are_meant(checkout: Path) -> None:
     assert re.search("Raises.*CheckpointMismatch", properties, re.DOTALL)
     assert "<table" in text(checkout / "build/site", "api/jobs")
     # Of the two errors of that name each page means its own.
-    assert "#cnclip_builder.errors.SettingError" in text(checkout / "build/site", "api/builder")
+    builder = text(checkout / "build/site", "api/builder")
+    assert "#cnclip_builder.errors.SettingError" in builder
+    assert "#cnclip_builder.reference.Reference" in builder  # whoever compares a server makes one
     assert "#cnclip_server.SettingError" in text(checkout / "build/site", "api/server")
 
 

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
-from cnclip_server import UnsupportedHost
+from cnclip_server import BinaryNotFound, UnsupportedHost, require_tritonserver
 from cnclip_server._backends import STAND_IN, assemble_backends
 from cnclip_server._binary import Binary
 from cnclip_server._host import check_glibc, check_numpy, environment, libpython_folder, python_version
@@ -80,6 +80,23 @@ def test_unsupported_python_names_the_supported(wheel: Binary, tmp_path: Path, m
 def test_no_python_backend(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedHost, match="neither an onnxruntime backend nor a python backend"):
         assemble_backends(Binary(tmp_path / "bin" / "tritonserver"), tmp_path)
+
+
+def test_what_is_asked_before_anything_is_started(wheel: Binary, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITONSERVER", str(wheel.path))
+    with pytest.raises(BinaryNotFound, match="is not an executable file"):
+        require_tritonserver()
+    wheel.path.chmod(0o755)
+    require_tritonserver()
+    monkeypatch.setattr("cnclip_server._backends.python_version", lambda: "3.99")
+    with pytest.raises(UnsupportedHost, match=r"no Python backend for Python 3\.99"):
+        require_tritonserver()
+    monkeypatch.setattr(os, "confstr", lambda name: "glibc 2.31")
+    with pytest.raises(UnsupportedHost, match=r"this machine has 2\.31"):
+        require_tritonserver()
+    monkeypatch.setattr("resource.getrlimit", lambda _: (64, 64))
+    with pytest.raises(UnsupportedHost, match="no more than 64 files"):
+        require_tritonserver()
 
 
 def test_python_version() -> None:

@@ -136,7 +136,8 @@ class JsonlSource:
         # NaN is how pandas and numpy say that there is none; bool is Python's int, and no number of JSON's.
         if isinstance(text, int | float) and not isinstance(text, bool) and math.isfinite(text):
             return Item(one, str(text), after=line.after)
-        return Item(one, None, f"its {self.column!r} is missing or no string{_keys(found, '--column')}", line.after)
+        keys = "" if self.column in found else _keys(found, "--column")
+        return Item(one, None, f"its {self.column!r} is missing or no string{keys}", line.after)
 
     def total(self) -> int | None:
         return about_lines(self.path)

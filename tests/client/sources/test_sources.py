@@ -400,7 +400,7 @@ def test_a_jsonls_numbers_are_texts_but_nan_and_bools_are_none(tmp_path: Path) -
     texts = ["7", "1.5", "NaN", "Infinity", "true", "null"]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(f'{{"text_id": {row}, "text": {text}}}\n' for row, text in enumerate(texts)))
-    none = "!its 'text' is missing or no string; name one with --column: text_id, text"
+    none = "!its 'text' is missing or no string"  # and no word of other columns, where it has that one
     assert [value for _, value in values(text_source(path))] == ["7", "1.5", none, none, none, none]
 
 
