@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 import anyio
 import numpy as np
@@ -186,14 +187,19 @@ class Gateway:
         return HTMLResponse(pages.search_page(language, len(self._found_in())), headers={"Vary": "Accept-Language"})
 
     async def _search(self, request: Request) -> Response:
-        text = request.query_params.get("q", "").strip()
+        # Starlette would put U+FFFD in the place of bytes that are not UTF-8, such as GBK's.
+        parameters = parse_qsl(
+            request.scope["query_string"].decode("latin-1"), keep_blank_values=True, errors="surrogateescape"
+        )
+        text = dict(parameters).get("q", "").strip()
         if not text:
             raise BadRequest("q is missing or empty; ask for /search?q=SENTENCE", param="q")
         if len(text) > _QUERY_CHARACTERS:
             raise BadRequest(f"q is longer than {_QUERY_CHARACTERS} characters; ask for less", param="q")
-        # What Starlette puts in the place of other bytes, such as GBK's, unless it was asked for.
-        if "\ufffd" in text and b"%EF%BF%BD" not in request.scope["query_string"].upper():
-            raise BadRequest("q is not UTF-8; percent-encode the sentence's UTF-8", param="q")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise BadRequest("q is not UTF-8; percent-encode the sentence's UTF-8", param="q") from None
         return await self._found(request, text)
 
     async def _search_by_picture(self, request: Request) -> Response:

@@ -67,10 +67,10 @@ def parsed(body: bytes, max_items: int) -> Asked:
     """
     try:
         found = json.loads(body)
+    except UnicodeDecodeError:
+        raise BadRequest("the body is not UTF-8; send its JSON in it", code="invalid_json") from None
     except (ValueError, RecursionError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        if isinstance(error, UnicodeDecodeError):
-            raise BadRequest("the body is not UTF-8; send its JSON in it", code="invalid_json") from None
         raise BadRequest(f"the body is no JSON ({what}); send an object", code="invalid_json") from None
     if not isinstance(found, dict):
         raise BadRequest("the body is no JSON object; send one with model and input", code="invalid_json")

@@ -239,7 +239,7 @@ def test_pictures_of_every_source(photos: Path, tmp_path: Path, packed: str) -> 
 @pytest.mark.parametrize(
     ("path", "param"),
     [("/search", "q"), ("/search?q=", "q"), ("/search?q=%20", "q"), (f"/search?q={'x' * 10_001}", "q")]
-    + [("/search?q=%D3%CE%F6%C0", "q"), ("/search?q=%ED%A0%80", "q")]
+    + [(f"/search?q={q}", "q") for q in ("%D3%CE%F6%C0", "%EF%BF%BD%D3%CE", "%ED%A0%80")]
     + [(f"/search?q=x&k={k}", "k") for k in ("0", "201", "-1", "x", "1e2", "9" * 50, "%C2%B2", "")],
 )
 def test_what_is_no_search(searching: Running, path: str, param: str) -> None:
