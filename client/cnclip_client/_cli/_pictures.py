@@ -9,29 +9,17 @@ from cnclip_client._exceptions import BadFile, StoreError
 from cnclip_client._remote import RemotePath, is_remote
 from cnclip_client.report._thumbnails import names_of_file
 from cnclip_client.retrieval import Id
+from cnclip_client.sources import Source
 
-__all__ = ["pictures_in", "require_sources", "words_in"]
-
-
-def require_sources(images: str | None, texts: str | None) -> None:
-    """Says at once that one of a page's sources is none. Raises BadFile, OSError."""
-    from cnclip_client.sources import image_source, text_source
-
-    if images:
-        image_source(images)
-    if texts:
-        text_source(texts)
+__all__ = ["pictures_in", "words_in"]
 
 
-def pictures_in(source: str, wanted: Collection[Id]) -> Iterator[tuple[Id, bytes]]:
+def pictures_in(source: Source, wanted: Collection[Id]) -> Iterator[tuple[Id, bytes]]:
     """Yields the wanted among the images of a source, with the ids that it gives them.
 
     A file also goes by its name, and by that without its ending, for features whose ids were made elsewhere.
     """
-    # Here, as every command would load it and few searches write a page.
-    from cnclip_client.sources import image_source
-
-    for item in image_source(source).items():
+    for item in source.items():
         if isinstance(item.value, str):
             for one in (item.id, *names_of_file(item.value)):
                 if one in wanted and (data := _read(item.value)):
@@ -40,15 +28,13 @@ def pictures_in(source: str, wanted: Collection[Id]) -> Iterator[tuple[Id, bytes
             yield item.id, item.value
 
 
-def words_in(source: str, wanted: Collection[Id]) -> Iterator[tuple[Id, str]]:
+def words_in(source: Source, wanted: Collection[Id]) -> Iterator[tuple[Id, str]]:
     """Yields the wanted among the texts of a source, with the ids that it gives them; read until all are found.
 
     An integer also goes by its digits, as it does in a parquet file whose other ids are strings.
     """
-    from cnclip_client.sources import text_source
-
     missing = set(wanted)
-    items = text_source(source).items()
+    items = source.items()
     while missing and (item := next(items, None)) is not None:
         for one in (item.id, str(item.id)):
             if one in missing and isinstance(item.value, str):

@@ -9,7 +9,7 @@ from typing import IO, Annotated
 
 import typer
 
-from cnclip_client._cli._pictures import pictures_in, require_sources, words_in
+from cnclip_client._cli._pictures import pictures_in, words_in
 from cnclip_client._cli._retrieval import (
     ImageFeatures,
     IndexOption,
@@ -27,6 +27,7 @@ from cnclip_client.evaluation import read_annotations
 from cnclip_client.features import require_one_checkpoint
 from cnclip_client.report import html_report, image_ids, text_ids, thumbnails
 from cnclip_client.retrieval import Direction, Hits
+from cnclip_client.sources import image_source, text_source
 
 __all__ = ["search"]
 
@@ -84,10 +85,12 @@ def search(
         if html is not None and output != "-" and Path(output).resolve() == html.resolve():
             raise typer.BadParameter(f"--output and --html are both {html}: name another file for one of them")
         page: IO[str] | None = None
+        pictures = words = None
         if html is not None:  # before minutes of searching
             for module in ("jinja2", "PIL.Image"):
                 require(module, extra="report")
-            require_sources(images, texts)
+            pictures = image_source(images) if images else None
+            words = text_source(texts) if texts else None
             page = outputs.enter_context(writing(str(html)))
         known = read_annotations(annotations) if annotations else None
         if index:
@@ -117,8 +120,8 @@ def search(
                     shown,
                     asked.direction,
                     annotations=known,
-                    texts=dict(words_in(texts, text_ids(shown, asked.direction, known))) if texts else {},
-                    pictures=thumbnails(pictures_in(images, ids), ids) if images else {},
+                    texts=dict(words_in(words, text_ids(shown, asked.direction, known))) if words else {},
+                    pictures=thumbnails(pictures_in(pictures, ids), ids) if pictures else {},
                     queries=count,
                     searched=searched,
                     by_index=index is not None,

@@ -22,6 +22,7 @@ from cnclip_client._cli._pictures import pictures_in
 from cnclip_client.evaluation import Annotations, read_annotations
 from cnclip_client.report import Thumbnail, html_report, image_ids, thumbnails
 from cnclip_client.retrieval import Hits
+from cnclip_client.sources import image_source
 from PIL import EpsImagePlugin, Image
 
 from tests.commands import run_command_text
@@ -204,7 +205,7 @@ def test_a_picture_that_cannot_be_read_does_not_end_the_page(tmp_path: Path, mon
         return real(self)
 
     monkeypatch.setattr(Path, "read_bytes", read)
-    assert {one for one, _ in pictures_in(tmp_path, {1, 2})} == {2}
+    assert {one for one, _ in pictures_in(image_source(tmp_path), {1, 2})} == {2}
 
 
 def test_no_thumbnail_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
