@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,9 @@ def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, 
     (folder / "pyproject.toml").touch()
     shutil.copytree(ROOT / "examples/notebooks", folder / "examples/notebooks")
     shutil.copytree(DEMO, folder / "examples/demo")
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    # As `.venv/bin/jupyter lab` leaves it, in a shell that has not activated the environment.
+    elsewhere = [one for one in os.environ["PATH"].split(os.pathsep) if not (Path(one) / "cnclip-build").exists()]
+    monkeypatch.setenv("PATH", os.pathsep.join(elsewhere))
     monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(folder / "jupyter"))
     path = folder / f"examples/notebooks/{name}.ipynb"
