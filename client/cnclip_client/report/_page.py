@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -77,7 +78,9 @@ def html_report(
     searched: int | None = None,
     by_index: bool = False,
 ) -> str:
-    """Returns the page; what of an id or a text is no Unicode, as in a path of other bytes, is escaped.
+    """Returns the page, which shows its reader's language, Chinese or English.
+
+    What of an id or a text is no Unicode, as in a path of other bytes, is escaped.
 
     Args:
         hits: What to show; a page of hundreds of queries is heavy, so choose.
@@ -96,12 +99,12 @@ def html_report(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string(
-        resources.files("cnclip_client.report").joinpath("report.html.j2").read_text(encoding="utf-8")
-    )
+    folder = resources.files("cnclip_client.report")
+    template = environment.from_string(folder.joinpath("report.html.j2").read_text(encoding="utf-8"))
     words = {**(texts or {}), **(annotations.texts if annotations else {})}
     shown = [_query(one, direction, annotations, words, pictures or {}) for one in hits]
     page: str = template.render(
+        chinese=json.loads(folder.joinpath("words.json").read_text(encoding="utf-8")),
         direction=direction,
         queries=shown,
         total=len(shown) if queries is None else queries,
