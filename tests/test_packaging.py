@@ -35,6 +35,7 @@ PACKAGES = (
 # What is no Python module has to be named: a forgotten template is found by users only.
 DATA = {
     "cnclip_builder/comparison/page.html.j2",
+    "cnclip_builder/comparison/words.json",
     "cnclip_builder/parity/data/LICENSES.md",
     "cnclip_builder/parity/data/captions.txt",
     "cnclip_bench/py.typed",
@@ -42,6 +43,7 @@ DATA = {
     "cnclip_client/py.typed",
     "cnclip_console/py.typed",
     "cnclip_client/report/report.html.j2",
+    "cnclip_client/report/words.json",
     "cnclip_card/py.typed",
     "cnclip_card/resize.cu",
     "cnclip_gateway/pages/docs.css",

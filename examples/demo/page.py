@@ -4,8 +4,8 @@
     python examples/demo/page.py --screenshot docs/images/search.png
 
 What `make demo` installs, and faiss (`pip install '.[search]'`), write `build/demo/page/found.html`, by the
-commands that it prints. `--screenshot` takes the picture of its top that the README shows; it wants Chromium and a font
-with Chinese characters (Debian: `chromium` and `fonts-noto-cjk`).
+commands that it prints. `--screenshot` takes the pictures of its top that the READMEs show, the Chinese one's as
+`search.zh.png`; it wants Chromium and a font with Chinese characters (Debian: `chromium` and `fonts-noto-cjk`).
 """
 
 from __future__ import annotations
@@ -61,14 +61,15 @@ def write_page() -> Path:
     return page
 
 
-def take_screenshot(page: Path, target: Path) -> None:
-    """Has a headless Chromium draw the top of the page, and keeps it as a PNG of 256 colours, some 50 kB."""
+def take_screenshot(page: Path, language: str, target: Path) -> None:
+    """Has a headless Chromium of a language draw the top of the page, and keeps it as a PNG of 256 colours, 50 kB."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("no chromium on the PATH; install it (Debian: apt install chromium fonts-noto-cjk)")
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder, "page.png")
         command = [chromium, "--headless", "--no-sandbox", "--hide-scrollbars", f"--user-data-dir={folder}/profile"]
+        command += [f"--accept-lang={language}", "--disable-background-networking"]
         command += [f"--screenshot={drawn}", f"--window-size={WIDTH},{HEIGHT}", page.resolve().as_uri()]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -80,11 +81,17 @@ def take_screenshot(page: Path, target: Path) -> None:
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--screenshot", type=Path, metavar="FILE.png", help="also draw the top of the page into this")
+    parser.add_argument(
+        "--screenshot",
+        type=Path,
+        metavar="FILE.png",
+        help="also draw the top of the page into this, and in Chinese into FILE.zh.png",
+    )
     arguments = parser.parse_args()
     page = write_page()
     if arguments.screenshot is not None:
-        take_screenshot(page, arguments.screenshot)
+        take_screenshot(page, "en", arguments.screenshot)
+        take_screenshot(page, "zh-CN", arguments.screenshot.with_suffix(".zh.png"))
     print(page)
 
 

@@ -47,6 +47,6 @@ def test_the_page_of_the_readme_can_be_made_again(folder: Path) -> None:
     pytest.importorskip("faiss")
     result = run("page.py", folder)
     page = (folder / result.stdout.strip()).read_text(encoding="utf-8")
-    assert "The first 8 of 100 images for\n100 queries" in page
+    assert "The first 8 of 100 images<" in page
     assert "the first answer is right for <strong>95</strong>" in page
     assert page.count("data:image/") >= 100

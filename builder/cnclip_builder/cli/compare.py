@@ -141,7 +141,7 @@ def _show(comparison: Comparison) -> None:
             if len(left_out) > _LEFT_OUT_SHOWN:
                 typer.echo(f"  and {len(left_out) - _LEFT_OUT_SHOWN} more (--json names all)")
     for note in comparison.notes:
-        typer.echo("\n" + "\n".join(textwrap.wrap(note, _WIDTH)))
+        typer.echo("\n" + "\n".join(textwrap.wrap(str(note), _WIDTH)))
 
 
 def _show_distances(found: Mapping[Tower, Distances]) -> None:

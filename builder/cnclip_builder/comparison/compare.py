@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,22 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Note:
+    """What has to be known to read the figures.
+
+    Attributes:
+        words: in English, with a place for each number; `words.json` has them in Chinese.
+        numbers: by the names of their places.
+    """
+
+    words: str
+    numbers: Mapping[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.words.format(**self.numbers)
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What was found.
 
@@ -68,23 +84,34 @@ class Comparison:
     absent_images: int = 0
 
     @property
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Note]:
         """What has to be known to read the figures."""
         told = []
         if self.a.embedding_size != self.b.embedding_size:
             told.append(
-                f"A's features have {self.a.embedding_size} numbers and B's {self.b.embedding_size}: they can't be "
-                "compared as vectors, and stored features of one are of no use to the other. What they find can be."
+                Note(
+                    "A's features have {a} numbers and B's {b}: they can't be compared as vectors, and stored features "
+                    "of one are of no use to the other. What they find can be.",
+                    {"a": self.a.embedding_size, "b": self.b.embedding_size},
+                )
             )
         elif self.a.checkpoint_sha256 != self.b.checkpoint_sha256:
             told.append(
-                "The two come of different checkpoints: distances tell whether features that are stored already may "
-                "stay. Which of them finds better, recall alone tells."
+                Note(
+                    "The two come of different checkpoints: distances tell whether features that are stored already "
+                    "may stay. Which of them finds better, recall alone tells."
+                )
             )
         if self.a.context_length != self.b.context_length:
-            told.append(f"A reads {self.a.context_length} tokens of a text, B {self.b.context_length}.")
+            lengths = {"a": self.a.context_length, "b": self.b.context_length}
+            told.append(Note("A reads {a} tokens of a text, B {b}.", lengths))
         if self.absent_images:
-            told.append(f"{self.absent_images} of the images that pairs name are not among the images: both miss them.")
+            told.append(
+                Note(
+                    "{count} of the images that pairs name are not among the images: both miss them.",
+                    {"count": self.absent_images},
+                )
+            )
         return told
 
     def as_dict(self) -> dict[str, Any]:
@@ -92,7 +119,7 @@ class Comparison:
         return {
             "a": asdict(self.a),
             "b": asdict(self.b),
-            "notes": self.notes,
+            "notes": [str(note) for note in self.notes],
             **{
                 f"{tower}s": {
                     "compared": rows,

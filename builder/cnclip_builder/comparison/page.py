@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import resources
 
 from jinja2 import Environment, StrictUndefined
@@ -16,10 +17,12 @@ _LEFT_OUT_SHOWN = 100
 
 
 def comparison_page(comparison: Comparison) -> str:
-    """Writes the page; ids and reasons are escaped."""
-    template = resources.files("cnclip_builder.comparison") / "page.html.j2"
+    """Writes the page, which shows its reader's language, Chinese or English; ids and reasons are escaped."""
+    folder = resources.files("cnclip_builder.comparison")
+    template = folder / "page.html.j2"
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template.read_text(encoding="utf-8")).render(
+        chinese=json.loads((folder / "words.json").read_text(encoding="utf-8")),
         comparison=comparison,
         found=comparison.as_dict(),
         quantiles=list(QUANTILES),

@@ -34,7 +34,7 @@ def draw_distances(curves: Mapping[str, npt.NDArray[np.float64]]) -> str:
     def y(share: float) -> float:
         return _TOP + inner_height * (1 - share)
 
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">']
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="1 - cosine">']
     every = max(1, math.ceil((highest - lowest) / 10))
     for decade in range(lowest, highest + 1, every):
         parts.append(f'<line class="grid" x1="{x(decade):.1f}" y1="{_TOP}" x2="{x(decade):.1f}" y2="{y(0):.1f}"/>')

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+from cnclip_client._cli._retrieval import Asked
 from cnclip_client._exceptions import BadFile, StoreError
 from cnclip_client._remote import RemotePath, is_remote
 from cnclip_client.report._thumbnails import names_of_file
-from cnclip_client.retrieval import Id
+from cnclip_client.retrieval import Features, Id
 from cnclip_client.sources import Source
+from cnclip_client.sources._muge import LinesSource
+from cnclip_client.sources._parquet import ParquetSource
 
-__all__ = ["pictures_in", "words_in"]
+__all__ = ["pictures_in", "queries_with_ids", "words_in"]
 
 
 def pictures_in(source: Source, wanted: Collection[Id]) -> Iterator[tuple[Id, bytes]]:
     """Yields the wanted among the images of a source, with the ids that it gives them.
 
-    A file also goes by its name, and by that without its ending, for features whose ids were made elsewhere.
+    For features whose ids were made elsewhere, a file also goes by its name, and by that without its ending, where that
+    is no other one's id.
     """
+    missing = set(wanted)
+    named: dict[Id, str] = {}
     for item in source.items():
         if isinstance(item.value, str):
-            for one in (item.id, *names_of_file(item.value)):
-                if one in wanted and (data := _read(item.value)):
-                    yield one, data
+            if item.id in missing and (data := _read(item.value)):
+                missing.discard(item.id)
+                yield item.id, data
+            for one in names_of_file(item.value):
+                if one in missing:
+                    named.setdefault(one, item.value)
         elif item.value is not None:
             yield item.id, item.value
+    for one, path in named.items():
+        if one in missing and (data := _read(path)):
+            yield one, data
 
 
 def words_in(source: Source, wanted: Collection[Id]) -> Iterator[tuple[Id, str]]:
@@ -40,6 +52,37 @@ def words_in(source: Source, wanted: Collection[Id]) -> Iterator[tuple[Id, str]]
             if one in missing and isinstance(item.value, str):
                 missing.discard(one)
                 yield one, item.value
+
+
+def queries_with_ids(asked: Asked, sources: Iterable[Source]) -> Iterator[Features]:
+    """Yields the queries of a search; sees that features have ids of the sources that number their items.
+
+    Raises:
+        BadFile: There is a feature of no such number: of numbers that both have, the page would show the wrong item.
+    """
+    asking = asked.direction.partition("-")[0]
+    of_queries = []
+    for source in sources:
+        if isinstance(source, LinesSource | ParquetSource) and (numbers := source.numbers()) is not None:
+            if source.kind == asking:
+                of_queries.append((source, numbers))
+            else:
+                _require_numbers(source, numbers, asked.searched_ids())
+    for block in asked.queries:
+        for source, numbers in of_queries:
+            _require_numbers(source, numbers, block.ids.tolist())
+        yield block
+
+
+def _require_numbers(source: LinesSource | ParquetSource, numbers: range, ids: Iterable[Id]) -> None:
+    for one in ids:
+        if not (str(one).isdecimal() and int(one) in numbers):
+            counted = f"{numbers.start} to {numbers.stop - 1}" if numbers else "of which there are none"
+            raise BadFile(
+                f"its {source.kind}s go by their numbers, {counted}, and there is a feature of {one!r}: give what the "
+                f"features are of, or .parquet with a column {source.kind}_id",
+                path=str(source.path),
+            )
 
 
 def _read(path: str) -> bytes:

@@ -13,7 +13,7 @@ import typer
 from cnclip_client._exceptions import BadFile
 from cnclip_client._extras import require
 from cnclip_client._parquet import parquet_files, parquet_metadata
-from cnclip_client._vocabulary import Kind
+from cnclip_client._vocabulary import Id, Kind
 from cnclip_client.index import Index
 from cnclip_client.retrieval import Direction, Features, Gallery, Hits, read_features, search
 from cnclip_client.retrieval._gallery import RepeatedId
@@ -22,6 +22,8 @@ __all__ = [
     *("Asked", "ImageFeatures", "IndexOption", "IndexParameters", "MemoryMib", "Normalize", "TextFeatures"),
     *("asked_of_features", "asked_of_index"),
 ]
+
+_IDS = 8192  # at once in memory
 
 ImageFeatures = typer.Option(
     "--image-feats", metavar="FILE", help="Image features: .jsonl, .parquet (or a folder) or .npy."
@@ -57,6 +59,15 @@ class Asked:
     searched: Gallery | Index
     direction: Direction
     queries: Iterator[Features]
+
+    def searched_ids(self) -> Iterator[Id]:
+        """Yields the ids of all that is searched."""
+        rows = len(self.searched)
+        for start in range(0, rows, _IDS):
+            if isinstance(self.searched, Index):
+                yield from self.searched.ids_of(range(start, min(start + _IDS, rows)))
+            else:
+                yield from self.searched.ids[start : start + _IDS].tolist()
 
     def hits(self, queries: Iterable[Features], *, k: int = 10) -> Iterator[Hits]:
         """Yields what some of the queries find, the best k of each."""

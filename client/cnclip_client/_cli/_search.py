@@ -9,7 +9,7 @@ from typing import IO, Annotated
 
 import typer
 
-from cnclip_client._cli._pictures import pictures_in, words_in
+from cnclip_client._cli._pictures import pictures_in, queries_with_ids, words_in
 from cnclip_client._cli._retrieval import (
     ImageFeatures,
     IndexOption,
@@ -107,7 +107,8 @@ def search(
             if image_to_text and asked.direction != "image-to-text":
                 raise typer.BadParameter(f"{index} is an index of images; leave out --image-to-text")
             with writing(output) as file:
-                for hits in asked.hits(asked.queries, k=top_k):
+                sources = [source for source in (pictures, words) if source]
+                for hits in asked.hits(queries_with_ids(asked, sources), k=top_k):
                     file.write(_line(hits, asked.direction, scores))
                     if count < html_queries:
                         shown.append(hits)
@@ -121,7 +122,7 @@ def search(
                     asked.direction,
                     annotations=known,
                     texts=dict(words_in(words, text_ids(shown, asked.direction, known))) if words else {},
-                    pictures=thumbnails(pictures_in(pictures, ids), ids) if pictures else {},
+                    pictures=thumbnails(pictures_in(pictures, ids), ids) if pictures else None,
                     queries=count,
                     searched=searched,
                     by_index=index is not None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -77,14 +78,16 @@ def html_report(
     searched: int | None = None,
     by_index: bool = False,
 ) -> str:
-    """Returns the page; what of an id or a text is no Unicode, as in a path of other bytes, is escaped.
+    """Returns the page, which shows its reader's language, Chinese or English.
+
+    What of an id or a text is no Unicode, as in a path of other bytes, is escaped.
 
     Args:
         hits: What to show; a page of hundreds of queries is heavy, so choose.
         direction: Which way was searched.
         annotations: The texts, and which answers are right.
         texts: Text id -> the text, of those that the annotations do not have.
-        pictures: Image id -> its thumbnail.
+        pictures: Image id -> its thumbnail; without them no image has a place for one.
         queries: How many queries there were, those that are not shown included.
         searched: How many images or texts were searched.
         by_index: Whether an index was searched in their place.
@@ -96,12 +99,12 @@ def html_report(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string(
-        resources.files("cnclip_client.report").joinpath("report.html.j2").read_text(encoding="utf-8")
-    )
+    folder = resources.files("cnclip_client.report")
+    template = environment.from_string(folder.joinpath("report.html.j2").read_text(encoding="utf-8"))
     words = {**(texts or {}), **(annotations.texts if annotations else {})}
-    shown = [_query(one, direction, annotations, words, pictures or {}) for one in hits]
+    shown = [_query(one, direction, annotations, words, pictures) for one in hits]
     page: str = template.render(
+        chinese=json.loads(folder.joinpath("words.json").read_text(encoding="utf-8")),
         direction=direction,
         queries=shown,
         total=len(shown) if queries is None else queries,
@@ -118,22 +121,25 @@ def _query(
     direction: Direction,
     annotations: Annotations | None,
     texts: Mapping[Id, str],
-    pictures: Mapping[Id, Thumbnail],
+    pictures: Mapping[Id, Thumbnail] | None,
 ) -> _Query:
     images_found = direction == "text-to-image"
     right = annotations.answers(direction).get(one.query, ()) if annotations else ()
 
+    def thumbnail(each: Id) -> Thumbnail | None:
+        return None if pictures is None else pictures.get(each, _NOT_FOUND)
+
     def answer(each: Id, score: float | None) -> _Answer:
         known = each in right if right else None
         if images_found:
-            return _Answer(each, "", pictures.get(each, _NOT_FOUND), score, known)
+            return _Answer(each, "", thumbnail(each), score, known)
         return _Answer(each, texts.get(each, ""), None, score, known)
 
     missed = _missed(one, right)
     return _Query(
         id=one.query,
         text=texts.get(one.query, "") if images_found else "",
-        thumbnail=None if images_found else pictures.get(one.query, _NOT_FOUND),
+        thumbnail=None if images_found else thumbnail(one.query),
         answers=[answer(each, score) for each, score in zip(one.ids, one.scores.tolist(), strict=True)],
         missed=[answer(each, None) for each in missed[:_MISSED_SHOWN]],
         more_missed=max(0, len(missed) - _MISSED_SHOWN),

@@ -164,6 +164,10 @@ class LinesSource:
     def fingerprint(self) -> Mapping[str, str | int | None]:
         return told_by("lines", self.path)
 
+    def numbers(self) -> range:
+        """Returns the ids; reads the file."""
+        return range(1, 1 + sum(1 for _ in self.items()))
+
     def items(self, ids_only: int = 0, *, start: int = 0, after: Place = ()) -> Iterator[Item]:
         for line in bounded_lines(self.path, _MOST_TEXT_BYTES, after):
             if line.number <= start:

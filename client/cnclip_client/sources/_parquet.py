@@ -128,12 +128,22 @@ class ParquetSource:
                 raise BadFile(f"ids are integers or strings, and {id_column} is {of}; name another", path=str(file))
         return id_column, column
 
-    def total(self) -> int | None:
+    def total(self) -> int:
         count = 0
         for file in parquet_places(self.path):
             with opened_parquet(file) as opened:
                 count += opened.metadata.num_rows
         return count
+
+    def numbers(self) -> range | None:
+        """Returns the ids; None where a column has them, and of paths, as files have names beside their ids."""
+        for file in parquet_places(self.path):
+            with opened_parquet(file) as opened:
+                id_column, column = self._columns(file, opened.schema_arrow)
+                paths = self.kind == "image" and is_string(opened.schema_arrow.field(column).type)
+                if id_column is not None or paths:
+                    return None
+        return range(self.total())
 
 
 def _column(opened: Any, group: int, name: str) -> Iterator[Any]:

@@ -23,6 +23,7 @@ from cnclip_client.evaluation import Annotations, read_annotations
 from cnclip_client.report import Thumbnail, html_report, image_ids, thumbnails
 from cnclip_client.retrieval import Hits
 from cnclip_client.sources import image_source
+from cnclip_client.sources._parquet import ParquetSource
 from PIL import EpsImagePlugin, Image
 
 from tests.commands import run_command_text
@@ -40,8 +41,12 @@ def hits(query: int | str, *ids: int | str) -> Hits:
     return Hits(query, ids, np.linspace(0.9, 0.5, len(ids), dtype=np.float32))
 
 
+def in_english(page: str) -> str:
+    return re.sub('<span class="said" lang="zh-CN">.*?</span>', "", page)
+
+
 class Page(HTMLParser):
-    """Collects tags, attributes and, by section, the text of every answer."""
+    """Collects tags, attributes and, by section, the text of every answer, as somebody sees it who reads English."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -50,7 +55,7 @@ class Page(HTMLParser):
         self.sections: list[list[dict[str, str]]] = []
         self.headings: list[str] = []
         self._in = ""
-        self.feed(page)
+        self.feed(in_english(page))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
@@ -113,11 +118,12 @@ def test_texts_for_images(annotations: Annotations) -> None:
 
 
 def test_without_annotations_nothing_is_called_right_or_wrong() -> None:
-    page = html_report([hits(1, "a"), hits(2, "b")], "text-to-image")
+    page = in_english(html_report([hits(1, "a"), hits(2, "b")], "text-to-image"))
     body = page[page.index("<body") :]
     assert "✓" not in body
     assert "✗" not in body
     assert body.count("right answers are not known") == 2
+    assert "no picture" not in body  # where none was asked for, none is missed
     assert html_report([], "text-to-image").count("<section") == 0
 
 
@@ -130,14 +136,22 @@ def test_ids_that_are_no_unicode_are_escaped() -> None:
 def test_it_counts(annotations: Annotations) -> None:
     found = [hits(1, "a", "b"), hits(2, "a", "x"), hits(3, "a", "b")]
     page = html_report(found, "text-to-image", annotations=annotations, queries=9999, searched=1234567)
-    words = " ".join(re.sub(r"<[^>]*>", "", page[page.index("<header") : page.index("</header")]).split())
-    assert words == (
-        "Images found for texts The first 2 of 1,234,567 images for 3 of 9,999 queries, exact inner products. "
-        "Of these, 2 annotated: the first answer is right for 1, one of the 2 for 2."
+    header = page[page.index("<header") : page.index("</header")]
+
+    def words(header: str) -> str:
+        return " ".join(re.sub(r"<[^>]*>", "", header).split())
+
+    assert words(in_english(header)) == (
+        "Images found for texts The first 2 of 1,234,567 images · 3 of 9,999 queries shown · exact inner products "
+        "Of the 2 annotated, the first answer is right for 1, one of the first 2 for 2."
     )
-    assert "✓ first right answer at #2" in page
+    assert words(re.sub('<span class="said" lang="en">.*?</span>', "", header)) == (
+        "文搜图结果 1,234,567 张图片中的前 2 张 · 9,999 个查询，显示 3 个 · 精确检索，分数为内积 "
+        "其中 2 个有标注：第一名就正确的有 1 个，前 2 名里有正确答案的有 2 个。"
+    )
+    assert "✓ first right answer at #2" in re.sub(r"<[^>]*>", "", page)
     nothing = html_report([hits(1, "b", "c")], "text-to-image", annotations=annotations)
-    assert "✗ none of the 2 is right" in nothing
+    assert "✗ none of the 2 is right" in re.sub(r"<[^>]*>", "", nothing)
 
 
 def test_nothing_is_fetched_and_nothing_becomes_markup(annotations: Annotations) -> None:
@@ -146,7 +160,8 @@ def test_nothing_is_fetched_and_nothing_becomes_markup(annotations: Annotations)
     made = {"a": thumbnails([("a", picture("red"))], {"a"})["a"], hostile: Thumbnail(reason=hostile)}
     text = html_report(found, "text-to-image", annotations=annotations, pictures=made)
     page = Page(text)
-    assert not {"script", "link", "iframe", "object", "base", "form"} & set(page.tags)
+    assert page.tags.count("script") == 1
+    assert not {"link", "iframe", "object", "base", "form"} & set(page.tags)
     assert page.tags.count("img") == 2
     assert all(
         value.startswith("data:image/jpeg;base64,") for name, value in page.attributes if name in ("src", "href")
@@ -155,7 +170,8 @@ def test_nothing_is_fetched_and_nothing_becomes_markup(annotations: Annotations)
     style = text[text.index("<style>") : text.index("</style>")]
     assert "url(" not in style
     assert "@import" not in style
-    assert ("content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in page.attributes
+    (policy,) = (value for name, value in page.attributes if name == "content" and "src" in value)
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-")
     assert "prefers-color-scheme: dark" in style
     assert "49" not in page.headings[0]
 
@@ -284,3 +300,52 @@ def test_the_command_writes_it(tmp_path: Path) -> None:
     refused = search("--images", tmp_path)
     assert refused.returncode == 2
     assert "name it with --html" in refused.stderr
+
+
+def test_an_id_is_that_of_its_own_file_before_it_is_another_ones_name(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    colours = {"0/1.png": "red", "1.png": "blue", "0/2.png": "green"}
+    for name, colour in colours.items():
+        (tmp_path / name).write_bytes(picture(colour))
+    made = thumbnails(pictures_in(image_source(tmp_path), {*colours, 2}), {*colours, 2})
+    expected = {**colours, 2: "green"}
+    assert made == thumbnails([(one, picture(colour)) for one, colour in expected.items()], set(expected))
+
+
+@pytest.mark.parametrize("direction", ["--text-to-image", "--image-to-text"])
+@pytest.mark.parametrize(
+    ("option", "source", "first"),
+    [("--texts", "texts.txt", 1), ("--texts", "texts.parquet", 0), ("--images", "images.parquet", 0)],
+)
+def test_what_goes_by_its_number_is_what_the_features_are_of(
+    tmp_path: Path, direction: str, option: str, source: str, first: int
+) -> None:
+    """Beside features that count from elsewhere the page would show another one's text or picture."""
+    words = ["黑猫", "白狗", "红花"]
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "texts.txt").write_text("\n".join(words), encoding="utf-8")
+    parquet.write_table(pyarrow.table({"text": words}), tmp_path / "texts.parquet")
+    images = [picture(colour) for colour in ("black", "white", "red")]
+    parquet.write_table(pyarrow.table({"image": images}), tmp_path / "images.parquet")
+
+    def search(first: int) -> subprocess.CompletedProcess[str]:
+        for kind in ("image", "text"):
+            lines = [{f"{kind}_id": one, "feature": [float(one), 1.0]} for one in range(first, first + 3)]
+            (tmp_path / f"{kind}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        sides = ("--image-feats", "image.jsonl", "--text-feats", "text.jsonl", "--normalize", direction)
+        return run_command_text("cnclip", "search", *sides, "--html", "found.html", option, source, cwd=tmp_path)
+
+    assert search(first).returncode == 0
+    page = (tmp_path / "found.html").read_text(encoding="utf-8")
+    assert all(one in page for one in words) if option == "--texts" else page.count("data:image/") >= 3
+    shifted = search(1 - first)
+    assert (shifted.returncode, shifted.stdout) == (2, "")
+    missing = 0 if first else 3
+    assert f"s go by their numbers, {first} to {first + 2}, and there is a feature of {missing}: give" in shifted.stderr
+    assert (tmp_path / "found.html").read_text(encoding="utf-8") == page
+
+
+def test_files_that_parquet_lists_go_by_their_names(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"path": [str(tmp_path / "a.png")]}), tmp_path / "images.parquet")
+    assert ParquetSource(tmp_path / "images.parquet", "image").numbers() is None
