@@ -131,7 +131,11 @@ def test_only_main_is_published_on_the_site() -> None:
 def test_dependabot_looks_where_something_is() -> None:
     for update in yaml.safe_load((ROOT / ".github/dependabot.yml").read_text(encoding="utf-8"))["updates"]:
         folder = ROOT / update["directory"].lstrip("/")
-        wanted = {"docker": "*Dockerfile", "github-actions": ".github/workflows/*.yml"}[update["package-ecosystem"]]
+        wanted = {
+            "docker": "*Dockerfile",
+            "docker-compose": "compose.yaml",
+            "github-actions": ".github/workflows/*.yml",
+        }[update["package-ecosystem"]]
         assert list(folder.glob(wanted)), update
 
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,13 @@ def test_the_probe_finds_a_dead_model(demo_repository: Path, model: str) -> None
         result = probe(url)
         assert result.returncode == 1
         assert model in result.stderr
+        # What the alert TritonModelFails goes by; counted behind the answer.
+        counted = f'_failure{{model="{model}",reason="BACKEND",version="1"}} 1\n'
+        metrics, deadline = "", time.monotonic() + 30
+        while counted not in metrics:
+            assert time.monotonic() < deadline, metrics
+            with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as response:
+                metrics = response.read().decode()
 
 
 HANGS = """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -68,3 +70,22 @@ def test_a_job_with_failed_items_is_done_and_another_is_tried_again(
     assert (status in stops) == (status in (2, 4)), "what is not mended by another try stops the job"
     options = ["--output", "/features/images/", "--shard", "3/8"]
     assert done.stdout.splitlines() == ["extract", "images", "/data/images", *options]
+
+
+def test_a_pod_that_is_told_to_end_tells_its_client(tmp_path: Path, job: dict[str, Any]) -> None:
+    """In a process namespace of its own, as in a container: the first process there gets no signal that it does not handle."""
+    alone = ["unshare", "--user", "--map-root-user", "--pid", "--fork"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("process namespaces are not to be had here")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    hook = tmp_path / "hook"
+    hook.write_text(f"#!/bin/sh\nexec {shlex.join(container['lifecycle']['preStop']['exec']['command'])}\n")
+    command = tmp_path / "cnclip"
+    # It is the hook's signal that ends it; where the shell were not the first process, the hook would reach too many.
+    command.write_text(f'#!/bin/sh\ntrap "exit 130" INT\ntest $PPID = 1 || exit 9\n{hook}\nexit 8\n')
+    for file in (hook, command):
+        file.chmod(0o755)
+    environment = {one["name"]: one["value"] for one in container["env"]}
+    environment |= {"JOB_COMPLETION_INDEX": "0", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run([*alone, *container["command"], *container["args"]], env=environment, timeout=20)
+    assert done.returncode == 130

@@ -102,6 +102,17 @@ def test_the_pod_can_do_little(rendered: list[dict[str, Any]]) -> None:
     # Else kubelet takes a busy server for a dead one: the probe asks four times, each for half of its time.
     seconds = float(container["livenessProbe"]["exec"]["command"][2])
     assert container["livenessProbe"]["timeoutSeconds"] > 4 * seconds / 2
+    check_ends_in_time(pod)
+
+
+def check_ends_in_time(pod: dict[str, Any]) -> None:
+    """The load balancer looks away first; and then Triton has as long for requests under way as serve.sh grants it."""
+    (container,) = pod["containers"]
+    command, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert command == "sleep"
+    script = (DEPLOY / "docker/serve.sh").read_text()
+    (granted,) = re.findall(r"CNCLIP_EXIT_TIMEOUT_SECS:-(\d+)", script)
+    assert int(seconds) + int(granted) < pod["terminationGracePeriodSeconds"]
 
 
 def check_closed(container: dict[str, Any], context: dict[str, Any]) -> None:
@@ -158,6 +169,28 @@ def test_the_autoscalers_labels_are_set_by_prometheus(tmp_path: Path) -> None:
         phases = next(each for each in config["relabel_configs"] if each.get("action") == "drop")
         assert phases["source_labels"] == ["__meta_kubernetes_pod_phase"]
         assert [bool(re.fullmatch(phases["regex"], phase)) for phase in ("Failed", "Succeeded", "Running")] == [1, 1, 0]
+
+
+@needs_kubectl
+def test_the_operator_gets_the_same_alerts(tmp_path: Path) -> None:
+    """And by default its Helm chart takes nothing that does not bear the name of its release."""
+    of_operator = [
+        one
+        for one in assembled(tmp_path, "cpu", "monitoring")
+        if one["apiVersion"].startswith("monitoring.coreos.com/")
+    ]
+    (rule,) = [one for one in of_operator if one["kind"] == "PrometheusRule"]
+    rules = yaml.safe_load((DEPLOY / "prometheus/rules.yml").read_text())
+    assert rule["spec"] == rules, "renew prometheus-rule.yaml as its first lines say"
+    assert [one["metadata"]["labels"]["release"] for one in of_operator] == ["kube-prometheus-stack"] * 3
+    patch = re.search(
+        r"^#   - (.*\n)#   (.*\n)", (KUBERNETES / "components/monitoring/kustomization.yaml").read_text(), re.M
+    )
+    assert patch is not None
+    with (tmp_path / "kustomization.yaml").open("a") as own:
+        own.write(f"patches:\n- {patch[1]}{patch[2]}")
+    renamed = [one["metadata"].get("labels", {}).get("release") for one in kustomize(tmp_path)]
+    assert sorted(filter(None, renamed)) == ["NAME"] * 3
 
 
 @needs_kubectl
@@ -224,7 +257,16 @@ def test_kserve() -> None:
     assert service["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "RawDeployment"
     (container,) = runtime["spec"]["containers"]
     check_closed(container, container["securityContext"])
-    pod = {"containers": [container], "volumes": runtime["spec"]["volumes"]}
+    predictor = service["spec"]["predictor"]
+    pod = {
+        "containers": [container],
+        "volumes": runtime["spec"]["volumes"],
+        "terminationGracePeriodSeconds": predictor["terminationGracePeriodSeconds"],
+    }
+    check_ends_in_time(pod)
+    # A second's patience, Kubernetes' own, is little for a server that is busy.
+    assert [container[f"{kind}Probe"]["timeoutSeconds"] for kind in ("startup", "readiness")] == [5, 5]
+    assert predictor["deploymentStrategy"]["rollingUpdate"] == {"maxUnavailable": 1, "maxSurge": 0}
     kubernetes_validate.validate(
         {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod}, KUBERNETES_VERSION, strict=True
     )

