@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cnclip_builder.tensors import TOWERS
+
 from cnclip_bench.inputs import repeated
 from cnclip_bench.process_memory import proportional_mib, watching
 from cnclip_bench.serving_settings import copy_ensemble, set_max_batch_size
@@ -133,17 +135,16 @@ def start_up(subject: Subject, rounds: int) -> StartUp:
     """Starts a server of one model several times, after once that does not count."""
     from cnclip_server import TritonServer
 
-    towers: tuple[Tower, ...] = ("image", "text")
     seconds, idle = [], 0.0
     with tempfile.TemporaryDirectory(prefix="cnclip-bench-") as folder:
-        for tower in towers:
+        for tower in TOWERS:
             copy_ensemble(subject.repository, subject.name, tower, Path(folder))
         for _ in range(1 + rounds):
             began = time.perf_counter()
             with TritonServer(Path(folder), grpc_port=0, http_port=0, metrics_port=0) as server:
                 seconds.append(time.perf_counter() - began)
                 idle = max(idle, proportional_mib(server.pid))
-    files = [file for tower in towers for file in subject.served_file(tower).parent.iterdir()]
+    files = [file for tower in TOWERS for file in subject.served_file(tower).parent.iterdir()]
     weights = sum(file.stat().st_size for file in files) / 2**20
     return StartUp(subject.arch.name, weights, tuple(seconds[1:]), idle)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from cnclip_builder.tensors import TOWERS
 
 from cnclip_bench._cli._options import (
     OUTPUT,
     RANDOM,
     REPOSITORY,
-    TOWERS,
     ArchOption,
     CheckpointOption,
     NameOption,

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from cnclip_builder.tensors import TOWERS
 
 from cnclip_bench._cli._options import (
     OUTPUT,
     RANDOM,
-    TOWERS,
     ArchOption,
     Asked,
     BatchOption,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from cnclip_builder.tensors import TOWERS
 
-from cnclip_bench._cli._options import OUTPUT, TOWERS, Asked, OutputOption, RoundsOption, TowerOption, of_a_subject
+from cnclip_bench._cli._options import OUTPUT, Asked, OutputOption, RoundsOption, TowerOption, of_a_subject
 from cnclip_bench.subject import serving
 
 

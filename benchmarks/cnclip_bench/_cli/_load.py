@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from cnclip_builder.tensors import TOWERS, Tower
 
 from cnclip_bench._cli._options import (
     OUTPUT,
-    TOWERS,
     Asked,
     OutputOption,
     RoundsOption,
-    Tower,
     TowerOption,
     of_a_subject,
 )

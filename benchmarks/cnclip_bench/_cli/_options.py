@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+from cnclip_builder.tensors import Tower
 from cnclip_console import gives_options, option
 
 from cnclip_bench.subject import OWN_REPOSITORY, Subject, make_subject
-
-Tower = Literal["image", "text"]
-TOWERS: tuple[Tower, ...] = ("image", "text")
 
 # The heading under which help shows these.
 _MEASURED = "What is measured"

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cnclip_bench.gpu_report.rows import Ceiling, Fact, Memory, Rate, Row, Setup, Timing, Tower, Verified, Work
+from cnclip_builder.tensors import Tower
+
+from cnclip_bench.gpu_report.rows import Ceiling, Fact, Memory, Rate, Row, Setup, Timing, Verified, Work
 from cnclip_bench.gpu_report.run import Outcome
 from cnclip_bench.output import write_json
 

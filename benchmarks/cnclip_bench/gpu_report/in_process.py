@@ -12,11 +12,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from cnclip_builder.tensors import TOWERS, Tower
+
 from cnclip_bench.gpu_report.ceiling import LENGTHS
 from cnclip_bench.gpu_report.inputs import pixels, token_ids
 from cnclip_bench.gpu_report.memory import Meter
 from cnclip_bench.gpu_report.repositories import subject_of
-from cnclip_bench.gpu_report.rows import Fact, Report, Setup, Timing, Tower
+from cnclip_bench.gpu_report.rows import Fact, Report, Setup, Timing
 from cnclip_bench.gpu_report.timing import BATCH_SIZES, time_runs
 from cnclip_bench.subject import read_config
 
@@ -133,8 +135,7 @@ def time_plans(setup: Setup, report: Report) -> None:
 
     require_cuda_runtime()
     tensorrt, subject = load_tensorrt(), subject_of(setup, "tensorrt")
-    towers: tuple[Tower, ...] = ("image", "text")
-    for tower in towers:
+    for tower in TOWERS:
         meter = Meter(setup.gpu)
         with tensorrt.open_on_device(subject.served_file(tower).read_bytes()) as lay:
             meter.tell(report, "TensorRT", f"{tower} plan, loaded")

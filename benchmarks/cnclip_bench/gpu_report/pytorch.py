@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # as torch's own documentation has it
+from cnclip_builder.tensors import TOWERS, Tower
 
 from cnclip_bench.gpu_report.ceiling import LENGTHS
 from cnclip_bench.gpu_report.inputs import pixels, token_ids
-from cnclip_bench.gpu_report.rows import Report, Setup, Timing, Tower
+from cnclip_bench.gpu_report.rows import Report, Setup, Timing
 from cnclip_bench.gpu_report.timing import BATCH_SIZES, time_runs
 from cnclip_bench.subject import FOLDER
 
@@ -35,8 +36,7 @@ def time_pytorch(setup: Setup, report: Report) -> None:
     file = fetch_checkpoint(setup.checkpoint, arch, FOLDER / "checkpoints", "huggingface")
     checkpoint = load_checkpoint(file.path, arch)
     device, dtype = ("cuda", torch.float16) if setup.gpu else ("cpu", torch.float32)
-    towers: tuple[Tower, ...] = ("image", "text")
-    for tower in towers:
+    for tower in TOWERS:
         module: Any = load_tower(checkpoint, tower)
         if setup.gpu:
             convert_weights(module.clip)

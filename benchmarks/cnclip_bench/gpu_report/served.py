@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from cnclip_builder.tensors import Tower
+
 from cnclip_bench.gpu_report.inputs import SIZES, jpegs, pixels, token_ids
 from cnclip_bench.gpu_report.memory import Meter
 from cnclip_bench.gpu_report.repositories import request_for, subject_of
-from cnclip_bench.gpu_report.rows import PassedOver, Rate, Report, Setup, Tower, Verified
+from cnclip_bench.gpu_report.rows import PassedOver, Rate, Report, Setup, Verified
 from cnclip_bench.inputs import repeated
 from cnclip_bench.load import Request, run_load
 from cnclip_bench.requests import to_encoder, to_ensemble
