@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnclip_bench.inputs import repeated
-from cnclip_bench.stats import in_turns
+from cnclip_bench.stats import timed_in_turns
 
 if TYPE_CHECKING:
     from cnclip_builder.tensors import Tower
@@ -85,7 +85,7 @@ def compare(
                 name: lambda encode=towers[tower]: in_batches(encode)  # type: ignore[misc]
                 for name, towers in encoders.items()
             }
-            timings[tower] = in_turns({**jobs, "served": served}, rounds, time.perf_counter)
+            timings[tower] = timed_in_turns({**jobs, "served": served}, rounds, time.perf_counter)
     return timings, left_out
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnclip_bench.inputs import repeated
-from cnclip_bench.stats import in_turns
+from cnclip_bench.stats import timed_in_turns
 from cnclip_bench.subject import onnx_session
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def encoders(subject: Subject, tower: Tower, batch_size: int, rounds: int, clien
         elif not any(name.startswith("ONNX") for name in jobs):
             as_served = subject.served_session(tower)
             jobs["ONNX as served"] = lambda: as_served.run(None, {_INPUTS[tower]: served_inputs})
-        return in_turns(jobs, rounds, time.perf_counter)
+        return timed_in_turns(jobs, rounds, time.perf_counter)
 
 
 def served_over_in_process(
@@ -107,7 +107,7 @@ def served_over_in_process(
             f"in process, batches of {size}": partial(in_process, size) for size in batch_sizes
         }
         jobs["served"] = lambda: _ask(client, tower, given, None)
-        return in_turns(jobs, rounds, time.perf_counter)
+        return timed_in_turns(jobs, rounds, time.perf_counter)
 
 
 def preprocessing(subject: Subject, count: int, rounds: int) -> Timings:
@@ -148,8 +148,8 @@ def preprocessing(subject: Subject, count: int, rounds: int) -> Timings:
         cores = len(os.sched_getaffinity(0))
         # The processor's time: what else runs on the machine is not in it. Of several cores it would be their sum.
         return {
-            **in_turns(one_core, rounds, time.process_time),
-            **in_turns({f"served, {cores} cores": on_all_cores}, rounds, time.perf_counter),
+            **timed_in_turns(one_core, rounds, time.process_time),
+            **timed_in_turns({f"served, {cores} cores": on_all_cores}, rounds, time.perf_counter),
         }
 
 
@@ -181,7 +181,7 @@ def tokenizing(subject: Subject, rounds: int, count: int = 2000) -> Timings:
         "cn_clip": lambda: tokenize(texts),
         "served": lambda: ids.pad([ids.encode(decoded(text.encode())) for text in texts]),  # type: ignore[dict-item]
     }
-    return in_turns(jobs, rounds, time.perf_counter)
+    return timed_in_turns(jobs, rounds, time.perf_counter)
 
 
 def stages(subject: Subject, tower: Tower, items: int, url: str, client: Client) -> dict[str, float]:

@@ -25,7 +25,7 @@ from cnclip_client.retrieval import Features, Gallery, Hits, Id, read_features, 
 from numpy.typing import NDArray
 
 from cnclip_bench.process_memory import watching
-from cnclip_bench.stats import in_turns
+from cnclip_bench.stats import timed_in_turns
 
 __all__ = ["MadeUp", "Measurement", "measure_index"]
 
@@ -174,7 +174,7 @@ def _measure(
     found = _ids(index.search(asked, k=_K))
     shares = [len(set(one) & set(right)) / len(right) for one, right in zip(found, exact, strict=True)]
     few = [asked[row : row + 1] for row in range(min(_ALONE, len(asked)))]
-    timings = in_turns(
+    timings = timed_in_turns(
         {
             "exact": lambda: _ids(search([asked], gallery, k=_K)),
             "index": lambda: _ids(index.search(asked, k=_K)),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from cnclip_bench.stats import in_turns, median_ratio
+from cnclip_bench.stats import median_ratio, timed_in_turns
 from cnclip_bench.subject import FOLDER, onnx_session
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def compare(subject: Subject, artefacts: Artefacts, tower: Tower, rounds: int) -
         name: lambda encoder=encoder, batch=batch: encoder.run(batch)
         for name, encoder, batch in zip(("fp32", "int8"), encoders, timed, strict=True)
     }
-    seconds = in_turns(jobs, rounds, time.perf_counter)
+    seconds = timed_in_turns(jobs, rounds, time.perf_counter)
     report = found[1].record.int8
     if report is None:
         raise ValueError(f"{found[1].path} is no INT8 encoder")

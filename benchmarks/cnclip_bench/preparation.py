@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from cnclip_bench.inputs import repeated
 from cnclip_bench.process_memory import family
+from cnclip_bench.stats import in_turns
 
 if TYPE_CHECKING:
     from cnclip_builder.tensors import Tower
@@ -51,7 +53,7 @@ def side_by_side(
         subject: What is served.
         towers: What is encoded.
         items: Images a round, and four times as many texts.
-        rounds: How often, every other one backwards; one more before them does not count.
+        rounds: How often; one more before them does not count.
         preparers: Processes of the client that prepare images; None for one a core.
 
     Returns:
@@ -60,7 +62,7 @@ def side_by_side(
     from cnclip_client import Client, Limits
     from cnclip_server import TritonServer
 
-    found: dict[Tower, dict[str, list[Round]]] = {tower: {by: [] for by in BY} for tower in towers}
+    found = {}
     with ExitStack() as opened:
         server = opened.enter_context(TritonServer(subject.repository, grpc_port=0, http_port=0, metrics_port=0))
         limits = Limits(preparers=preparers)
@@ -73,11 +75,9 @@ def side_by_side(
         }
         for tower in towers:
             given = repeated(subject.items(tower), items if tower == "image" else 4 * items)
-            for turn in range(-1, rounds):
-                for by in BY if turn % 2 == 0 else BY[::-1]:
-                    one = _round(clients[by], tower, given, server.pid)
-                    if turn >= 0:
-                        found[tower][by].append(one)
+            ways = {by: partial(_round, clients[by], tower, given, server.pid) for by in BY}
+            in_turns(ways, 1)  # does not count
+            found[tower] = in_turns(ways, rounds)
     return found
 
 

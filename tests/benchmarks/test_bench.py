@@ -20,7 +20,7 @@ from cnclip_bench.inputs import captions, images, repeated
 from cnclip_bench.int8 import Pair, read_pairs
 from cnclip_bench.jobs import RATE_WAYS, write_sources
 from cnclip_bench.jobs_child import InMemory
-from cnclip_bench.stats import Latency, in_turns, median_ratio
+from cnclip_bench.stats import Latency, median_ratio, timed_in_turns
 from cnclip_bench.subject import Subject, make_subject
 from cnclip_builder.arch import get_arch
 from cnclip_builder.checkpoint.load import load_checkpoint
@@ -52,7 +52,7 @@ def test_turns_are_fair() -> None:
     ran: list[str] = []
     clock: Iterator[int] = iter(range(1000))
     jobs = {name: lambda name=name: ran.append(name) for name in "abc"}  # type: ignore[misc]
-    seconds = in_turns(jobs, 3, lambda: float(next(clock)))
+    seconds = timed_in_turns(jobs, 3, lambda: float(next(clock)))
     assert "".join(ran) == "abc" + "abc" + "cba" + "abc"
     assert seconds == {name: [1.0] * 3 for name in "abc"}
 
