@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -57,7 +58,7 @@ def savings(
         items = 16 if tower == "image" else 64
         timings = measured.batch_sizes(subject, tower, _SIZES[tower], items, rounds)
         figures[tower] = {size: [1000 * one / items for one in seconds] for size, seconds in timings.items()}
-        curves[tower] = [(int(size), sorted(ms)[len(ms) // 2]) for size, ms in figures[tower].items()]
+        curves[tower] = [(int(size), median(ms)) for size, ms in figures[tower].items()]
         title = f"{arch_name}, {tower}s in the served encoder's session"
         show_rows(title, ("batch", f"ms {_a(tower)}"), [(str(size), f"{ms:.1f}") for size, ms in curves[tower]])
     panels = [Panel("batch", f"ms {_a(tower)}", {tower: points}) for tower, points in curves.items()]
