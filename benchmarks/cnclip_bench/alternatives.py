@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnclip_bench.inputs import repeated
+from cnclip_bench.requests import encode
 from cnclip_bench.stats import timed_in_turns
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def compare(
                     _check(encode(given[start : start + batch_size]))
 
             def served(given: list[Any] = given, tower: Tower = tower) -> None:
-                _check(client.encode_images(given) if tower == "image" else client.encode_texts(given))
+                _check(encode(client, tower, given))
 
             jobs: dict[str, Callable[[], None]] = {
                 name: lambda encode=towers[tower]: in_batches(encode)  # type: ignore[misc]

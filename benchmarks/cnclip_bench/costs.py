@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -15,9 +16,10 @@ from typing import TYPE_CHECKING
 from cnclip_builder.tensors import TOWERS
 
 from cnclip_bench.inputs import repeated
-from cnclip_bench.process_memory import proportional_mib, watching
+from cnclip_bench.processes import proportional_mib, watching
+from cnclip_bench.requests import encode
 from cnclip_bench.serving_settings import copy_ensemble, set_max_batch_size
-from cnclip_bench.subject import FOLDER
+from cnclip_bench.subject import checkpoint_file
 
 if TYPE_CHECKING:
     from cnclip_builder.arch import Arch
@@ -90,14 +92,15 @@ def build_costs(arch: Arch, checkpoint: str) -> list[BuildCost]:
         arch: The architecture; cn_clip's script knows the official ones alone.
         checkpoint: random:SEED, or a .pt file.
     """
-    from cnclip_builder.checkpoint.sources import fetch_checkpoint
+    from cnclip_builder.checkpoint.load import expected_shapes
 
-    file = fetch_checkpoint(checkpoint, arch, FOLDER / "checkpoints", "huggingface").path.resolve()
+    file = checkpoint_file(checkpoint, arch).resolve()
+    weights_mib = 4 * sum(map(math.prod, expected_shapes(arch).values())) / 2**20
     found = []
     for what in ("make repo", "pytorch_to_onnx.py"):
         with tempfile.TemporaryDirectory(prefix="cnclip-bench-") as folder:
             command = _our_build(arch, file, folder) if what == "make repo" else _their_build(arch, file, folder)
-            found.append(_timed(arch.name, what, file.stat().st_size / 2**20, command, folder))
+            found.append(_timed(arch.name, what, weights_mib, command, folder))
     return found
 
 
@@ -167,9 +170,6 @@ def footprints(subject: Subject, tower: Tower, sizes: Sequence[int]) -> list[Foo
                 given = repeated(subject.items(tower), size)
                 with watching(server.pid) as peak:
                     for _ in range(2):
-                        if tower == "image":
-                            client.encode_images(given, batch_size=size)
-                        else:
-                            client.encode_texts(given, batch_size=size)
+                        encode(client, tower, given, size)
                 found.append(Footprint(size, idle, peak.mib))
     return found

@@ -24,7 +24,7 @@ from cnclip_client.index import Index
 from cnclip_client.retrieval import Features, Gallery, Hits, Id, read_features, search
 from numpy.typing import NDArray
 
-from cnclip_bench.process_memory import watching
+from cnclip_bench.processes import watching
 from cnclip_bench.stats import timed_in_turns
 
 __all__ = ["MadeUp", "Measurement", "measure_index"]
@@ -94,7 +94,7 @@ class Measurement:
         peak_mib: Of its process, pages of files that it had mapped included.
         own_recall: recall@10 as the command measured it, on the queries that it was given.
         recall: recall@10 of other queries, against exact search.
-        ms, exact_ms: A query, 1,000 at a time: medians of rounds in turns.
+        ms, exact_ms: A query, all of them asked at once: medians of rounds in turns.
         alone_ms, exact_alone_ms: A query that comes alone, likewise.
         memory_bytes, disk_bytes: A vector.
     """

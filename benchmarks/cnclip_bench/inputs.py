@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TypeVar
@@ -58,6 +59,6 @@ def captions(file: Path | None) -> list[str]:
     return lines
 
 
-def repeated(items: list[_T], count: int) -> list[_T]:
+def repeated(items: Sequence[_T], count: int) -> list[_T]:
     """The first `count` of the items, over and over."""
     return list(islice(cycle(items), count))

@@ -14,7 +14,7 @@ from cnclip_bench.stats import Latency, in_turns
 
 __all__ = ["Level", "Sustained", "measure_levels", "run_load"]
 
-Request = Callable[[], None]
+Request = Callable[[], object]
 
 _LEAST_CYCLES = 2
 

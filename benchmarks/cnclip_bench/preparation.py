@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cnclip_bench.inputs import repeated
-from cnclip_bench.process_memory import family
+from cnclip_bench.processes import processor_seconds
+from cnclip_bench.requests import encode
 from cnclip_bench.stats import in_turns
 
 if TYPE_CHECKING:
@@ -90,25 +90,10 @@ def medians(rounds: Mapping[str, Sequence[Round]]) -> tuple[dict[str, Round], Ro
 
 def _round(client: Client, tower: Tower, given: Sequence[Any], server: int) -> Round:
     def taken() -> tuple[float, float, float]:
-        of_server, all_together = _processor_seconds(server), _processor_seconds(os.getpid())
+        of_server, all_together = processor_seconds(server), processor_seconds(os.getpid())
         return time.perf_counter(), of_server, all_together - of_server  # the server is below this process, too
 
     before = taken()
-    if tower == "image":
-        client.encode_images(given)
-    else:
-        client.encode_texts(given)
+    encode(client, tower, given)
     seconds, of_server, of_client = (after - began for began, after in zip(before, taken(), strict=True))
     return Round(len(given) / seconds, 1000 * of_server / len(given), 1000 * of_client / len(given))
-
-
-def _processor_seconds(pid: int) -> float:
-    """What a process and all below it took so far, of all processors."""
-    ticks = 0
-    for one in family(pid):
-        try:
-            fields = Path(f"/proc/{one}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        except OSError:
-            continue  # it has ended
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")

@@ -20,6 +20,7 @@ __all__ = [
     "OWN_REPOSITORY",
     "Subject",
     "arch_option",
+    "checkpoint_file",
     "make_subject",
     "onnx_session",
     "read_config",
@@ -81,8 +82,12 @@ class Subject:
         path = self.served_file(tower)
         if path.suffix != ".onnx":
             raise ValueError(f"{path} is a TensorRT plan, and no ONNX Runtime runs it in process")
-        kinds = read_config(self.repository / f"{self.name}-{tower}-encoder").instance_group
-        return onnx_session(path, gpu=any(group.kind == group.KIND_GPU for group in kinds))
+        return onnx_session(path, gpu=self.is_served_on_gpu(tower))
+
+    def is_served_on_gpu(self, tower: Tower) -> bool:
+        """Whether the encoder has instances on a GPU."""
+        groups = read_config(self.repository / f"{self.name}-{tower}-encoder").instance_group
+        return any(group.kind == group.KIND_GPU for group in groups)
 
 
 def make_subject(
@@ -159,6 +164,17 @@ def arch_option(arch: str | None, checkpoint: str, name: str | None) -> str:
     return str(file)
 
 
+def checkpoint_file(checkpoint: str, arch: Arch) -> Path:
+    """The file, or folder, of a checkpoint as `cnclip-build` takes it; made or fetched if need be.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    from cnclip_builder.checkpoint.sources import fetch_checkpoint
+
+    return fetch_checkpoint(checkpoint, arch, FOLDER / "checkpoints", "huggingface").path
+
+
 def _build(arch: Arch, checkpoint: str, repository: Path, name: str) -> Path:
     from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
     from cnclip_builder.build import BuildRequest, build_repository
@@ -180,9 +196,8 @@ def _build(arch: Arch, checkpoint: str, repository: Path, name: str) -> Path:
 def _served_checkpoint(arch: Arch, checkpoint: str, repository: Path, name: str) -> Path:
     """The file of a checkpoint, once it is known to be what the repository serves."""
     from cnclip_builder.checkpoint.parts import find_parts
-    from cnclip_builder.checkpoint.sources import fetch_checkpoint
 
-    path = fetch_checkpoint(checkpoint, arch, FOLDER / "checkpoints", "huggingface").path
+    path = checkpoint_file(checkpoint, arch)
     served = read_config(repository / f"{name}-image").parameters["checkpoint_sha256"].string_value
     if find_parts(path).sha256() != served:
         raise ValueError(

@@ -12,7 +12,7 @@ from cnclip_bench.gpu_report.ceiling import LENGTHS
 from cnclip_bench.gpu_report.inputs import pixels, token_ids
 from cnclip_bench.gpu_report.rows import Report, Setup, Timing
 from cnclip_bench.gpu_report.timing import BATCH_SIZES, time_runs
-from cnclip_bench.subject import FOLDER
+from cnclip_bench.subject import checkpoint_file
 
 __all__ = ["modernise", "time_pytorch"]
 
@@ -29,12 +29,10 @@ def time_pytorch(setup: Setup, report: Report) -> None:
     from cn_clip.clip.model import convert_weights
     from cnclip_builder.arch import get_arch
     from cnclip_builder.checkpoint.load import load_checkpoint
-    from cnclip_builder.checkpoint.sources import fetch_checkpoint
     from cnclip_builder.checkpoint.towers import load_tower
 
     arch = get_arch(setup.arch)
-    file = fetch_checkpoint(setup.checkpoint, arch, FOLDER / "checkpoints", "huggingface")
-    checkpoint = load_checkpoint(file.path, arch)
+    checkpoint = load_checkpoint(checkpoint_file(setup.checkpoint, arch), arch)
     device, dtype = ("cuda", torch.float16) if setup.gpu else ("cpu", torch.float32)
     for tower in TOWERS:
         module: Any = load_tower(checkpoint, tower)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from cnclip_bench.gpu_report.repositories import request_for, subject_of
 from cnclip_bench.gpu_report.rows import PassedOver, Rate, Report, Setup, Verified
 from cnclip_bench.inputs import repeated
 from cnclip_bench.load import Request, run_load
-from cnclip_bench.requests import to_encoder, to_ensemble
+from cnclip_bench.requests import encode, to_encoder, to_ensemble
 from cnclip_bench.stats import Latency
 from cnclip_bench.subject import Subject, serving
 
@@ -98,7 +99,7 @@ def _load(setup: Setup, report: Report, platform: Platform) -> None:
         _load_encoders(setup, report, platform, subject, url)
         for what, (tower, given) in ensembles.items():
             number = _JOB[setup.gpu][tower]
-            measure(f"{what}, a job", tower, _job(client, tower, given, number), number, 1)
+            measure(f"{what}, a job", tower, partial(encode, client, tower, repeated(given, number)), number, 1)
         for what, (tower, given) in ensembles.items():
             for items, at_once in _FEW_AND_MANY:
                 measure(what, tower, to_ensemble(client, tower, given, items), items, at_once)
@@ -134,18 +135,6 @@ def _measurer(setup: Setup, report: Report, platform: Platform) -> Callable[[str
 def told(name: str, images: Sequence[bytes]) -> str:
     """Says what JPEGs are sent."""
     return f"JPEGs, {name}, {mean(map(len, images)) / 1000:.0f} kB"
-
-
-def _job(client: Client, tower: Tower, items: Sequence[Any], number: int) -> Request:
-    given = repeated(list(items), number)
-
-    def request() -> None:
-        if tower == "image":
-            client.encode_images(given)
-        else:
-            client.encode_texts(given)
-
-    return request
 
 
 @contextmanager
