@@ -24,8 +24,8 @@ __all__ = ["batch_sizes", "has_padded_encoder", "last_block", "padding"]
 
 
 def has_padded_encoder(subject: Subject) -> bool:
-    """Whether there is the artefact in cn_clip's format that `padding` needs."""
-    return _padded_encoder(subject).exists()
+    """Whether there is the artefact in cn_clip's format that `padding` needs, and what is served runs where it does."""
+    return _padded_encoder(subject).exists() and not subject.is_served_on_gpu("text")
 
 
 def _padded_encoder(subject: Subject) -> Path:
@@ -37,7 +37,7 @@ def _padded_encoder(subject: Subject) -> Path:
 def padding(subject: Subject, batch_size: int, rounds: int) -> Timings:
     """Times a batch of texts padded as cn_clip does, padded to the longest of them, and as the served encoder takes it.
 
-    The first two are the artefact in cn_clip's format, whose encoder computes padding.
+    The first two are the artefact in cn_clip's format, whose encoder computes padding; all run on the CPU.
 
     Raises:
         ValueError: A plan is served.

@@ -153,7 +153,7 @@ def tokenize(
     from cnclip_bench import comparisons
 
     subject = make_subject("ViT-B-16", RANDOM, captions=captions)
-    _beside_cn_clip("tokenize", "texts", comparisons.tokenizing(subject, rounds, 2000), 2000, output)
+    _beside_cn_clip("tokenize", "texts", comparisons.tokenizing(subject, 2000, rounds), 2000, output)
 
 
 def _beside_cn_clip(

@@ -49,7 +49,10 @@ def savings(
     if measured.has_padded_encoder(subject):
         _show("savings-padding", f"{arch_name}, 16 texts", measured.padding(subject, 16, rounds), 16, output)
     else:
-        typer.echo("Padding is left out: it needs the ONNX files that are built where no --repository is named.")
+        typer.echo(
+            "Padding is left out: it needs the ONNX files that are built where no --repository is named, and a server "
+            "on the CPU, where they run."
+        )
     for tower in TOWERS:
         timings = measured.last_block(subject, tower, 4, rounds)
         _show(f"savings-last-block-{tower}", f"{arch_name}, 4 {tower}s in PyTorch", timings, 4, output)
