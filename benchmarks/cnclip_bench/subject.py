@@ -98,6 +98,7 @@ def make_subject(
     name: str | None = None,
     images: Path | None = None,
     captions: Path | None = None,
+    served: bool = True,
 ) -> Subject:
     """Gathers what is measured.
 
@@ -106,18 +107,24 @@ def make_subject(
     Args:
         arch: The architecture, or a .json file; None to read it off the checkpoint.
         checkpoint: As `cnclip-build` takes it.
-        repository: Where it is to be served from; None if it is not served.
+        repository: Where its served models are; None if only the checkpoint is measured.
         name: Of the served models; None for the arch in lower case.
         images: A folder of images; None for the builder's samples.
         captions: A file of texts; None for the builder's.
+        served: Whether a server will be started on the repository: then what keeps one from running is told before a
+            build takes its minutes.
 
     Raises:
+        ServerError: No server can be started here.
         ValueError: The repository serves another checkpoint, or encoders alone.
     """
     from cnclip_builder.arch import get_arch
+    from cnclip_server import require_tritonserver
 
     from cnclip_bench import inputs
 
+    if repository is not None and served:
+        require_tritonserver()
     chosen = get_arch(arch_option(arch, checkpoint, name))
     served_as, path = name or chosen.slug, Path()
     if repository is not None:

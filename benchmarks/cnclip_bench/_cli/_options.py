@@ -62,8 +62,8 @@ class Asked:
     images: ImagesOption = None
     captions: CaptionsOption = None
 
-    def subject(self) -> Subject:
-        """Returns it, made and read. Raises as `make_subject` does."""
+    def subject(self, *, served: bool = True) -> Subject:
+        """Returns it, made and read; `served` is, and it raises, as `make_subject` has it."""
         return make_subject(
             self.arch,
             self.checkpoint,
@@ -71,6 +71,7 @@ class Asked:
             name=self.name,
             images=self.images,
             captions=self.captions,
+            served=served,
         )
 
 

@@ -44,7 +44,7 @@ def savings(
     from cnclip_bench import savings as measured
     from cnclip_bench.output import Panel, show_rows, write_curves
 
-    subject = asked.subject()
+    subject = asked.subject(served=False)
     arch_name = subject.arch.name
     if measured.has_padded_encoder(subject):
         _show("savings-padding", f"{arch_name}, 16 texts", measured.padding(subject, 16, rounds), 16, output)
