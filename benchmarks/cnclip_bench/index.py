@@ -173,6 +173,7 @@ def _measure(
 ) -> Measurement:
     found = _ids(index.search(asked, k=_K))
     shares = [len(set(one) & set(right)) / len(right) for one, right in zip(found, exact, strict=True)]
+    minutes, cpu_minutes, peak_mib = cost
     few = [asked[row : row + 1] for row in range(min(_ALONE, len(asked)))]
     timings = timed_in_turns(
         {
@@ -191,9 +192,9 @@ def _measure(
         memory=memory,
         factory=record.factory,
         parameters=record.measured.parameters,
-        minutes=cost[0],
-        cpu_minutes=cost[1],
-        peak_mib=cost[2],
+        minutes=minutes,
+        cpu_minutes=cpu_minutes,
+        peak_mib=peak_mib,
         own_recall=record.measured.recall_at_10,
         recall=float(np.mean(shares)),
         ms=ms["index"],

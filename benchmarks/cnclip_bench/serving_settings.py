@@ -135,15 +135,12 @@ def remember_settings(repository: Path, name: str, tower: Tower, changes: Mappin
     for setting, value in changes.items():
         if setting == "preparation_instances":
             serving["preprocess_instances" if tower == "image" else "tokenize_instances"] = value
-            continue
-        if setting == "preparation_threads":
+        elif setting == "preparation_threads":
             serving["preprocess_threads"] = value
-            continue
-        serving[setting] = {tower: value}
-        if (
-            setting == "preferred_batch_size"
-        ):  # what clients ask for and what the encoder's batches keep to are one here
-            serving["merged_batch_size"] = {tower: value}
+        else:
+            serving[setting] = {tower: value}
+    if "preferred_batch_size" in changes:  # what clients ask for and what the encoder's batches keep to are one here
+        serving["merged_batch_size"] = {tower: changes["preferred_batch_size"]}
     update_serving(repository, name, serving)
 
 

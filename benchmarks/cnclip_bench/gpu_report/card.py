@@ -12,7 +12,7 @@ from cnclip_bench.gpu_report.inputs import SIZES, jpegs
 from cnclip_bench.gpu_report.memory import Meter
 from cnclip_bench.gpu_report.repositories import subject_of
 from cnclip_bench.gpu_report.rows import Fact, PassedOver, Rate, Report, Setup, Verified
-from cnclip_bench.gpu_report.served import told
+from cnclip_bench.gpu_report.served import measure_load, told
 from cnclip_bench.inputs import repeated
 from cnclip_bench.load import run_load
 from cnclip_bench.requests import to_ensemble
@@ -93,10 +93,7 @@ def load_card(setup: Setup, report: Report) -> None:
             photographs = jpegs(size)
             for items, at_once in _LOADS:
                 request = to_ensemble(client, "image", photographs, items)
-                sustained = run_load(request, at_once, setup.seconds, items)
-                took = Latency.of(name, sustained.waits_s)
-                what = told(name, photographs)
-                report(Rate(_WAY, "image", what, items, at_once, sustained.items_per_s, took.median_ms, took.p95_ms))
+                measure_load(setup, report, _WAY, told(name, photographs), "image", request, items, at_once)
         meter.tell(report, _WAY, "server, after these loads")
         found = verify_server(url, subject.name, Reference(subject.checkpoint, subject.arch))
         if (card := found.card_decoding) is not None:

@@ -72,7 +72,7 @@ class Findings:
             "steps": [asdict(outcome) for outcome in self.outcomes],
         }
         for name, kind in _SECTIONS:
-            figures[name] = [self._as_dict(row) for row in self.rows if isinstance(row, kind)]
+            figures[name] = [self._as_dict(row) for row in self.of(kind)]
         write_json(data, self.title, figures, self.conditions)
         page.write_text(render(self), encoding="utf-8")
         return page, data

@@ -8,18 +8,16 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from cnclip_builder.tensors import TOWERS, Tower
 
-from cnclip_bench.gpu_report.ceiling import LENGTHS
-from cnclip_bench.gpu_report.inputs import pixels, token_ids
+from cnclip_bench.gpu_report.inputs import batches
 from cnclip_bench.gpu_report.memory import Meter
 from cnclip_bench.gpu_report.repositories import subject_of
 from cnclip_bench.gpu_report.rows import Fact, Report, Setup, Timing
-from cnclip_bench.gpu_report.timing import BATCH_SIZES, time_runs
+from cnclip_bench.gpu_report.timing import time_runs
 from cnclip_bench.subject import read_config
 
 __all__ = ["time_images_in_onnxruntime", "time_plans", "time_texts_in_onnxruntime", "who_ran"]
@@ -45,14 +43,13 @@ def _time_onnxruntime(setup: Setup, report: Report, tower: Tower) -> None:
     meter.tell(report, "ONNX Runtime", f"{tower} encoder, loaded")
     device = "cuda" if setup.gpu else "cpu"
     (tensor,) = session.get_inputs()
-    for length, batch_size in product((0,) if tower == "image" else LENGTHS, BATCH_SIZES[tower]):
-        rows = token_ids(batch_size, length) if length else pixels(batch_size, subject.arch.resolution)
+    for length, rows in batches(tower, subject.arch.resolution):
         binding, value = session.io_binding(), onnxruntime.OrtValue.ortvalue_from_numpy(rows, device, 0)
         binding.bind_ortvalue_input(tensor.name, value)
         for output in session.get_outputs():
             binding.bind_output(output.name, device, 0)
         first, ms = time_runs(partial(session.run_with_iobinding, binding), setup.seconds)
-        report(Timing("ONNX Runtime", tower, batch_size, length, first, ms))
+        report(Timing("ONNX Runtime", tower, len(rows), length, first, ms))
     meter.tell(report, "ONNX Runtime", f"{tower} encoder, after these batches")
     report(Fact(f"{tower} encoder's nodes", who_ran(_profile(model, file, {tensor.name: rows}))))
 
@@ -140,8 +137,7 @@ def time_plans(setup: Setup, report: Report) -> None:
         with tensorrt.open_on_device(subject.served_file(tower).read_bytes()) as lay:
             meter.tell(report, "TensorRT", f"{tower} plan, loaded")
             most = read_config(subject.repository / f"{subject.name}-{tower}-encoder").max_batch_size
-            sizes = [size for size in BATCH_SIZES[tower] if size <= most]
-            for length, batch_size in product((0,) if tower == "image" else LENGTHS, sizes):
-                rows = token_ids(batch_size, length) if length else pixels(batch_size, subject.arch.resolution)
-                first, ms = time_runs(lay(0, rows), setup.seconds)
-                report(Timing("TensorRT", tower, batch_size, length, first, ms))
+            for length, rows in batches(tower, subject.arch.resolution):
+                if len(rows) <= most:
+                    first, ms = time_runs(lay(0, rows), setup.seconds)
+                    report(Timing("TensorRT", tower, len(rows), length, first, ms))

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from cnclip_builder.tensors import Tower
 
-from cnclip_bench.gpu_report.ceiling import LENGTHS
+from cnclip_bench.gpu_report.inputs import BATCH_SIZES, LENGTHS
 from cnclip_bench.gpu_report.rows import Ceiling, Fact, Memory, Rate, Verified, Work
-from cnclip_bench.gpu_report.timing import BATCH_SIZES
 
 if TYPE_CHECKING:
     from cnclip_bench.gpu_report.findings import Findings

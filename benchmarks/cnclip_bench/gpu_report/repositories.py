@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cnclip_bench.gpu_report.inputs import BATCH_SIZES
 from cnclip_bench.gpu_report.rows import PassedOver, Report, Setup
-from cnclip_bench.gpu_report.timing import BATCH_SIZES
 from cnclip_bench.subject import FOLDER, Subject, checkpoint_file
 
 if TYPE_CHECKING:

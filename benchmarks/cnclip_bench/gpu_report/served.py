@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from statistics import mean
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from cnclip_builder.repository.settings import Platform
     from cnclip_client import Client
 
-__all__ = ["load_onnxruntime", "load_plans", "load_two_encoders", "told", "verify_onnxruntime", "verify_plans"]
+__all__ = [
+    *("load_onnxruntime", "load_plans", "load_two_encoders", "verify_onnxruntime", "verify_plans"),
+    *("measure_load", "told"),
+]
 
 # Few and many: items a request, and requests at once.
 _PIXELS = ((1, 1), (1, 16), (8, 8), (64, 4))
@@ -91,7 +94,7 @@ def _load(setup: Setup, report: Report, platform: Platform) -> None:
     meter = Meter(setup.gpu)
     with _serving(subject, platform) as (url, client):
         meter.tell(report, platform, "server, ready")
-        measure = _measurer(setup, report, platform)
+        measure = partial(measure_load, setup, report, platform)
         ensembles: dict[str, tuple[Tower, Sequence[Any]]] = {
             **{told(name, given): ("image", given) for name, given in photographs.items()},
             "texts": ("text", subject.texts),
@@ -110,7 +113,7 @@ def _load_encoders(
     setup: Setup, report: Report, platform: Platform, subject: Subject, url: str, more: str = ""
 ) -> None:
     """Loads the encoders alone; `more` is said of each load."""
-    measure = _measurer(setup, report, platform)
+    measure = partial(measure_load, setup, report, platform)
     rows = {"image": pixels(_LARGEST, subject.arch.resolution), "text": token_ids(_LARGEST, _LENGTH)}
 
     def of(tower: Tower, *sizes: int) -> Request:
@@ -123,13 +126,13 @@ def _load_encoders(
         measure(f"ids, {_LENGTH} a text{more}", "text", of("text", items), items, at_once)
 
 
-def _measurer(setup: Setup, report: Report, platform: Platform) -> Callable[[str, Tower, Request, int, int], None]:
-    def measure(what: str, tower: Tower, request: Request, items: int, at_once: int) -> None:
-        sustained = run_load(request, at_once, setup.seconds, items)
-        took = Latency.of(what, sustained.waits_s)
-        report(Rate(platform, tower, what, items, at_once, sustained.items_per_s, took.median_ms, took.p95_ms))
-
-    return measure
+def measure_load(
+    setup: Setup, report: Report, way: str, what: str, tower: Tower, request: Request, items: int, at_once: int
+) -> None:
+    """Keeps up a load, and reports its `Rate`."""
+    sustained = run_load(request, at_once, setup.seconds, items)
+    took = Latency.of(what, sustained.waits_s)
+    report(Rate(way, tower, what, items, at_once, sustained.items_per_s, took.median_ms, took.p95_ms))
 
 
 def told(name: str, images: Sequence[bytes]) -> str:
