@@ -17,10 +17,11 @@ from functools import partial
 from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest import mock
 
 from cnclip_bench.stats import in_turns
 
-__all__ = ["MEMORY_WAYS", "RATE_WAYS", "local_s3", "peaks", "rates", "write_sources"]
+__all__ = ["MEMORY_WAYS", "RATE_WAYS", "local_s3", "moto_server", "peaks", "rates", "write_sources"]
 
 RATE_WAYS = ("folder", "glob", "list", "tar", "tar.gz", "tsv", "parquet", "lmdb", "s3 tar", "s3 parquet", "s3 folder")
 MEMORY_WAYS = ("folder", "glob", "list", "tar", "tsv", "parquet", "lmdb")
@@ -121,7 +122,25 @@ def local_s3(folder: Path, sources: Mapping[str, str]) -> Iterator[dict[str, str
     except ModuleNotFoundError:
         yield {}
         return
-    log = folder / "s3.log"
+    named = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local", "AWS_DEFAULT_REGION": "us-east-1"}
+    with moto_server(folder / "s3.log") as url, mock.patch.dict(os.environ, {"AWS_ENDPOINT_URL": url, **named}):
+        bucket = f"jobs-{uuid.uuid4()}"
+        store = s3fs.S3FileSystem(skip_instance_cache=True)
+        store.mkdir(bucket)
+        there = {}
+        for way, path in sources.items():
+            store.put(path, f"{bucket}/{Path(path).name}", recursive=Path(path).is_dir())
+            there[f"s3 {way}"] = f"s3://{bucket}/{Path(path).name}"
+        yield there
+
+
+@contextmanager
+def moto_server(log: Path) -> Iterator[str]:
+    """Runs moto's S3 on a free port of this machine, and gives its address.
+
+    Raises:
+        ValueError: It does not start.
+    """
     with log.open("w") as file:
         server = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"], stdout=file, stderr=subprocess.STDOUT
@@ -132,18 +151,7 @@ def local_s3(folder: Path, sources: Mapping[str, str]) -> Iterator[dict[str, str
             if server.poll() is not None or time.monotonic() > until:
                 raise ValueError(f"the local S3 does not start: {log.read_text()[-300:]}")
             time.sleep(0.1)
-        os.environ["AWS_ENDPOINT_URL"] = log.read_text().split("Running on ")[1].split()[0]
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # whatever they are
-            os.environ[name] = "local"
-        os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
-        bucket = f"jobs-{uuid.uuid4()}"
-        store = s3fs.S3FileSystem(skip_instance_cache=True)
-        store.mkdir(bucket)
-        there = {}
-        for way, path in sources.items():
-            store.put(path, f"{bucket}/{Path(path).name}", recursive=Path(path).is_dir())
-            there[f"s3 {way}"] = f"s3://{bucket}/{Path(path).name}"
-        yield there
+        yield log.read_text().split("Running on ")[1].split()[0]
     finally:
         server.kill()
         server.wait()

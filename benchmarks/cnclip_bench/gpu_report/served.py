@@ -8,6 +8,7 @@ from functools import partial
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+import numpy.typing as npt
 from cnclip_builder.tensors import Tower
 
 from cnclip_bench.gpu_report.inputs import SIZES, jpegs, pixels, token_ids
@@ -114,7 +115,10 @@ def _load_encoders(
 ) -> None:
     """Loads the encoders alone; `more` is said of each load."""
     measure = partial(measure_load, setup, report, platform)
-    rows = {"image": pixels(_LARGEST, subject.arch.resolution), "text": token_ids(_LARGEST, _LENGTH)}
+    rows: dict[Tower, npt.NDArray[Any]] = {
+        "image": pixels(_LARGEST, subject.arch.resolution),
+        "text": token_ids(_LARGEST, _LENGTH),
+    }
 
     def of(tower: Tower, *sizes: int) -> Request:
         return to_encoder(url, f"{subject.name}-{tower}-encoder", rows[tower], sizes)
