@@ -130,7 +130,7 @@ def transformers_model(subject: Subject) -> Iterator[Encoders]:
             return _normalised(model.get_image_features(**processor(images=opened, return_tensors="pt")))
 
     def texts(batch: Sequence[str]) -> Features:
-        ids = tokenizer(list(batch), padding=True, truncation=True, max_length=52, return_tensors="pt")
+        ids = tokenizer(list(batch), padding=True, truncation=True, return_tensors="pt")
         with torch.inference_mode():
             return _normalised(model.get_text_features(**ids))
 
@@ -225,7 +225,7 @@ def _alternatives(clip_as_service: Path | None) -> dict[str, Callable[[Subject],
 
 def _hugging_face(subject: Subject) -> tuple[Any, Any, Any]:
     """A model of the subject's sizes, a tokeniser of cn_clip's vocabulary, and an image processor."""
-    from cnclip_builder.arch import cn_clip_vocabulary
+    from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, cn_clip_vocabulary
 
     # As Any: their types differ from version to version.
     transformers: Any = import_module("transformers")
@@ -256,7 +256,9 @@ def _hugging_face(subject: Subject) -> tuple[Any, Any, Any]:
     )
     side = {"height": subject.arch.resolution, "width": subject.arch.resolution}
     processor = transformers.ChineseCLIPImageProcessor(size=side, do_center_crop=False)
-    tokenizer = transformers.BertTokenizerFast(vocab_file=str(cn_clip_vocabulary()), model_max_length=52)
+    tokenizer = transformers.BertTokenizerFast(
+        vocab_file=str(cn_clip_vocabulary()), model_max_length=DEFAULT_CONTEXT_LENGTH
+    )
     return transformers.ChineseCLIPModel(config).eval(), tokenizer, processor
 
 
