@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from cnclip_bench.inputs import repeated
 from cnclip_bench.processes import proportional_mib, watching
 from cnclip_bench.requests import encode
 from cnclip_bench.serving_settings import copy_ensemble, set_max_batch_size
-from cnclip_bench.subject import checkpoint_file
+from cnclip_bench.subject import checkpoint_file, serving
 
 if TYPE_CHECKING:
     from cnclip_builder.arch import Arch
@@ -154,18 +154,12 @@ def start_up(subject: Subject, rounds: int) -> StartUp:
 
 def footprints(subject: Subject, tower: Tower, sizes: Sequence[int]) -> list[Footprint]:
     """Serves an ensemble with each maximum of the batch, and asks for as many rows at once, twice."""
-    from cnclip_client import Client
-    from cnclip_server import TritonServer
-
     found = []
     for size in sizes:
         with tempfile.TemporaryDirectory(prefix="cnclip-bench-") as folder:
             copy_ensemble(subject.repository, subject.name, tower, Path(folder))
             set_max_batch_size(Path(folder), subject.name, tower, size)
-            with (
-                TritonServer(Path(folder), grpc_port=0, http_port=0, metrics_port=0) as server,
-                Client(server.grpc_url, model=subject.name) as client,
-            ):
+            with serving(replace(subject, repository=Path(folder))) as (server, client):
                 idle = proportional_mib(server.pid)
                 given = repeated(subject.items(tower), size)
                 with watching(server.pid) as peak:

@@ -7,7 +7,9 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["captions", "images", "repeated"]
+from cnclip_builder.tensors import Tower
+
+__all__ = ["captions", "count_of", "images", "repeated"]
 
 _T = TypeVar("_T")
 
@@ -57,6 +59,11 @@ def captions(file: Path | None) -> list[str]:
     if not lines:
         raise ValueError(f"{file} has no line with a text; name another file")
     return lines
+
+
+def count_of(tower: Tower, items: int) -> int:
+    """How many of a tower make a round of so many items: images, and four times as many texts, which take less."""
+    return items if tower == "image" else 4 * items
 
 
 def repeated(items: Sequence[_T], count: int) -> list[_T]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cnclip_bench.inputs import repeated
+from cnclip_bench.inputs import count_of, repeated
 from cnclip_bench.processes import processor_seconds
 from cnclip_bench.requests import encode
 from cnclip_bench.stats import in_turns
@@ -74,7 +74,7 @@ def side_by_side(
             for by in BY
         }
         for tower in towers:
-            given = repeated(subject.items(tower), items if tower == "image" else 4 * items)
+            given = repeated(subject.items(tower), count_of(tower, items))
             ways = {by: partial(_round, clients[by], tower, given, server.pid) for by in BY}
             in_turns(ways, 1)  # does not count
             found[tower] = in_turns(ways, rounds)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cnclip_builder.arch import Arch
     from cnclip_builder.tensors import Tower
     from cnclip_client import Client
+    from cnclip_server import TritonServer
     from cnclip_token_ids import TokenIds
 
 __all__ = [
@@ -223,8 +224,8 @@ def read_config(model: Path) -> Any:
 
 
 @contextmanager
-def serving(subject: Subject) -> Iterator[tuple[str, Client]]:
-    """Serves the repository; gives the server's address and a client of the model."""
+def serving(subject: Subject) -> Iterator[tuple[TritonServer, Client]]:
+    """Serves the repository on free ports; gives the server, and a client of the model."""
     from cnclip_client import Client
     from cnclip_server import TritonServer
 
@@ -232,7 +233,7 @@ def serving(subject: Subject) -> Iterator[tuple[str, Client]]:
         TritonServer(subject.repository, grpc_port=0, http_port=0, metrics_port=0) as server,
         Client(server.grpc_url, model=subject.name) as client,
     ):
-        yield server.grpc_url, client
+        yield server, client
 
 
 def onnx_session(path: Path, gpu: bool = False) -> Any:

@@ -30,7 +30,7 @@ def gateway(
     from cnclip_bench.output import show_latencies, show_ratios
 
     subject = asked.subject()
-    with serving(subject) as (url, client), running(url, subject.name) as port:
+    with serving(subject) as (server, client), running(server.grpc_url, subject.name) as port:
         for one in [tower] if tower else TOWERS:
             found = compare(port, client, subject.name, one, subject.items(one), concurrency, seconds, rounds, singles)
             title = f"{subject.arch.name}, single {one}s, {concurrency} at once"

@@ -57,9 +57,9 @@ def jobs(
     with tempfile.TemporaryDirectory(prefix="jobs-", dir=work) as folder:
         there = measured.write_sources(Path(folder) / "sources", subject.images, items, ways)
         remote = {way: path for way, path in there.items() if f"s3 {way}" in ways}
-        with measured.local_s3(Path(folder), remote) as far, serving(subject) as (url, _):
+        with measured.local_s3(Path(folder), remote) as far, serving(subject) as (server, _):
             sources = {**{way: path for way, path in there.items() if way in ways}, **far}
-            found = measured.rates(url, sources, subject.images, items, rounds, Path(folder))
+            found = measured.rates(server.grpc_url, sources, subject.images, items, rounds, Path(folder))
     ratios = {way: median_ratio(rates, found["memory"]) for way, rates in found.items() if way != "memory"}
     left_out = {way: "moto, s3fs or lmdb is not installed" for way in ways if way not in found}
     show_ratios(

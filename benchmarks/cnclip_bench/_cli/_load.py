@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -156,8 +157,7 @@ def _serving_with(
         ValueError: They can't be written, or do not take the load.
         RuntimeError: They can't be served.
     """
-    from cnclip_client import Client
-    from cnclip_server import ServerError, TritonServer
+    from cnclip_server import ServerError
 
     from cnclip_bench.load import run_load
     from cnclip_bench.requests import to_ensemble
@@ -168,15 +168,10 @@ def _serving_with(
     with tempfile.TemporaryDirectory(prefix="cnclip-tune-") as folder:
         copy_ensemble(subject.repository, subject.name, tower, Path(folder))
         write_settings(Path(folder), subject.name, tower, settings)
-        server = TritonServer(Path(folder), grpc_port=0, http_port=0, metrics_port=0)
         try:
-            server.start()
-        except ServerError as error:
-            raise RuntimeError(str(error)) from error
-        try:
-            with Client(server.grpc_url, model=subject.name) as client:
+            with serving(replace(subject, repository=Path(folder))) as (_, client):
                 rows = batch_size or min(client.info.preferred_batch_size or 8, settings.max_batch_size)
                 request = to_ensemble(client, tower, subject.items(tower), rows)
                 yield partial(run_load, request, concurrency, seconds, rows)
-        finally:
-            server.stop()
+        except ServerError as error:
+            raise RuntimeError(str(error)) from error

@@ -21,6 +21,7 @@ from cnclip_bench._cli._options import (
     RoundsOption,
     of_a_subject,
 )
+from cnclip_bench.inputs import count_of
 from cnclip_bench.stats import median_ratio
 from cnclip_bench.subject import make_subject
 
@@ -58,7 +59,7 @@ def savings(
         _show(f"savings-last-block-{tower}", f"{arch_name}, 4 {tower}s in PyTorch", timings, 4, output)
     curves, figures = {}, {}
     for tower in TOWERS:
-        items = 16 if tower == "image" else 64
+        items = count_of(tower, 16)
         timings = measured.batch_sizes(subject, tower, _SIZES[tower], items, rounds)
         figures[tower] = {size: [1000 * one / items for one in seconds] for size, seconds in timings.items()}
         curves[tower] = [(int(size), median(ms)) for size, ms in figures[tower].items()]

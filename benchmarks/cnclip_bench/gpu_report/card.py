@@ -87,7 +87,7 @@ def load_card(setup: Setup, report: Report) -> None:
 
     subject = replace(subject_of(setup, "onnxruntime"), repository=setup.repository(_WAY))
     meter = Meter(setup.gpu)
-    with serving(subject) as (url, client):
+    with serving(subject) as (server, client):
         meter.tell(report, _WAY, "server, ready")
         for name, size in SIZES.items():
             photographs = jpegs(size)
@@ -95,7 +95,7 @@ def load_card(setup: Setup, report: Report) -> None:
                 request = to_ensemble(client, "image", photographs, items)
                 measure_load(setup, report, _WAY, told(name, photographs), "image", request, items, at_once)
         meter.tell(report, _WAY, "server, after these loads")
-        found = verify_server(url, subject.name, Reference(subject.checkpoint, subject.arch))
+        found = verify_server(server.grpc_url, subject.name, Reference(subject.checkpoint, subject.arch))
         if (card := found.card_decoding) is not None:
             distances = (card.cosine_distance, CARD_TOLERANCE.cosine_distance)
             centred = (card.centred_distance, CARD_TOLERANCE.centred_distance)

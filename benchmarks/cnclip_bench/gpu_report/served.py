@@ -24,6 +24,7 @@ from cnclip_bench.subject import Subject, serving
 if TYPE_CHECKING:
     from cnclip_builder.repository.settings import Platform
     from cnclip_client import Client
+    from cnclip_server import TritonServer
 
 __all__ = [
     *("load_onnxruntime", "load_plans", "load_two_encoders", "verify_onnxruntime", "verify_plans"),
@@ -71,8 +72,8 @@ def load_two_encoders(setup: Setup, report: Report) -> None:
     request = request_for(setup, "onnxruntime")
     build_repository(replace(request, serving=replace(request.serving, encoder_instances=2)))
     subject = subject_of(setup, "onnxruntime")
-    with _serving(subject, "onnxruntime") as (url, _):
-        _load_encoders(setup, report, "onnxruntime", subject, url, ", two encoders")
+    with _serving(subject, "onnxruntime") as (server, _):
+        _load_encoders(setup, report, "onnxruntime", subject, server.grpc_url, ", two encoders")
 
 
 def _verify(setup: Setup, report: Report, platform: Platform) -> None:
@@ -80,8 +81,8 @@ def _verify(setup: Setup, report: Report, platform: Platform) -> None:
     from cnclip_builder.verify import verify_server
 
     subject = subject_of(setup, platform)
-    with _serving(subject, platform) as (url, _):
-        found = verify_server(url, subject.name, Reference(subject.checkpoint, subject.arch))
+    with _serving(subject, platform) as (server, _):
+        found = verify_server(server.grpc_url, subject.name, Reference(subject.checkpoint, subject.arch))
     for tower, parity in found.parity.items():
         bound = found.tolerances[tower]
         distances = (parity.cosine_distance, bound.cosine_distance, parity.centred_distance, bound.centred_distance)
@@ -93,14 +94,14 @@ def _load(setup: Setup, report: Report, platform: Platform) -> None:
     subject = subject_of(setup, platform)
     photographs = {name: jpegs(size) for name, size in SIZES.items()}
     meter = Meter(setup.gpu)
-    with _serving(subject, platform) as (url, client):
+    with _serving(subject, platform) as (server, client):
         meter.tell(report, platform, "server, ready")
         measure = partial(measure_load, setup, report, platform)
         ensembles: dict[str, tuple[Tower, Sequence[Any]]] = {
             **{told(name, given): ("image", given) for name, given in photographs.items()},
             "texts": ("text", subject.texts),
         }
-        _load_encoders(setup, report, platform, subject, url)
+        _load_encoders(setup, report, platform, subject, server.grpc_url)
         for what, (tower, given) in ensembles.items():
             number = _JOB[setup.gpu][tower]
             measure(f"{what}, a job", tower, partial(encode, client, tower, repeated(given, number)), number, 1)
@@ -145,7 +146,7 @@ def told(name: str, images: Sequence[bytes]) -> str:
 
 
 @contextmanager
-def _serving(subject: Subject, platform: Platform) -> Iterator[tuple[str, Client]]:
+def _serving(subject: Subject, platform: Platform) -> Iterator[tuple[TritonServer, Client]]:
     """Serves the repository.
 
     Raises:
