@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from cnclip_builder.tensors import Tower
 
 from cnclip_bench.inputs import repeated
 from cnclip_bench.requests import encode
 from cnclip_bench.stats import timed_in_turns
 
 if TYPE_CHECKING:
-    from cnclip_builder.tensors import Tower
     from cnclip_client import Client
 
     from cnclip_bench.subject import Subject
@@ -36,7 +36,7 @@ __all__ = ["compare"]
 
 Features = npt.NDArray[np.float32]
 Encoders = dict[str, Callable[[Sequence[Any]], Features]]
-Compared = tuple[dict[str, dict[str, list[float]]], dict[str, str]]
+Compared = tuple[dict[Tower, dict[str, list[float]]], dict[str, str]]
 
 
 def compare(
@@ -63,7 +63,7 @@ def compare(
     Returns:
         The seconds of each round by tower and name; and why what was left out was.
     """
-    timings: dict[str, dict[str, list[float]]] = {}
+    timings: dict[Tower, dict[str, list[float]]] = {}
     left_out: dict[str, str] = {}
     with ExitStack() as opened:
         encoders: dict[str, Encoders] = {}
