@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,9 @@ class MadeUp:
         centres = rng.standard_normal((self.clusters, self.size), np.float32)
         shares = (np.arange(self.clusters) + 10.0) ** -0.7
         for start in range(0, self.rows, _ROWS_A_BLOCK):
-            count = min(_ROWS_A_BLOCK, self.rows - start)
-            cluster = rng.choice(self.clusters, count, p=shares / shares.sum())
-            own = rng.standard_normal((count, self.size), np.float32)
+            rows = min(_ROWS_A_BLOCK, self.rows - start)
+            cluster = rng.choice(self.clusters, rows, p=shares / shares.sum())
+            own = rng.standard_normal((rows, self.size), np.float32)
             mixed = _CLUSTER**0.5 * centres[cluster] + _OWN**0.5 * own
             yield _unit(mean + (mixed * spread) @ turned)
 
@@ -218,20 +219,15 @@ def _write(made: MadeUp, queries: int, folder: Path) -> tuple[Path, Features]:
     (folder / "features").mkdir()
     chosen = np.random.default_rng([made.seed, 3]).choice(made.rows, 2 * queries, replace=False)
     picked = np.empty((2 * queries, made.size), np.float32)
-    row, writer = 0, None
-    for block in made.images():
-        if row % _ROWS_A_PART < len(block) or writer is None:
-            if writer is not None:
-                writer.close()
-            path = folder / "features" / f"part-{row // _ROWS_A_PART:05d}.parquet"
-            writer = pq.ParquetWriter(path, pa.schema([("image_id", pa.int64()), ("feature", lists)]))
-        features = pa.FixedSizeListArray.from_arrays(pa.array(block.ravel()), type=lists)
-        writer.write_table(pa.table({"image_id": pa.array(range(row, row + len(block))), "feature": features}))
-        inside = (chosen >= row) & (chosen < row + len(block))
-        picked[inside] = block[chosen[inside] - row]
-        row += len(block)
-    if writer is not None:
-        writer.close()
+    schema = pa.schema([("image_id", pa.int64()), ("feature", lists)])
+    by_row = zip(count(0, _ROWS_A_BLOCK), made.images(), strict=False)
+    for part, blocks in groupby(by_row, key=lambda one: one[0] // _ROWS_A_PART):
+        with pq.ParquetWriter(folder / "features" / f"part-{part:05d}.parquet", schema) as writer:
+            for row, block in blocks:
+                features = pa.FixedSizeListArray.from_arrays(pa.array(block.ravel()), type=lists)
+                writer.write_table(pa.table({"image_id": pa.array(range(row, row + len(block))), "feature": features}))
+                inside = (chosen >= row) & (chosen < row + len(block))
+                picked[inside] = block[chosen[inside] - row]
     texts = made.texts(picked, seed=0)
     features = pa.FixedSizeListArray.from_arrays(pa.array(texts[:queries].ravel()), type=lists)
     pq.write_table(pa.table({"text_id": pa.array(range(queries)), "feature": features}), folder / "texts.parquet")

@@ -35,11 +35,17 @@ def time_texts_in_onnxruntime(setup: Setup, report: Report) -> None:
 
 def _time_onnxruntime(setup: Setup, report: Report, tower: Tower) -> None:
     import onnxruntime
+    from cnclip_server._backends import STAND_IN
+
+    # As Triton has it for the stub; its modules import each other by their bare names.
+    sys.path.insert(0, str(STAND_IN))
+    from cnclip_server.backends.onnxruntime.cnclip_ort_session import open_session
 
     subject = subject_of(setup, "onnxruntime")
     meter = Meter(setup.gpu)
-    model, file = subject.repository / f"{subject.name}-{tower}-encoder", subject.served_file(tower)
-    session = _open_as_served(model, file)
+    file = subject.served_file(tower)
+    config, kind = _config(subject.repository / f"{subject.name}-{tower}-encoder")
+    session = open_session(config, file, kind=kind, device_id=0)
     meter.tell(report, "ONNX Runtime", f"{tower} encoder, loaded")
     device = "cuda" if setup.gpu else "cpu"
     (tensor,) = session.get_inputs()
@@ -51,7 +57,7 @@ def _time_onnxruntime(setup: Setup, report: Report, tower: Tower) -> None:
         first, ms = time_runs(partial(session.run_with_iobinding, binding), setup.seconds)
         report(Timing("ONNX Runtime", tower, len(rows), length, first, ms))
     meter.tell(report, "ONNX Runtime", f"{tower} encoder, after these batches")
-    report(Fact(f"{tower} encoder's nodes", who_ran(_profile(model, file, {tensor.name: rows}))))
+    report(Fact(f"{tower} encoder's nodes", who_ran(_profile(config, kind, file, {tensor.name: rows}))))
 
 
 def who_ran(events: Iterable[Mapping[str, Any]]) -> str:
@@ -79,12 +85,11 @@ def who_ran(events: Iterable[Mapping[str, Any]]) -> str:
     return "; ".join([*told, f"{copies} copies between them"])
 
 
-def _profile(model: Path, file: Path, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _profile(config: dict[str, Any], kind: str, file: Path, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What ONNX Runtime tells of one run of a served file."""
     import onnxruntime
     from cnclip_server.backends.onnxruntime.cnclip_ort_session import execution_providers, session_options
 
-    config, kind = _config(model)
     options = session_options(config)
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
@@ -94,22 +99,6 @@ def _profile(model: Path, file: Path, inputs: Mapping[str, Any]) -> list[dict[st
         session.run(None, inputs)
         events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     return events
-
-
-def _open_as_served(model: Path, file: Path) -> Any:
-    """Opens a session as the server's stand-in backend does, by the model's config.
-
-    Raises:
-        LoadError: It would not run where it is served; of the stand-in.
-    """
-    from cnclip_server._backends import STAND_IN
-
-    # As Triton has it for the stub; its modules import each other by their bare names.
-    sys.path.insert(0, str(STAND_IN))
-    from cnclip_server.backends.onnxruntime.cnclip_ort_session import open_session
-
-    config, kind = _config(model)
-    return open_session(config, file, kind=kind, device_id=0)
 
 
 def _config(model: Path) -> tuple[dict[str, Any], str]:
