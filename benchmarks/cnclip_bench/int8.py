@@ -72,7 +72,7 @@ def read_pairs(file: Path) -> list[Pair]:
         ValueError: A line is no pair, or its image is nowhere.
     """
     pairs = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()[1:], start=2):
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")[1:], start=2):
         name, tab, caption = line.partition("\t")
         found = next((path for path in (file.parent / name, file.parent / "images" / name) if path.is_file()), None)
         if not tab or found is None:

@@ -197,6 +197,8 @@ def test_pairs(tmp_path: Path) -> None:
     file = tmp_path / "pairs.tsv"
     file.write_text("file\tcaption\na.png\t一\na.png\t二\n")
     assert read_pairs(file) == [Pair(b"a", "一"), Pair(b"a", "二")]
+    file.write_text("file\tcaption\r\na.png\t一\x85二\r\na.png\t三\r\n", encoding="utf-8-sig", newline="")
+    assert read_pairs(file) == [Pair(b"a", "一\x85二"), Pair(b"a", "三")]  # a line ends where it does for spreadsheets
     for lines, message in (
         ("file\tcaption\na.png\t一\nb.png\t二\n", "line 3: write an image's file, a tab"),
         ("file\tcaption\na.png 一\n", "line 2: write an image's file, a tab"),
