@@ -21,6 +21,7 @@ from cnclip_server import TritonServer
 from queueing import FloatArray, LinearService, percentiles, poisson_arrivals, simulate
 
 SIZES = (1, 2, 4, 8, 16)
+REPEATS = 300
 
 
 def texts(rows: int) -> list[Any]:
@@ -30,7 +31,7 @@ def texts(rows: int) -> list[Any]:
     return [tensor]
 
 
-def measure_service(client: Any, model: str, repeats: int = 300) -> tuple[LinearService, FloatArray]:
+def measure_service(client: Any, model: str) -> tuple[LinearService, FloatArray]:
     """Measures requests of several sizes, one at a time.
 
     Returns:
@@ -39,8 +40,9 @@ def measure_service(client: Any, model: str, repeats: int = 300) -> tuple[Linear
     medians, variation = [], np.ones(1)
     for rows in SIZES:
         request = texts(rows)
+        client.infer(model, request)  # the first of a shape takes longer, and the very first connects
         taken = []
-        for _ in range(repeats):
+        for _ in range(REPEATS):
             start = time.perf_counter()
             client.infer(model, request)
             taken.append(time.perf_counter() - start)

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+from cnclip_bench.processes import family
 from cnclip_client import Client
 from cnclip_server import TritonServer
 
@@ -165,14 +166,6 @@ def line(minute: Minute) -> str:
         f"{minute.ends_s:6.0f} s  {minute.requests:6d} requests  {minute.items:7d} items  "
         f"p50 {minute.p50_ms:6.1f}  p95 {minute.p95_ms:6.1f}  p99 {minute.p99_ms:6.1f} ms  MiB: {memory}"
     )
-
-
-def family(pid: int) -> list[int]:
-    """A process and all below it."""
-    children = [
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    ]
-    return [pid, *(below for child in children for below in family(child))]
 
 
 def name(pid: int) -> str:

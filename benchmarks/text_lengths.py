@@ -23,6 +23,8 @@ import numpy.typing as npt
 
 Lengths = npt.NDArray[np.int64]
 
+REQUESTS = 4000
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -63,6 +65,12 @@ def padded(longest: int, lengths: Sequence[int]) -> int:
     return next((length for length in lengths if length >= longest), lengths[-1])
 
 
+def draw(captions: Lengths, rows: int, window: int, random: np.random.Generator) -> Lengths:
+    """The tokens of the texts of each request, `[REQUESTS, rows]`; the arguments are those of `simulate`."""
+    drawn = random.choice(captions, (-(-REQUESTS // window), window * rows))
+    return (np.sort(drawn, axis=1) if window > 1 else drawn).reshape(-1, rows)[:REQUESTS]
+
+
 def simulate(
     captions: Lengths,
     lengths: Sequence[int],
@@ -71,11 +79,9 @@ def simulate(
     under_way: int,
     together: bool,
     costs: Costs,
-    window: int = 1,
-    requests: int = 4000,
-    seed: int = 0,
+    window: int,
 ) -> Served:
-    """Serves requests of several texts each.
+    """Serves `REQUESTS` requests of several texts each.
 
     Args:
         captions: tokens of each text that may be asked for.
@@ -84,14 +90,11 @@ def simulate(
         under_way: requests at once.
         together: whether the tokeniser pads all requests that it takes at once alike, rather than each by itself.
         costs: what work takes.
-        window: requests' worth of texts that a client sorts by length before it makes requests of them.
-        requests: how many.
-        seed: of the draw.
+        window: requests' worth of texts that a client sorts by length before it makes requests of them; 1 for none.
     """
-    random = np.random.default_rng(seed)
-    drawn = random.choice(captions, (-(-requests // window), window * rows))
-    texts = (np.sort(drawn, axis=1) if window > 1 else drawn).reshape(-1, rows)[:requests]
-    pauses = random.exponential(costs.pause_s, requests)
+    random = np.random.default_rng(0)
+    texts = draw(captions, rows, window, random)
+    pauses = random.exponential(costs.pause_s, REQUESTS)
     longest, most = texts.max(axis=1), max(costs.most_rows // rows, 1)
     arrived: deque[int] = deque()
     tokenised: deque[tuple[int, int]] = deque()
@@ -108,12 +111,13 @@ def simulate(
 
     def send(count: int) -> None:
         nonlocal sent
-        for item in range(sent, min(sent + count, requests)):
+        upto = min(sent + count, REQUESTS)
+        for item in range(sent, upto):
             later(float(pauses[item]), "arrived", [(item, 0)])
-        sent = min(sent + count, requests)
+        sent = upto
 
     send(under_way)
-    while answered < requests:
+    while answered < REQUESTS:
         now, _, what, items = heapq.heappop(events)
         if what in busy:
             busy[what] = False
@@ -136,7 +140,7 @@ def simulate(
             tokens = len(batch) * rows * batch[0][1]
             batches, computed = batches + 1, computed + tokens
             later(costs.batch_s + costs.token_s * tokens, "answered", batch)
-    return Served(requests * rows / now, requests * rows / batches, 1 - float(texts.sum()) / computed)
+    return Served(texts.size / now, texts.size / batches, 1 - float(texts.sum()) / computed)
 
 
 def main() -> None:

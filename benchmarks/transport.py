@@ -17,12 +17,15 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import tritonclient.grpc as triton
+from cnclip_bench.processes import processor_seconds
+from cnclip_bench.stats import in_turns
 from cnclip_server import TritonServer
 from tritonclient.utils import shared_memory
 
@@ -81,9 +84,9 @@ def write_model(repository: Path) -> None:
     (repository / "pixels/config.pbtxt").write_text(CONFIG, encoding="ascii")
 
 
-def by_grpc(url: str, rows: int, channel: list[tuple[str, int]]) -> Way:
+def by_grpc(url: str, rows: int, channel: list[tuple[str, int]], opened: ExitStack) -> Way:
     """gRPC, the pixels in the message."""
-    client = triton.InferenceServerClient(url, channel_args=channel or None)
+    client = opened.enter_context(triton.InferenceServerClient(url, channel_args=channel or None))
     tensor = triton.InferInput("pixels", [rows, SIDE, SIDE, 3], "UINT8")
 
     def send(images: int) -> None:
@@ -98,7 +101,7 @@ def by_grpc(url: str, rows: int, channel: list[tuple[str, int]]) -> Way:
 
 def by_shared_memory(url: str, rows: int, opened: ExitStack) -> Way:
     """gRPC, the pixels in memory that client and server share, by the client library's own functions."""
-    client = triton.InferenceServerClient(url)
+    client = opened.enter_context(triton.InferenceServerClient(url))
     size, headers = rows * IMAGE_BYTES, {"triton-grpc-protocol-admin-key": ADMIN_KEY}
     key = f"/cnclip-transport-{os.getpid()}"
     region = shared_memory.create_shared_memory_region("pixels", key, size)
@@ -126,25 +129,15 @@ def by_http(url: str, rows: int) -> Way:
     headers = {"Inference-Header-Content-Length": str(len(header)), "Content-Type": "application/octet-stream"}
 
     def send(images: int) -> None:
-        connection = http.client.HTTPConnection(url)
-        for turn in range(images // rows):
-            body = header + np.full((rows, SIDE, SIDE, 3), turn % 256, np.uint8).tobytes()
-            connection.request("POST", "/v2/models/pixels/infer", body, headers)
-            answer = connection.getresponse()
-            data = answer.read()[int(answer.headers["Inference-Header-Content-Length"]) :]
-            assert (np.frombuffer(data, np.float32) == turn % 256).all()  # noqa: S101
-        connection.close()
+        with closing(http.client.HTTPConnection(url)) as connection:
+            for turn in range(images // rows):
+                body = header + np.full((rows, SIDE, SIDE, 3), turn % 256, np.uint8).tobytes()
+                connection.request("POST", "/v2/models/pixels/infer", body, headers)
+                answer = connection.getresponse()
+                data = answer.read()[int(answer.headers["Inference-Header-Content-Length"]) :]
+                assert (np.frombuffer(data, np.float32) == turn % 256).all()  # noqa: S101
 
     return send
-
-
-def processor_seconds(pid: int) -> float:
-    """What a process and all below it took so far."""
-    own = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    taken = (int(own[11]) + int(own[12])) / os.sysconf("SC_CLK_TCK")
-    children = Path(f"/proc/{pid}/task").glob("*/children")
-    below = [int(child) for file in children for child in file.read_text(encoding="ascii").split()]
-    return taken + sum(processor_seconds(child) for child in below)
 
 
 @contextmanager
@@ -166,7 +159,7 @@ def measure(images: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
         for malloc, variables in MALLOCS.items():
             server = opened.enter_context(server_of(folder, variables))
             own: dict[str, Way] = {
-                f"gRPC, {rows} row{'s' if rows > 1 else ''}{name}": by_grpc(server.grpc_url, rows, channel)
+                f"gRPC, {rows} row{'s' if rows > 1 else ''}{name}": by_grpc(server.grpc_url, rows, channel, opened)
                 for name, channel in WINDOWS.items()
                 for rows in (1, 8, 32)
             }
@@ -174,17 +167,17 @@ def measure(images: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
             if not malloc:
                 own["shared memory, 8 rows"] = by_shared_memory(server.grpc_url, 8, opened)
             ways |= {way + malloc: (server, send) for way, send in own.items() if not malloc or way in EVERYWHERE}
-        taken: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-        for turn in range(-1, rounds):  # the first does not count
-            for way in ways if turn % 2 == 0 else reversed(ways):
-                server, send = ways[way]
-                before = np.array([processor_seconds(server.pid), time.process_time()])
-                send(images)
-                after = np.array([processor_seconds(server.pid), time.process_time()])
-                if turn >= 0:
-                    of_server, of_client = 1000 * (after - before) / images
-                    taken[way].append((of_server, of_client))
-        return taken
+
+        def cost(server: TritonServer, send: Way) -> tuple[float, float]:
+            before = np.array([processor_seconds(server.pid), time.process_time()])
+            send(images)
+            after = np.array([processor_seconds(server.pid), time.process_time()])
+            of_server, of_client = 1000 * (after - before) / images
+            return of_server, of_client
+
+        costs = {way: partial(cost, *both) for way, both in ways.items()}
+        in_turns(costs, 1)  # does not count
+        return in_turns(costs, rounds)
 
 
 def main() -> None:

@@ -9,9 +9,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -22,6 +19,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import pytest
+from cnclip_bench.jobs import moto_server
 from cnclip_builder.arch import Arch, get_arch
 from cnclip_builder.artefacts.maker import Artefacts, build_artefacts
 from cnclip_builder.build import BuildRequest, build_repository
@@ -235,27 +233,13 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A local S3, as the environment of whoever uses it."""
     for library in ("moto", "s3fs"):
         pytest.importorskip(library, reason=f"{library} is not installed")
-    log = tmp_path_factory.mktemp("s3") / "log"
-    with log.open("w") as file:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"], stdout=file, stderr=subprocess.STDOUT
-        )
-    try:
-        deadline = time.monotonic() + 60
-        while "Running on " not in log.read_text():
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        url = log.read_text().split("Running on ")[1].split()[0]
+    with moto_server(tmp_path_factory.mktemp("s3") / "log") as url:
         yield {
             "AWS_ENDPOINT_URL": url,
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_DEFAULT_REGION": "us-east-1",
         }
-    finally:
-        server.kill()
-        server.wait()
 
 
 @pytest.fixture

@@ -59,6 +59,7 @@ DATA = {
     "cnclip_resize/py.typed",
     "cnclip_server/py.typed",
     "cnclip_templates/_encoder.j2",
+    "cnclip_templates/_ensemble.j2",
     "cnclip_templates/_macros.j2",
     "cnclip_templates/image-encoder/config.pbtxt.j2",
     "cnclip_templates/image-preprocess/config.pbtxt.j2",

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from cnclip_builder.tensors import Tower
 
 from cnclip_bench.inputs import repeated
-from cnclip_bench.stats import in_turns
+from cnclip_bench.requests import encode
+from cnclip_bench.stats import timed_in_turns
 
 if TYPE_CHECKING:
-    from cnclip_builder.tensors import Tower
     from cnclip_client import Client
 
     from cnclip_bench.subject import Subject
@@ -35,7 +36,7 @@ __all__ = ["compare"]
 
 Features = npt.NDArray[np.float32]
 Encoders = dict[str, Callable[[Sequence[Any]], Features]]
-Compared = tuple[dict[str, dict[str, list[float]]], dict[str, str]]
+Compared = tuple[dict[Tower, dict[str, list[float]]], dict[str, str]]
 
 
 def compare(
@@ -62,7 +63,7 @@ def compare(
     Returns:
         The seconds of each round by tower and name; and why what was left out was.
     """
-    timings: dict[str, dict[str, list[float]]] = {}
+    timings: dict[Tower, dict[str, list[float]]] = {}
     left_out: dict[str, str] = {}
     with ExitStack() as opened:
         encoders: dict[str, Encoders] = {}
@@ -79,13 +80,13 @@ def compare(
                     _check(encode(given[start : start + batch_size]))
 
             def served(given: list[Any] = given, tower: Tower = tower) -> None:
-                _check(client.encode_images(given) if tower == "image" else client.encode_texts(given))
+                _check(encode(client, tower, given))
 
             jobs: dict[str, Callable[[], None]] = {
                 name: lambda encode=towers[tower]: in_batches(encode)  # type: ignore[misc]
                 for name, towers in encoders.items()
             }
-            timings[tower] = in_turns({**jobs, "served": served}, rounds, time.perf_counter)
+            timings[tower] = timed_in_turns({**jobs, "served": served}, rounds, time.perf_counter)
     return timings, left_out
 
 
@@ -129,7 +130,7 @@ def transformers_model(subject: Subject) -> Iterator[Encoders]:
             return _normalised(model.get_image_features(**processor(images=opened, return_tensors="pt")))
 
     def texts(batch: Sequence[str]) -> Features:
-        ids = tokenizer(list(batch), padding=True, truncation=True, max_length=52, return_tensors="pt")
+        ids = tokenizer(list(batch), padding=True, truncation=True, return_tensors="pt")
         with torch.inference_mode():
             return _normalised(model.get_text_features(**ids))
 
@@ -224,7 +225,7 @@ def _alternatives(clip_as_service: Path | None) -> dict[str, Callable[[Subject],
 
 def _hugging_face(subject: Subject) -> tuple[Any, Any, Any]:
     """A model of the subject's sizes, a tokeniser of cn_clip's vocabulary, and an image processor."""
-    from cnclip_builder.arch import cn_clip_vocabulary
+    from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH, cn_clip_vocabulary
 
     # As Any: their types differ from version to version.
     transformers: Any = import_module("transformers")
@@ -255,7 +256,9 @@ def _hugging_face(subject: Subject) -> tuple[Any, Any, Any]:
     )
     side = {"height": subject.arch.resolution, "width": subject.arch.resolution}
     processor = transformers.ChineseCLIPImageProcessor(size=side, do_center_crop=False)
-    tokenizer = transformers.BertTokenizerFast(vocab_file=str(cn_clip_vocabulary()), model_max_length=52)
+    tokenizer = transformers.BertTokenizerFast(
+        vocab_file=str(cn_clip_vocabulary()), model_max_length=DEFAULT_CONTEXT_LENGTH
+    )
     return transformers.ChineseCLIPModel(config).eval(), tokenizer, processor
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +10,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
+from cnclip_builder.tensors import TENSORS
 
 from cnclip_bench.inputs import repeated
-from cnclip_bench.stats import in_turns
+from cnclip_bench.requests import encode
+from cnclip_bench.stats import timed_in_turns
 from cnclip_bench.subject import onnx_session
 
 if TYPE_CHECKING:
@@ -26,16 +28,14 @@ __all__ = ["encoders", "preprocessing", "reduced_difference", "served_over_in_pr
 
 Timings = dict[str, list[float]]
 
-_INPUTS: dict[str, str] = {"image": "pixels", "text": "text"}
-_FEATURES: dict[str, str] = {"image": "image_features", "text": "text_features"}
-
 
 def encoders(subject: Subject, tower: Tower, batch_size: int, rounds: int, client: Client) -> Timings:
     """Times one encoder's forward pass in PyTorch, in ONNX Runtime and in TensorRT, and the whole served ensemble.
 
     ONNX are the files in cn_clip's format where they were built, and what is served otherwise; TensorRT is there where
     a plan is served. All of these start from pixels or token ids that are there, as in Chinese-CLIP's
-    `speed_benchmark.py`; what is served starts from encoded images and texts, and crosses gRPC.
+    `speed_benchmark.py`; what is served starts from encoded images and texts, and crosses gRPC. PyTorch and the files
+    in cn_clip's format run on the CPU, also where what is served runs on a GPU: there `gpu-report` compares.
     """
     import torch
     from cnclip_builder.checkpoint.load import load_checkpoint
@@ -43,16 +43,15 @@ def encoders(subject: Subject, tower: Tower, batch_size: int, rounds: int, clien
     from cnclip_builder.export.files import onnx_name
     from cnclip_builder.parity.probes import normalise
     from cnclip_builder.plans.api import load_tensorrt
-    from cnclip_builder.tensors import TENSORS
     from cnclip_pixels import decode_pixels
 
+    given = repeated(subject.items(tower), batch_size)
     if tower == "image":
-        batch = repeated(subject.images, batch_size)
-        served_inputs: Any = np.stack([decode_pixels(image, subject.arch.resolution) for image in batch])
+        served_inputs: Any = np.stack([decode_pixels(image, subject.arch.resolution) for image in given])
         inputs = normalise(served_inputs)
     else:
         ids = subject.token_ids()
-        served_inputs = ids.pad([ids.encode(text) for text in repeated(subject.texts, batch_size)])
+        served_inputs = ids.pad([ids.encode(text) for text in given])
         inputs = served_inputs.astype(np.int64)
     module = load_tower(load_checkpoint(subject.checkpoint, subject.arch), tower)
     tensor = torch.from_numpy(inputs)
@@ -68,15 +67,15 @@ def encoders(subject: Subject, tower: Tower, batch_size: int, rounds: int, clien
         if path.exists():
             session = onnx_session(path)
             jobs[f"ONNX {precision}"] = lambda session=session: session.run(None, {names.input: inputs})  # type: ignore[misc]
-    jobs["served"] = lambda: _ask(client, tower, repeated(subject.items(tower), batch_size), batch_size)
+    jobs["served"] = lambda: encode(client, tower, given, batch_size)
     with ExitStack() as opened:
         if subject.served_file(tower).suffix == ".plan":
             run = opened.enter_context(load_tensorrt().open(subject.served_file(tower).read_bytes()))
             jobs["TensorRT"] = lambda: run(0, served_inputs)
         elif not any(name.startswith("ONNX") for name in jobs):
             as_served = subject.served_session(tower)
-            jobs["ONNX as served"] = lambda: as_served.run(None, {_INPUTS[tower]: served_inputs})
-        return in_turns(jobs, rounds, time.perf_counter)
+            jobs["ONNX as served"] = lambda: as_served.run(None, {names.served_input: served_inputs})
+        return timed_in_turns(jobs, rounds, time.perf_counter)
 
 
 def served_over_in_process(
@@ -87,39 +86,40 @@ def served_over_in_process(
     In process: batches of each size one after another, images decoded by as many threads as there are cores. Served:
     the client's defaults. The idle ones have their threads asleep.
     """
-    from cnclip_pixels import decode_pixels
+    from cnclip_pixels import decode_pixels, usable_cores
 
     given = repeated(subject.items(tower), items)
-    session, ids = subject.served_session(tower), subject.token_ids()
-    with ThreadPoolExecutor() as pool:
+    session, ids, names = subject.served_session(tower), subject.token_ids(), TENSORS[tower]
+    with ThreadPoolExecutor(usable_cores()) as pool:
 
         def in_process(batch_size: int) -> None:
             for start in range(0, items, batch_size):
                 batch = given[start : start + batch_size]
                 if tower == "image":
                     pixels = pool.map(lambda image: decode_pixels(image, subject.arch.resolution), batch)
-                    feed: dict[str, Any] = {_INPUTS[tower]: np.stack(list(pixels))}
+                    inputs: npt.NDArray[Any] = np.stack(list(pixels))
                 else:
-                    feed = {_INPUTS[tower]: ids.pad([ids.encode(text) for text in batch])}
-                session.run([_FEATURES[tower]], feed)
+                    inputs = ids.pad([ids.encode(text) for text in batch])
+                session.run([names.normalised], {names.served_input: inputs})
 
-        jobs: dict[str, Callable[[], None]] = {
+        jobs: dict[str, Callable[[], object]] = {
             f"in process, batches of {size}": partial(in_process, size) for size in batch_sizes
         }
-        jobs["served"] = lambda: _ask(client, tower, given, None)
-        return in_turns(jobs, rounds, time.perf_counter)
+        jobs["served"] = lambda: encode(client, tower, given)
+        return timed_in_turns(jobs, rounds, time.perf_counter)
 
 
 def preprocessing(subject: Subject, count: int, rounds: int) -> Timings:
     """Times decoding and resizing of so many images: cn_clip's transform, and the served one, exact and reduced.
 
     On one core, in the processor's time, and the served one on all of them too, as its model does. "Pillow" is the
-    served one without the compiled resize, "resize alone" the one in which Pillow decodes all images.
+    served one without the compiled resize, "resize alone" the one in which Pillow decodes all images. cn_clip's also
+    makes floats of its pixels and normalises them, which the served encoder does.
     """
     import io
 
     from cn_clip.clip import image_transform
-    from cnclip_pixels import decode_pixels
+    from cnclip_pixels import decode_pixels, usable_cores
     from PIL import Image
 
     transform, given = image_transform(subject.arch.resolution), repeated(subject.images, count)
@@ -132,25 +132,23 @@ def preprocessing(subject: Subject, count: int, rounds: int) -> Timings:
         for image in given:
             decode_pixels(image, subject.arch.resolution, reduced=reduced, compiled=compiled, streamed=streamed)
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    one_core: dict[str, Callable[[], None]] = {
+        "cn_clip": cn_clip,
+        "Pillow": partial(ours, compiled=False),
+        "resize alone": partial(ours, streamed=False),
+        "served": ours,
+        "reduced, Pillow": partial(ours, reduced=True, compiled=False),
+        "reduced": partial(ours, reduced=True),
+    }
+    # The processor's time: what else runs on the machine is not in it. Of several cores it would be their sum.
+    timings = timed_in_turns(one_core, rounds, time.process_time)
+    cores = usable_cores()
+    with ThreadPoolExecutor(cores) as pool:
 
         def on_all_cores() -> None:
             list(pool.map(lambda image: decode_pixels(image, subject.arch.resolution), given))
 
-        one_core: dict[str, Callable[[], None]] = {
-            "cn_clip": cn_clip,
-            "Pillow": partial(ours, compiled=False),
-            "resize alone": partial(ours, streamed=False),
-            "served": ours,
-            "reduced, Pillow": partial(ours, reduced=True, compiled=False),
-            "reduced": partial(ours, reduced=True),
-        }
-        cores = len(os.sched_getaffinity(0))
-        # The processor's time: what else runs on the machine is not in it. Of several cores it would be their sum.
-        return {
-            **in_turns(one_core, rounds, time.process_time),
-            **in_turns({f"served, {cores} cores": on_all_cores}, rounds, time.perf_counter),
-        }
+        return {**timings, **timed_in_turns({f"served, {cores} cores": on_all_cores}, rounds, time.perf_counter)}
 
 
 def reduced_difference(subject: Subject) -> dict[str, float]:
@@ -171,17 +169,18 @@ def reduced_difference(subject: Subject) -> dict[str, float]:
     }
 
 
-def tokenizing(subject: Subject, rounds: int, count: int = 2000) -> Timings:
-    """Times tokenising on one core: cn_clip's `tokenize`, and the served one."""
+def tokenizing(subject: Subject, count: int, rounds: int) -> Timings:
+    """Times tokenising of so many texts on one core: cn_clip's `tokenize`, and the served one."""
     from cn_clip.clip import tokenize
     from cnclip_token_ids import decoded
 
     texts, ids = repeated(subject.texts, count), subject.token_ids()
-    jobs: dict[str, Callable[[], None]] = {
+    received = [text.encode() for text in texts]
+    jobs: dict[str, Callable[[], object]] = {
         "cn_clip": lambda: tokenize(texts),
-        "served": lambda: ids.pad([ids.encode(decoded(text.encode())) for text in texts]),  # type: ignore[dict-item]
+        "served": lambda: ids.pad([ids.encode(decoded(text)) for text in received]),
     }
-    return in_turns(jobs, rounds, time.perf_counter)
+    return timed_in_turns(jobs, rounds, time.perf_counter)
 
 
 def stages(subject: Subject, tower: Tower, items: int, url: str, client: Client) -> dict[str, float]:
@@ -208,8 +207,10 @@ def stages(subject: Subject, tower: Tower, items: int, url: str, client: Client)
                 found[step] = (one.inference_count, times.queue.ns, batches or compute)
             return found
 
+        given = repeated(subject.items(tower), items)
+        encode(client, tower, given)  # what is done at the first request does not count
         before = read()
-        _ask(client, tower, repeated(subject.items(tower), items), None)
+        encode(client, tower, given)
         after = read()
     taken = {}
     for step in steps:
@@ -217,8 +218,3 @@ def stages(subject: Subject, tower: Tower, items: int, url: str, client: Client)
         taken[f"{step} queue"] = queue / rows / 1e6
         taken[f"{step} compute"] = compute / rows / 1e6
     return taken
-
-
-def _ask(client: Client, tower: Tower, items: Sequence[Any], batch_size: int | None) -> None:
-    encode = client.encode_images if tower == "image" else client.encode_texts
-    encode(items, batch_size=batch_size)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cnclip_builder.tensors import TOWERS
+
 from cnclip_bench.inputs import repeated
-from cnclip_bench.process_memory import proportional_mib, watching
+from cnclip_bench.processes import proportional_mib, watching
+from cnclip_bench.requests import encode
 from cnclip_bench.serving_settings import copy_ensemble, set_max_batch_size
-from cnclip_bench.subject import FOLDER
+from cnclip_bench.subject import checkpoint_file, serving
 
 if TYPE_CHECKING:
     from cnclip_builder.arch import Arch
@@ -88,14 +92,15 @@ def build_costs(arch: Arch, checkpoint: str) -> list[BuildCost]:
         arch: The architecture; cn_clip's script knows the official ones alone.
         checkpoint: random:SEED, or a .pt file.
     """
-    from cnclip_builder.checkpoint.sources import fetch_checkpoint
+    from cnclip_builder.checkpoint.load import expected_shapes
 
-    file = fetch_checkpoint(checkpoint, arch, FOLDER / "checkpoints", "huggingface").path.resolve()
+    file = checkpoint_file(checkpoint, arch).resolve()
+    weights_mib = 4 * sum(map(math.prod, expected_shapes(arch).values())) / 2**20
     found = []
     for what in ("make repo", "pytorch_to_onnx.py"):
         with tempfile.TemporaryDirectory(prefix="cnclip-bench-") as folder:
             command = _our_build(arch, file, folder) if what == "make repo" else _their_build(arch, file, folder)
-            found.append(_timed(arch.name, what, file.stat().st_size / 2**20, command, folder))
+            found.append(_timed(arch.name, what, weights_mib, command, folder))
     return found
 
 
@@ -133,42 +138,32 @@ def start_up(subject: Subject, rounds: int) -> StartUp:
     """Starts a server of one model several times, after once that does not count."""
     from cnclip_server import TritonServer
 
-    towers: tuple[Tower, ...] = ("image", "text")
     seconds, idle = [], 0.0
     with tempfile.TemporaryDirectory(prefix="cnclip-bench-") as folder:
-        for tower in towers:
+        for tower in TOWERS:
             copy_ensemble(subject.repository, subject.name, tower, Path(folder))
         for _ in range(1 + rounds):
             began = time.perf_counter()
             with TritonServer(Path(folder), grpc_port=0, http_port=0, metrics_port=0) as server:
                 seconds.append(time.perf_counter() - began)
                 idle = max(idle, proportional_mib(server.pid))
-    files = [file for tower in towers for file in subject.served_file(tower).parent.iterdir()]
+    files = [file for tower in TOWERS for file in subject.served_file(tower).parent.iterdir()]
     weights = sum(file.stat().st_size for file in files) / 2**20
     return StartUp(subject.arch.name, weights, tuple(seconds[1:]), idle)
 
 
 def footprints(subject: Subject, tower: Tower, sizes: Sequence[int]) -> list[Footprint]:
     """Serves an ensemble with each maximum of the batch, and asks for as many rows at once, twice."""
-    from cnclip_client import Client
-    from cnclip_server import TritonServer
-
     found = []
     for size in sizes:
         with tempfile.TemporaryDirectory(prefix="cnclip-bench-") as folder:
             copy_ensemble(subject.repository, subject.name, tower, Path(folder))
             set_max_batch_size(Path(folder), subject.name, tower, size)
-            with (
-                TritonServer(Path(folder), grpc_port=0, http_port=0, metrics_port=0) as server,
-                Client(server.grpc_url, model=subject.name) as client,
-            ):
+            with serving(replace(subject, repository=Path(folder))) as (server, client):
                 idle = proportional_mib(server.pid)
                 given = repeated(subject.items(tower), size)
                 with watching(server.pid) as peak:
                     for _ in range(2):
-                        if tower == "image":
-                            client.encode_images(given, batch_size=size)
-                        else:
-                            client.encode_texts(given, batch_size=size)
+                        encode(client, tower, given, size)
                 found.append(Footprint(size, idle, peak.mib))
     return found

@@ -12,12 +12,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from cnclip_bench.load import Request, Sustained, run_load
+from cnclip_bench.load import Request, run_load
 from cnclip_bench.requests import to_ensemble
-from cnclip_bench.stats import Latency, in_turns, median_ratio
+from cnclip_bench.stats import Latency, in_turns, median_ratio, timed_in_turns
 
 if TYPE_CHECKING:
     from cnclip_builder.tensors import Tower
@@ -121,11 +122,8 @@ def compare(
     """
     with to_gateway(port, model, tower, items) as through_gateway:
         ways = {"client": to_ensemble(client, tower, items, 1), "gateway": through_gateway}
-        loads: dict[str, list[Sustained]] = {way: [] for way in ways}
-        for turn in range(rounds):
-            for way in WAYS if turn % 2 == 0 else reversed(WAYS):
-                loads[way].append(run_load(ways[way], concurrency, seconds))
-        alone = {way: Latency.of(way, waits) for way, waits in in_turns(ways, singles, time.perf_counter).items()}
+        loads = in_turns({way: partial(run_load, ways[way], concurrency, seconds) for way in WAYS}, rounds)
+        alone = {way: Latency.of(way, waits) for way, waits in timed_in_turns(ways, singles, time.perf_counter).items()}
     rates = {way: [one.items_per_s for one in found] for way, found in loads.items()}
     return Added(
         concurrency=concurrency,

@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 
 import numpy as np
 
 from cnclip_bench.inputs import repeated
+from cnclip_bench.stats import in_turns
 
 __all__ = ["Filling", "fill_cores", "layouts", "worker_counts"]
 
@@ -66,7 +68,7 @@ def fill_cores(
         resolution: Of the encoder.
         counts: How many workers; 1 is measured in any case.
         seconds: How long one worker alone is to be busy in a round.
-        rounds: How often, every other round backwards.
+        rounds: How often.
 
     Returns:
         What was measured, by the count and then by the way; one worker alone comes first, once.
@@ -75,14 +77,13 @@ def fill_cores(
     wanted += [(way, layout) for count in counts if count > 1 for way, layout in layouts(count).items()]
     most = max(len(layout) for _, layout in wanted)
     with _workers(images, resolution, most) as workers:
-        each = _LEAST_IMAGES
-        for _ in range(2):  # once for what is done at the first image
-            each = max(_LEAST_IMAGES, int(seconds * _LEAST_IMAGES / _run(workers, [1], _LEAST_IMAGES)))
-        rates: dict[int, list[float]] = {number: [] for number in range(len(wanted))}
-        for turn in range(rounds):
-            for number in rates if turn % 2 == 0 else reversed(rates):
-                layout = wanted[number][1]
-                rates[number].append(each * sum(layout) / _run(workers, layout, each))
+        _run(workers, [1] * most, _LEAST_IMAGES)  # each process does some things at its first image
+        each = max(_LEAST_IMAGES, int(seconds * _LEAST_IMAGES / _run(workers, [1], _LEAST_IMAGES)))
+
+        def rate(layout: Sequence[int]) -> float:
+            return each * sum(layout) / _run(workers, layout, each)
+
+        rates = in_turns({number: partial(rate, layout) for number, (_, layout) in enumerate(wanted)}, rounds)
     alone = np.asarray(rates[0])
     found = []
     for number, (way, layout) in enumerate(wanted):

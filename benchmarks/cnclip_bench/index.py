@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from cnclip_client.index import Index
 from cnclip_client.retrieval import Features, Gallery, Hits, Id, read_features, search
 from numpy.typing import NDArray
 
-from cnclip_bench.process_memory import watching
-from cnclip_bench.stats import in_turns
+from cnclip_bench.processes import watching
+from cnclip_bench.stats import timed_in_turns
 
 __all__ = ["MadeUp", "Measurement", "measure_index"]
 
@@ -61,9 +62,9 @@ class MadeUp:
         centres = rng.standard_normal((self.clusters, self.size), np.float32)
         shares = (np.arange(self.clusters) + 10.0) ** -0.7
         for start in range(0, self.rows, _ROWS_A_BLOCK):
-            count = min(_ROWS_A_BLOCK, self.rows - start)
-            cluster = rng.choice(self.clusters, count, p=shares / shares.sum())
-            own = rng.standard_normal((count, self.size), np.float32)
+            rows = min(_ROWS_A_BLOCK, self.rows - start)
+            cluster = rng.choice(self.clusters, rows, p=shares / shares.sum())
+            own = rng.standard_normal((rows, self.size), np.float32)
             mixed = _CLUSTER**0.5 * centres[cluster] + _OWN**0.5 * own
             yield _unit(mean + (mixed * spread) @ turned)
 
@@ -94,7 +95,7 @@ class Measurement:
         peak_mib: Of its process, pages of files that it had mapped included.
         own_recall: recall@10 as the command measured it, on the queries that it was given.
         recall: recall@10 of other queries, against exact search.
-        ms, exact_ms: A query, 1,000 at a time: medians of rounds in turns.
+        ms, exact_ms: A query, all of them asked at once: medians of rounds in turns.
         alone_ms, exact_alone_ms: A query that comes alone, likewise.
         memory_bytes, disk_bytes: A vector.
     """
@@ -173,8 +174,9 @@ def _measure(
 ) -> Measurement:
     found = _ids(index.search(asked, k=_K))
     shares = [len(set(one) & set(right)) / len(right) for one, right in zip(found, exact, strict=True)]
+    minutes, cpu_minutes, peak_mib = cost
     few = [asked[row : row + 1] for row in range(min(_ALONE, len(asked)))]
-    timings = in_turns(
+    timings = timed_in_turns(
         {
             "exact": lambda: _ids(search([asked], gallery, k=_K)),
             "index": lambda: _ids(index.search(asked, k=_K)),
@@ -191,9 +193,9 @@ def _measure(
         memory=memory,
         factory=record.factory,
         parameters=record.measured.parameters,
-        minutes=cost[0],
-        cpu_minutes=cost[1],
-        peak_mib=cost[2],
+        minutes=minutes,
+        cpu_minutes=cpu_minutes,
+        peak_mib=peak_mib,
         own_recall=record.measured.recall_at_10,
         recall=float(np.mean(shares)),
         ms=ms["index"],
@@ -217,20 +219,15 @@ def _write(made: MadeUp, queries: int, folder: Path) -> tuple[Path, Features]:
     (folder / "features").mkdir()
     chosen = np.random.default_rng([made.seed, 3]).choice(made.rows, 2 * queries, replace=False)
     picked = np.empty((2 * queries, made.size), np.float32)
-    row, writer = 0, None
-    for block in made.images():
-        if row % _ROWS_A_PART < len(block) or writer is None:
-            if writer is not None:
-                writer.close()
-            path = folder / "features" / f"part-{row // _ROWS_A_PART:05d}.parquet"
-            writer = pq.ParquetWriter(path, pa.schema([("image_id", pa.int64()), ("feature", lists)]))
-        features = pa.FixedSizeListArray.from_arrays(pa.array(block.ravel()), type=lists)
-        writer.write_table(pa.table({"image_id": pa.array(range(row, row + len(block))), "feature": features}))
-        inside = (chosen >= row) & (chosen < row + len(block))
-        picked[inside] = block[chosen[inside] - row]
-        row += len(block)
-    if writer is not None:
-        writer.close()
+    schema = pa.schema([("image_id", pa.int64()), ("feature", lists)])
+    by_row = zip(count(0, _ROWS_A_BLOCK), made.images(), strict=False)
+    for part, blocks in groupby(by_row, key=lambda one: one[0] // _ROWS_A_PART):
+        with pq.ParquetWriter(folder / "features" / f"part-{part:05d}.parquet", schema) as writer:
+            for row, block in blocks:
+                features = pa.FixedSizeListArray.from_arrays(pa.array(block.ravel()), type=lists)
+                writer.write_table(pa.table({"image_id": pa.array(range(row, row + len(block))), "feature": features}))
+                inside = (chosen >= row) & (chosen < row + len(block))
+                picked[inside] = block[chosen[inside] - row]
     texts = made.texts(picked, seed=0)
     features = pa.FixedSizeListArray.from_arrays(pa.array(texts[:queries].ravel()), type=lists)
     pq.write_table(pa.table({"text_id": pa.array(range(queries)), "feature": features}), folder / "texts.parquet")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["captions", "images", "repeated"]
+from cnclip_builder.tensors import Tower
+
+__all__ = ["captions", "count_of", "images", "repeated"]
 
 _T = TypeVar("_T")
 
@@ -58,6 +61,11 @@ def captions(file: Path | None) -> list[str]:
     return lines
 
 
-def repeated(items: list[_T], count: int) -> list[_T]:
+def count_of(tower: Tower, items: int) -> int:
+    """How many of a tower make a round of so many items: images, and four times as many texts, which take less."""
+    return items if tower == "image" else 4 * items
+
+
+def repeated(items: Sequence[_T], count: int) -> list[_T]:
     """The first `count` of the items, over and over."""
     return list(islice(cycle(items), count))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from cnclip_builder.parity.distance import centred_distances, cosine_distances
 
-from cnclip_bench.stats import in_turns, median_ratio
+from cnclip_bench.stats import median_ratio, timed_in_turns
 from cnclip_bench.subject import FOLDER, onnx_session
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ __all__ = ["Compared", "Pair", "compare", "make_artefacts", "read_pairs", "recal
 
 Features = npt.NDArray[np.float32]
 
-_TIMED: dict[str, int] = {"image": 4, "text": 16}
+_BATCH: dict[str, int] = {"image": 4, "text": 16}
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def read_pairs(file: Path) -> list[Pair]:
         ValueError: A line is no pair, or its image is nowhere.
     """
     pairs = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()[1:], start=2):
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")[1:], start=2):
         name, tab, caption = line.partition("\t")
         found = next((path for path in (file.parent / name, file.parent / "images" / name) if path.is_file()), None)
         if not tab or found is None:
@@ -110,15 +111,14 @@ def compare(subject: Subject, artefacts: Artefacts, tower: Tower, rounds: int) -
     found = [artefacts.get(tower, precision) for precision in ("fp32", "int8")]
     encoders = [_Encoder(one.path, subject, tower) for one in found]
     items = list(dict.fromkeys(subject.items(tower)))
-    reference, features = (encoder.encode(items) for encoder in encoders)
-    mean = reference.mean(axis=0)
-    centred = _distances(features - mean, reference - mean)
-    timed = [encoder.inputs(items[: _TIMED[tower]]) for encoder in encoders]
+    reference, features = (encoder.encode(items).astype(np.float64) for encoder in encoders)
+    centred = centred_distances(features, reference, reference.mean(axis=0))
+    timed = [encoder.inputs(items[: _BATCH[tower]]) for encoder in encoders]
     jobs = {
         name: lambda encoder=encoder, batch=batch: encoder.run(batch)
         for name, encoder, batch in zip(("fp32", "int8"), encoders, timed, strict=True)
     }
-    seconds = in_turns(jobs, rounds, time.perf_counter)
+    seconds = timed_in_turns(jobs, rounds, time.perf_counter)
     report = found[1].record.int8
     if report is None:
         raise ValueError(f"{found[1].path} is no INT8 encoder")
@@ -129,7 +129,7 @@ def compare(subject: Subject, artefacts: Artefacts, tower: Tower, rounds: int) -
         kept_in_fp32=len(report.kept_in_fp32),
         products=report.products,
         rows=len(items),
-        cosine_distance=float(_distances(features, reference).max()),
+        cosine_distance=float(cosine_distances(features, reference).max()),
         centred_worst=float(centred.max()),
         centred_median=float(np.median(centred)),
         megabytes=(sizes[0], sizes[1]),
@@ -176,16 +176,9 @@ class _Encoder:
         return features
 
     def encode(self, items: Sequence[Any]) -> Features:
-        size = _TIMED[self._tower]
+        size = _BATCH[self._tower]
         batches = [self.run(self.inputs(items[first : first + size])) for first in range(0, len(items), size)]
         return np.concatenate(batches)
-
-
-def _distances(features: Features, reference: Features) -> npt.NDArray[np.float64]:
-    ours, theirs = (one.astype(np.float64) for one in (features, reference))
-    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    distances: npt.NDArray[np.float64] = 1 - (ours * theirs).sum(axis=1) / lengths
-    return distances
 
 
 def _recall(cosines: Features, k: int) -> float:

@@ -6,18 +6,22 @@ import base64
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import cycle
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest import mock
 
-__all__ = ["MEMORY_WAYS", "RATE_WAYS", "local_s3", "peaks", "rates", "read_kept", "write_sources"]
+from cnclip_bench.stats import in_turns
+
+__all__ = ["MEMORY_WAYS", "RATE_WAYS", "local_s3", "moto_server", "peaks", "rates", "write_sources"]
 
 RATE_WAYS = ("folder", "glob", "list", "tar", "tar.gz", "tsv", "parquet", "lmdb", "s3 tar", "s3 parquet", "s3 folder")
 MEMORY_WAYS = ("folder", "glob", "list", "tar", "tsv", "parquet", "lmdb")
@@ -118,7 +122,25 @@ def local_s3(folder: Path, sources: Mapping[str, str]) -> Iterator[dict[str, str
     except ModuleNotFoundError:
         yield {}
         return
-    log = folder / "s3.log"
+    named = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local", "AWS_DEFAULT_REGION": "us-east-1"}
+    with moto_server(folder / "s3.log") as url, mock.patch.dict(os.environ, {"AWS_ENDPOINT_URL": url, **named}):
+        bucket = f"jobs-{uuid.uuid4()}"
+        store = s3fs.S3FileSystem(skip_instance_cache=True)
+        store.mkdir(bucket)
+        there = {}
+        for way, path in sources.items():
+            store.put(path, f"{bucket}/{Path(path).name}", recursive=Path(path).is_dir())
+            there[f"s3 {way}"] = f"s3://{bucket}/{Path(path).name}"
+        yield there
+
+
+@contextmanager
+def moto_server(log: Path) -> Iterator[str]:
+    """Runs moto's S3 on a free port of this machine, and gives its address.
+
+    Raises:
+        ValueError: It does not start.
+    """
     with log.open("w") as file:
         server = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"], stdout=file, stderr=subprocess.STDOUT
@@ -129,18 +151,7 @@ def local_s3(folder: Path, sources: Mapping[str, str]) -> Iterator[dict[str, str
             if server.poll() is not None or time.monotonic() > until:
                 raise ValueError(f"the local S3 does not start: {log.read_text()[-300:]}")
             time.sleep(0.1)
-        os.environ["AWS_ENDPOINT_URL"] = log.read_text().split("Running on ")[1].split()[0]
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # whatever they are
-            os.environ[name] = "local"
-        os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
-        bucket = f"jobs-{uuid.uuid4()}"
-        store = s3fs.S3FileSystem(skip_instance_cache=True)
-        store.mkdir(bucket)
-        there = {}
-        for way, path in sources.items():
-            store.put(path, f"{bucket}/{Path(path).name}", recursive=Path(path).is_dir())
-            there[f"s3 {way}"] = f"s3://{bucket}/{Path(path).name}"
-        yield there
+        yield log.read_text().split("Running on ")[1].split()[0]
     finally:
         server.kill()
         server.wait()
@@ -157,36 +168,34 @@ def rates(
     Raises:
         ValueError: A job did not come to its end.
     """
-    command = [sys.executable, "-c", _COMMAND, "extract", "images"]
-    jobs: dict[str, Callable[[Path], list[str]]] = {
-        way: lambda output, source=source: [*command, source, "-o", str(output)]  # type: ignore[misc]
-        for way, source in sources.items()
-    }
-    kept = folder / "memory.bin"
-    kept.write_bytes(b"".join(len(image).to_bytes(4, "big") + image for image in images))
-    jobs["memory"] = lambda output: [
-        *(sys.executable, "-m", "cnclip_bench.jobs_child", "rate", url, str(kept), str(items), str(output))
-    ]
-    found: dict[str, list[float]] = {way: [] for way in ("memory", *sources)}
-    for turn in range(rounds + 1):
-        for way in found if turn % 2 else reversed(list(found)):
-            with _empty(folder / "out") as out:
-                output = out / "features.npy"
-                _run(jobs[way](output), {"CNCLIP_URL": url})
-                job = json.loads((out / "features.npy.job.json").read_text())
-                if (job["items"], job["failures"]) != (items, 0):
-                    raise ValueError(f"{way}: {job['items']} items, {job['failures']} failures, and not all of {items}")
-                if turn:  # the first is to warm the server and the disk
-                    found[way].append(items / job["seconds"])
-    return found
+    kept = folder / "memory"
+    kept.mkdir()
+    for number, image in enumerate(images):
+        (kept / f"{number:09d}").write_bytes(image)
+
+    def rate(way: str) -> float:
+        with TemporaryDirectory(dir=folder) as out:
+            if way == "memory":
+                command = ["-m", "cnclip_bench.jobs_child", "rate", url, str(kept), str(items), f"{out}/features.npy"]
+            else:
+                command = ["-c", _COMMAND, "extract", "images", sources[way], "-o", f"{out}/features.npy"]
+            _run([sys.executable, *command], {"CNCLIP_URL": url})
+            job = json.loads(Path(out, "features.npy.job.json").read_text())
+        if (job["items"], job["failures"]) != (items, 0):
+            raise ValueError(f"{way}: {job['items']} items, {job['failures']} failures, and not all of {items}")
+        return float(items / job["seconds"])
+
+    ways = {way: partial(rate, way) for way in ("memory", *sources)}
+    in_turns(ways, 1)  # to warm the server and the disk
+    return in_turns(ways, rounds)
 
 
 def peaks(sources: Mapping[str, str], folder: Path) -> dict[str, float]:
     """Returns the peak resident memory, in MiB, of a whole job on each source, with a server that answers at once."""
     found = {}
     for way, source in sources.items():
-        with _empty(folder / "out") as out:
-            child = [sys.executable, "-m", "cnclip_bench.jobs_child", "peak", source, str(out / "features.npy")]
+        with TemporaryDirectory(dir=folder) as out:
+            child = [sys.executable, "-m", "cnclip_bench.jobs_child", "peak", source, f"{out}/features.npy"]
             found[way] = float(_run(child, {}).split()[-1])
     return found
 
@@ -196,21 +205,3 @@ def _run(command: list[str], environment: Mapping[str, str]) -> str:
     if done.returncode:
         raise ValueError(f"{' '.join(command[3:])} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
     return done.stdout
-
-
-@contextmanager
-def _empty(folder: Path) -> Iterator[Path]:
-    with ExitStack() as after:
-        after.callback(shutil.rmtree, folder, ignore_errors=True)
-        folder.mkdir()
-        yield folder
-
-
-def read_kept(data: bytes) -> list[bytes]:
-    """Returns the images that `rates` put into one file."""
-    images, place = [], 0
-    while place < len(data):
-        size = int.from_bytes(data[place : place + 4], "big")
-        images.append(data[place + 4 : place + 4 + size])
-        place += 4 + size
-    return images

@@ -51,14 +51,12 @@ class InMemory:
 
 
 def rate(url: str, kept: Path, count: int, output: Path) -> None:
-    """Does a job on items in memory; how long it took is in its record."""
+    """Does a job on items in memory, a folder's images over and over; how long it took is in its record."""
     from cnclip_client import served_models
-
-    from cnclip_bench.jobs import read_kept
 
     (model,) = served_models(url)
     with Client(url, model=model) as client:
-        extract(client, InMemory(read_kept(kept.read_bytes()), count), output)
+        extract(client, InMemory([path.read_bytes() for path in sorted(kept.iterdir())], count), output)
 
 
 class _NoServer:

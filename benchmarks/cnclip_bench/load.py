@@ -6,13 +6,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
+from statistics import median
 
-from cnclip_bench.stats import Latency
+from cnclip_bench.stats import Latency, in_turns
 
 __all__ = ["Level", "Sustained", "measure_levels", "run_load"]
 
-Request = Callable[[], None]
+Request = Callable[[], object]
 
 _LEAST_CYCLES = 2
 
@@ -101,7 +103,7 @@ def run_load(request: Request, concurrency: int, seconds: float, items: int = 1)
 def measure_levels(
     request_of: Callable[[int], Request], levels: Sequence[tuple[int, int]], seconds: float, rounds: int
 ) -> list[Level]:
-    """Measures several loads in turns, every other round backwards.
+    """Measures several loads in turns.
 
     Args:
         request_of: Makes a request of so many items.
@@ -109,15 +111,16 @@ def measure_levels(
         seconds: How long each is kept up in a round.
         rounds: How often.
     """
-    measured: dict[tuple[int, int], list[Sustained]] = {level: [] for level in levels}
-    for turn in range(rounds):
-        for level in levels if turn % 2 == 0 else reversed(levels):
-            concurrency, batch_size = level
-            measured[level].append(run_load(request_of(batch_size), concurrency, seconds, batch_size))
+
+    def load(concurrency: int, batch_size: int) -> Sustained:
+        return run_load(request_of(batch_size), concurrency, seconds, batch_size)
+
     found = []
-    for (concurrency, batch_size), sustained in measured.items():
+    for (concurrency, batch_size), sustained in in_turns(
+        {level: partial(load, *level) for level in levels}, rounds
+    ).items():
         rates = tuple(one.items_per_s for one in sustained)
         waits = [wait for one in sustained for wait in one.waits_s]
         latency = Latency.of(f"{concurrency} x {batch_size}", waits)
-        found.append(Level(concurrency, batch_size, sorted(rates)[rounds // 2], rates, latency))
+        found.append(Level(concurrency, batch_size, median(rates), rates, latency))
     return found

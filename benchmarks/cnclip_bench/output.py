@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from cnclip_console import print_table
@@ -122,7 +123,7 @@ def show_ratios(
         left_out: Ways that could not be measured, and why.
         axis: What the plot calls the unit.
     """
-    bars = {way: sorted(rounds)[len(rounds) // 2] for way, rounds in series.items()}
+    bars = {way: median(rounds) for way, rounds in series.items()}
     shown, more = decimals
     rows = [(way, f"{bars[way]:.{shown}f}", f"{ratios[way]:.{more}f}" if way in ratios else "") for way in bars]
     rows += [(way, "left out", reason) for way, reason in (left_out or {}).items()]

@@ -7,13 +7,15 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cnclip_bench.inputs import repeated
-from cnclip_bench.process_memory import family
+from cnclip_bench.inputs import count_of, repeated
+from cnclip_bench.processes import processor_seconds
+from cnclip_bench.requests import encode
+from cnclip_bench.stats import in_turns
 
 if TYPE_CHECKING:
     from cnclip_builder.tensors import Tower
@@ -51,7 +53,7 @@ def side_by_side(
         subject: What is served.
         towers: What is encoded.
         items: Images a round, and four times as many texts.
-        rounds: How often, every other one backwards; one more before them does not count.
+        rounds: How often; one more before them does not count.
         preparers: Processes of the client that prepare images; None for one a core.
 
     Returns:
@@ -60,7 +62,7 @@ def side_by_side(
     from cnclip_client import Client, Limits
     from cnclip_server import TritonServer
 
-    found: dict[Tower, dict[str, list[Round]]] = {tower: {by: [] for by in BY} for tower in towers}
+    found = {}
     with ExitStack() as opened:
         server = opened.enter_context(TritonServer(subject.repository, grpc_port=0, http_port=0, metrics_port=0))
         limits = Limits(preparers=preparers)
@@ -72,12 +74,10 @@ def side_by_side(
             for by in BY
         }
         for tower in towers:
-            given = repeated(subject.items(tower), items if tower == "image" else 4 * items)
-            for turn in range(-1, rounds):
-                for by in BY if turn % 2 == 0 else BY[::-1]:
-                    one = _round(clients[by], tower, given, server.pid)
-                    if turn >= 0:
-                        found[tower][by].append(one)
+            given = repeated(subject.items(tower), count_of(tower, items))
+            ways = {by: partial(_round, clients[by], tower, given, server.pid) for by in BY}
+            in_turns(ways, 1)  # does not count
+            found[tower] = in_turns(ways, rounds)
     return found
 
 
@@ -90,25 +90,10 @@ def medians(rounds: Mapping[str, Sequence[Round]]) -> tuple[dict[str, Round], Ro
 
 def _round(client: Client, tower: Tower, given: Sequence[Any], server: int) -> Round:
     def taken() -> tuple[float, float, float]:
-        of_server, all_together = _processor_seconds(server), _processor_seconds(os.getpid())
+        of_server, all_together = processor_seconds(server), processor_seconds(os.getpid())
         return time.perf_counter(), of_server, all_together - of_server  # the server is below this process, too
 
     before = taken()
-    if tower == "image":
-        client.encode_images(given)
-    else:
-        client.encode_texts(given)
+    encode(client, tower, given)
     seconds, of_server, of_client = (after - began for began, after in zip(before, taken(), strict=True))
     return Round(len(given) / seconds, 1000 * of_server / len(given), 1000 * of_client / len(given))
-
-
-def _processor_seconds(pid: int) -> float:
-    """What a process and all below it took so far, of all processors."""
-    ticks = 0
-    for one in family(pid):
-        try:
-            fields = Path(f"/proc/{one}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        except OSError:
-            continue  # it has ended
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")

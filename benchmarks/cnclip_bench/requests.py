@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING, Any
 from cnclip_bench.load import Request
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
     from cnclip_builder.tensors import Tower
     from cnclip_client import Client
 
-__all__ = ["to_encoder", "to_ensemble"]
+__all__ = ["encode", "to_encoder", "to_ensemble"]
+
+
+def encode(
+    client: Client, tower: Tower, items: Sequence[Any], batch_size: int | None = None
+) -> npt.NDArray[np.float32]:
+    """Has the client encode images or texts, by default in batches of its own choice; gives float32 `[N, D]`."""
+    encoded = client.encode_images if tower == "image" else client.encode_texts
+    return encoded(items, batch_size=batch_size)
 
 
 def to_ensemble(client: Client, tower: Tower, items: Sequence[Any], batch_size: int) -> Request:
@@ -24,10 +33,7 @@ def to_ensemble(client: Client, tower: Tower, items: Sequence[Any], batch_size: 
     def request() -> None:
         first = next(turn) * batch_size
         given = [items[(first + offset) % len(items)] for offset in range(batch_size)]
-        if tower == "image":
-            client.encode_images(given, batch_size=batch_size)
-        else:
-            client.encode_texts(given, batch_size=batch_size)
+        encode(client, tower, given, batch_size)
 
     return request
 
@@ -42,15 +48,14 @@ def to_encoder(url: str, model: str, rows: npt.NDArray[Any], sizes: Sequence[int
         sizes: Rows of one request after another.
     """
     import tritonclient.grpc as grpc
+    from cnclip_builder.tensors import TENSORS
     from tritonclient.utils import np_to_triton_dtype
 
     own, turns, lock = threading.local(), cycle(sizes), threading.Lock()
-    tower = "text" if rows.ndim == 2 else "image"
+    names = TENSORS["text" if rows.ndim == 2 else "image"]
     inputs = {}
     for size in set(sizes):
-        tensor = grpc.InferInput(
-            {"image": "pixels", "text": "text"}[tower], [size, *rows.shape[1:]], np_to_triton_dtype(rows.dtype)
-        )
+        tensor = grpc.InferInput(names.served_input, [size, *rows.shape[1:]], np_to_triton_dtype(rows.dtype))
         tensor.set_data_from_numpy(rows[:size])
         inputs[size] = tensor
 
@@ -59,7 +64,7 @@ def to_encoder(url: str, model: str, rows: npt.NDArray[Any], sizes: Sequence[int
             own.server = grpc.InferenceServerClient(url)
         with lock:
             size = next(turns)
-        wanted = [grpc.InferRequestedOutput(f"{tower}_features")]
+        wanted = [grpc.InferRequestedOutput(names.normalised)]
         own.server.infer(model, [inputs[size]], outputs=wanted)
 
     return request

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from cnclip_bench.comparisons import Timings
 from cnclip_bench.inputs import repeated
-from cnclip_bench.stats import in_turns
+from cnclip_bench.stats import timed_in_turns
 from cnclip_bench.subject import onnx_session
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ __all__ = ["batch_sizes", "has_padded_encoder", "last_block", "padding"]
 
 
 def has_padded_encoder(subject: Subject) -> bool:
-    """Whether there is the artefact in cn_clip's format that `padding` needs."""
-    return _padded_encoder(subject).exists()
+    """Whether there is the artefact in cn_clip's format that `padding` needs, and what is served runs where it does."""
+    return _padded_encoder(subject).exists() and not subject.is_served_on_gpu("text")
 
 
 def _padded_encoder(subject: Subject) -> Path:
@@ -37,7 +37,7 @@ def _padded_encoder(subject: Subject) -> Path:
 def padding(subject: Subject, batch_size: int, rounds: int) -> Timings:
     """Times a batch of texts padded as cn_clip does, padded to the longest of them, and as the served encoder takes it.
 
-    The first two are the artefact in cn_clip's format, whose encoder computes padding.
+    The first two are the artefact in cn_clip's format, whose encoder computes padding; all run on the CPU.
 
     Raises:
         ValueError: A plan is served.
@@ -54,7 +54,7 @@ def padding(subject: Subject, batch_size: int, rounds: int) -> Timings:
         "padded to the longest": lambda: padded.run(None, {"text": shorter}),
         "as served": lambda: served.run(None, {"text": to_longest}),
     }
-    return in_turns(jobs, rounds, time.perf_counter)
+    return timed_in_turns(jobs, rounds, time.perf_counter)
 
 
 def last_block(subject: Subject, tower: Tower, batch_size: int, rounds: int) -> Timings:
@@ -79,7 +79,7 @@ def last_block(subject: Subject, tower: Tower, batch_size: int, rounds: int) -> 
 
         return run
 
-    return in_turns({"whole last block": job(whole), "its class token": job(shorter)}, rounds, time.perf_counter)
+    return timed_in_turns({"whole last block": job(whole), "its class token": job(shorter)}, rounds, time.perf_counter)
 
 
 def batch_sizes(subject: Subject, tower: Tower, sizes: list[int], items: int, rounds: int) -> Timings:
@@ -103,4 +103,4 @@ def batch_sizes(subject: Subject, tower: Tower, sizes: list[int], items: int, ro
     def in_batches(size: int) -> Callable[[], object]:
         return lambda: [session.run(None, {name: rows[first : first + size]}) for first in range(0, items, size)]
 
-    return in_turns({str(size): in_batches(size) for size in sizes}, rounds, time.perf_counter)
+    return timed_in_turns({str(size): in_batches(size) for size in sizes}, rounds, time.perf_counter)

@@ -19,14 +19,16 @@ __all__ = ["Settings", "copy_ensemble", "read_settings", "remember_settings", "s
 _PREPARATION = {"image": "image-preprocess", "text": "text-tokenize"}
 _THREADS = "intra_op_thread_count"
 _DECODING_THREADS = "threads"
+_PARAMETERS = {"asked": "preferred_batch_size", "decoding": _DECODING_THREADS, "threads": _THREADS}
 _PATTERNS = {
     "max_batch_size": r"\bmax_batch_size\s*:\s*(\d+)",
     "count": r"\binstance_group\b[^}]*?\bcount\s*:\s*(\d+)",
     "delay": r"\bmax_queue_delay_microseconds\s*:\s*(\d+)",
     "preferred": r"\bpreferred_batch_size\s*:\s*\[\s*(\d+)\s*\]",
-    "asked": r'\bkey\s*:\s*"preferred_batch_size"\s*value\s*:?\s*\{\s*string_value\s*:\s*"(\d+)"',
-    "decoding": r'\bkey\s*:\s*"threads"\s*value\s*:?\s*\{\s*string_value\s*:\s*"(\d+)"',
-    "threads": rf'\bkey\s*:\s*"{_THREADS}"\s*value\s*:?\s*\{{\s*string_value\s*:\s*"(\d+)"',
+    **{
+        field: rf'\bkey\s*:\s*"{parameter}"\s*value\s*:?\s*\{{\s*string_value\s*:\s*"(\d+)"'
+        for field, parameter in _PARAMETERS.items()
+    },
 }
 
 
@@ -135,15 +137,12 @@ def remember_settings(repository: Path, name: str, tower: Tower, changes: Mappin
     for setting, value in changes.items():
         if setting == "preparation_instances":
             serving["preprocess_instances" if tower == "image" else "tokenize_instances"] = value
-            continue
-        if setting == "preparation_threads":
+        elif setting == "preparation_threads":
             serving["preprocess_threads"] = value
-            continue
-        serving[setting] = {tower: value}
-        if (
-            setting == "preferred_batch_size"
-        ):  # what clients ask for and what the encoder's batches keep to are one here
-            serving["merged_batch_size"] = {tower: value}
+        else:
+            serving[setting] = {tower: value}
+    if "preferred_batch_size" in changes:  # what clients ask for and what the encoder's batches keep to are one here
+        serving["merged_batch_size"] = {tower: changes["preferred_batch_size"]}
     update_serving(repository, name, serving)
 
 
@@ -207,12 +206,8 @@ def _set(config: Any, field: str, value: int) -> None:
         config.dynamic_batching.max_queue_delay_microseconds = value
     elif field == "preferred":
         config.dynamic_batching.preferred_batch_size[:] = [value]
-    elif field == "asked":
-        config.parameters["preferred_batch_size"].string_value = str(value)
-    elif field == "decoding":
-        config.parameters[_DECODING_THREADS].string_value = str(value)
     else:
-        config.parameters[_THREADS].string_value = str(value)
+        config.parameters[_PARAMETERS[field]].string_value = str(value)
 
 
 def _limited(text: str, most: int) -> str:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
-__all__ = ["Latency", "in_turns", "median_ratio", "rates_of", "served_ratios"]
+__all__ = ["Latency", "in_turns", "median_ratio", "rates_of", "served_ratios", "timed_in_turns"]
+
+_Key = TypeVar("_Key")
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,17 @@ class Latency:
         return cls(name, len(ms), float(ms.mean()), sd, float(ms.min()), float(ms.max()), median, p95, p99)
 
 
-def in_turns(
+def in_turns(jobs: Mapping[_Key, Callable[[], _Found]], rounds: int) -> dict[_Key, list[_Found]]:
+    """Does jobs in turns, so many rounds, and gives what each of them came to in each round."""
+    found: dict[_Key, list[_Found]] = {key: [] for key in jobs}
+    for turn in range(rounds):
+        # Every other round backwards, so that none always follows the same one.
+        for key in jobs if turn % 2 == 0 else reversed(list(jobs)):
+            found[key].append(jobs[key]())
+    return found
+
+
+def timed_in_turns(
     jobs: Mapping[str, Callable[[], object]], rounds: int, timer: Callable[[], float]
 ) -> dict[str, list[float]]:
     """Times jobs in turns, after one round of each that does not count.
@@ -65,15 +80,13 @@ def in_turns(
     """
     for job in jobs.values():
         job()
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    names = list(jobs)
-    for turn in range(rounds):
-        # Every other round backwards, so that none always follows the same one.
-        for name in names if turn % 2 == 0 else reversed(names):
-            began = timer()
-            jobs[name]()
-            seconds[name].append(timer() - began)
-    return seconds
+
+    def timed(job: Callable[[], object]) -> float:
+        began = timer()
+        job()
+        return timer() - began
+
+    return in_turns({name: partial(timed, job) for name, job in jobs.items()}, rounds)
 
 
 def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:

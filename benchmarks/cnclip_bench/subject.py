@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cnclip_builder.arch import Arch
     from cnclip_builder.tensors import Tower
     from cnclip_client import Client
+    from cnclip_server import TritonServer
     from cnclip_token_ids import TokenIds
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "OWN_REPOSITORY",
     "Subject",
     "arch_option",
+    "checkpoint_file",
     "make_subject",
     "onnx_session",
     "read_config",
@@ -81,8 +83,12 @@ class Subject:
         path = self.served_file(tower)
         if path.suffix != ".onnx":
             raise ValueError(f"{path} is a TensorRT plan, and no ONNX Runtime runs it in process")
-        kinds = read_config(self.repository / f"{self.name}-{tower}-encoder").instance_group
-        return onnx_session(path, gpu=any(group.kind == group.KIND_GPU for group in kinds))
+        return onnx_session(path, gpu=self.is_served_on_gpu(tower))
+
+    def is_served_on_gpu(self, tower: Tower) -> bool:
+        """Whether the encoder has instances on a GPU."""
+        groups = read_config(self.repository / f"{self.name}-{tower}-encoder").instance_group
+        return any(group.kind == group.KIND_GPU for group in groups)
 
 
 def make_subject(
@@ -93,6 +99,7 @@ def make_subject(
     name: str | None = None,
     images: Path | None = None,
     captions: Path | None = None,
+    served: bool = True,
 ) -> Subject:
     """Gathers what is measured.
 
@@ -101,18 +108,24 @@ def make_subject(
     Args:
         arch: The architecture, or a .json file; None to read it off the checkpoint.
         checkpoint: As `cnclip-build` takes it.
-        repository: Where it is to be served from; None if it is not served.
+        repository: Where its served models are; None if only the checkpoint is measured.
         name: Of the served models; None for the arch in lower case.
         images: A folder of images; None for the builder's samples.
         captions: A file of texts; None for the builder's.
+        served: Whether a server will be started on the repository: then what keeps one from running is told before a
+            build takes its minutes.
 
     Raises:
+        ServerError: No server can be started here.
         ValueError: The repository serves another checkpoint, or encoders alone.
     """
     from cnclip_builder.arch import get_arch
+    from cnclip_server import require_tritonserver
 
     from cnclip_bench import inputs
 
+    if repository is not None and served:
+        require_tritonserver()
     chosen = get_arch(arch_option(arch, checkpoint, name))
     served_as, path = name or chosen.slug, Path()
     if repository is not None:
@@ -159,6 +172,17 @@ def arch_option(arch: str | None, checkpoint: str, name: str | None) -> str:
     return str(file)
 
 
+def checkpoint_file(checkpoint: str, arch: Arch) -> Path:
+    """The file, or folder, of a checkpoint as `cnclip-build` takes it; made or fetched if need be.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    from cnclip_builder.checkpoint.sources import fetch_checkpoint
+
+    return fetch_checkpoint(checkpoint, arch, FOLDER / "checkpoints", "huggingface").path
+
+
 def _build(arch: Arch, checkpoint: str, repository: Path, name: str) -> Path:
     from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
     from cnclip_builder.build import BuildRequest, build_repository
@@ -180,9 +204,8 @@ def _build(arch: Arch, checkpoint: str, repository: Path, name: str) -> Path:
 def _served_checkpoint(arch: Arch, checkpoint: str, repository: Path, name: str) -> Path:
     """The file of a checkpoint, once it is known to be what the repository serves."""
     from cnclip_builder.checkpoint.parts import find_parts
-    from cnclip_builder.checkpoint.sources import fetch_checkpoint
 
-    path = fetch_checkpoint(checkpoint, arch, FOLDER / "checkpoints", "huggingface").path
+    path = checkpoint_file(checkpoint, arch)
     served = read_config(repository / f"{name}-image").parameters["checkpoint_sha256"].string_value
     if find_parts(path).sha256() != served:
         raise ValueError(
@@ -201,8 +224,8 @@ def read_config(model: Path) -> Any:
 
 
 @contextmanager
-def serving(subject: Subject) -> Iterator[tuple[str, Client]]:
-    """Serves the repository; gives the server's address and a client of the model."""
+def serving(subject: Subject) -> Iterator[tuple[TritonServer, Client]]:
+    """Serves the repository on free ports; gives the server, and a client of the model."""
     from cnclip_client import Client
     from cnclip_server import TritonServer
 
@@ -210,7 +233,7 @@ def serving(subject: Subject) -> Iterator[tuple[str, Client]]:
         TritonServer(subject.repository, grpc_port=0, http_port=0, metrics_port=0) as server,
         Client(server.grpc_url, model=subject.name) as client,
     ):
-        yield server.grpc_url, client
+        yield server, client
 
 
 def onnx_session(path: Path, gpu: bool = False) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -74,7 +75,7 @@ class Gateway:
         self._drawers = ThreadPoolExecutor(_BUSY_THUMBNAILS, thread_name_prefix="thumbnail")
         self._askers = ThreadPoolExecutor(2, thread_name_prefix="health")
         self._sharing = Sharing(partial(together, models, settings), self._workers)
-        self._began = settings.now()
+        self._began = int(time.time())
 
     def app(self) -> ASGIApp:
         """Returns it for a server of ASGI."""

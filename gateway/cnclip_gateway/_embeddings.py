@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -18,7 +17,7 @@ from cnclip_gateway._models import Models
 from cnclip_gateway._settings import Settings
 from cnclip_gateway._sharing import Outcome
 
-__all__ = ["answer", "embeddings", "encoded", "require_usable", "together"]
+__all__ = ["answer", "embeddings", "together"]
 
 
 def embeddings(asked: Asked, slug: str, models: Models, settings: Settings, fetcher: Fetcher) -> NDArray[np.float32]:
@@ -28,8 +27,9 @@ def embeddings(asked: Asked, slug: str, models: Models, settings: Settings, fetc
         GatewayError: There are none; for items that cannot be encoded it names each, and why.
     """
     items = fetcher.filled(asked.items)
-    require_usable(items)
-    return models.run(slug, partial(encoded, items=items, preprocess=settings.preprocess))
+    if unusable := [(row, one) for row, one in enumerate(items) if isinstance(one, ValueError)]:
+        raise refusal(unusable)
+    return models.run(slug, partial(_encoded, items=items, preprocess=settings.preprocess))
 
 
 def together(models: Models, settings: Settings, slug: str, requests: list[list[Item]]) -> list[Outcome]:
@@ -49,13 +49,7 @@ def together(models: Models, settings: Settings, slug: str, requests: list[list[
     return outcomes
 
 
-def require_usable(items: Sequence[object]) -> None:
-    """Raises BadRequest where an item is neither a text nor a picture."""
-    if unusable := [(row, one) for row, one in enumerate(items) if isinstance(one, ValueError)]:
-        raise refusal(unusable)
-
-
-def encoded(client: Client, items: list[Item], preprocess: bool) -> NDArray[np.float32]:
+def _encoded(client: Client, items: list[Item], preprocess: bool) -> NDArray[np.float32]:
     """Returns the features of texts and pictures, float32 [N, D], L2-normalised, in their order.
 
     Raises:

@@ -84,21 +84,24 @@ class NotNow(GatewayError):
         super().__init__(message, status=status, code=code, headers={"Retry-After": str(_AGAIN_S)})
 
 
+# What the client raises that may go another time; the first that fits counts, since two are TransportErrors.
+_NOT_NOW: tuple[tuple[type[CnclipError], int, str, str], ...] = (
+    (RequestTimeout, 504, "timeout", "the model server was too slow; send fewer items, or try again"),
+    (ServerBusy, 503, "server_busy", "the model server is busy; try again"),
+    (ModelNotReady, 503, "model_not_ready", "the model is not loaded at present; try again"),
+    (ModelChanged, 503, "model_changed", "the model was replaced just now; try again"),
+    (TransportError, 503, "server_unreachable", "the model server cannot be reached at present; try again"),
+)
+
+
 def told(error: CnclipError) -> GatewayError:
     """Returns what a caller is told of an error of the client's; what stands behind the gateway is told to the log."""
     if isinstance(error, ModelNotFound):
         return not_found(error.model.removesuffix("-image").removesuffix("-text"), error.available or ())
     _log.warning("%s: %s", type(error).__name__, error)
-    if isinstance(error, RequestTimeout):
-        return NotNow("the model server was too slow; send fewer items, or try again", status=504, code="timeout")
-    if isinstance(error, ServerBusy):
-        return NotNow("the model server is busy; try again", code="server_busy")
-    if isinstance(error, ModelNotReady):
-        return NotNow("the model is not loaded at present; try again", code="model_not_ready")
-    if isinstance(error, ModelChanged):
-        return NotNow("the model was replaced just now; try again", code="model_changed")
-    if isinstance(error, TransportError):
-        return NotNow("the model server cannot be reached at present; try again", code="server_unreachable")
+    for kind, status, code, message in _NOT_NOW:
+        if isinstance(error, kind):
+            return NotNow(message, status=status, code=code)
     if isinstance(error, AccessDenied):
         return GatewayError(
             "the model server does not let the gateway in; whoever runs it finds why in its log",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import lru_cache
 
 from cnclip_client import CnclipError
@@ -25,13 +24,9 @@ class Pictures:
 
     Args:
         source: Where they are.
-
-    Attributes:
-        seconds: What reading the ids took.
     """
 
     def __init__(self, source: Source) -> None:
-        began = time.monotonic()
         self._source = source
         self._places: dict[Id, str | tuple[int, Place]] = {}
         after: Place = ()
@@ -45,7 +40,6 @@ class Pictures:
         for place in [place for place in self._places.values() if isinstance(place, str)]:
             for name in names_of_file(place):
                 self._places.setdefault(name, place)
-        self.seconds = time.monotonic() - began
         self._small = lru_cache(_KEPT)(self._made)
 
     def thumbnail(self, one: Id) -> bytes | None:

@@ -56,15 +56,13 @@ def listening(host: str, port: int) -> socket.socket:
     return made
 
 
-def server_of(
-    app: ASGIApp, settings: Settings, tls: tuple[Path, Path] | None = None, verbose: bool = False
-) -> uvicorn.Server:
+def server_of(app: ASGIApp, settings: Settings, tls: tuple[Path, Path] | None, verbose: bool) -> uvicorn.Server:
     """Returns a server.
 
     Args:
         app: The application.
         settings: Its bounds.
-        tls: The certificate chain and its key.
+        tls: The certificate chain and its key; None for plain HTTP.
         verbose: Whether each request is logged.
 
     Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timezone
 
 __all__ = ["MIB", "Settings"]
 
@@ -37,8 +36,3 @@ class Settings:
     sender_s: float = 60.0
     concurrency: int = 64
     connections: int = 512
-
-    @staticmethod
-    def now() -> int:
-        """Returns the seconds since 1970, as the API dates things."""
-        return int(datetime.now(timezone.utc).timestamp())

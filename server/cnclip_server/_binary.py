@@ -6,7 +6,6 @@ import importlib.util
 import mmap
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,21 +46,20 @@ class Binary:
                 return content.find(flag.lstrip("-").encode() + b"\0") >= 0
 
 
-def find_binary(explicit: Path | None = None, environ: Mapping[str, str] = os.environ) -> Binary:
+def find_binary(explicit: Path | None = None) -> Binary:
     """Finds tritonserver: the path given, `TRITONSERVER`, `PATH`, then the nvidia-pytriton wheel.
 
     Args:
         explicit: The executable to take, whatever else is installed.
-        environ: Where `TRITONSERVER` and `PATH` are read from.
 
     Raises:
         BinaryNotFound: A path that was named is no executable file, or none was named and none is installed.
     """
     if explicit is not None:
         return _named(explicit, f"{explicit} is not an executable file")
-    if variable := environ.get(ENVIRONMENT_VARIABLE):
+    if variable := os.environ.get(ENVIRONMENT_VARIABLE):
         return _named(Path(variable), f"{ENVIRONMENT_VARIABLE}={variable} is not an executable file")
-    if on_path := shutil.which("tritonserver", path=environ.get("PATH", "")):
+    if on_path := shutil.which("tritonserver"):
         return Binary(Path(on_path).resolve())
     if (in_wheel := _wheel_binary()) is not None and os.access(in_wheel, os.X_OK):
         return Binary(in_wheel.resolve())

@@ -203,7 +203,7 @@ def _compare(repository: Path, *, serve_anyway: bool) -> None:
     print(visible(f"warning: {repository} is not what its {MANIFEST} says: {shown}"), file=sys.stderr, flush=True)
 
 
-def _serve(server: TritonServer, max_restarts: int, window_s: float, renewals: Renewals | None = None) -> None:
+def _serve(server: TritonServer, max_restarts: int, window_s: float, renewals: Renewals | None) -> None:
     """Says where the server is and what it serves, and waits; starts it again when a model has died or hangs.
 
     It does so for a renewed certificate, too, which counts as no restart.

@@ -49,14 +49,13 @@ class Tls:
         Raises:
             SettingError: Naming the file.
         """
-        for path in (self.certificate, self.key, self.client_ca):
-            if path is not None:
-                try:
-                    text = path.read_text(encoding="ascii")
-                except (OSError, ValueError) as error:
-                    raise SettingError(f"{path} can't be read ({error}); name a PEM file") from error
-                if "-----BEGIN" not in text:
-                    raise SettingError(f"{path} is no PEM file: it has no line that starts with -----BEGIN")
+        for path in filter(None, (self.certificate, self.key, self.client_ca)):
+            try:
+                text = path.read_text(encoding="ascii")
+            except (OSError, ValueError) as error:
+                raise SettingError(f"{path} can't be read ({error}); name a PEM file") from error
+            if "-----BEGIN" not in text:
+                raise SettingError(f"{path} is no PEM file: it has no line that starts with -----BEGIN")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             # With a password that none is, so that nobody is asked for one.

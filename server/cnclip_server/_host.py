@@ -8,7 +8,7 @@ import re
 import resource
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -136,12 +136,8 @@ def libpython_folder(libraries: Path | None) -> Path | None:
     )
 
 
-def environment(binary: Binary, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment in which the embedded tritonserver's Python stubs find our packages.
-
-    Args:
-        binary: The tritonserver to run.
-        environ: The environment to start from; what it sets wins over our defaults.
+def environment(binary: Binary) -> dict[str, str]:
+    """The environment in which the embedded tritonserver's Python stubs find our packages; what is set there wins.
 
     Raises:
         UnsupportedHost: No shared libpython of this version can be found.
@@ -153,12 +149,12 @@ def environment(binary: Binary, environ: Mapping[str, str] = os.environ) -> dict
         **_MALLOC,
         **_NO_TELEMETRY,
         **_UTF8,
-        **environ,
-        "PATH": _joined([Path(sys.executable).parent], environ.get("PATH")),
-        "LD_LIBRARY_PATH": _joined([libpython_folder(libraries), libraries], environ.get("LD_LIBRARY_PATH")),
+        **os.environ,
+        "PATH": _joined([Path(sys.executable).parent], os.environ.get("PATH")),
+        "LD_LIBRARY_PATH": _joined([libpython_folder(libraries), libraries], os.environ.get("LD_LIBRARY_PATH")),
         "PYTHONPATH": _joined(
             dict.fromkeys(Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")),
-            environ.get("PYTHONPATH"),
+            os.environ.get("PYTHONPATH"),
         ),
     }
 

@@ -141,8 +141,8 @@ class ModelWatch:
     def hear(
         self,
         counts: Mapping[tuple[str, str], Counts],
-        not_ready: Collection[str] = (),
-        answers: Callable[[str, str], bool] = lambda model, version: False,
+        not_ready: Collection[str],
+        answers: Callable[[str, str], bool],
     ) -> None:
         """Takes in what the server says of itself.
 

@@ -6,28 +6,33 @@ import io
 import json
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pytest
 import torch
 from cn_clip.clip import image_transform, tokenize
+from cnclip_bench import comparisons, costs
 from cnclip_bench._cli import app, main
 from cnclip_bench.alternatives import clip_as_service_executor, cn_clip_loop, transformers_model
-from cnclip_bench.costs import _timed
 from cnclip_bench.inputs import captions, images, repeated
 from cnclip_bench.int8 import Pair, read_pairs
 from cnclip_bench.jobs import RATE_WAYS, write_sources
 from cnclip_bench.jobs_child import InMemory
-from cnclip_bench.stats import Latency, in_turns, median_ratio
+from cnclip_bench.savings import has_padded_encoder
+from cnclip_bench.stats import Latency, median_ratio, timed_in_turns
 from cnclip_bench.subject import Subject, make_subject
 from cnclip_builder.arch import get_arch
 from cnclip_builder.checkpoint.load import load_checkpoint
 from cnclip_builder.checkpoint.towers import load_tower
+from cnclip_builder.export.files import onnx_name
 from cnclip_builder.parity.samples import sample_images
 from cnclip_client import ServerUnreachable
 from cnclip_client.sources import image_source
+from cnclip_pixels import usable_cores
 from cnclip_server import ServerError
 from PIL import Image
 from typer.testing import CliRunner
@@ -52,7 +57,7 @@ def test_turns_are_fair() -> None:
     ran: list[str] = []
     clock: Iterator[int] = iter(range(1000))
     jobs = {name: lambda name=name: ran.append(name) for name in "abc"}  # type: ignore[misc]
-    seconds = in_turns(jobs, 3, lambda: float(next(clock)))
+    seconds = timed_in_turns(jobs, 3, lambda: float(next(clock)))
     assert "".join(ran) == "abc" + "abc" + "cba" + "abc"
     assert seconds == {name: [1.0] * 3 for name in "abc"}
 
@@ -192,6 +197,8 @@ def test_pairs(tmp_path: Path) -> None:
     file = tmp_path / "pairs.tsv"
     file.write_text("file\tcaption\na.png\t一\na.png\t二\n")
     assert read_pairs(file) == [Pair(b"a", "一"), Pair(b"a", "二")]
+    file.write_text("file\tcaption\r\na.png\t一\x85二\r\na.png\t三\r\n", encoding="utf-8-sig", newline="")
+    assert read_pairs(file) == [Pair(b"a", "一\x85二"), Pair(b"a", "三")]  # a line ends where it does for spreadsheets
     for lines, message in (
         ("file\tcaption\na.png\t一\nb.png\t二\n", "line 3: write an image's file, a tab"),
         ("file\tcaption\na.png 一\n", "line 2: write an image's file, a tab"),
@@ -214,7 +221,7 @@ def test_building_beside_cn_clip(folder: Path) -> None:
 
 def test_a_build_that_fails_says_why(tmp_path: Path) -> None:
     script = "import sys; print('one'); sys.exit('no room for it')"
-    cost = _timed("RN50", "make repo", 1.0, [sys.executable, "-c", script], str(tmp_path))
+    cost = costs._timed("RN50", "make repo", 1.0, [sys.executable, "-c", script], str(tmp_path))
     assert cost.problem == "no room for it"
     assert cost.seconds > 0
 
@@ -314,6 +321,74 @@ def test_what_is_measured_is_built_for_this_machine(
     monkeypatch.setattr("cnclip_builder.build.build_repository", build)
     with pytest.raises(Built):
         make_subject("RN50", "random:0", folder / "new")
+
+
+def test_a_missing_tritonserver_is_told_before_a_build(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(request: Any) -> None:
+        pytest.fail("it was built")
+
+    monkeypatch.setattr("cnclip_builder.build.build_repository", build)
+    monkeypatch.setenv("TRITONSERVER", str(folder / "none"))
+    with pytest.raises(ServerError, match="TRITONSERVER=.*none is not an executable file"):
+        make_subject("RN50", "random:0", folder / "new")
+    with pytest.raises(pytest.fail.Exception, match="it was built"):  # which only reads what would be served
+        make_subject("RN50", "random:0", folder / "new", served=False)
+
+
+def test_a_process_decodes_in_as_many_threads_as_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int | None] = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers: int | None = None) -> None:
+            asked.append(workers)
+            super().__init__(workers)
+
+    subject = Mock(arch=Mock(resolution=32), items=lambda tower: [sample_images()["photo.jpg"]])
+    monkeypatch.setattr(comparisons, "ThreadPoolExecutor", Pool)
+    comparisons.served_over_in_process(subject, "image", 2, 1, Mock(), [2])
+    assert asked == [usable_cores()]
+
+
+def test_what_the_first_request_takes_is_no_stages_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+
+    class Client:
+        def encode_texts(self, items: list[str], batch_size: None) -> None:
+            nonlocal asked
+            asked += 1
+
+    def statistics(model: str) -> Any:
+        """Of two items a request, the first request taking a second, and a millisecond each later one."""
+        ns = 0 if asked == 0 else 1_000_000_000 + (asked - 1) * 1_000_000
+        took, none = Mock(ns=ns), Mock(ns=0)
+        times = Mock(queue=took, compute_input=none, compute_infer=took, compute_output=none)
+        return Mock(model_stats=[Mock(inference_count=2 * asked, inference_stats=times, batch_stats=[times])])
+
+    server = MagicMock()
+    server.return_value.__enter__.return_value.get_inference_statistics = statistics
+    monkeypatch.setattr("tritonclient.grpc.InferenceServerClient", server)
+    subject = Mock(items=lambda tower: ["a", "b"])
+    found = comparisons.stages(subject, "text", 2, "", Client())  # type: ignore[arg-type]
+    assert found == dict.fromkeys(found, 0.5)
+
+
+def test_padding_is_measured_where_all_runs_on_the_cpu(tmp_path: Path) -> None:
+    arch = get_arch(DEMO_ARCH)
+    subject = Subject(arch, Path(), tmp_path, tmp_path, "demo", [], [])
+    (tmp_path / onnx_name(arch, "text", "fp32")).touch()
+    (tmp_path / "demo-text-encoder").mkdir()
+    for kind in ("CPU", "GPU"):
+        config = f"instance_group [ {{ kind: KIND_{kind} }} ]"
+        (tmp_path / "demo-text-encoder/config.pbtxt").write_text(config)
+        assert has_padded_encoder(subject) == (kind == "CPU")
+
+
+def test_the_weights_of_a_build_are_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whatever a checkpoint's file holds beside them, as an optimizer's state, or in half their size."""
+    monkeypatch.setattr(costs, "_timed", lambda arch, what, weights_mib, command, folder: weights_mib)
+    weights = load_checkpoint(Path(DEMO_CHECKPOINT), get_arch(DEMO_ARCH)).state_dict.values()
+    expected = sum(one.numel() for one in weights) * 4 / 2**20
+    assert costs.build_costs(get_arch(DEMO_ARCH), DEMO_CHECKPOINT) == [pytest.approx(expected, rel=0.01)] * 2
 
 
 def test_jobs_from_each_source_beside_memory(folder: Path) -> None:

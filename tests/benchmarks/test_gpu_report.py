@@ -18,11 +18,11 @@ from cnclip_bench._cli import app, main
 from cnclip_bench.gpu_report import pytorch, steps
 from cnclip_bench.gpu_report.findings import Findings
 from cnclip_bench.gpu_report.in_process import who_ran
-from cnclip_bench.gpu_report.inputs import SIZES, jpegs, token_ids
+from cnclip_bench.gpu_report.inputs import BATCH_SIZES, SIZES, jpegs, token_ids
 from cnclip_bench.gpu_report.repositories import request_for
 from cnclip_bench.gpu_report.rows import Ceiling, Fact, Setup, Timing, Work
 from cnclip_bench.gpu_report.run import Step, run_step
-from cnclip_bench.gpu_report.timing import BATCH_SIZES, time_runs
+from cnclip_bench.gpu_report.timing import time_runs
 from cnclip_builder.arch import get_arch
 from cnclip_builder.checkpoint.load import load_checkpoint, make_meta_model
 from cnclip_builder.checkpoint.towers import load_tower
@@ -128,7 +128,7 @@ def test_what_is_sent() -> None:
 def test_the_modern_pytorch_has_the_same_features(tower: Any) -> None:
     arch = get_arch(str(DEMO / "demo.json"))
     module: Any = load_tower(load_checkpoint(DEMO / "clip_cn_demo.pt", arch), tower)
-    ids = torch.from_numpy(token_ids(2, 24, "int64"))
+    ids = torch.from_numpy(token_ids(2, 24)).long()
     ids[1, 10:] = 0  # padding
     rows = ids if tower == "text" else torch.rand(2, 3, arch.resolution, arch.resolution)
     with torch.inference_mode():

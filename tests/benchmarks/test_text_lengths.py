@@ -13,7 +13,7 @@ COSTS = text_lengths.Costs(batch_s=1e-3, token_s=1e-6, text_s=1e-5, pause_s=1e-3
 
 def simulate(captions: list[int], lengths: list[int], rows: int, under_way: int, together: bool = True) -> object:
     return text_lengths.simulate(
-        np.array(captions), lengths, rows=rows, under_way=under_way, together=together, costs=COSTS
+        np.array(captions), lengths, rows=rows, under_way=under_way, together=together, costs=COSTS, window=1
     )
 
 

@@ -84,6 +84,7 @@ def test_levels() -> None:
     assert (one.concurrency, one.batch_size, len(two.rounds_items_per_s)) == (1, 1, 2)
     assert two.items_per_s == pytest.approx(2 * sleeps[2].a_second(2), rel=0.25)
     assert two.latency.min_ms >= 20
+    assert two.items_per_s == pytest.approx(sum(two.rounds_items_per_s) / 2)  # of two the median, and not the better
 
 
 def test_settings_are_changed_and_nothing_else(repository: Path) -> None:

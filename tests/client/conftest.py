@@ -172,14 +172,15 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def _model(self, request: Any, context: Any) -> Model:
         self._admit(context)
-        model = self.models.get(request.name if hasattr(request, "name") else request.model_name)
+        asks_to_infer = hasattr(request, "model_name")
+        name = request.model_name if asks_to_infer else request.name
+        version = request.model_version if asks_to_infer else request.version
+        model = self.models.get(name)
         if model is None:
-            name = request.name if hasattr(request, "name") else request.model_name
             context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{name}' is not found")
         if model.state != "READY":
             message = f"Request for unknown model: '{model.name}' has no available versions"
             context.abort(grpc.StatusCode.NOT_FOUND, message)
-        version = request.version if hasattr(request, "version") else request.model_version
         if version in model.unloaded:
             message = f"Request for unknown model: '{model.name}' version {version} is not at ready state"
             context.abort(grpc.StatusCode.UNAVAILABLE, message)
@@ -303,7 +304,7 @@ def shared_triton() -> Iterator[FakeTriton]:
 
 @pytest.fixture(scope="session")
 def fake() -> Any:
-    """What tests need of this file, which `--import-mode=importlib` does not let them import."""
+    """What tests need of this file."""
 
     class Namespace:
         features_of = staticmethod(features_of)

@@ -59,7 +59,7 @@ class Running:
         self._socket = listening("127.0.0.1", 0)
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._server = server_of(app, settings)
+        self._server = server_of(app, settings, tls=None, verbose=False)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
         self._thread.start()
 

@@ -18,11 +18,13 @@ def _executable(path: Path, content: bytes = b"#!/bin/sh\n") -> Path:
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """One tritonserver in each of the four places."""
+    """One tritonserver in each of the four places, and an environment that has them."""
     wheel = tmp_path / "site" / "pytriton"
     spec = importlib.machinery.ModuleSpec("pytriton", None, is_package=True)
     spec.submodule_search_locations = [str(wheel)]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: spec if name == "pytriton" else None)
+    monkeypatch.setenv("TRITONSERVER", str(tmp_path / "variable" / "tritonserver"))
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
     return {
         "explicit": _executable(tmp_path / "explicit" / "tritonserver"),
         "variable": _executable(tmp_path / "variable" / "tritonserver"),
@@ -31,25 +33,29 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path
     }
 
 
-def test_search_order(installed: dict[str, Path]) -> None:
-    environ = {"TRITONSERVER": str(installed["variable"]), "PATH": str(installed["path"].parent)}
-    assert find_binary(installed["explicit"], environ).path == installed["explicit"]
-    assert find_binary(None, environ).path == installed["variable"]
-    del environ["TRITONSERVER"]
-    assert find_binary(None, environ).path == installed["path"]
-    assert find_binary(None, {"PATH": ""}).path == installed["wheel"]
+def test_search_order(installed: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_binary(installed["explicit"]).path == installed["explicit"]
+    assert find_binary().path == installed["variable"]
+    monkeypatch.delenv("TRITONSERVER")
+    assert find_binary().path == installed["path"]
+    monkeypatch.setenv("PATH", "")
+    assert find_binary().path == installed["wheel"]
 
 
 def test_the_wheel_is_not_imported(installed: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "pytriton", raising=False)
-    find_binary(None, {"PATH": ""})
+    monkeypatch.delenv("TRITONSERVER")
+    monkeypatch.setenv("PATH", "")
+    find_binary()
     assert "pytriton" not in sys.modules
 
 
 def test_nothing_installed_names_every_way_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.delenv("TRITONSERVER", raising=False)
+    monkeypatch.setenv("PATH", "")
     with pytest.raises(BinaryNotFound) as raised:
-        find_binary(None, {"PATH": ""})
+        find_binary()
     for way in ("pip install --no-deps nvidia-pytriton", "TRITONSERVER=", "NVIDIA's container"):
         assert way in str(raised.value)
 
@@ -57,10 +63,10 @@ def test_nothing_installed_names_every_way_round(monkeypatch: pytest.MonkeyPatch
 def test_a_named_binary_is_not_replaced_by_another(installed: dict[str, Path], tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     with pytest.raises(BinaryNotFound, match="missing is not an executable file"):
-        find_binary(missing, {"PATH": str(installed["path"].parent)})
+        find_binary(missing)
     installed["variable"].chmod(0o644)
     with pytest.raises(BinaryNotFound, match=r"TRITONSERVER=.*not an executable file"):
-        find_binary(None, {"TRITONSERVER": str(installed["variable"]), "PATH": str(installed["path"].parent)})
+        find_binary()
 
 
 def test_links_are_followed_to_the_backends(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def watch() -> ModelWatch:
 
 def hear(watch: ModelWatch, seconds: float, **counts: int) -> dict[str, str]:
     watch._clock.now += seconds  # type: ignore[attr-defined]
-    watch.hear({("m", "1"): Counts(**counts)})
+    watch.hear({("m", "1"): Counts(**counts)}, (), lambda model, version: False)
     return watch.look()
 
 
@@ -120,7 +120,7 @@ def test_requests_without_sense_are_no_trouble(watch: ModelWatch) -> None:
 def test_not_ready_once_is_a_reload(watch: ModelWatch) -> None:
     def ask(seconds: float, *not_ready: str) -> dict[str, str]:
         watch._clock.now += seconds  # type: ignore[attr-defined]
-        watch.hear({}, not_ready)
+        watch.hear({}, not_ready, lambda model, version: False)
         return watch.look()
 
     assert ask(3, "m") == {}
@@ -235,10 +235,10 @@ class FakeServer:
 def test_restarts_count_within_a_time(capsys: pytest.CaptureFixture[str]) -> None:
     often: Any = FakeServer(looks=50)
     with pytest.raises(ServerError, match=r"m is ill; gave up after 3 restarts \(--max-restarts\) within 60 s"):
-        _serve(often, 3, 60)
+        _serve(often, 3, 60, None)
     assert often.restarts == 3
     seldom: Any = FakeServer(looks=50)
     with pytest.raises(ServerError, match="ended by itself"):
-        _serve(seldom, 3, 0.03)
+        _serve(seldom, 3, 0.03, None)
     assert seldom.restarts == 50
     assert "restarting the server (1 of 3)" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from cnclip_builder.tensors import TOWERS
 
 from cnclip_bench._cli._options import (
     OUTPUT,
@@ -16,6 +17,7 @@ from cnclip_bench._cli._options import (
     RoundsOption,
     of_a_subject,
 )
+from cnclip_bench.inputs import count_of
 from cnclip_bench.stats import rates_of, served_ratios
 from cnclip_bench.subject import serving
 
@@ -45,13 +47,11 @@ def compare(
     from cnclip_bench import alternatives
     from cnclip_bench.output import show_ratios
 
-    subject = asked.subject()
+    subject, counts = asked.subject(), {tower: count_of(tower, items) for tower in TOWERS}
     with serving(subject) as (_, client):
-        timings, left_out = alternatives.compare(
-            subject, client, {"image": items, "text": 4 * items}, rounds, batch_size, clip_as_service
-        )
+        timings, left_out = alternatives.compare(subject, client, counts, rounds, batch_size, clip_as_service)
     for tower, found in timings.items():
-        count = items if tower == "image" else 4 * items
+        count = counts[tower]
         rates = rates_of(found, count)
         ratios = served_ratios(rates)
         title = f"{subject.arch.name}, {tower}s a second, encoded {tower}s to features"

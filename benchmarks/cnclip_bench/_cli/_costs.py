@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Annotated
 
 import typer
+from cnclip_builder.tensors import TOWERS
 
 from cnclip_bench._cli._options import (
     OUTPUT,
     RANDOM,
     REPOSITORY,
-    TOWERS,
     ArchOption,
     CheckpointOption,
     NameOption,
@@ -82,17 +83,17 @@ def startup(
     from cnclip_bench.output import Panel, show_rows, write_curves
 
     found = [start_up(make_subject(arch, checkpoint, repository), rounds) for arch in archs]
-    medians = [sorted(one.seconds)[len(one.seconds) // 2] for one in found]
+    medians = [median(one.seconds) for one in found]
     rows = [
-        (one.arch, f"{one.weights_mib:.0f}", f"{median:.1f}", f"{one.idle_mib:.0f}")
-        for one, median in zip(found, medians, strict=True)
+        (one.arch, f"{one.weights_mib:.0f}", f"{middle:.1f}", f"{one.idle_mib:.0f}")
+        for one, middle in zip(found, medians, strict=True)
     ]
     show_rows("Until a server is ready", ("arch", "MiB of weights", "seconds", "MiB of memory"), rows)
     panels = [
         Panel(
             "MiB of weights",
             "seconds until ready",
-            {"start": sorted((one.weights_mib, median) for one, median in zip(found, medians, strict=True))},
+            {"start": sorted((one.weights_mib, middle) for one, middle in zip(found, medians, strict=True))},
         ),
         Panel("MiB of weights", "MiB of memory", {"idle": sorted((one.weights_mib, one.idle_mib) for one in found)}),
     ]

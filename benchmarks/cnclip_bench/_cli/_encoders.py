@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from cnclip_builder.tensors import TOWERS
 
 from cnclip_bench._cli._options import (
     OUTPUT,
     RANDOM,
-    TOWERS,
     ArchOption,
     Asked,
     BatchOption,
@@ -22,6 +22,7 @@ from cnclip_bench._cli._options import (
     RoundsOption,
     of_a_subject,
 )
+from cnclip_bench.inputs import count_of
 from cnclip_bench.stats import Latency, median_ratio, rates_of, served_ratios
 from cnclip_bench.subject import make_subject, serving
 
@@ -74,7 +75,7 @@ def served(
     sizes = sorted(set(batch_size))
     with serving(subject) as (_, client):
         for tower in TOWERS:
-            count = items if tower == "image" else 4 * items
+            count = count_of(tower, items)
             timings = comparisons.served_over_in_process(subject, tower, count, rounds, client, sizes)
             rates = rates_of(timings, count)
             ratios = served_ratios(rates)
@@ -108,10 +109,10 @@ def stages(
     from cnclip_bench.output import show_values, write
 
     subject = asked.subject()
-    with serving(subject) as (url, client):
+    with serving(subject) as (server, client):
         for tower in TOWERS:
-            count = items if tower == "image" else 4 * items
-            taken = comparisons.stages(subject, tower, count, url, client)
+            count = count_of(tower, items)
+            taken = comparisons.stages(subject, tower, count, server.grpc_url, client)
             title = f"{subject.arch.name}, ms {'an image' if tower == 'image' else 'a text'}"
             show_values(title, {name: f"{value:.2f}" for name, value in taken.items()})
             write(output, f"stages-{tower}", title, taken, taken, "ms an item")
@@ -153,7 +154,7 @@ def tokenize(
     from cnclip_bench import comparisons
 
     subject = make_subject("ViT-B-16", RANDOM, captions=captions)
-    _beside_cn_clip("tokenize", "texts", comparisons.tokenizing(subject, rounds, 2000), 2000, output)
+    _beside_cn_clip("tokenize", "texts", comparisons.tokenizing(subject, 2000, rounds), 2000, output)
 
 
 def _beside_cn_clip(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from cnclip_builder.tensors import TOWERS
 
-from cnclip_bench._cli._options import OUTPUT, TOWERS, Asked, OutputOption, RoundsOption, TowerOption, of_a_subject
+from cnclip_bench._cli._options import OUTPUT, Asked, OutputOption, RoundsOption, TowerOption, of_a_subject
 from cnclip_bench.subject import serving
 
 
@@ -29,7 +30,7 @@ def gateway(
     from cnclip_bench.output import show_latencies, show_ratios
 
     subject = asked.subject()
-    with serving(subject) as (url, client), running(url, subject.name) as port:
+    with serving(subject) as (server, client), running(server.grpc_url, subject.name) as port:
         for one in [tower] if tower else TOWERS:
             found = compare(port, client, subject.name, one, subject.items(one), concurrency, seconds, rounds, singles)
             title = f"{subject.arch.name}, single {one}s, {concurrency} at once"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -45,22 +46,20 @@ def jobs(
     Example:
       cnclip-bench jobs --items 1000
     """
-    from cnclip_bench import inputs
     from cnclip_bench import jobs as measured
-    from cnclip_bench.output import show_ratios, show_rows, write_json
+    from cnclip_bench.output import show_ratios
 
     unknown = set(source or ()) - set(measured.RATE_WAYS)
     if unknown:
         raise ValueError(f"there is no source {', '.join(sorted(unknown))}; they are {', '.join(measured.RATE_WAYS)}")
     ways = [way for way in measured.RATE_WAYS if not source or way in source]
     subject = asked.subject()
-    images = inputs.images(asked.images, subject.arch.resolution)
     with tempfile.TemporaryDirectory(prefix="jobs-", dir=work) as folder:
-        there = measured.write_sources(Path(folder) / "sources", images, items, ways)
+        there = measured.write_sources(Path(folder) / "sources", subject.images, items, ways)
         remote = {way: path for way, path in there.items() if f"s3 {way}" in ways}
-        with measured.local_s3(Path(folder), remote) as far, serving(subject) as (url, _):
+        with measured.local_s3(Path(folder), remote) as far, serving(subject) as (server, _):
             sources = {**{way: path for way, path in there.items() if way in ways}, **far}
-            found = measured.rates(url, sources, images, items, rounds, Path(folder))
+            found = measured.rates(server.grpc_url, sources, subject.images, items, rounds, Path(folder))
     ratios = {way: median_ratio(rates, found["memory"]) for way, rates in found.items() if way != "memory"}
     left_out = {way: "moto, s3fs or lmdb is not installed" for way in ways if way not in found}
     show_ratios(
@@ -76,18 +75,24 @@ def jobs(
         left_out=left_out,
     )
     if memory_items:
-        peaks: dict[str, dict[int, float]] = {}
-        small = sorted(images, key=len)[:1]
-        for count in sorted(memory_items):
-            with tempfile.TemporaryDirectory(prefix="jobs-", dir=work) as folder:
-                ways = [way for way in measured.MEMORY_WAYS if not source or way in source]
-                there = measured.write_sources(Path(folder) / "sources", small, count, ways)
-                for way, mib in measured.peaks(there, Path(folder)).items():
-                    peaks.setdefault(way, {})[count] = mib
-        counts = sorted(memory_items)
-        rows = [
-            (way, *(f"{by_count[count]:.0f}" for count in counts), f"{by_count[counts[-1]] - by_count[counts[0]]:+.1f}")
-            for way, by_count in peaks.items()
-        ]
-        show_rows("Peak memory of the client, MiB", ("", *(f"{count:,} items" for count in counts), "more"), rows)
-        write_json(output / "jobs-memory.json", "Peak memory of the client, MiB", peaks)
+        ways = [way for way in measured.MEMORY_WAYS if not source or way in source]
+        _memory(sorted(memory_items), ways, min(subject.images, key=len), work, output)
+
+
+def _memory(counts: Sequence[int], ways: Sequence[str], image: bytes, work: Path | None, output: Path) -> None:
+    """Measures the client's memory at each number of items, all of one image."""
+    from cnclip_bench import jobs as measured
+    from cnclip_bench.output import show_rows, write_json
+
+    peaks: dict[str, dict[int, float]] = {}
+    for count in counts:
+        with tempfile.TemporaryDirectory(prefix="jobs-", dir=work) as folder:
+            there = measured.write_sources(Path(folder) / "sources", [image], count, ways)
+            for way, mib in measured.peaks(there, Path(folder)).items():
+                peaks.setdefault(way, {})[count] = mib
+    rows = [
+        (way, *(f"{by_count[count]:.0f}" for count in counts), f"{by_count[counts[-1]] - by_count[counts[0]]:+.1f}")
+        for way, by_count in peaks.items()
+    ]
+    show_rows("Peak memory of the client, MiB", ("", *(f"{count:,} items" for count in counts), "more"), rows)
+    write_json(output / "jobs-memory.json", "Peak memory of the client, MiB", peaks)

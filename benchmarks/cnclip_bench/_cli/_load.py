@@ -5,28 +5,27 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from cnclip_builder.tensors import TOWERS, Tower
 
 from cnclip_bench._cli._options import (
     OUTPUT,
-    TOWERS,
     Asked,
     OutputOption,
     RoundsOption,
-    Tower,
     TowerOption,
     of_a_subject,
 )
 from cnclip_bench.subject import Subject, serving
 
 if TYPE_CHECKING:
-    from cnclip_bench.load import Sustained
     from cnclip_bench.serving_settings import Settings
-    from cnclip_bench.tuning import Served
+    from cnclip_bench.tuning import Comparison, Served
 
 SecondsOption = Annotated[float, typer.Option(min=0.1, help="How long a load is kept up in a round, at least.")]
 
@@ -69,10 +68,9 @@ def throughput(
             ]
             show_rows(title, ("requests at once", "batch", f"{tower}s a second", "median ms", "p95", "p99"), rows)
             sizes = sorted(set(batch_size))
-            rates = {f"batch {s}": [(o.concurrency, o.items_per_s) for o in found if o.batch_size == s] for s in sizes}
-            waits = {
-                f"batch {s}": [(o.concurrency, o.latency.p95_ms) for o in found if o.batch_size == s] for s in sizes
-            }
+            of_sizes = {f"batch {size}": [one for one in found if one.batch_size == size] for size in sizes}
+            rates = {size: [(one.concurrency, one.items_per_s) for one in ones] for size, ones in of_sizes.items()}
+            waits = {size: [(one.concurrency, one.latency.p95_ms) for one in ones] for size, ones in of_sizes.items()}
             panels = [
                 Panel("requests at once", f"{tower}s a second", rates),
                 Panel("requests at once", "95th percentile of latency, ms", waits),
@@ -110,7 +108,7 @@ def tune(
 
     from cnclip_bench.output import write
     from cnclip_bench.serving_settings import read_settings, remember_settings, write_settings
-    from cnclip_bench.tuning import Comparison, Goal, coordinates
+    from cnclip_bench.tuning import Goal, coordinates
     from cnclip_bench.tuning import tune as search
 
     subject, repository = asked.subject(), asked.repository
@@ -120,9 +118,8 @@ def tune(
         typer.echo(f"{subject.name} {one}: {start}")
 
         def report(trial: Comparison, won: bool, start: Settings = start) -> None:
-            shown = ", ".join(f"{key}={value}" for key, value in trial.settings.changes_from(start).items())
             verdict = trial.problem or f"{1 + trial.gain:.3f} times, p95 {trial.p95_ms[1]:.0f} ms"
-            typer.echo(f"  {shown or 'the start'}: {verdict}{'; kept' if won else ''}")
+            typer.echo(f"  {_changes(trial, start) or 'the start'}: {verdict}{'; kept' if won else ''}")
 
         found = search(
             lambda settings, one=one: _serving_with(subject, one, settings, concurrency, batch_size, seconds),  # type: ignore[misc]
@@ -141,13 +138,13 @@ def tune(
                 write_settings(repository, subject.name, one, found.best)
                 remember_settings(repository, subject.name, one, changes)
                 typer.echo(f"  written to the configs and the manifest in {repository}; a later `make repo` keeps it")
-        bars = {
-            ", ".join(f"{key}={value}" for key, value in trial.settings.changes_from(start).items()): 1 + trial.gain
-            for trial in found.trials
-            if not trial.problem
-        }
+        bars = {_changes(trial, start): 1 + trial.gain for trial in found.trials if not trial.problem}
         title = f"{subject.arch.name}, {one}s: rate over the best before"
         write(output, f"tune-{one}", title, found, bars, "times")
+
+
+def _changes(trial: Comparison, start: Settings) -> str:
+    return ", ".join(f"{key}={value}" for key, value in trial.settings.changes_from(start).items())
 
 
 @contextmanager
@@ -160,8 +157,7 @@ def _serving_with(
         ValueError: They can't be written, or do not take the load.
         RuntimeError: They can't be served.
     """
-    from cnclip_client import Client
-    from cnclip_server import ServerError, TritonServer
+    from cnclip_server import ServerError
 
     from cnclip_bench.load import run_load
     from cnclip_bench.requests import to_ensemble
@@ -172,19 +168,10 @@ def _serving_with(
     with tempfile.TemporaryDirectory(prefix="cnclip-tune-") as folder:
         copy_ensemble(subject.repository, subject.name, tower, Path(folder))
         write_settings(Path(folder), subject.name, tower, settings)
-        server = TritonServer(Path(folder), grpc_port=0, http_port=0, metrics_port=0)
         try:
-            server.start()
-        except ServerError as error:
-            raise RuntimeError(str(error)) from error
-        try:
-            with Client(server.grpc_url, model=subject.name) as client:
+            with serving(replace(subject, repository=Path(folder))) as (_, client):
                 rows = batch_size or min(client.info.preferred_batch_size or 8, settings.max_batch_size)
                 request = to_ensemble(client, tower, subject.items(tower), rows)
-
-                def load() -> Sustained:
-                    return run_load(request, concurrency, seconds, rows)
-
-                yield load
-        finally:
-            server.stop()
+                yield partial(run_load, request, concurrency, seconds, rows)
+        except ServerError as error:
+            raise RuntimeError(str(error)) from error

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+from cnclip_builder.tensors import Tower
 from cnclip_console import gives_options, option
 
 from cnclip_bench.subject import OWN_REPOSITORY, Subject, make_subject
-
-Tower = Literal["image", "text"]
-TOWERS: tuple[Tower, ...] = ("image", "text")
 
 # The heading under which help shows these.
 _MEASURED = "What is measured"
@@ -64,8 +62,8 @@ class Asked:
     images: ImagesOption = None
     captions: CaptionsOption = None
 
-    def subject(self) -> Subject:
-        """Returns it, made and read. Raises as `make_subject` does."""
+    def subject(self, *, served: bool = True) -> Subject:
+        """Returns it, made and read; `served` is, and it raises, as `make_subject` has it."""
         return make_subject(
             self.arch,
             self.checkpoint,
@@ -73,6 +71,7 @@ class Asked:
             name=self.name,
             images=self.images,
             captions=self.captions,
+            served=served,
         )
 
 

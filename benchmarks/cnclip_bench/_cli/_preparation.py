@@ -6,11 +6,11 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
+from cnclip_builder.tensors import TOWERS
 from cnclip_console import option
 
 from cnclip_bench._cli._options import (
     OUTPUT,
-    TOWERS,
     Asked,
     ItemsOption,
     OutputOption,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from cnclip_builder.tensors import TOWERS
 
 from cnclip_bench._cli._options import (
     OUTPUT,
     RANDOM,
-    TOWERS,
     ArchOption,
     Asked,
     CaptionsOption,
@@ -20,6 +21,7 @@ from cnclip_bench._cli._options import (
     RoundsOption,
     of_a_subject,
 )
+from cnclip_bench.inputs import count_of
 from cnclip_bench.stats import median_ratio
 from cnclip_bench.subject import make_subject
 
@@ -43,21 +45,24 @@ def savings(
     from cnclip_bench import savings as measured
     from cnclip_bench.output import Panel, show_rows, write_curves
 
-    subject = asked.subject()
+    subject = asked.subject(served=False)
     arch_name = subject.arch.name
     if measured.has_padded_encoder(subject):
         _show("savings-padding", f"{arch_name}, 16 texts", measured.padding(subject, 16, rounds), 16, output)
     else:
-        typer.echo("Padding is left out: it needs the ONNX files that are built where no --repository is named.")
+        typer.echo(
+            "Padding is left out: it needs the ONNX files that are built where no --repository is named, and a server "
+            "on the CPU, where they run."
+        )
     for tower in TOWERS:
         timings = measured.last_block(subject, tower, 4, rounds)
         _show(f"savings-last-block-{tower}", f"{arch_name}, 4 {tower}s in PyTorch", timings, 4, output)
     curves, figures = {}, {}
     for tower in TOWERS:
-        items = 16 if tower == "image" else 64
+        items = count_of(tower, 16)
         timings = measured.batch_sizes(subject, tower, _SIZES[tower], items, rounds)
         figures[tower] = {size: [1000 * one / items for one in seconds] for size, seconds in timings.items()}
-        curves[tower] = [(int(size), sorted(ms)[len(ms) // 2]) for size, ms in figures[tower].items()]
+        curves[tower] = [(int(size), median(ms)) for size, ms in figures[tower].items()]
         title = f"{arch_name}, {tower}s in the served encoder's session"
         show_rows(title, ("batch", f"ms {_a(tower)}"), [(str(size), f"{ms:.1f}") for size, ms in curves[tower]])
     panels = [Panel("batch", f"ms {_a(tower)}", {tower: points}) for tower, points in curves.items()]

@@ -12,7 +12,7 @@ from cnclip_bench.gpu_report.inputs import SIZES, jpegs
 from cnclip_bench.gpu_report.memory import Meter
 from cnclip_bench.gpu_report.repositories import subject_of
 from cnclip_bench.gpu_report.rows import Fact, PassedOver, Rate, Report, Setup, Verified
-from cnclip_bench.gpu_report.served import told
+from cnclip_bench.gpu_report.served import measure_load, told
 from cnclip_bench.inputs import repeated
 from cnclip_bench.load import run_load
 from cnclip_bench.requests import to_ensemble
@@ -87,18 +87,15 @@ def load_card(setup: Setup, report: Report) -> None:
 
     subject = replace(subject_of(setup, "onnxruntime"), repository=setup.repository(_WAY))
     meter = Meter(setup.gpu)
-    with serving(subject) as (url, client):
+    with serving(subject) as (server, client):
         meter.tell(report, _WAY, "server, ready")
         for name, size in SIZES.items():
             photographs = jpegs(size)
             for items, at_once in _LOADS:
                 request = to_ensemble(client, "image", photographs, items)
-                sustained = run_load(request, at_once, setup.seconds, items)
-                took = Latency.of(name, sustained.waits_s)
-                what = told(name, photographs)
-                report(Rate(_WAY, "image", what, items, at_once, sustained.items_per_s, took.median_ms, took.p95_ms))
+                measure_load(setup, report, _WAY, told(name, photographs), "image", request, items, at_once)
         meter.tell(report, _WAY, "server, after these loads")
-        found = verify_server(url, subject.name, Reference(subject.checkpoint, subject.arch))
+        found = verify_server(server.grpc_url, subject.name, Reference(subject.checkpoint, subject.arch))
         if (card := found.card_decoding) is not None:
             distances = (card.cosine_distance, CARD_TOLERANCE.cosine_distance)
             centred = (card.centred_distance, CARD_TOLERANCE.centred_distance)
@@ -109,6 +106,7 @@ def load_card(setup: Setup, report: Report) -> None:
 def _measure(
     setup: Setup, report: Report, what: str, decode: Callable[[Sequence[bytes]], object], images: Sequence[bytes]
 ) -> None:
+    decode(images)  # the first of a size takes memory, and compiles
     began, asked = time.process_time(), 0
 
     def request() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from cnclip_bench.gpu_report.inputs import LENGTHS
 from cnclip_bench.gpu_report.rows import Ceiling, Report, Setup, Work
 from cnclip_bench.gpu_report.timing import time_runs
 
-__all__ = ["LENGTHS", "measure_ceiling"]
-
-LENGTHS = (24, 40, 52)
-"""Tokens of the texts that are measured: a long caption, and the two lengths to which a GPU's texts are padded."""
+__all__ = ["measure_ceiling"]
 
 _SIDES = {True: 8192, False: 1024}
 

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cnclip_bench.gpu_report.rows import Ceiling, Fact, Memory, Rate, Row, Setup, Timing, Tower, Verified, Work
+from cnclip_builder.tensors import Tower
+
+from cnclip_bench.gpu_report.rows import Ceiling, Fact, Memory, Rate, Row, Setup, Timing, Verified, Work
 from cnclip_bench.gpu_report.run import Outcome
 from cnclip_bench.output import write_json
 
@@ -70,7 +72,7 @@ class Findings:
             "steps": [asdict(outcome) for outcome in self.outcomes],
         }
         for name, kind in _SECTIONS:
-            figures[name] = [self._as_dict(row) for row in self.rows if isinstance(row, kind)]
+            figures[name] = [self._as_dict(row) for row in self.of(kind)]
         write_json(data, self.title, figures, self.conditions)
         page.write_text(render(self), encoding="utf-8")
         return page, data

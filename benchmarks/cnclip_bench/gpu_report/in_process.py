@@ -8,16 +8,16 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cnclip_bench.gpu_report.ceiling import LENGTHS
-from cnclip_bench.gpu_report.inputs import pixels, token_ids
+from cnclip_builder.tensors import TOWERS, Tower
+
+from cnclip_bench.gpu_report.inputs import batches
 from cnclip_bench.gpu_report.memory import Meter
 from cnclip_bench.gpu_report.repositories import subject_of
-from cnclip_bench.gpu_report.rows import Fact, Report, Setup, Timing, Tower
-from cnclip_bench.gpu_report.timing import BATCH_SIZES, time_runs
+from cnclip_bench.gpu_report.rows import Fact, Report, Setup, Timing
+from cnclip_bench.gpu_report.timing import time_runs
 from cnclip_bench.subject import read_config
 
 __all__ = ["time_images_in_onnxruntime", "time_plans", "time_texts_in_onnxruntime", "who_ran"]
@@ -35,24 +35,29 @@ def time_texts_in_onnxruntime(setup: Setup, report: Report) -> None:
 
 def _time_onnxruntime(setup: Setup, report: Report, tower: Tower) -> None:
     import onnxruntime
+    from cnclip_server._backends import STAND_IN
+
+    # As Triton has it for the stub; its modules import each other by their bare names.
+    sys.path.insert(0, str(STAND_IN))
+    from cnclip_server.backends.onnxruntime.cnclip_ort_session import open_session
 
     subject = subject_of(setup, "onnxruntime")
     meter = Meter(setup.gpu)
-    model, file = subject.repository / f"{subject.name}-{tower}-encoder", subject.served_file(tower)
-    session = _open_as_served(model, file)
+    file = subject.served_file(tower)
+    config, kind = _config(subject.repository / f"{subject.name}-{tower}-encoder")
+    session = open_session(config, file, kind=kind, device_id=0)
     meter.tell(report, "ONNX Runtime", f"{tower} encoder, loaded")
     device = "cuda" if setup.gpu else "cpu"
     (tensor,) = session.get_inputs()
-    for length, batch_size in product((0,) if tower == "image" else LENGTHS, BATCH_SIZES[tower]):
-        rows = token_ids(batch_size, length) if length else pixels(batch_size, subject.arch.resolution)
+    for length, rows in batches(tower, subject.arch.resolution):
         binding, value = session.io_binding(), onnxruntime.OrtValue.ortvalue_from_numpy(rows, device, 0)
         binding.bind_ortvalue_input(tensor.name, value)
         for output in session.get_outputs():
             binding.bind_output(output.name, device, 0)
         first, ms = time_runs(partial(session.run_with_iobinding, binding), setup.seconds)
-        report(Timing("ONNX Runtime", tower, batch_size, length, first, ms))
+        report(Timing("ONNX Runtime", tower, len(rows), length, first, ms))
     meter.tell(report, "ONNX Runtime", f"{tower} encoder, after these batches")
-    report(Fact(f"{tower} encoder's nodes", who_ran(_profile(model, file, {tensor.name: rows}))))
+    report(Fact(f"{tower} encoder's nodes", who_ran(_profile(config, kind, file, {tensor.name: rows}))))
 
 
 def who_ran(events: Iterable[Mapping[str, Any]]) -> str:
@@ -80,12 +85,11 @@ def who_ran(events: Iterable[Mapping[str, Any]]) -> str:
     return "; ".join([*told, f"{copies} copies between them"])
 
 
-def _profile(model: Path, file: Path, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _profile(config: dict[str, Any], kind: str, file: Path, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What ONNX Runtime tells of one run of a served file."""
     import onnxruntime
     from cnclip_server.backends.onnxruntime.cnclip_ort_session import execution_providers, session_options
 
-    config, kind = _config(model)
     options = session_options(config)
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
@@ -95,22 +99,6 @@ def _profile(model: Path, file: Path, inputs: Mapping[str, Any]) -> list[dict[st
         session.run(None, inputs)
         events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     return events
-
-
-def _open_as_served(model: Path, file: Path) -> Any:
-    """Opens a session as the server's stand-in backend does, by the model's config.
-
-    Raises:
-        LoadError: It would not run where it is served; of the stand-in.
-    """
-    from cnclip_server._backends import STAND_IN
-
-    # As Triton has it for the stub; its modules import each other by their bare names.
-    sys.path.insert(0, str(STAND_IN))
-    from cnclip_server.backends.onnxruntime.cnclip_ort_session import open_session
-
-    config, kind = _config(model)
-    return open_session(config, file, kind=kind, device_id=0)
 
 
 def _config(model: Path) -> tuple[dict[str, Any], str]:
@@ -133,14 +121,12 @@ def time_plans(setup: Setup, report: Report) -> None:
 
     require_cuda_runtime()
     tensorrt, subject = load_tensorrt(), subject_of(setup, "tensorrt")
-    towers: tuple[Tower, ...] = ("image", "text")
-    for tower in towers:
+    for tower in TOWERS:
         meter = Meter(setup.gpu)
         with tensorrt.open_on_device(subject.served_file(tower).read_bytes()) as lay:
             meter.tell(report, "TensorRT", f"{tower} plan, loaded")
             most = read_config(subject.repository / f"{subject.name}-{tower}-encoder").max_batch_size
-            sizes = [size for size in BATCH_SIZES[tower] if size <= most]
-            for length, batch_size in product((0,) if tower == "image" else LENGTHS, sizes):
-                rows = token_ids(batch_size, length) if length else pixels(batch_size, subject.arch.resolution)
-                first, ms = time_runs(lay(0, rows), setup.seconds)
-                report(Timing("TensorRT", tower, batch_size, length, first, ms))
+            for length, rows in batches(tower, subject.arch.resolution):
+                if len(rows) <= most:
+                    first, ms = time_runs(lay(0, rows), setup.seconds)
+                    report(Timing("TensorRT", tower, len(rows), length, first, ms))

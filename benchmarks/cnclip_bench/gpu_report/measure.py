@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 from cnclip_bench.gpu_report.findings import Findings
 from cnclip_bench.gpu_report.installed import MEASURED_CARD, library_folders
@@ -38,7 +38,7 @@ def measure(setup: Setup, name: str, seconds: float, output: Path, say: Callable
         findings.rows.append(row)
         findings.write(output)
 
-    with _environment():
+    with mock.patch.dict(os.environ, _environment()):
         for number, step in enumerate(STEPS, start=1):
             elapsed = time.monotonic() - began
             say(f"{number} of {len(STEPS)}, after {elapsed:.0f} s: {step.name}")
@@ -55,18 +55,14 @@ def measure(setup: Setup, name: str, seconds: float, output: Path, say: Callable
     return findings
 
 
-@contextmanager
-def _environment() -> Iterator[None]:
+def _environment() -> dict[str, str]:
     """What processes get that are started meanwhile, and the servers that they start."""
-    before = dict(os.environ)
     # ONNX Runtime and TensorRT do not look into all of pip's wheels themselves.
     folders = [*os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep), *library_folders()]
-    os.environ["LD_LIBRARY_PATH"] = os.pathsep.join(folder for folder in folders if folder)
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    # Or torch's threads spin while they wait for each other: on two busy cores that made its step four times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    return {
+        "ORT_DISABLE_TELEMETRY": "1",
+        # Or torch's threads spin while they wait for each other: on two busy cores its step took four times as long.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        **os.environ,
+        "LD_LIBRARY_PATH": os.pathsep.join(folder for folder in folders if folder),
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from cnclip_bench.gpu_report.rows import Memory, Report
-from cnclip_bench.process_memory import proportional_mib
+from cnclip_bench.processes import proportional_mib
 
 __all__ = ["Meter"]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from cnclip_bench.gpu_report.ceiling import LENGTHS
-from cnclip_bench.gpu_report.rows import Ceiling, Fact, Memory, Rate, Tower, Verified, Work
-from cnclip_bench.gpu_report.timing import BATCH_SIZES
+from cnclip_builder.tensors import Tower
+
+from cnclip_bench.gpu_report.inputs import BATCH_SIZES, LENGTHS
+from cnclip_bench.gpu_report.rows import Ceiling, Fact, Memory, Rate, Verified, Work
 
 if TYPE_CHECKING:
     from cnclip_bench.gpu_report.findings import Findings

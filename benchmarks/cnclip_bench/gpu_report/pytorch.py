@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812  # as torch's own documentation has it
+from cnclip_builder.tensors import TOWERS, Tower
 
-from cnclip_bench.gpu_report.ceiling import LENGTHS
-from cnclip_bench.gpu_report.inputs import pixels, token_ids
-from cnclip_bench.gpu_report.rows import Report, Setup, Timing, Tower
-from cnclip_bench.gpu_report.timing import BATCH_SIZES, time_runs
-from cnclip_bench.subject import FOLDER
+from cnclip_bench.gpu_report.inputs import batches
+from cnclip_bench.gpu_report.rows import Report, Setup, Timing
+from cnclip_bench.gpu_report.timing import time_runs
+from cnclip_bench.subject import checkpoint_file
 
 __all__ = ["modernise", "time_pytorch"]
 
@@ -28,15 +30,12 @@ def time_pytorch(setup: Setup, report: Report) -> None:
     from cn_clip.clip.model import convert_weights
     from cnclip_builder.arch import get_arch
     from cnclip_builder.checkpoint.load import load_checkpoint
-    from cnclip_builder.checkpoint.sources import fetch_checkpoint
     from cnclip_builder.checkpoint.towers import load_tower
 
     arch = get_arch(setup.arch)
-    file = fetch_checkpoint(setup.checkpoint, arch, FOLDER / "checkpoints", "huggingface")
-    checkpoint = load_checkpoint(file.path, arch)
+    checkpoint = load_checkpoint(checkpoint_file(setup.checkpoint, arch), arch)
     device, dtype = ("cuda", torch.float16) if setup.gpu else ("cpu", torch.float32)
-    towers: tuple[Tower, ...] = ("image", "text")
-    for tower in towers:
+    for tower in TOWERS:
         module: Any = load_tower(checkpoint, tower)
         if setup.gpu:
             convert_weights(module.clip)
@@ -48,38 +47,38 @@ def time_pytorch(setup: Setup, report: Report) -> None:
             module.clip.text_projection = torch.nn.Parameter(
                 module.clip.text_projection.to(device), requires_grad=False
             )
-
-        def batch(size: int, length: int, tower: Tower = tower) -> torch.Tensor:
-            if tower == "text":
-                return torch.from_numpy(token_ids(size, length, "int64")).to(device)
-            rows = torch.from_numpy(pixels(size, arch.resolution)).to(device)
-            return (rows.permute(0, 3, 1, 2).to(dtype) / 127.5 - 1).contiguous()
-
-        some = batch(2, LENGTHS[0])
+        timed = [(length, _inputs(rows, device, dtype)) for length, rows in batches(tower, arch.resolution)]
+        some = timed[1][1]  # eight rows
         with torch.inference_mode():
             expected = module(some)
-        _time(setup, report, "PyTorch, cn_clip's own", tower, module, batch)
+        _time(setup, report, "PyTorch, cn_clip's own", tower, module, timed)
         if modernise(module.clip, tower):
             with torch.inference_mode():
                 found = module(some)
             if (distance := float((1 - F.cosine_similarity(found.float(), expected.float())).max())) > _TOLERANCE:
                 raise ValueError(f"{tower}s: scaled_dot_product_attention is off by 1 - cosine = {distance:.1e}")
-            _time(setup, report, "PyTorch, scaled_dot_product_attention", tower, module, batch)
+            _time(setup, report, "PyTorch, scaled_dot_product_attention", tower, module, timed)
 
 
-def _time(setup: Setup, report: Report, way: str, tower: Tower, module: Any, batch: Any) -> None:
-    for length in (0,) if tower == "image" else LENGTHS:
-        for batch_size in BATCH_SIZES[tower]:
-            rows = batch(batch_size, length)
+def _inputs(rows: npt.NDArray[Any], device: str, dtype: torch.dtype) -> torch.Tensor:
+    """What cn_clip's encoders take, on the device: of pixels, uint8 `[N, R, R, 3]`, or of token ids, int32 `[N, L]`."""
+    tensor = torch.from_numpy(rows).to(device)
+    return tensor.long() if rows.ndim == 2 else (tensor.permute(0, 3, 1, 2).to(dtype) / 127.5 - 1).contiguous()
 
-            def run(rows: torch.Tensor = rows) -> None:
-                with torch.inference_mode():
-                    module(rows)
-                if setup.gpu:
-                    torch.cuda.synchronize()
 
-            first, ms = time_runs(run, setup.seconds)
-            report(Timing(way, tower, batch_size, length, first, ms))
+def _time(
+    setup: Setup, report: Report, way: str, tower: Tower, module: Any, timed: Iterable[tuple[int, torch.Tensor]]
+) -> None:
+    for length, inputs in timed:
+
+        def run(inputs: torch.Tensor = inputs) -> None:
+            with torch.inference_mode():
+                module(inputs)
+            if setup.gpu:
+                torch.cuda.synchronize()
+
+        first, ms = time_runs(run, setup.seconds)
+        report(Timing(way, tower, len(inputs), length, first, ms))
 
 
 def modernise(clip: Any, tower: Tower) -> bool:

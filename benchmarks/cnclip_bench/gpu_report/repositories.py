@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cnclip_bench.gpu_report.inputs import BATCH_SIZES
 from cnclip_bench.gpu_report.rows import PassedOver, Report, Setup
-from cnclip_bench.gpu_report.timing import BATCH_SIZES
-from cnclip_bench.subject import FOLDER, Subject
+from cnclip_bench.subject import FOLDER, Subject, checkpoint_file
 
 if TYPE_CHECKING:
     from cnclip_builder.build import BuildRequest
@@ -58,14 +58,13 @@ def subject_of(setup: Setup, platform: Platform) -> Subject:
         CheckpointError: The checkpoint is gone.
     """
     from cnclip_builder.arch import get_arch
-    from cnclip_builder.checkpoint.sources import fetch_checkpoint
 
     from cnclip_bench import inputs
 
     arch = get_arch(setup.arch)
     return Subject(
         arch=arch,
-        checkpoint=fetch_checkpoint(setup.checkpoint, arch, FOLDER / "checkpoints", "huggingface").path,
+        checkpoint=checkpoint_file(setup.checkpoint, arch),
         repository=setup.repository(platform),
         artefacts=FOLDER / "artefacts" / arch.slug,
         name=arch.slug,

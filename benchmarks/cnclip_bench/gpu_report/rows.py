@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+
+from cnclip_builder.tensors import Tower
 
 __all__ = ["Ceiling", "Fact", "Memory", "PassedOver", "Rate", "Report", "Row", "Setup", "Timing", "Verified", "Work"]
-
-Tower = Literal["image", "text"]
 
 
 class PassedOver(Exception):

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cnclip_builder.errors import MissingRequirementError
+
 from cnclip_bench.gpu_report.rows import PassedOver, Report, Row, Setup
 
 if TYPE_CHECKING:
@@ -145,7 +147,7 @@ def _work(function: Callable[[Setup, Report], None], setup: Setup, log: str, pip
         function(setup, report)
     except BaseException as error:
         traceback.print_exc()
-        missing = type(error).__name__ in ("MissingRequirementError", "PassedOver")
+        missing = isinstance(error, MissingRequirementError | PassedOver)
         pipe.send(PassedOver(str(error)) if missing else RuntimeError(f"{error}" or type(error).__name__))
 
 

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from statistics import mean
 from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+from cnclip_builder.tensors import Tower
 
 from cnclip_bench.gpu_report.inputs import SIZES, jpegs, pixels, token_ids
 from cnclip_bench.gpu_report.memory import Meter
 from cnclip_bench.gpu_report.repositories import request_for, subject_of
-from cnclip_bench.gpu_report.rows import PassedOver, Rate, Report, Setup, Tower, Verified
+from cnclip_bench.gpu_report.rows import PassedOver, Rate, Report, Setup, Verified
 from cnclip_bench.inputs import repeated
 from cnclip_bench.load import Request, run_load
-from cnclip_bench.requests import to_encoder, to_ensemble
+from cnclip_bench.requests import encode, to_encoder, to_ensemble
 from cnclip_bench.stats import Latency
 from cnclip_bench.subject import Subject, serving
 
 if TYPE_CHECKING:
     from cnclip_builder.repository.settings import Platform
     from cnclip_client import Client
+    from cnclip_server import TritonServer
 
-__all__ = ["load_onnxruntime", "load_plans", "load_two_encoders", "told", "verify_onnxruntime", "verify_plans"]
+__all__ = [
+    *("load_onnxruntime", "load_plans", "load_two_encoders", "verify_onnxruntime", "verify_plans"),
+    *("measure_load", "told"),
+]
 
 # Few and many: items a request, and requests at once.
 _PIXELS = ((1, 1), (1, 16), (8, 8), (64, 4))
@@ -64,8 +72,8 @@ def load_two_encoders(setup: Setup, report: Report) -> None:
     request = request_for(setup, "onnxruntime")
     build_repository(replace(request, serving=replace(request.serving, encoder_instances=2)))
     subject = subject_of(setup, "onnxruntime")
-    with _serving(subject, "onnxruntime") as (url, _):
-        _load_encoders(setup, report, "onnxruntime", subject, url, ", two encoders")
+    with _serving(subject, "onnxruntime") as (server, _):
+        _load_encoders(setup, report, "onnxruntime", subject, server.grpc_url, ", two encoders")
 
 
 def _verify(setup: Setup, report: Report, platform: Platform) -> None:
@@ -73,8 +81,8 @@ def _verify(setup: Setup, report: Report, platform: Platform) -> None:
     from cnclip_builder.verify import verify_server
 
     subject = subject_of(setup, platform)
-    with _serving(subject, platform) as (url, _):
-        found = verify_server(url, subject.name, Reference(subject.checkpoint, subject.arch))
+    with _serving(subject, platform) as (server, _):
+        found = verify_server(server.grpc_url, subject.name, Reference(subject.checkpoint, subject.arch))
     for tower, parity in found.parity.items():
         bound = found.tolerances[tower]
         distances = (parity.cosine_distance, bound.cosine_distance, parity.centred_distance, bound.centred_distance)
@@ -86,17 +94,17 @@ def _load(setup: Setup, report: Report, platform: Platform) -> None:
     subject = subject_of(setup, platform)
     photographs = {name: jpegs(size) for name, size in SIZES.items()}
     meter = Meter(setup.gpu)
-    with _serving(subject, platform) as (url, client):
+    with _serving(subject, platform) as (server, client):
         meter.tell(report, platform, "server, ready")
-        measure = _measurer(setup, report, platform)
+        measure = partial(measure_load, setup, report, platform)
         ensembles: dict[str, tuple[Tower, Sequence[Any]]] = {
             **{told(name, given): ("image", given) for name, given in photographs.items()},
             "texts": ("text", subject.texts),
         }
-        _load_encoders(setup, report, platform, subject, url)
+        _load_encoders(setup, report, platform, subject, server.grpc_url)
         for what, (tower, given) in ensembles.items():
             number = _JOB[setup.gpu][tower]
-            measure(f"{what}, a job", tower, _job(client, tower, given, number), number, 1)
+            measure(f"{what}, a job", tower, partial(encode, client, tower, repeated(given, number)), number, 1)
         for what, (tower, given) in ensembles.items():
             for items, at_once in _FEW_AND_MANY:
                 measure(what, tower, to_ensemble(client, tower, given, items), items, at_once)
@@ -107,8 +115,11 @@ def _load_encoders(
     setup: Setup, report: Report, platform: Platform, subject: Subject, url: str, more: str = ""
 ) -> None:
     """Loads the encoders alone; `more` is said of each load."""
-    measure = _measurer(setup, report, platform)
-    rows = {"image": pixels(_LARGEST, subject.arch.resolution), "text": token_ids(_LARGEST, _LENGTH)}
+    measure = partial(measure_load, setup, report, platform)
+    rows: dict[Tower, npt.NDArray[Any]] = {
+        "image": pixels(_LARGEST, subject.arch.resolution),
+        "text": token_ids(_LARGEST, _LENGTH),
+    }
 
     def of(tower: Tower, *sizes: int) -> Request:
         return to_encoder(url, f"{subject.name}-{tower}-encoder", rows[tower], sizes)
@@ -120,13 +131,13 @@ def _load_encoders(
         measure(f"ids, {_LENGTH} a text{more}", "text", of("text", items), items, at_once)
 
 
-def _measurer(setup: Setup, report: Report, platform: Platform) -> Callable[[str, Tower, Request, int, int], None]:
-    def measure(what: str, tower: Tower, request: Request, items: int, at_once: int) -> None:
-        sustained = run_load(request, at_once, setup.seconds, items)
-        took = Latency.of(what, sustained.waits_s)
-        report(Rate(platform, tower, what, items, at_once, sustained.items_per_s, took.median_ms, took.p95_ms))
-
-    return measure
+def measure_load(
+    setup: Setup, report: Report, way: str, what: str, tower: Tower, request: Request, items: int, at_once: int
+) -> None:
+    """Keeps up a load, and reports its `Rate`."""
+    sustained = run_load(request, at_once, setup.seconds, items)
+    took = Latency.of(what, sustained.waits_s)
+    report(Rate(way, tower, what, items, at_once, sustained.items_per_s, took.median_ms, took.p95_ms))
 
 
 def told(name: str, images: Sequence[bytes]) -> str:
@@ -134,20 +145,8 @@ def told(name: str, images: Sequence[bytes]) -> str:
     return f"JPEGs, {name}, {mean(map(len, images)) / 1000:.0f} kB"
 
 
-def _job(client: Client, tower: Tower, items: Sequence[Any], number: int) -> Request:
-    given = repeated(list(items), number)
-
-    def request() -> None:
-        if tower == "image":
-            client.encode_images(given)
-        else:
-            client.encode_texts(given)
-
-    return request
-
-
 @contextmanager
-def _serving(subject: Subject, platform: Platform) -> Iterator[tuple[str, Client]]:
+def _serving(subject: Subject, platform: Platform) -> Iterator[tuple[TritonServer, Client]]:
     """Serves the repository.
 
     Raises:

@@ -6,10 +6,7 @@ import time
 from collections.abc import Callable
 from statistics import median
 
-__all__ = ["BATCH_SIZES", "time_runs"]
-
-BATCH_SIZES = {"image": (1, 8, 32, 64), "text": (1, 8, 32, 64, 128)}
-"""By the encoder; the largest are the largest that are served."""
+__all__ = ["time_runs"]
 
 _LEAST_RUNS = 2
 # Clocks rise, and libraries choose kernels.
