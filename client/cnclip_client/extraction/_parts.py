@@ -132,7 +132,7 @@ class _PartsJob:
 
     def run(self) -> Summary:
         with self._folder.entered():
-            state = state_of_source(self._source)
+            state = state_of_source(self._source.fingerprint)
             self._settle()
             whole = self._same(self._folder.whole(), state)
             begun = self._begun(state)

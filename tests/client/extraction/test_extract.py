@@ -190,6 +190,19 @@ def test_a_finished_job_does_nothing(tmp_path: Path, client: Client, triton: Any
     assert files_of(tmp_path) == before
 
 
+def test_a_finished_jobs_text_that_was_changed_without_a_change_in_size_is_told(tmp_path: Path, client: Client) -> None:
+    path, output = tmp_path / "texts.txt", tmp_path / "out.npy"
+    path.write_text("猫\n狗\n", encoding="utf-8")
+    extract(client, text_source(path), output)
+    os.utime(path, (1, 1))
+    assert extract(client, text_source(path), output).already_finished
+    path.write_text("猫\n马\n", encoding="utf-8")
+    with pytest.raises(JobRefused, match="the source has changed: its first 2 items are not those that were done"):
+        extract(client, text_source(path), output)
+    assert not extract(client, text_source(path), output, ExtractOptions(overwrite=True)).already_finished
+    assert extract(client, text_source(path), output).already_finished
+
+
 def test_a_finished_job_whose_output_was_removed_is_done_anew(tmp_path: Path, client: Client) -> None:
     path = texts_file(tmp_path)
     extract(client, text_source(path), tmp_path / "out.npy")
