@@ -41,6 +41,7 @@ from cnclip_client._flow.prefetch import Prefetch
 from cnclip_client.classification import Classifier
 from cnclip_client.extraction import ExtractOptions, Summary, encode_items, extract, extract_parts
 from cnclip_client.extraction._work_folder import GrowingFiles
+from cnclip_client.features import origin_of
 from cnclip_client.retrieval import read_features
 from cnclip_client.sources import Item, image_source, text_source
 
@@ -1037,6 +1038,9 @@ def test_an_output_that_is_a_link_is_written_where_it_leads(tmp_path: Path, clie
             "real.npy.job.json",
         ]
     assert [path.name for path in tmp_path.iterdir() if path.name != "disk"] == ["out.npy"]
+    (block,) = read_features(output, "text")
+    assert block.ids.tolist() == [1]
+    assert origin_of(output) == origin_of(tmp_path / "disk/real.npy") is not None
 
 
 @pytest.mark.parametrize("name", ["out.npy", "out.ids.jsonl", "out.npy.errors.jsonl", "out.npy.job.json"])

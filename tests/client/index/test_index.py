@@ -79,6 +79,19 @@ def test_every_format_of_features(tmp_path: Path, write: object) -> None:
     assert found == [f"图{row}" for row in range(30)]
 
 
+@pytest.mark.parametrize("write", [formats.jsonl, formats.npy, formats.parquet])
+def test_links_to_files_whose_names_say_nothing(tmp_path: Path, write: object) -> None:
+    write(tmp_path / "features", [1, 2], clustered(2))  # type: ignore[operator]
+    links = list(tmp_path.iterdir())
+    (tmp_path / "blobs").mkdir()
+    for number, link in enumerate(links):
+        link.rename(tmp_path / "blobs" / f"{number:040x}")
+        link.symlink_to(f"blobs/{number:040x}")
+    (path,) = (link for link in links if not link.name.endswith(".ids.jsonl"))
+    for added in (2, 0):
+        assert build_index(path, tmp_path / "index", "image").added == added
+
+
 @pytest.mark.parametrize(
     "ids",
     [[5, -3, 2**63 - 1], ["b", "七\n", "a"], [7, "7", 2**70], [1, 2, "three"]],
