@@ -275,7 +275,7 @@ class Pipeline:
 
     def _answered(self, batch: Batch, result: Any) -> None:
         try:
-            batch.outcome = features_output(result, self._tensors.output, len(batch.payloads), self._embedding_size)
+            features = features_output(result, self._tensors.output, len(batch.payloads), self._embedding_size)
         except ValueError as problem:
             outcome = ServerError(
                 f"{self._model}: its answer is not what its config promises: {problem}; build it anew",
@@ -286,6 +286,14 @@ class Pipeline:
             outcome.__cause__ = problem
             self._endpoints.leave_out(batch.server, outcome)
             self._send_elsewhere(batch, outcome)
+            return
+        # In half precision an encoder's numbers may overflow: nothing can be compared with such a feature.
+        finite = np.isfinite(features)
+        if not finite.all():
+            usable = finite.all(axis=1)
+            batch.take_out(dict.fromkeys(np.flatnonzero(~usable).tolist(), "its feature holds NaN or infinity"))
+            features = features[usable]
+        batch.outcome = features
 
     def _refused(self, batch: Batch, error: Any) -> None:
         rows = _bad_rows(error, len(batch.payloads))
