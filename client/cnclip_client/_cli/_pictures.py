@@ -17,21 +17,23 @@ __all__ = ["pictures_in", "words_in"]
 def pictures_in(source: Source, wanted: Collection[Id]) -> Iterator[tuple[Id, bytes]]:
     """Yields the wanted among the images of a source, with the ids that it gives them.
 
-    A file also goes by its name, and by that without its ending, for features whose ids were made elsewhere.
+    A file also goes by its name, and by that without its ending, for features whose ids were made elsewhere; an integer
+    by its digits, as in a parquet file whose other ids are strings.
     """
     for item in source.items():
         if isinstance(item.value, str):
-            for one in (item.id, *names_of_file(item.value)):
+            for one in (item.id, str(item.id), *names_of_file(item.value)):
                 if one in wanted and (data := _read(item.value)):
                     yield one, data
         elif item.value is not None:
             yield item.id, item.value
+            yield str(item.id), item.value
 
 
 def words_in(source: Source, wanted: Collection[Id]) -> Iterator[tuple[Id, str]]:
     """Yields the wanted among the texts of a source, with the ids that it gives them; read until all are found.
 
-    An integer also goes by its digits, as it does in a parquet file whose other ids are strings.
+    An integer also goes by its digits here.
     """
     missing = set(wanted)
     items = source.items()
