@@ -33,6 +33,7 @@ from cnclip_client._flow.concurrency import Concurrency, Found
 from cnclip_client._flow.quarantine import Quarantine
 from cnclip_client._flow.vouching import Vouching
 from cnclip_client._settings import Limits
+from cnclip_client._threads import unbroken
 
 __all__ = ["Pipeline"]
 
@@ -188,16 +189,17 @@ class Pipeline:
     def _launch(self, batch: Batch, endpoint: Endpoint) -> None:
         """Sends a batch to a server that counts it as under way already."""
         batch.endpoint = endpoint
-        try:
-            batch.call = endpoint.transport.send(
-                self._model, self._version, self._tensors, batch.payloads, self._callback(batch)
-            )
-        except BaseException:
-            self._endpoints.ended(endpoint, answered=False)
-            raise
-        self._sent += 1
-        self._active += 1
-        self._active_bytes += batch.size_bytes
+        with unbroken():
+            try:
+                batch.call = endpoint.transport.send(
+                    self._model, self._version, self._tensors, batch.payloads, self._callback(batch)
+                )
+            except BaseException:
+                self._endpoints.ended(endpoint, answered=False)
+                raise
+            self._sent += 1
+            self._active += 1
+            self._active_bytes += batch.size_bytes
 
     def _try_suspect(self) -> None:
         """Sends the next of what was under way as a server died, if it may be sent."""
