@@ -145,6 +145,16 @@ def test_later_parts_are_added_without_training_anew(tmp_path: Path, factory: st
     assert recall == pytest.approx(built.record.measured.recall_at_10, abs=0.04)
 
 
+def test_an_index_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = formats.jsonl(tmp_path / "features", [1, 2], clustered(2))
+    (tmp_path / "index").mkdir()
+    monkeypatch.chdir(tmp_path / "index")
+    assert build_index(path, ".", "image").added == 2
+    monkeypatch.chdir(tmp_path / "index")  # another folder is in its place
+    assert build_index(path, ".", "image").added == 0
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["features.jsonl", "index"]
+
+
 def test_what_is_known_is_not_added_again(tmp_path: Path) -> None:
     folder = tmp_path / "features"
     parquet(folder / "a.parquet", [1, 2], clustered(2))
