@@ -15,7 +15,7 @@ of a query that comes twice the last one counts. Mean recall is the mean of reca
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from os import PathLike
@@ -28,8 +28,12 @@ from cnclip_client._exceptions import BadFile
 from cnclip_client._texts import NO_UTF8
 from cnclip_client._vocabulary import Direction, Id
 from cnclip_client.features import Features
+from cnclip_client.sources._item import parse_id
 
-__all__ = ["Annotations", "Prediction", "Recall", "annotated", "read_annotations", "read_predictions", "recall"]
+__all__ = [
+    *("Annotations", "Prediction", "Recall"),
+    *("annotated", "as_annotated", "read_annotations", "read_predictions", "recall"),
+]
 
 _DEEPEST = 10
 _NAMED = 5
@@ -146,10 +150,22 @@ def read_predictions(path: str | PathLike[str], direction: Direction) -> Iterato
         yield Prediction(query, ids)
 
 
+def as_annotated(one: Id, ids: Container[Id]) -> Id:
+    """Returns an id as it is among some that were annotated.
+
+    An integer and its digits are one there: parquet has the one for the other where not all ids are integers, and so
+    have sources whose ids are text.
+    """
+    if one in ids:
+        return one
+    other = parse_id(one) if isinstance(one, str) else str(one)
+    return other if other in ids else one
+
+
 def annotated(queries: Iterable[Features], answers: Mapping[Id, Collection[Id]]) -> Iterator[Features]:
     """Yields only those queries that have an entry in the answers, since only they count."""
     for block in queries:
-        yield block[np.array([one in answers for one in block.ids.tolist()], dtype=np.bool_)]
+        yield block[np.array([as_annotated(one, answers) in answers for one in block.ids.tolist()], dtype=np.bool_)]
 
 
 def recall(
@@ -174,9 +190,11 @@ def recall(
     # By query, so that of one that comes twice the last one counts.
     ranks: dict[Id, int] = {}
     for one in found:
-        right = answers.get(one.query)
+        query = as_annotated(one.query, answers)
+        right = answers.get(query)
         if right is not None:
-            ranks[one.query] = next((rank for rank, each in enumerate(one.ids[:_DEEPEST]) if each in right), _DEEPEST)
+            found_right = (rank for rank, each in enumerate(one.ids[:_DEEPEST]) if as_annotated(each, right) in right)
+            ranks[query] = next(found_right, _DEEPEST)
     left_out = len(answers) - len(ranks)
     if left_out and missing == "error":
         named = ", ".join(islice((repr(query) for query in answers if query not in ranks), _NAMED))

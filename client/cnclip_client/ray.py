@@ -31,6 +31,7 @@ from cnclip_client._exceptions import CnclipError, ServerError
 from cnclip_client._extras import require
 from cnclip_client._flow.preparation import PREPARERS_VARIABLE
 from cnclip_client._info import ModelInfo
+from cnclip_client._remote import is_remote
 from cnclip_client._vocabulary import Id, Kind
 from cnclip_client.extraction._encoding import Encoded
 from cnclip_client.extraction._rows import Connect, RowEncoder
@@ -329,7 +330,7 @@ def _chunks(kind: Kind, items: Iterator[Item], refusal: Callable[[Id], str]) -> 
         value, failure = item.value, item.failure or refusal(item.id)
         if failure:
             value = value if kind == "text" else None
-        elif kind == "image" and isinstance(value, str):
+        elif kind == "image" and isinstance(value, str) and not is_remote(value):
             value = os.path.abspath(value)  # noqa: PTH100 - Path would resolve nothing, but cost more
         chunk.append(Item(item.id, value, failure))
         size += len(value or b"")

@@ -9,6 +9,7 @@ from cnclip_client._flow.items import Unsendable, image_bytes
 from cnclip_client.report._thumbnails import names_of_file, small_jpeg
 from cnclip_client.retrieval import Id
 from cnclip_client.sources import Place, Source
+from cnclip_client.sources._item import parse_id
 
 __all__ = ["Pictures"]
 
@@ -50,6 +51,8 @@ class Pictures:
             return None
 
     def _made(self, one: Id) -> bytes:
+        # Parquet has an integer's digits for it where not all ids are integers.
+        one = one if one in self._places else parse_id(str(one))
         place = self._places[one]
         try:
             value: str | bytes | None = place if isinstance(place, str) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import queue
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -318,6 +319,19 @@ def test_similarity_says_whether_images_or_texts_are_bad(triton: Any) -> None:
             with pytest.raises(BadInput) as caught:
                 client.similarity(images, texts)
             assert caught.value.kind == kind
+
+
+def test_a_feature_that_is_no_number_fails_alone(triton: Any, fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    worth = {b"b": np.nan, b"d": np.nan}
+    monkeypatch.setattr(
+        sys.modules[type(triton).__module__],
+        "features_of",
+        lambda item, dimension: fake.features_of(item, dimension) * np.float32(worth.get(item, 1)),
+    )
+    with Client(triton.url, model="vit-b-16") as client:
+        block = client.encode_texts(["a", *"bcd"], normalize=False, errors="collect", batch_size=2)
+    assert block.failures == {1: "its feature holds NaN or infinity", 3: "its feature holds NaN or infinity"}
+    np.testing.assert_array_equal(block.features, [fake.features_of(text) for text in (b"a", b"c")])
 
 
 @pytest.mark.parametrize("call", ["encode_texts", "iter_texts", "encode_images", "iter_images"])

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from cnclip_client import BadFile
-from cnclip_client.evaluation import Prediction, read_annotations, read_predictions, recall
+from cnclip_client.evaluation import Prediction, annotated, read_annotations, read_predictions, recall
+from cnclip_client.report import image_ids
+from cnclip_client.retrieval import Features, Gallery, read_features, search
 
 from tests.commands import run_command_text
 
@@ -122,6 +124,26 @@ def test_counting() -> None:
         recall([], {key: {"a"} for key in (217153, 498374, 481009, 404889, 375521, 266680, 188390)})
     with pytest.raises(ValueError, match="no query is annotated"):
         recall(found, {})
+
+
+def test_an_integer_and_its_digits_are_one_id(tmp_path: Path) -> None:
+    """Parquet has the one for the other where some ids are no integers, and so have TSVs."""
+    answers = {7: {1, "007"}, "8": {"2"}}
+    found = [Prediction("7", ("3", "1")), Prediction(8, (2,)), Prediction("007", ("1",))]
+    assert recall(found, answers).r5 == 1
+    held = np.array(["7", 8, "007", "x"], dtype=object)
+    (block,) = annotated([Features(held, np.eye(4, dtype=np.float32))], answers)
+    assert block.ids.tolist() == ["7", 8]
+    images = [{"image_id": one, "feature": [1.0, 0.0]} for one in (7, "007")]
+    texts = [{"text_id": 1, "feature": [1.0, 0.0]}]
+    read = {kind: write(tmp_path / f"{kind}.jsonl", lines) for kind, lines in (("images", images), ("texts", texts))}
+    right = read_annotations(write(tmp_path / "right.jsonl", [{"text_id": 1, "text": "猫", "image_ids": [7]}]))
+    (block,) = read_features(read["images"], "image")
+    as_parquet = Features(np.array(list(map(str, block.ids)), dtype=object), block.features)
+    with Gallery([as_parquet]) as gallery:
+        hits = list(search(read_features(read["texts"], "text"), gallery))
+    assert recall(hits, right.images_of_text).r1 == 1
+    assert image_ids(hits, "text-to-image", right) == {"7", "007"}
 
 
 def test_queries_that_were_not_searched_are_an_error_or_a_miss(tmp_path: Path) -> None:

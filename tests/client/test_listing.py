@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cnclip_client import BadFile
 from cnclip_client._listing import files_below, files_matching
 from cnclip_client.sources import image_source, text_source
 
@@ -131,6 +132,27 @@ def test_tars_and_parquet_that_cannot_be_listed_stop_the_job(tmp_path: Path, for
                     image_source(path, format="webdataset")
     with pytest.raises(PermissionError, match="no"):
         text_source(tmp_path / "p")
+
+
+def test_a_folder_that_cannot_be_listed_is_one_item_wherever_a_job_goes_on(
+    tmp_path: Path, forbid: Callable[[Path], None]
+) -> None:
+    tree(tmp_path, "a/1.jpg", "b/c/2.jpg", "d.jpg")
+    forbid(tmp_path / "b/c")
+    found = values(image_source(tmp_path))
+    assert [one for one, _ in found] == ["a/1.jpg", "b/c/", "d.jpg"]
+    assert found[1][1] == "!cannot be listed: Permission denied"
+
+
+def test_a_folder_of_samples_that_cannot_be_listed_stops_the_job(
+    tmp_path: Path, forbid: Callable[[Path], None]
+) -> None:
+    tree(tmp_path, "00000/000000000.jpg", "00000/000000000.txt", "00000_stats.json", "00001/000010000.jpg")
+    assert len(values(image_source(tmp_path))) == 2
+    forbid(tmp_path / "00001")
+    for source in (image_source(tmp_path), text_source(tmp_path)):
+        with pytest.raises(BadFile, match="00001: cannot be listed: Permission denied; have it made readable"):
+            list(source.items())
 
 
 @pytest.mark.parametrize("pattern", ["**/*.jpg", "*/*.jpg"])

@@ -22,12 +22,12 @@ import pyarrow.parquet as pq
 import pytest
 from cnclip_client import Client, ModelChanged, Retry, ServerError, TooManyFailures
 from cnclip_client.extraction import ExtractOptions, Sharding, extract, extract_parts
-from cnclip_client.sources import image_source, text_source
+from cnclip_client.sources import Item, image_source, text_source
 from PIL import Image
 
 ray = pytest.importorskip("ray", reason="Ray is not installed; pip install '.[ray]'")
 
-from cnclip_client.ray import FeatureExtractor, RayEngine  # noqa: E402
+from cnclip_client.ray import FeatureExtractor, RayEngine, _chunks  # noqa: E402
 
 pytestmark = [
     # Of Ray's own, not of ours.
@@ -275,6 +275,13 @@ def test_a_dataset_gets_features_and_reasons(cluster: None, triton: Any, fake: A
             assert feature is None
         else:
             np.testing.assert_array_equal(feature, fake.features_of(b"image %d" % row))
+
+
+def test_addresses_go_to_actors_as_they_are_and_paths_as_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    given = ["s3://bucket/a.jpg", "https://example.org/b.jpg?size=1", "photos/c.jpg"]
+    (chunk,) = _chunks("image", iter([Item(one, one) for one in given]), lambda one: "")
+    assert [item.value for item in chunk] == [*given[:2], "/photos/c.jpg"]
 
 
 def test_another_batch_format_is_refused() -> None:

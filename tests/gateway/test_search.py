@@ -286,3 +286,11 @@ def test_what_cannot_be_searched(tmp_path: Path, features: Path, stack: ExitStac
     build_index(texts, tmp_path / "texts.index", "text", IndexOptions(factory="Flat"))
     with pytest.raises(BadFile, match="give one of images"):
         open_searched(tmp_path / "texts.index", stack)
+
+
+def test_a_picture_goes_by_the_digits_of_its_id(tmp_path: Path, photos: Path) -> None:
+    image = base64.b64encode((photos / "0.png").read_bytes())
+    (tmp_path / "imgs.tsv").write_bytes(b"7\t%b\n007\t%b\n" % (image, image))
+    pictures = Pictures(image_source(tmp_path / "imgs.tsv"))
+    assert pictures.thumbnail("7") == pictures.thumbnail(7) is not None
+    assert pictures.thumbnail("07") is None

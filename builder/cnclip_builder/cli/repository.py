@@ -116,6 +116,8 @@ def repository(
 
     if as_json and not dry_run:
         raise SettingError("--json is what a dry run says: add --dry-run")
+    if repository.name in ("", ".."):
+        repository = repository.resolve()  # "." would be the old folder once the new one is in its place
     chosen_arch = model.choose_arch(fetch=not dry_run)
     chosen = {**_read_settings(settings), **serving_options.given()}
     name = model.served_name(chosen_arch)

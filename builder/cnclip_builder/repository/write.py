@@ -83,9 +83,12 @@ def add_version(
         check_repository(new)
         if verify is not None:
             models[entry.name][str(entry.version)]["live_parity"] = verify(new)
-        # What this build did not write keeps the hash that it was written with: a change since then stays told.
+        # What this build did not write keeps the hash that it was written with: a change since then stays told, and of
+        # a model that is there what is gone.
         kept = {path: digest for path, digest in (before.files or {}).items() if not _is_written(path, entry)}
-        write_manifest(new, models, files_of_folder(new, {**kept, **written.hashes}))
+        of_models = {path: digest for path, digest in kept.items() if (new / path.split("/")[0]).is_dir()}
+        files = {**of_models, **files_of_folder(new, {**kept, **written.hashes})}
+        write_manifest(new, models, dict(sorted(files.items())))
 
 
 def check_neighbours(entry: RepositoryEntry, repository: Path) -> Manifest:
@@ -105,8 +108,10 @@ def check_neighbours(entry: RepositoryEntry, repository: Path) -> Manifest:
 
 
 def _is_written(path: str, entry: RepositoryEntry) -> bool:
-    """Whether a build writes a file of a repository: a model's shared files, and those of this version."""
+    """Whether a build writes a file of a repository: an ensemble's, another model's shared ones and this version's."""
     model, *rest = path.split("/")
+    if model in {f"{entry.name}-{kind}" for kind in _ENSEMBLES}:
+        return True
     ours = model in {f"{entry.name}-{kind}" for kind in KINDS}
     return ours and (rest[0] == str(entry.version) or not rest[0].isdecimal())
 

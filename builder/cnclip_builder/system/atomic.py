@@ -203,7 +203,8 @@ def _is_device(target: Path) -> bool:
 
 
 def _behind_links(target: Path) -> Path:
-    return target.resolve() if target.is_symlink() else target
+    # "." has no name for a lock or a new folder to be called by.
+    return target.resolve() if target.is_symlink() or target.name in ("", "..") else target
 
 
 def _exchange(new: Path, target: Path) -> None:

@@ -20,21 +20,22 @@ __all__ = ["pictures_in", "queries_with_ids", "words_in"]
 def pictures_in(source: Source, wanted: Collection[Id]) -> Iterator[tuple[Id, bytes]]:
     """Yields the wanted among the images of a source, with the ids that it gives them.
 
-    For features whose ids were made elsewhere, a file also goes by its name, and by that without its ending, where that
-    is no other one's id.
+    An integer also goes by its digits, as in a parquet file whose other ids are strings. For features whose ids were made
+    elsewhere, a file goes by its name, too, and by that without its ending, where that is no other one's id.
     """
     missing = set(wanted)
     named: dict[Id, str] = {}
     for item in source.items():
+        own = {item.id, str(item.id)}
         if isinstance(item.value, str):
-            if item.id in missing and (data := _read(item.value)):
-                missing.discard(item.id)
-                yield item.id, data
+            if missing & own and (data := _read(item.value)):
+                yield from ((one, data) for one in missing & own)
+                missing -= own
             for one in names_of_file(item.value):
                 if one in missing:
                     named.setdefault(one, item.value)
         elif item.value is not None:
-            yield item.id, item.value
+            yield from ((one, item.value) for one in own)
     for one, path in named.items():
         if one in missing and (data := _read(path)):
             yield one, data
@@ -43,7 +44,7 @@ def pictures_in(source: Source, wanted: Collection[Id]) -> Iterator[tuple[Id, by
 def words_in(source: Source, wanted: Collection[Id]) -> Iterator[tuple[Id, str]]:
     """Yields the wanted among the texts of a source, with the ids that it gives them; read until all are found.
 
-    An integer also goes by its digits, as it does in a parquet file whose other ids are strings.
+    An integer also goes by its digits here.
     """
     missing = set(wanted)
     items = source.items()

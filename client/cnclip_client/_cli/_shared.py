@@ -18,6 +18,7 @@ from cnclip_console import told, visible
 
 from cnclip_client import BadFile, CnclipError, JobRefused, MissingExtra, TooManyFailures
 from cnclip_client._replacing import replacing, takes
+from cnclip_client.features._npy import ids_of_npy
 from cnclip_client.sources._sniff import first_bytes, require_lines
 
 __all__ = [
@@ -151,7 +152,7 @@ def require_unread(output: str, read: Iterable[str | Path | None]) -> None:
     if output == "-":
         return
     for path in (Path(one) for one in read if one is not None):
-        names = [path.with_suffix(".ids.jsonl")] if path.suffix == ".npy" else []
+        names = [ids_of_npy(path)] if path.suffix == ".npy" else []
         if any(takes(Path(output), one) for one in (path, *names)):
             raise typer.BadParameter(f"{output} would take the place of what is read of {path}: name another output")
 

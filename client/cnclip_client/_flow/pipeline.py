@@ -33,6 +33,7 @@ from cnclip_client._flow.concurrency import Concurrency, Found
 from cnclip_client._flow.quarantine import Quarantine
 from cnclip_client._flow.vouching import Vouching
 from cnclip_client._settings import Limits
+from cnclip_client._threads import unbroken
 
 __all__ = ["Pipeline"]
 
@@ -188,16 +189,17 @@ class Pipeline:
     def _launch(self, batch: Batch, endpoint: Endpoint) -> None:
         """Sends a batch to a server that counts it as under way already."""
         batch.endpoint = endpoint
-        try:
-            batch.call = endpoint.transport.send(
-                self._model, self._version, self._tensors, batch.payloads, self._callback(batch)
-            )
-        except BaseException:
-            self._endpoints.ended(endpoint, answered=False)
-            raise
-        self._sent += 1
-        self._active += 1
-        self._active_bytes += batch.size_bytes
+        with unbroken():
+            try:
+                batch.call = endpoint.transport.send(
+                    self._model, self._version, self._tensors, batch.payloads, self._callback(batch)
+                )
+            except BaseException:
+                self._endpoints.ended(endpoint, answered=False)
+                raise
+            self._sent += 1
+            self._active += 1
+            self._active_bytes += batch.size_bytes
 
     def _try_suspect(self) -> None:
         """Sends the next of what was under way as a server died, if it may be sent."""
@@ -275,7 +277,7 @@ class Pipeline:
 
     def _answered(self, batch: Batch, result: Any) -> None:
         try:
-            batch.outcome = features_output(result, self._tensors.output, len(batch.payloads), self._embedding_size)
+            features = features_output(result, self._tensors.output, len(batch.payloads), self._embedding_size)
         except ValueError as problem:
             outcome = ServerError(
                 f"{self._model}: its answer is not what its config promises: {problem}; build it anew",
@@ -286,6 +288,14 @@ class Pipeline:
             outcome.__cause__ = problem
             self._endpoints.leave_out(batch.server, outcome)
             self._send_elsewhere(batch, outcome)
+            return
+        # In half precision an encoder's numbers may overflow: nothing can be compared with such a feature.
+        finite = np.isfinite(features)
+        if not finite.all():
+            usable = finite.all(axis=1)
+            batch.take_out(dict.fromkeys(np.flatnonzero(~usable).tolist(), "its feature holds NaN or infinity"))
+            features = features[usable]
+        batch.outcome = features
 
     def _refused(self, batch: Batch, error: Any) -> None:
         rows = _bad_rows(error, len(batch.payloads))

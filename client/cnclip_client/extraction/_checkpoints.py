@@ -5,15 +5,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
 from pathlib import Path
 
 from cnclip_client._exceptions import CnclipError, ModelChanged
+from cnclip_client._threads import Waiters
 from cnclip_client.extraction._work_folder import GrowingFiles, Progress
 
 __all__ = ["Checkpoints"]
 
 _log = logging.getLogger(__name__)
+
+# How long a last checkpoint is waited for: where a KeyboardInterrupt cut gRPC off with a lock of its own held, no call
+# of its connection ever ends, not even at its deadline.
+_LAST_S = 15.0
 
 
 class Checkpoints:
@@ -27,7 +33,7 @@ class Checkpoints:
         self._files = files
         self._path = path
         self._require_unchanged = require_unchanged
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._waiter = Waiters(1, "checkpoint")
         self._running: Future[None] | None = None
         self._last = time.monotonic()
 
@@ -35,7 +41,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._pool.shutdown()
+        self._waiter.close()
         self._files.close()
 
     def now_and_then(self, progress: Progress, every_s: float) -> None:
@@ -50,16 +56,17 @@ class Checkpoints:
         if self._running is None and time.monotonic() - self._last >= every_s:
             self._last = time.monotonic()
             self._files.flush()
-            self._running = self._pool.submit(self._write_checked, progress)
+            self._running = self._waiter.submit(lambda: self._write_checked(progress))
 
     def save_if_possible(self, progress: Progress) -> None:
         """Writes a last one where something has gone wrong already; what cannot be kept is done again."""
         try:
-            self._await()
+            self._await(_LAST_S)
             self._files.flush()
-            self._write_checked(progress)
-        except (CnclipError, OSError) as error:
-            _log.info("no last checkpoint: %s", error)
+            self._running = self._waiter.submit(lambda: self._write_checked(progress))
+            self._await(_LAST_S)
+        except (CnclipError, OSError, NotYet) as error:
+            _log.info("no last checkpoint: %s", error or "it did not come to its end")
 
     def save(self, progress: Progress) -> None:
         """Writes one of a run that came to its end, by when the client has asked by itself. Raises OSError."""
@@ -67,10 +74,10 @@ class Checkpoints:
         self._files.flush()
         self._write(progress)
 
-    def _await(self) -> None:
+    def _await(self, most_s: float | None = None) -> None:
         running, self._running = self._running, None
         if running is not None:
-            running.result()
+            running.result(most_s)
 
     def _write_checked(self, progress: Progress) -> None:
         try:

@@ -219,9 +219,8 @@ def require_same_items(items: Iterator[Item], source: Source, count: int, digest
         )
 
 
-def state_of_source(source: Source) -> str:
+def state_of_source(fingerprint: Mapping[str, Any]) -> str:
     """Returns a digest of names, sizes and times: while it stays, no item has changed. Empty if there is none."""
-    fingerprint = source.fingerprint
     known: Any = fingerprint.get("files")
     path = fingerprint.get("path")
     if known is None and isinstance(path, str) and "://" not in path:

@@ -183,15 +183,9 @@ def _loaded(client: Client, kind: Kind, items: Iterable[Item]) -> AbstractContex
 def _encoded(block: Block, items: tuple[Item, ...], dtype: str) -> Encoded:
     with np.errstate(over="ignore"):
         features = block.features.astype(dtype, copy=False)
-    # In half precision a server's numbers may overflow, and ours here; NaN in a file would spoil every search.
     finite = np.isfinite(features).all(axis=1)
-    reasons = dict(block.failures)
-    for row in np.flatnonzero(~finite).tolist():
-        reasons[int(block.indices[row])] = (
-            "its feature holds NaN or infinity"
-            if not np.isfinite(block.features[row]).all()
-            else f"its feature does not fit into {dtype}"
-        )
+    too_large = dict.fromkeys(block.indices[~finite].tolist(), f"its feature does not fit into {dtype}")
+    reasons = {**block.failures, **too_large}
     kept = (block.indices[finite] - block.start).tolist()
     return Encoded(
         items=items,

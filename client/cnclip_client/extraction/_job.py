@@ -13,6 +13,7 @@ from cnclip_client._client import Client
 from cnclip_client._exceptions import BadFile, CnclipError, JobRefused, TooManyFailures
 from cnclip_client._remote import is_remote
 from cnclip_client._replacing import takes
+from cnclip_client.extraction._course import state_of_source
 from cnclip_client.extraction._encoding import Encoded, Engine, encoding_of
 from cnclip_client.extraction._fingerprint import fingerprint_of, lasting, origin_in
 from cnclip_client.extraction._options import ExtractOptions, Summary
@@ -90,6 +91,7 @@ class _Job:
 
     def run(self) -> Summary:
         with self._output.locked():
+            self._state = state_of_source(self._fingerprint)
             progress = self._output.begun()
             if progress is None:
                 if not self._options.overwrite and (finished := self._finished()) is not None:
@@ -98,7 +100,7 @@ class _Job:
             if not progress.complete:
                 progress = self._encode(progress)
             self._require_same_items(progress)
-            self._output.finish(progress)
+            self._output.finish(progress, {"state": progress.state})
         return Summary(
             items=progress.items, failures=progress.failures, seconds=progress.seconds, repeated=progress.repeated
         )
@@ -113,8 +115,10 @@ class _Job:
             return None
         if found["failures"] and not self._output.places["errors"].exists():
             _log.warning("%s is gone, of %d failures", self._output.places["errors"], found["failures"])
-        if not {"files", "size_bytes"} & set(self._fingerprint):
+        if not self._state or found.get("state") != self._state:
             self._skip(self._source.items(found["items"]), found["items"], found["digest"], ends=True)
+            if self._state:
+                self._output.confirm(found, self._state)
         remove_work(self._output.work)
         counts = {name: found[name] for name in ("items", "failures", "seconds")}
         return Summary(**counts, already_finished=True, repeated=found.get("repeated", 0))
@@ -152,7 +156,7 @@ class _Job:
                 self._report(writing.progress.items, writing.progress.failures)
                 require_few(writing.progress.failures, encoded, self._options)
             self._look_again(writing.progress.items, digest)
-            return writing.complete()  # the client has asked after its last answer
+            return writing.complete(state=self._state)  # the client has asked after its last answer
 
     def _look_again(self, items: int, digest: Digest) -> None:
         """Tells of a source that is no more what was read, at the end of which a job would otherwise pass for whole."""
@@ -165,6 +169,7 @@ class _Job:
             _log.warning("the source changed while it was read, and what was read is what is written (%s)", error)
         else:  # of the same items: so it is the source that this job is of
             self._output.adopt(lasting(now))
+            self._state = state_of_source(now)
 
     def _skip(self, items: Iterator[Item], count: int, expected: str, *, ends: bool = False) -> Digest:
         """Passes over the items that are done, and returns the digest of their ids to go on with."""

@@ -173,6 +173,10 @@ class Output:
         self._require_same(found.get("job"), self.record, found.get("repeated"))
         return found  # type: ignore[no-any-return]
 
+    def confirm(self, known: Mapping[str, Any], state: str) -> None:
+        """Records of a finished job that its items were found to be the same in another state of the source."""
+        self._store.write(self.record, {**known, "state": state})
+
     def gone(self) -> list[Path]:
         """Returns the files of features that are not in their places."""
         return [place for place in self.sink.outputs.values() if self._store.size(place) is None]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import groupby
@@ -132,10 +132,10 @@ class _PartsJob:
 
     def run(self) -> Summary:
         with self._folder.entered():
-            state = state_of_source(self._source)
+            state = state_of_source(self._source.fingerprint)
             self._settle()
             whole = self._same(self._folder.whole(), state)
-            begun = self._begun(state)
+            begun = self._begun(whole, state)
             before = {number: record for number, record in whole.items() if self._sharding.own(number)}
             there: list[PartRecord | Progress] = [*before.values(), *begun.values()]
             self._items = sum(one.items for one in there)
@@ -200,12 +200,15 @@ class _PartsJob:
                 self._folder.confirm(number, whole[number])
         return whole
 
-    def _begun(self, state: str) -> dict[int, Progress]:
+    def _begun(self, whole: Collection[int], state: str) -> dict[int, Progress]:
         """Returns how far the work is on those of this job's parts that are not whole."""
         begun = {}
         for number in filter(self._sharding.own, self._folder.begun()):
             output = self._output(number)
             with output.locked(quiet=True):
+                if number in whole:
+                    remove_work(output.work)  # it was done elsewhere meanwhile: in a store nobody holds locks
+                    continue
                 progress = output.begun()
                 if progress is None:
                     continue

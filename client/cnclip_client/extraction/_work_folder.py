@@ -183,35 +183,36 @@ def locked(
             message = f"{folder.name} is there and no folder of a job's work; remove it, or give another --output"
             raise JobRefused(message, output=str(output)) from error
         try:
-            handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            # Not a mere number: wherever a KeyboardInterrupt comes, it is closed with what holds it.
+            lock = (folder / _LOCK).open("ab")
         except FileNotFoundError:
             continue  # another process has just finished and removed the folder
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
-            os.close(handle)
+            lock.close()
             raise JobRefused(taken, output=str(output)) from error
         except OSError as error:
             # Network disks without a lock daemon, and some of FUSE's.
             level = logging.DEBUG if quiet else logging.WARNING
             _log.log(level, "%s cannot be locked (%s): see that this job runs only once", folder, error.strerror)
-        if _is(folder / _LOCK, handle):
+        if _is(folder / _LOCK, lock):
             break
-        os.close(handle)
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            if [path.name for path in folder.iterdir()] == [_LOCK]:
-                (folder / _LOCK).unlink()
-                folder.rmdir()
-        os.close(handle)
+        lock.close()
+    with lock:
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                if [path.name for path in folder.iterdir()] == [_LOCK]:
+                    (folder / _LOCK).unlink()
+                    folder.rmdir()
 
 
-def _is(path: Path, handle: int) -> bool:
+def _is(path: Path, file: IO[bytes]) -> bool:
     """Tells whether a file that was opened is still the one of that name."""
     try:
-        return os.path.samestat(path.stat(), os.fstat(handle))
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
         return False
 

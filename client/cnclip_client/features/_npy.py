@@ -18,11 +18,12 @@ from cnclip_client.features._features import Rows, rows_in
 from cnclip_client.features._ids import id_line, ids_of, require_id
 from cnclip_client.features._sink import Dtype, Sink, little_endian
 
-__all__ = ["NpySink", "map_npy", "read_npy"]
+__all__ = ["NpySink", "ids_of_npy", "map_npy", "read_npy"]
 
 # numpy's format 1.0: magic, version, the length of the rest as uint16, and a dict in ASCII up to the 128th byte.
 _HEADER_BYTES = 128
 _MAGIC = b"\x93NUMPY\x01\x00"
+_IDS = ".ids.jsonl"
 
 
 class NpySink(Sink):
@@ -32,7 +33,7 @@ class NpySink(Sink):
         self._size = size
         self._descr = little_endian(dtype)
         self.begins: Mapping[str, bytes] = {"features": self._header(0), "ids": b""}
-        self.outputs: Mapping[str, Path] = {"ids": output.with_suffix(".ids.jsonl"), "features": output}
+        self.outputs: Mapping[str, Path] = {"ids": output.with_suffix(_IDS), "features": output}
 
     def encode(self, ids: Sequence[Id], features: NDArray[np.floating[Any]]) -> Mapping[str, bytes]:
         lines = b"".join([id_line(one) + b"\n" for one in ids])
@@ -52,11 +53,18 @@ class NpySink(Sink):
         return start.ljust(_HEADER_BYTES - 1) + b"\n"
 
 
+def ids_of_npy(path: Path) -> Path:
+    """Returns where the ids of an array are: beside it, or of a link beside what it leads to, where a job puts them."""
+    names = path.with_suffix(_IDS)
+    return names if names.exists() or not path.is_symlink() else path.resolve().with_suffix(_IDS)
+
+
 def read_npy(path: Path, kind: str, block_bytes: int) -> Iterator[Rows]:
     """Yields what an array and the ids beside it hold, as every reader does. Raises BadFile, OSError."""
-    names = path.with_suffix(".ids.jsonl")
+    names = ids_of_npy(path)
     if not names.is_file():
-        raise BadFile(f"its ids are missing; put them, a JSON id a line, into {names.name} beside it", path=str(path))
+        beside = path.with_suffix(_IDS).name
+        raise BadFile(f"its ids are missing; put them, a JSON id a line, into {beside} beside it", path=str(path))
     shape = _open_npy(path).shape
     start = 0
     with names.open("rb") as lines:

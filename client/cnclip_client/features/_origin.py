@@ -57,7 +57,8 @@ def origin_of(path: str | PathLike[str]) -> Origin | None:
     path = Path(path)
     path.stat()  # of one that is not there nobody wonders which checkpoint it is of
     if not path.is_dir():
-        return _of_parquet(path) if path.suffix == ".parquet" else _of_record(path)
+        # Beside a link, or beside what it leads to, where a job puts it.
+        return _of_parquet(path) if path.suffix == ".parquet" else _of_record(path) or _of_record(path.resolve())
     first: tuple[Path, Origin | None] | None = None
     # Of a part its record is believed, which is much smaller than the metadata of a parquet file.
     of_parts = is_parts_folder(path)

@@ -92,7 +92,8 @@ def build_index(
     require("faiss", extra=EXTRA)  # before minutes of reading
     paths = [Path(one) for one in ([features] if isinstance(features, str | PathLike) else features)]
     place = Path(output)
-    place = place.resolve() if place.is_symlink() else place
+    # "." has no name to put another folder beside.
+    place = place.resolve() if place.is_symlink() or place.name in ("", "..") else place
     asked = None if queries is None else Path(queries)
     building = _Building(paths, place, kind, options or IndexOptions(), asked, report or (lambda *_: None))
     partial = place.with_name(f"{place.name}.partial")

@@ -14,6 +14,7 @@ from cnclip_client._parquet import parquet_files, parquet_metadata
 from cnclip_client._vocabulary import Kind
 from cnclip_client.features import Features, read_features
 from cnclip_client.features._ids import id_array, id_line
+from cnclip_client.features._npy import ids_of_npy
 from cnclip_client.features._parquet import have_string_ids
 from cnclip_client.features._parts import is_parts_folder, part_files
 
@@ -90,7 +91,7 @@ class FeatureFile:
         if self.path.suffix == ".parquet":
             return int(parquet_metadata(self.path).num_rows)
         # The lines of JSONL, and of the ids beside a .npy.
-        lines = self.path.with_suffix(".ids.jsonl") if self.path.suffix == ".npy" else self.path
+        lines = ids_of_npy(self.path) if self.path.suffix == ".npy" else self.path
         if not lines.is_file():
             return 1  # reading it tells what is missing
         count, last = 0, b"\n"
@@ -136,8 +137,10 @@ def feature_files(paths: Iterable[Path], kind: Kind, normalize: bool) -> list[Fe
             )
         strings = of_parts and have_string_ids(files, kind)
         for file in files:
-            one = FeatureFile(path=file.resolve(), kind=kind, normalize=normalize, strings=strings)
-            found.setdefault(one.path, one)
+            target = file.resolve()
+            # Not where the name alone tells what it is: Hugging Face's cache has links to files named by their digests.
+            place = target if target.suffix == file.suffix else file.parent.resolve() / file.name
+            found.setdefault(target, FeatureFile(path=place, kind=kind, normalize=normalize, strings=strings))
     return list(found.values())
 
 

@@ -9,7 +9,7 @@ from importlib import resources
 
 from cnclip_client._extras import require
 from cnclip_client._vocabulary import Direction, Id
-from cnclip_client.evaluation import Annotations
+from cnclip_client.evaluation import Annotations, as_annotated
 from cnclip_client.report._thumbnails import Thumbnail
 from cnclip_client.retrieval import Hits
 
@@ -63,7 +63,7 @@ def _answers(hits: Iterable[Hits], direction: Direction, annotations: Annotation
     for one in hits:
         found.update(one.ids)
         if annotations:
-            found.update(_missed(one, annotations.answers(direction).get(one.query, ()))[:_MISSED_SHOWN])
+            found.update(_missed(one, _right(one, annotations, direction))[:_MISSED_SHOWN])
     return found
 
 
@@ -124,30 +124,37 @@ def _query(
     pictures: Mapping[Id, Thumbnail] | None,
 ) -> _Query:
     images_found = direction == "text-to-image"
-    right = annotations.answers(direction).get(one.query, ()) if annotations else ()
+    right = _right(one, annotations, direction) if annotations else ()
 
     def thumbnail(each: Id) -> Thumbnail | None:
         return None if pictures is None else pictures.get(each, _NOT_FOUND)
 
     def answer(each: Id, score: float | None) -> _Answer:
-        known = each in right if right else None
+        known = as_annotated(each, right) in right if right else None
         if images_found:
             return _Answer(each, "", thumbnail(each), score, known)
-        return _Answer(each, texts.get(each, ""), None, score, known)
+        return _Answer(each, texts.get(as_annotated(each, texts), ""), None, score, known)
 
     missed = _missed(one, right)
     return _Query(
         id=one.query,
-        text=texts.get(one.query, "") if images_found else "",
+        text=texts.get(as_annotated(one.query, texts), "") if images_found else "",
         thumbnail=None if images_found else thumbnail(one.query),
         answers=[answer(each, score) for each, score in zip(one.ids, one.scores.tolist(), strict=True)],
         missed=[answer(each, None) for each in missed[:_MISSED_SHOWN]],
         more_missed=max(0, len(missed) - _MISSED_SHOWN),
         annotated=bool(right),
-        first_right=next((rank for rank, each in enumerate(one.ids, start=1) if each in right), None),
+        first_right=next(
+            (rank for rank, each in enumerate(one.ids, start=1) if as_annotated(each, right) in right), None
+        ),
     )
+
+
+def _right(one: Hits, annotations: Annotations, direction: Direction) -> Collection[Id]:
+    answers = annotations.answers(direction)
+    return answers.get(as_annotated(one.query, answers), ())
 
 
 def _missed(one: Hits, right: Collection[Id]) -> list[Id]:
     # Sorted, as a set's order changes from run to run.
-    return sorted(set(right).difference(one.ids), key=str)
+    return sorted(set(right).difference(as_annotated(each, right) for each in one.ids), key=str)

@@ -71,6 +71,8 @@ class Gallery:
         held_bytes = 0
         try:
             for block in blocks:
+                if not len(block):
+                    continue  # such as what is left of a block of which nothing is wanted
                 if ids and block.features.shape[1] != self.embedding_size:
                     size = block.features.shape[1]
                     raise ValueError(f"features of {self.embedding_size} and of {size} numbers; they are of two models")

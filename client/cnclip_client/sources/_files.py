@@ -94,7 +94,8 @@ def _walk(root: str, past: list[str]) -> Iterator[Item]:
             if all(identity != above.identity for above in levels):
                 levels.append(_Level(*entering, identity))
         except OSError as error:
-            yield Item(entering[1], None, f"cannot be listed: {error.strerror}")
+            if entering[2] != [""]:  # then it is itself the last that was done
+                yield Item(entering[1], None, f"cannot be listed: {error.strerror}")
         while levels:
             level = levels[-1]
             name = next(level.names, None)

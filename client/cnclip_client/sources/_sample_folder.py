@@ -8,18 +8,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cnclip_client._exceptions import BadFile
 from cnclip_client._parquet import is_no_data
 from cnclip_client._remote import Location, RemotePath
 from cnclip_client._vocabulary import Kind
 from cnclip_client.sources._files import FolderSource
 from cnclip_client.sources._item import Item, Place
-from cnclip_client.sources._samples import IMAGE_ENDINGS, Part, Wanted, items_of
+from cnclip_client.sources._samples import IMAGE_ENDINGS, MOST_TEXT_BYTES, Part, Wanted, items_of
+from cnclip_client.sources._tar_file import TornTar
 from cnclip_client.sources._webdataset import PACKED_ENDINGS, TAR_ENDINGS
 
 __all__ = ["Glance", "SampleFolderSource"]
 
 _STATISTICS = re.compile(r"\d+_stats\.json")
 _BESIDE = re.compile(r"\d+(_stats\.json|\.parquet|\.csv|\.json)")
+_NO_FILE = "a link that leads nowhere, or a device"
 
 
 class Glance:
@@ -94,8 +97,12 @@ class SampleFolderSource:
             name = str(file.id)
             if _BESIDE.fullmatch(name):
                 continue
+            if name.endswith("/"):  # a folder of samples that nobody can name
+                place = str(self.path / name)
+                raise BadFile(f"{file.failure}; have it made readable, or move it elsewhere", path=place)
             path = file.value if isinstance(file.value, str) else None
-            yield Part(name, file.failure, -1, lambda path=path: self._value(path), last, file.after)  # type: ignore[misc]
+            what = _NO_FILE if file.failure else ""
+            yield Part(name, what, -1, lambda path=path: self._value(path), last, file.after)  # type: ignore[misc]
             last = file.after
 
     def _value(self, path: str | None) -> str | bytes:
@@ -103,4 +110,10 @@ class SampleFolderSource:
             return b""
         if self.kind == "image" and not path.lower().endswith(".json"):
             return path  # read later, and by many threads
-        return RemotePath(path).read() if "://" in path else Path(path).read_bytes()
+        if "://" in path:
+            return RemotePath(path).read(MOST_TEXT_BYTES + 1)
+        try:
+            with Path(path).open("rb") as file:
+                return file.read(MOST_TEXT_BYTES + 1)
+        except OSError as error:
+            raise TornTar(f"cannot be read: {error.strerror}") from error

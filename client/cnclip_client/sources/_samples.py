@@ -17,11 +17,11 @@ from cnclip_client._vocabulary import Id, Kind
 from cnclip_client.sources._item import Item, Place, checked_id
 from cnclip_client.sources._tar_file import TornTar
 
-__all__ = ["IMAGE_ENDINGS", "Part", "Wanted", "items_of"]
+__all__ = ["IMAGE_ENDINGS", "MOST_TEXT_BYTES", "Part", "Wanted", "items_of"]
 
 IMAGE_ENDINGS = frozenset(["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jp2", "avif"])
 _MOST_SHOWN = 8
-_MOST_TEXT_BYTES = 4 * 1024 * 1024
+MOST_TEXT_BYTES = 4 * 1024 * 1024
 
 
 class Part(NamedTuple):
@@ -31,7 +31,7 @@ class Part(NamedTuple):
         name: Its name, with the folders it is in.
         what: What it is, if it is no file; else empty.
         size: Its bytes, or -1 where that is not known.
-        read: Gives them; or a path where they are better read later.
+        read: Gives them, or so many that more than are taken are told; or a path where they are better read later.
         begin: Where it begins, as a source's place.
         end: Where what follows it begins.
     """
@@ -112,18 +112,13 @@ class _Sample:
         if part.what:
             self._failure = f"{part.name} is {part.what}, and no plain file"
         elif of_json:
-            if part.size > _MOST_TEXT_BYTES:
-                self._failure = f"{part.name} is larger than {_MOST_TEXT_BYTES:,} bytes"
-            else:
-                self._json = self._bytes(part)
-        elif not self._id_only or wanted.kind == "text":
-            of_image = wanted.kind == "image"
-            if of_image and part.size > wanted.item_bytes:
-                self._failure = too_large(wanted.item_bytes)
-            elif not of_image and part.size > _MOST_TEXT_BYTES:
-                self._failure = f"is larger than {_MOST_TEXT_BYTES:,} bytes"
-            else:
-                self._value = self._read(part) if of_image else self._bytes(part)
+            self._json = self._bytes(part)
+        elif wanted.kind == "text":
+            self._value = self._bytes(part)
+        elif part.size > wanted.item_bytes and not self._id_only:
+            self._failure = too_large(wanted.item_bytes)
+        elif not self._id_only:
+            self._value = self._read(part)
 
     def _is_first(self, ending: str) -> bool:
         """Whether it is to be the item: `17.jpg` is before `17.mask.png`, whichever comes first."""
@@ -145,7 +140,10 @@ class _Sample:
             return None
 
     def _bytes(self, part: Part) -> bytes | None:
-        data = self._read(part)
+        data = None if part.size > MOST_TEXT_BYTES else self._read(part)
+        if max(part.size, len(data or b"")) > MOST_TEXT_BYTES:
+            self._failure = f"{part.name} is larger than {MOST_TEXT_BYTES:,} bytes"
+            return None
         return data.encode() if isinstance(data, str) else data
 
     def item(self, after: Place) -> Item:

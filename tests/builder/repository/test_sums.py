@@ -14,6 +14,7 @@ import pytest
 from cnclip_bench.serving_settings import read_settings, write_settings
 from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
+from cnclip_builder.repository.contents import changed_files
 from cnclip_builder.repository.entry import RepositoryEntry
 from cnclip_builder.repository.manifest import load_manifest, update_serving, write_manifest
 from cnclip_builder.repository.pruning import prune_repository
@@ -50,9 +51,15 @@ def test_what_is_built_is_vouched_for_and_a_later_build_vouches_for_no_change(
     changed = repository / "a-image-preprocess" / "1" / "model.py"
     vouched = files["a-image-preprocess/1/model.py"]
     changed.write_text(changed.read_text() + "# not the builder's\n")
+    (repository / "a-text-tokenize/1/vocab.txt").unlink()
     add_version(RepositoryEntry("a", 2, tiny_vit, tiny_artefacts, SERVING), repository)
+    assert changed_files(repository) == {
+        "a-image-preprocess/1/model.py": "changed",
+        "a-text-tokenize/1/vocab.txt": "missing",
+    }
     after = load_manifest(repository).files
     assert after is not None
+    assert after.pop("a-text-tokenize/1/vocab.txt") == files["a-text-tokenize/1/vocab.txt"]
     assert after["a-image-preprocess/1/model.py"] == vouched != real(repository)["a-image-preprocess/1/model.py"]
     assert {**after, "a-image-preprocess/1/model.py": ""} == {**real(repository), "a-image-preprocess/1/model.py": ""}
 

@@ -197,3 +197,21 @@ def test_a_target_that_nobody_can_write_to(target: str) -> None:
 def test_a_target_that_can_be_written_to(tmp_path: Path) -> None:
     require_writable(tmp_path / "deep" / "target")
     assert content(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", [".", "sub/.."])
+def test_the_current_folder_is_locked_and_replaced_as_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "target/sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "target")
+    with (
+        locked(Path(name)),
+        pytest.raises(BuildError, match="another process is building"),
+        locked(tmp_path / "target"),
+    ):
+        raise AssertionError
+    assert [path.name for path in (tmp_path / "target").iterdir()] == ["sub"]
+    with replacing_folder(Path(name)) as new:
+        (new / "new").touch()
+    assert [path.name for path in (tmp_path / "target").iterdir()] == ["new"]

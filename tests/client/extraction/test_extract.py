@@ -41,6 +41,7 @@ from cnclip_client._flow.prefetch import Prefetch
 from cnclip_client.classification import Classifier
 from cnclip_client.extraction import ExtractOptions, Summary, encode_items, extract, extract_parts
 from cnclip_client.extraction._work_folder import GrowingFiles
+from cnclip_client.features import origin_of
 from cnclip_client.retrieval import read_features
 from cnclip_client.sources import Item, image_source, text_source
 
@@ -188,6 +189,19 @@ def test_a_finished_job_does_nothing(tmp_path: Path, client: Client, triton: Any
     assert again == Summary(items=300, failures=first.failures, seconds=first.seconds, already_finished=True)
     assert not triton.requests
     assert files_of(tmp_path) == before
+
+
+def test_a_finished_jobs_text_that_was_changed_without_a_change_in_size_is_told(tmp_path: Path, client: Client) -> None:
+    path, output = tmp_path / "texts.txt", tmp_path / "out.npy"
+    path.write_text("猫\n狗\n", encoding="utf-8")
+    extract(client, text_source(path), output)
+    os.utime(path, (1, 1))
+    assert extract(client, text_source(path), output).already_finished
+    path.write_text("猫\n马\n", encoding="utf-8")
+    with pytest.raises(JobRefused, match="the source has changed: its first 2 items are not those that were done"):
+        extract(client, text_source(path), output)
+    assert not extract(client, text_source(path), output, ExtractOptions(overwrite=True)).already_finished
+    assert extract(client, text_source(path), output).already_finished
 
 
 def test_a_finished_job_whose_output_was_removed_is_done_anew(tmp_path: Path, client: Client) -> None:
@@ -1024,6 +1038,9 @@ def test_an_output_that_is_a_link_is_written_where_it_leads(tmp_path: Path, clie
             "real.npy.job.json",
         ]
     assert [path.name for path in tmp_path.iterdir() if path.name != "disk"] == ["out.npy"]
+    (block,) = read_features(output, "text")
+    assert block.ids.tolist() == [1]
+    assert origin_of(output) == origin_of(tmp_path / "disk/real.npy") is not None
 
 
 @pytest.mark.parametrize("name", ["out.npy", "out.ids.jsonl", "out.npy.errors.jsonl", "out.npy.job.json"])

@@ -754,3 +754,39 @@ def test_finished_parts_go_to_a_store_and_a_resumed_job_knows_them(
         extract_parts(client, source, url, options, sharding=several, work=tmp_path / "work")
     extract_parts(client, source, url, options, sharding=Sharding(items=150), work=tmp_path / "work")
     assert [path for path in store.ls("/bucket/features", False) if path.endswith("00002.parquet")] == []
+
+
+def test_work_on_a_part_that_another_machine_has_finished_goes(tmp_path: Path, client: Client) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    store = MemoryFileSystem()
+    store.rm("/elsewhere", recursive=True) if store.exists("/elsewhere") else None
+    source = Items(
+        [Item(row, None if row % 5 == 0 else f"{row}", "is null" if row % 5 == 0 else "") for row in range(30)]
+    )
+    options = ExtractOptions(checkpoint_s=0.0, batch_size=4, max_errors=4)
+    given: dict[str, Any] = {"sharding": Sharding(items=10, format="npy")}
+
+    def leave(items: int, failures: int) -> None:
+        if items >= 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract_parts(client, source, "memory://elsewhere", options, work=tmp_path / "a", report=leave, **given)
+    assert list((tmp_path / "a").glob("part-00000*/progress.json"))
+    with pytest.raises(TooManyFailures):  # in the third part
+        extract_parts(client, source, "memory://elsewhere", options, work=tmp_path / "b", **given)
+    shutil.rmtree(tmp_path / "b")
+    reported: list[tuple[int, int]] = []
+    options = ExtractOptions(checkpoint_s=0.0, batch_size=4, max_errors=6)
+    extract_parts(
+        client,
+        source,
+        "memory://elsewhere",
+        options,
+        work=tmp_path / "a",
+        report=lambda *now: reported.append(now),
+        **given,
+    )
+    assert (reported[0], reported[-1]) == ((20, 4), (30, 6))
+    assert not list((tmp_path / "a").iterdir())

@@ -79,6 +79,19 @@ def test_every_format_of_features(tmp_path: Path, write: object) -> None:
     assert found == [f"图{row}" for row in range(30)]
 
 
+@pytest.mark.parametrize("write", [formats.jsonl, formats.npy, formats.parquet])
+def test_links_to_files_whose_names_say_nothing(tmp_path: Path, write: object) -> None:
+    write(tmp_path / "features", [1, 2], clustered(2))  # type: ignore[operator]
+    links = list(tmp_path.iterdir())
+    (tmp_path / "blobs").mkdir()
+    for number, link in enumerate(links):
+        link.rename(tmp_path / "blobs" / f"{number:040x}")
+        link.symlink_to(f"blobs/{number:040x}")
+    (path,) = (link for link in links if not link.name.endswith(".ids.jsonl"))
+    for added in (2, 0):
+        assert build_index(path, tmp_path / "index", "image").added == added
+
+
 @pytest.mark.parametrize(
     "ids",
     [[5, -3, 2**63 - 1], ["b", "七\n", "a"], [7, "7", 2**70], [1, 2, "three"]],
@@ -130,6 +143,16 @@ def test_later_parts_are_added_without_training_anew(tmp_path: Path, factory: st
     check = np.load(tmp_path / "index" / "queries.npz")
     assert (check["rows"][:, :10] == best(check["queries"], features, 10)).all()
     assert recall == pytest.approx(built.record.measured.recall_at_10, abs=0.04)
+
+
+def test_an_index_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = formats.jsonl(tmp_path / "features", [1, 2], clustered(2))
+    (tmp_path / "index").mkdir()
+    monkeypatch.chdir(tmp_path / "index")
+    assert build_index(path, ".", "image").added == 2
+    monkeypatch.chdir(tmp_path / "index")  # another folder is in its place
+    assert build_index(path, ".", "image").added == 0
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["features.jsonl", "index"]
 
 
 def test_what_is_known_is_not_added_again(tmp_path: Path) -> None:

@@ -224,6 +224,11 @@ def test_a_picture_that_cannot_be_read_does_not_end_the_page(tmp_path: Path, mon
     assert {one for one, _ in pictures_in(image_source(tmp_path), {1, 2})} == {2}
 
 
+def test_a_picture_goes_by_the_digits_of_its_id(tmp_path: Path) -> None:
+    (tmp_path / "imgs.tsv").write_bytes(b"7\t%b\n" % base64.b64encode(picture("red")))
+    assert ("7", picture("red")) in pictures_in(image_source(tmp_path / "imgs.tsv"), {"7"})
+
+
 def test_no_thumbnail_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Features that were made elsewhere may be of a file in PostScript, which the server refuses."""
     started = tmp_path / "started"

@@ -100,6 +100,15 @@ def test_a_gallery_in_a_file_gives_the_same(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_blocks_of_which_nothing_is_left_are_no_matter() -> None:
+    all_of_it = Features(np.arange(4), np.eye(4, dtype=np.float32))
+    none = all_of_it[all_of_it.ids > 4]
+    with Gallery([none, all_of_it, none]) as gallery:
+        assert [hits.ids for hits in search([none, all_of_it, none], gallery, k=1)] == [(0,), (1,), (2,), (3,)]
+    with pytest.raises(ValueError, match="there are no features to search"):
+        Gallery([none])
+
+
 def test_ids_come_back_as_they_are() -> None:
     features = np.eye(3, dtype=np.float32)
     with Gallery(blocks(features, 2, ["b", "七", "a"])) as held:

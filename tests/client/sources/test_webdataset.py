@@ -278,3 +278,31 @@ def test_img2datasets_folders(tmp_path: Path) -> None:
     assert source.total() == 6
     assert values(text_source(tmp_path)) == [(key, f"文{number}") for number, key in enumerate(images)]
     assert values(text_source(tmp_path, column="caption"))[5] == ("000010002", "说明5")
+
+
+def test_texts_of_img2datasets_folders_that_cannot_be_read_fail_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "00000").mkdir()
+    (tmp_path / "00000_stats.json").write_text("{}")
+    for key in "0123":
+        (tmp_path / "00000" / f"{key}.jpg").write_bytes(b"image")
+    (tmp_path / "00000" / "0.txt").write_text("文")
+    (tmp_path / "00000" / "1.txt").symlink_to("nowhere")
+    (tmp_path / "00000" / "2.txt").write_text("文")
+    with (tmp_path / "00000" / "3.txt").open("wb") as file:
+        file.truncate(8 << 20)
+    opened = Path.open
+
+    def forbidden(path: Path, *args: Any, **options: Any) -> Any:
+        if path.name == "2.txt":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    assert values(text_source(tmp_path)) == [
+        ("0", "文"),
+        ("1", "!00000/1.txt is a link that leads nowhere, or a device, and no plain file"),
+        ("2", "!00000/2.txt cannot be read: Permission denied"),
+        ("3", "!00000/3.txt is larger than 4,194,304 bytes"),
+    ]
