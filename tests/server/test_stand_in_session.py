@@ -236,6 +236,49 @@ def test_a_gpu_model_that_would_run_on_the_cpu_is_not_served(
     assert sessions.open_session(made, tmp_path / "model.onnx", kind="GPU", device_id=0)
 
 
+# As ONNX Runtime 1.31.1 said it, with a libcuda.so.1 that gave itself out for one of CUDA 12.4, and of an arena.
+CUDA_35 = (
+    "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_execution_provider_info.cc:63 static [ONNXRuntimeError] : 1 : "
+    'FAIL : provider_options_utils.h:187 Parse Failed to parse provider option "device_id": CUDA failure 35: CUDA driver '
+    "version is insufficient for CUDA runtime version ; GPU=-1 ; hostname=vm ; file=x.cc ; line=70 ; expr=cudaGetDevice\n"
+)
+FULL = "bfc_arena.cc:376 void* AllocateRawInternal(size_t) Failed to allocate memory for requested buffer of size 154389504\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (CUDA_35, "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version"),
+        (FULL, "Failed to allocate memory for requested buffer of size 154389504"),
+    ],
+)
+def test_why_a_gpu_does_not_start_is_told_in_its_own_words(
+    sessions: Any,
+    load_error: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    error: str,
+    told: str,
+) -> None:
+    """ONNX Runtime's fallback printed it, and what was refused was said to have its libraries, and perhaps no GPU."""
+
+    class Session:
+        def __init__(self, *_: Any, enable_fallback: int = 1, **__: Any) -> None:
+            if not enable_fallback:
+                raise RuntimeError(error)
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    with pytest.raises(load_error) as raised:
+        sessions.open_session({"name": "m"}, tmp_path / "model.onnx", kind="GPU", device_id=0)
+    assert f"'{tmp_path}/model.onnx': {told}; see that nvidia-smi shows the GPU" in str(raised.value)
+    assert "a driver older than 580" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
 def test_threads_are_those_that_the_container_may_use(
     sessions: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

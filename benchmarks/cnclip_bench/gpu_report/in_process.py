@@ -20,7 +20,7 @@ from cnclip_bench.gpu_report.rows import Fact, Report, Setup, Timing, Tower
 from cnclip_bench.gpu_report.timing import BATCH_SIZES, time_runs
 from cnclip_bench.subject import read_config
 
-__all__ = ["time_images_in_onnxruntime", "time_plans", "time_texts_in_onnxruntime", "who_ran"]
+__all__ = ["open_session", "time_images_in_onnxruntime", "time_plans", "time_texts_in_onnxruntime", "who_ran"]
 
 
 def time_images_in_onnxruntime(setup: Setup, report: Report) -> None:
@@ -98,7 +98,13 @@ def _profile(model: Path, file: Path, inputs: Mapping[str, Any]) -> list[dict[st
 
 
 def _open_as_served(model: Path, file: Path) -> Any:
-    """Opens a session as the server's stand-in backend does, by the model's config.
+    """Opens a session by a model's config; as `open_session`."""
+    config, kind = _config(model)
+    return open_session(config, file, kind)
+
+
+def open_session(config: Mapping[str, Any], file: Path, kind: str) -> Any:
+    """Opens a session as the server's stand-in backend does.
 
     Raises:
         LoadError: It would not run where it is served; of the stand-in.
@@ -107,10 +113,9 @@ def _open_as_served(model: Path, file: Path) -> Any:
 
     # As Triton has it for the stub; its modules import each other by their bare names.
     sys.path.insert(0, str(STAND_IN))
-    from cnclip_server.backends.onnxruntime.cnclip_ort_session import open_session
+    from cnclip_server.backends.onnxruntime import cnclip_ort_session
 
-    config, kind = _config(model)
-    return open_session(config, file, kind=kind, device_id=0)
+    return cnclip_ort_session.open_session(config, file, kind=kind, device_id=0)
 
 
 def _config(model: Path) -> tuple[dict[str, Any], str]:
@@ -126,13 +131,14 @@ def time_plans(setup: Setup, report: Report) -> None:
     """Times both plans in TensorRT by Polygraphy, inputs and outputs on the card.
 
     Raises:
-        MissingRequirementError: There is no TensorRT.
+        MissingRequirementError: There is no TensorRT, or not what it needs.
     """
     from cnclip_builder.plans.api import load_tensorrt
-    from cnclip_builder.plans.cuda_runtime import require_cuda_runtime
+    from cnclip_builder.plans.device import current_device
+    from cnclip_builder.plans.requirements import require_machine
 
-    require_cuda_runtime()
     tensorrt, subject = load_tensorrt(), subject_of(setup, "tensorrt")
+    require_machine(tensorrt, current_device())  # it opens what pip's wheels have
     towers: tuple[Tower, ...] = ("image", "text")
     for tower in towers:
         meter = Meter(setup.gpu)

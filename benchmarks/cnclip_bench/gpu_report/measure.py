@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cnclip_bench.gpu_report.findings import Findings
-from cnclip_bench.gpu_report.installed import MEASURED_CARD, library_folders
+from cnclip_bench.gpu_report.installed import MEASURED_CARD
 from cnclip_bench.gpu_report.rows import Fact, Row, Setup
 from cnclip_bench.gpu_report.run import Outcome, run_step
 from cnclip_bench.gpu_report.steps import STEPS
@@ -58,10 +58,8 @@ def measure(setup: Setup, name: str, seconds: float, output: Path, say: Callable
 @contextmanager
 def _environment() -> Iterator[None]:
     """What processes get that are started meanwhile, and the servers that they start."""
+    # No LD_LIBRARY_PATH: what is measured finds libraries as it does for users, and a container's server takes its own.
     before = dict(os.environ)
-    # ONNX Runtime and TensorRT do not look into all of pip's wheels themselves.
-    folders = [*os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep), *library_folders()]
-    os.environ["LD_LIBRARY_PATH"] = os.pathsep.join(folder for folder in folders if folder)
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # Or torch's threads spin while they wait for each other: on two busy cores that made its step four times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
