@@ -14,6 +14,9 @@ from cnclip_card._resize import KERNELS, SOURCE
 
 __all__ = ["Cuda", "compile_kernels"]
 
+_OLDEST = (7, 5)
+"""The least compute capability that CUDA 13 compiles for: Turing's."""
+
 
 def compile_kernels(capability: str) -> Any:
     """Compiles the kernels by NVRTC, for which no GPU is needed.
@@ -78,10 +81,23 @@ class Cuda:
             self._stream = self._device.create_stream()
             self.stream = int(self._stream.handle)
             self.memory = int(self._checked(driver.cuDeviceTotalMem(number)))
+            self._require_capability(tuple(self._device.compute_capability))
             code = compile_kernels(self._device.arch)
             self._kernels = {name: code.get_kernel(name) for name in KERNELS}
+        except CardUnfit:
+            raise
         except Exception as error:  # of several libraries, which share no class of errors
             raise CardUnfit(f"CUDA does not work ({type(error).__name__}: {error})") from error
+
+    def _require_capability(self, capability: tuple[int, ...]) -> None:
+        """Looks at the GPU's age, since drivers for CUDA 13 run older ones, too.
+
+        Raises:
+            CardUnfit: the kernels can't be compiled for it.
+        """
+        if capability < _OLDEST:
+            found, needed = (".".join(map(str, version)) for version in (capability, _OLDEST))
+            raise CardUnfit(f"this GPU has compute capability {found}, and CUDA 13 compiles for {needed} and later")
 
     def _require_driver(self, bindings: str) -> None:
         """Looks at the driver's version before anything fails for it in other words.
