@@ -76,6 +76,7 @@ def test_a_step_that_hangs_is_stopped_with_all_that_it_started(tmp_path: Path) -
     assert outcome.status == "failed"
     assert outcome.reason == f"it was stopped after 15 s; {tmp_path}/hangs.log has what it said"
     assert 15 <= outcome.seconds <= time.monotonic() - began < 60
+    assert "stopped in order" in (tmp_path / "hangs.log").read_text()
     (child,) = rows
     with contextlib.suppress(ProcessLookupError):  # it has ended, and somebody has collected it
         assert select.select([os.pidfd_open(int(child.value))], [], [], 30)[0]  # busy cores take a while to end it
