@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,9 +35,18 @@ def compile_kernels(capability: str) -> Any:
     """
     from cuda.core import Program, ProgramOptions
 
+    _load_nvrtc()
     # One rounding for a product and a sum would give other last bits than Pillow's two.
     options = ProgramOptions(arch=f"sm_{capability}", fma=False)
     return Program(SOURCE.read_text(encoding="ascii"), "c++", options).compile("cubin")
+
+
+def _load_nvrtc() -> None:
+    """Loads NVRTC from pip's wheel: cuda-core finds it in this environment, and in none that this one is laid over."""
+    for entry in filter(None, sys.path):
+        for library in sorted(Path(entry).glob("nvidia/cu13/lib/libnvrtc*.so.13*")):
+            if ".alt." not in library.name:  # its own builtins, for which it asks by their bare name, and NVRTC
+                ctypes.CDLL(str(library))
 
 
 class _Pooled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -361,19 +362,31 @@ def test_cudas_libraries_are_loaded_from_wheels_for_a_gpu_alone(
     sessions: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A host needs its driver alone: [gpu] brings the rest, where the loader would not look."""
-    loaded: list[str] = []
+    loaded: list[str | None] = []
 
-    def preload() -> None:
-        loaded.append("cuda")
+    def preload(directory: str | None = None) -> None:
+        loaded.append(directory)
         print("what it could not load")
 
+    below = [tmp_path / "below", tmp_path / "own"]
+    for folder in ("below/nvidia/cudnn/lib", "below/nvidia/cu13/lib", "own/nvidia/cudnn/lib", "own/onnxruntime"):
+        (tmp_path / folder).mkdir(parents=True)
+    (below[0] / "nvidia/cu13/lib/libnvrtc-builtins.so.13.0").touch()
+    monkeypatch.setattr("ctypes.CDLL", lambda path: loaded.append(path))
+    monkeypatch.setattr(ort, "__file__", str(tmp_path / "own/onnxruntime/__init__.py"))
+    monkeypatch.setattr(sys, "path", [*sys.path, "", *map(str, below)])
     monkeypatch.setattr(ort, "preload_dlls", preload, raising=False)
     names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: names)
     monkeypatch.setattr(ort, "InferenceSession", lambda *_, **__: SimpleNamespace(get_providers=lambda: names))
-    for kind, expected in (("CPU", []), ("GPU", ["cuda"])):
-        sessions.open_session({"name": "m"}, tmp_path / "model.onnx", kind=kind, device_id=0)
-        assert loaded == expected
+    sessions.open_session({"name": "m"}, tmp_path / "model.onnx", kind="CPU", device_id=0)
+    assert loaded == []
+    sessions.open_session({"name": "m"}, tmp_path / "model.onnx", kind="GPU", device_id=0)
+    assert loaded[0] is None  # what is beside ONNX Runtime
+    # Of environments that this one is laid over, what is not; and what NVRTC asks for by a bare name.
+    cuda = f"{below[0]}/nvidia/cu13/lib"
+    found = [path for path in loaded if str(path).startswith(str(tmp_path))]
+    assert found == [cuda, f"{cuda}/libnvrtc-builtins.so.13.0"]
     assert capsys.readouterr().out == ""
 
 

@@ -12,6 +12,7 @@ import ctypes
 import importlib.util
 import io
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,12 +104,23 @@ def open_session(config: Mapping[str, Any], path: Path, *, kind: str, device_id:
 def _load_wheels_libraries() -> None:
     """Loads CUDA's libraries from pip's wheels, where they are: a host then needs no CUDA of its own.
 
-    ONNX Runtime has the function since 1.21; what it cannot load it prints, and the session then tells.
+    ONNX Runtime has the function since 1.21; what it cannot load it prints, and the session then tells. By itself it
+    looks beside itself alone: an environment that is laid over another one has in it what pip found there already.
     """
     preload = getattr(ort, "preload_dlls", None)
-    if preload is not None:
-        with contextlib.redirect_stdout(io.StringIO()):
-            preload()
+    if preload is None:
+        return
+    own = Path(ort.__file__).parents[1]
+    with contextlib.redirect_stdout(io.StringIO()):
+        preload()
+        for entry in filter(None, sys.path):
+            for folder in sorted(Path(entry).glob("nvidia/*/lib")):
+                if not (own / folder.relative_to(entry)).is_dir():
+                    preload(directory=str(folder))
+                # It does not load these, for which NVRTC asks by their bare name when cuDNN has it compile.
+                for library in folder.glob("libnvrtc-builtins.so.*"):
+                    with contextlib.suppress(OSError):
+                        ctypes.CDLL(str(library))
 
 
 def _load_wheels_tensorrt() -> None:
