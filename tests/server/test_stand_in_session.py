@@ -250,6 +250,10 @@ FULL = "bfc_arena.cc:376 void* AllocateRawInternal(size_t) Failed to allocate me
     ("error", "told"),
     [
         (CUDA_35, "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version"),
+        (
+            "CUBLAS failure 3: the library was not initialized ; GPU=0",
+            "CUBLAS failure 3: the library was not initialized",
+        ),
         (FULL, "Failed to allocate memory for requested buffer of size 154389504"),
     ],
 )

@@ -43,7 +43,7 @@ _CUDA_BOOLEANS = frozenset({"do_copy_in_default_stream", "use_ep_level_unified_s
 _TENSORRT_PRECISION = {"FP16": "trt_fp16_enable", "BF16": "trt_bf16_enable", "INT8": "trt_int8_enable"}
 _TENSORRT_NAMES = {"max_workspace_size_bytes": "trt_max_workspace_size"}
 # What of ONNX Runtime's errors a GPU is to blame for, without the places in its source.
-_GPU_FAILURE = re.compile(r"CUDA failure \d+: [^;]*[^; ]|Failed to allocate memory for requested buffer of size \d+")
+_GPU_FAILURE = re.compile(r"CU\w+ failure \d+: [^;]*[^; ]|Failed to allocate memory for requested buffer of size \d+")
 _GPU_FIX = (
     "see that nvidia-smi shows the GPU, and room in its memory; with a driver older than 580, or a GPU older than "
     "Turing, pip install 'onnxruntime-gpu[cuda,cudnn]==1.26.0', PyPI's last for CUDA 12"
