@@ -235,7 +235,11 @@ class Card:
         for row in sorted(done.rows):
             pillows = Image.open(files[row]).convert("RGB").resize(square, Image.Resampling.BICUBIC)
             if (difference := float(np.abs(done.read(row) - np.asarray(pillows, np.int16)).mean())) > _MOST_DIFFERENCE:
-                raise CardUnfit(f"its pictures differ by {difference:.0f} grey levels from Pillow {PIL.__version__}'s")
+                mode, options = _TRIED_KINDS[row]
+                raise CardUnfit(
+                    f"its pictures differ by {difference:.0f} grey levels from Pillow {PIL.__version__}'s (JPEG, "
+                    f"{', '.join([mode, *options])})"
+                )
 
     def _portions(self, suited: Mapping[int, tuple[int, int]]) -> Iterator[list[int]]:
         """Rows that are on the card at once, within the bound of its memory."""
