@@ -29,6 +29,7 @@ from cnclip_bench.gpu_report.repositories import request_for
 from cnclip_bench.gpu_report.rows import Ceiling, Fact, Setup, Timing, Work
 from cnclip_bench.gpu_report.run import Step, run_step
 from cnclip_bench.gpu_report.timing import BATCH_SIZES, time_runs
+from cnclip_bench.subject import onnx_session
 from cnclip_builder.arch import get_arch
 from cnclip_builder.checkpoint.load import load_checkpoint, make_meta_model
 from cnclip_builder.checkpoint.towers import load_tower
@@ -162,6 +163,22 @@ def test_that_onnxruntime_runs_on_the_card_is_tried(monkeypatch: pytest.MonkeyPa
     *_, told = installed._onnxruntime()
     assert told.what == "ONNX Runtime's CUDA"
     assert re.match("does not run: unable to load model 'one' from '.*': CUDA failure 35: too old; see", told.value)
+
+
+def test_what_is_compared_with_a_gpu_is_not_measured_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """ONNX Runtime went on with the CPU where CUDA's libraries or a newer driver were missing."""
+
+    class Session:
+        def __init__(self, *_: Any, enable_fallback: int = 1, **__: Any) -> None:
+            if not enable_fallback:
+                raise RuntimeError("CUDA failure 35: too old ; GPU=-1")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    with pytest.raises(ValueError, match="unable to load model 'm' from .*: CUDA failure 35: too old; see"):
+        onnx_session(tmp_path / "m/1/model.onnx", gpu=True)
 
 
 def test_servers_find_their_own_libraries(monkeypatch: pytest.MonkeyPatch) -> None:

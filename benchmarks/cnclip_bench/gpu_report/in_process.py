@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -18,9 +17,9 @@ from cnclip_bench.gpu_report.memory import Meter
 from cnclip_bench.gpu_report.repositories import subject_of
 from cnclip_bench.gpu_report.rows import Fact, Report, Setup, Timing, Tower
 from cnclip_bench.gpu_report.timing import BATCH_SIZES, time_runs
-from cnclip_bench.subject import read_config
+from cnclip_bench.subject import open_session, read_config
 
-__all__ = ["open_session", "time_images_in_onnxruntime", "time_plans", "time_texts_in_onnxruntime", "who_ran"]
+__all__ = ["time_images_in_onnxruntime", "time_plans", "time_texts_in_onnxruntime", "who_ran"]
 
 
 def time_images_in_onnxruntime(setup: Setup, report: Report) -> None:
@@ -98,24 +97,9 @@ def _profile(model: Path, file: Path, inputs: Mapping[str, Any]) -> list[dict[st
 
 
 def _open_as_served(model: Path, file: Path) -> Any:
-    """Opens a session by a model's config; as `open_session`."""
+    """Opens a session by a model's config; raises as `open_session`."""
     config, kind = _config(model)
     return open_session(config, file, kind)
-
-
-def open_session(config: Mapping[str, Any], file: Path, kind: str) -> Any:
-    """Opens a session as the server's stand-in backend does.
-
-    Raises:
-        LoadError: It would not run where it is served; of the stand-in.
-    """
-    from cnclip_server._backends import STAND_IN
-
-    # As Triton has it for the stub; its modules import each other by their bare names.
-    sys.path.insert(0, str(STAND_IN))
-    from cnclip_server.backends.onnxruntime import cnclip_ort_session
-
-    return cnclip_ort_session.open_session(config, file, kind=kind, device_id=0)
 
 
 def _config(model: Path) -> tuple[dict[str, Any], str]:

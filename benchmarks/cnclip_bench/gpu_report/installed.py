@@ -121,7 +121,7 @@ def _run_on_cuda() -> None:
     import numpy as np
     import onnx
 
-    from cnclip_bench.gpu_report.in_process import open_session
+    from cnclip_bench.subject import open_session
 
     text = '<ir_version: 8, opset_import: ["": 17]> one (float[1] x) => (float[1] y) { y = Neg (x) }'
     with tempfile.TemporaryDirectory() as folder:
