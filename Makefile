@@ -206,6 +206,10 @@ INSTALL = $(BIN)/python -m pip install --no-compile $(if $(CONSTRAINTS),--constr
 # Measured with Python 3.11 and the versions of constraints.txt; CONTRIBUTING.md says what was tried to have less.
 CPU_TORCH = https://download.pytorch.org/whl/cpu
 CUDA_TORCH = 'of it 2.5 GB CUDA for torch.'
+# PyPI's onnxruntime-gpu is for CUDA 13 from 1.27 on, which has not come to Python 3.10.
+DRIVER = $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | sed -n '1s/[.].*//p')
+OLD_DRIVER = $(shell test "$(DRIVER)" -lt 580 2>/dev/null && echo "ONNX Runtime here needs driver 580, and this is $(DRIVER). \
+	Afterwards, but for Python 3.10: $(BIN)/pip install 'onnxruntime-gpu[cuda,cudnn]==1.26.0'")
 NO_GPU = 'This machine shows no GPU: make ... TORCH_INDEX=$(CPU_TORCH)' 'takes a torch without, and downloads 0.4 GB.'
 
 # For the stubs of nvidia-pytriton on Python 3.13, whose pip finds no numpy 1 for the rest; compiled there, for some minutes.
@@ -215,7 +219,8 @@ NUMPY_1 = $(BIN)/python -m pip install --quiet --no-deps 'numpy<2'
 # is wanted for its tritonserver binary alone; what that needs of its Python dependencies is in the extra `server`.
 $(VENV)/runtime: pyproject.toml $(CONSTRAINTS) hatch_build.py $(wildcard resize/src/*)
 	@printf '%s\n' 'Into $(VENV): what builds, serves and asks.' \
-		$(if $(TORCH_INDEX),,'3.1 GB are downloaded,' $(CUDA_TORCH) $(if $(filter cpu,$(RUNTIME)),$(NO_GPU)))
+		$(if $(TORCH_INDEX),,'3.1 GB are downloaded,' $(CUDA_TORCH) $(if $(filter cpu,$(RUNTIME)),$(NO_GPU))) \
+		$(if $(OLD_DRIVER),"$(OLD_DRIVER)")
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip uninstall --quiet --yes $(OTHER_RUNTIME)

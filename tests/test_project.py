@@ -169,10 +169,12 @@ def test_commands_and_links_of_the_pages_are_there(page: str) -> None:
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), target
 
 
-def dry_run(tmp_path: Path, *arguments: str) -> str:
+def dry_run(tmp_path: Path, *arguments: str, driver: str = "580.65.06") -> str:
     """What make would do where there is a GPU and no virtual environment."""
     command = tmp_path / "nvidia-smi"
-    command.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-0)'\n")
+    command.write_text(
+        f"#!/bin/sh\ncase $1 in -L) echo 'GPU 0: NVIDIA H200 (UUID: GPU-0)';; *) echo {driver}; echo {driver};; esac\n"
+    )
     command.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     make = ["make", "--dry-run", f"VENV={tmp_path / 'venv'}", *arguments]
@@ -183,6 +185,18 @@ def test_the_report_of_a_gpu_installs_what_decodes_on_it(tmp_path: Path) -> None
     told = dry_run(tmp_path, "gpu-report")
     assert told.index(".[gpu,builder,") < told.index("'.[gpu-decode]'") < told.index("cnclip-bench gpu-report")
     assert ".[gpu-decode]" not in dry_run(tmp_path, "repo")
+
+
+def test_an_old_driver_is_told_before_anything_is_installed(tmp_path: Path) -> None:
+    """With CUDA 13's ONNX Runtime everything was built, and then no server came up."""
+    told = dry_run(tmp_path, "repo", driver="550.54.15")
+    said = (
+        "ONNX Runtime here needs driver 580, and this is 550. Afterwards, but for Python 3.10: "
+        f"{tmp_path}/venv/bin/pip install 'onnxruntime-gpu[cuda,cudnn]==1.26.0'"
+    )
+    assert said in told
+    assert told.index(said) < told.index(".[gpu,builder,")
+    assert "needs driver" not in dry_run(tmp_path, "repo")
 
 
 def test_another_tensorrt_brings_nothing_of_the_tests(tmp_path: Path) -> None:

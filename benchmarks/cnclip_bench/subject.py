@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = [
     "checkpoint_file",
     "make_subject",
     "onnx_session",
+    "open_session",
     "read_config",
     "serving",
 ]
@@ -240,14 +242,36 @@ def onnx_session(path: Path, gpu: bool = False) -> Any:
     """An ONNX Runtime session that leaves the cores to others while it has nothing to do.
 
     Raises:
-        ValueError: A GPU is asked for, and this ONNX Runtime uses none.
+        ValueError: A GPU is asked for, and it would not run there.
     """
+    if gpu:
+        return open_session({"name": path.parents[1].name}, path, "GPU")
     import onnxruntime
 
-    provider = "CUDAExecutionProvider" if gpu else "CPUExecutionProvider"
-    if provider not in onnxruntime.get_available_providers():
-        raise ValueError("what is served runs on a GPU, and so must what it is compared with: install onnxruntime-gpu")
     options = onnxruntime.SessionOptions()
     # Or its idle threads would take the cores from what is measured next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def open_session(config: Mapping[str, Any], path: Path, kind: str) -> Any:
+    """Opens a session as the server's stand-in backend does: with CUDA of pip's wheels, and on a GPU or not at all.
+
+    Args:
+        config: The model's, as Triton gives it.
+        path: The ONNX file.
+        kind: Of its instances: CPU or GPU.
+
+    Raises:
+        ValueError: It would not run where it is served.
+    """
+    from cnclip_server._backends import STAND_IN
+
+    # As Triton has it for the stub; its modules import each other by their bare names.
+    sys.path.insert(0, str(STAND_IN))
+    from cnclip_server.backends.onnxruntime import cnclip_ort_session
+
+    try:
+        return cnclip_ort_session.open_session(config, path, kind=kind, device_id=0)
+    except Exception as error:  # of a class that the stand-in knows by another name
+        raise ValueError(str(error)) from error

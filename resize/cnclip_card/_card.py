@@ -30,9 +30,16 @@ _MOST_MEMORY = 1 << 30
 # rules of all Pillows.
 _TRIED = ((640, 480), (50, 901), (901, 50), (33, 17), (3, 2), (3, 299), (3, 301), (40, 47), (40, 49), (448, 448))
 _TRIED_SIDE = 32
-# And a smooth picture that is decoded; and how many grey levels it may be off Pillow's on average: another order of
-# colours, or none, is tens of them off.
+# And a smooth picture that is decoded, in each kind that takes a way of its own through nvJPEG; and how many grey
+# levels it may be off Pillow's on average: another order of colours, or none, is tens of them off.
 _TRIED_PICTURE = (64, 48)
+_TRIED_KINDS: tuple[tuple[str, dict[str, int]], ...] = (
+    ("RGB", {}),
+    ("RGB", {"subsampling": 0}),
+    ("RGB", {"subsampling": 1}),
+    ("RGB", {"progressive": 1}),
+    ("L", {}),
+)
 _MOST_DIFFERENCE = 4.0
 
 
@@ -208,23 +215,31 @@ class Card:
     def _require_pictures(self) -> None:
         """Makes sure that the decoder decodes: without nvJPEG's library it starts, and gives nothing for each picture.
 
+        A kind that it leaves to the exact way is no fault.
+
         Raises:
-            CardUnfit: it does not, or gives another picture.
+            CardUnfit: it decodes none, or gives another picture.
         """
         wide, high = _TRIED_PICTURE
         pixels = np.indices((high, wide)).transpose(1, 2, 0) * (4, 3)
         image = Image.fromarray(np.dstack([pixels, 255 - pixels[..., :1]]).astype(np.uint8))
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=95)
-        done = self.decode([file.getvalue()], {0: image.size})
+        files = [io.BytesIO() for _ in _TRIED_KINDS]
+        for file, (mode, options) in zip(files, _TRIED_KINDS, strict=True):
+            image.convert(mode).save(file, "JPEG", quality=95, **options)
+        done = self.decode([file.getvalue() for file in files], dict.fromkeys(range(len(files)), image.size))
         if not done.rows:
             raise CardUnfit(
                 f"it decodes no JPEG ({done.why_not or 'nvImageCodec gives none: is its nvJPEG installed?'})"
             )
         square = (self._side, self._side)
-        expected = np.asarray(Image.open(file).resize(square, Image.Resampling.BICUBIC), np.int16)
-        if (difference := float(np.abs(done.read(0) - expected).mean())) > _MOST_DIFFERENCE:
-            raise CardUnfit(f"its pictures differ by {difference:.0f} grey levels from Pillow {PIL.__version__}'s")
+        for row in sorted(done.rows):
+            pillows = Image.open(files[row]).convert("RGB").resize(square, Image.Resampling.BICUBIC)
+            if (difference := float(np.abs(done.read(row) - np.asarray(pillows, np.int16)).mean())) > _MOST_DIFFERENCE:
+                mode, options = _TRIED_KINDS[row]
+                raise CardUnfit(
+                    f"its pictures differ by {difference:.0f} grey levels from Pillow {PIL.__version__}'s (JPEG, "
+                    f"{', '.join([mode, *options])})"
+                )
 
     def _portions(self, suited: Mapping[int, tuple[int, int]]) -> Iterator[list[int]]:
         """Rows that are on the card at once, within the bound of its memory."""

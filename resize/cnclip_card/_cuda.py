@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,9 @@ from cnclip_card._errors import CardUnfit
 from cnclip_card._resize import KERNELS, SOURCE
 
 __all__ = ["Cuda", "compile_kernels"]
+
+_OLDEST = (7, 5)
+"""The least compute capability that CUDA 13 compiles for: Turing's."""
 
 
 def compile_kernels(capability: str) -> Any:
@@ -29,9 +35,18 @@ def compile_kernels(capability: str) -> Any:
     """
     from cuda.core import Program, ProgramOptions
 
+    _load_nvrtc()
     # One rounding for a product and a sum would give other last bits than Pillow's two.
     options = ProgramOptions(arch=f"sm_{capability}", fma=False)
     return Program(SOURCE.read_text(encoding="ascii"), "c++", options).compile("cubin")
+
+
+def _load_nvrtc() -> None:
+    """Loads NVRTC from pip's wheel: cuda-core finds it in this environment, and in none that this one is laid over."""
+    for entry in filter(None, sys.path):
+        for library in sorted(Path(entry).glob("nvidia/cu13/lib/libnvrtc*.so.13*")):
+            if ".alt." not in library.name:  # its own builtins, for which it asks by their bare name, and NVRTC
+                ctypes.CDLL(str(library))
 
 
 class _Pooled:
@@ -78,10 +93,23 @@ class Cuda:
             self._stream = self._device.create_stream()
             self.stream = int(self._stream.handle)
             self.memory = int(self._checked(driver.cuDeviceTotalMem(number)))
+            self._require_capability(tuple(self._device.compute_capability))
             code = compile_kernels(self._device.arch)
             self._kernels = {name: code.get_kernel(name) for name in KERNELS}
+        except CardUnfit:
+            raise
         except Exception as error:  # of several libraries, which share no class of errors
             raise CardUnfit(f"CUDA does not work ({type(error).__name__}: {error})") from error
+
+    def _require_capability(self, capability: tuple[int, ...]) -> None:
+        """Looks at the GPU's age, since drivers for CUDA 13 run older ones, too.
+
+        Raises:
+            CardUnfit: the kernels can't be compiled for it.
+        """
+        if capability < _OLDEST:
+            found, needed = (".".join(map(str, version)) for version in (capability, _OLDEST))
+            raise CardUnfit(f"this GPU has compute capability {found}, and CUDA 13 compiles for {needed} and later")
 
     def _require_driver(self, bindings: str) -> None:
         """Looks at the driver's version before anything fails for it in other words.

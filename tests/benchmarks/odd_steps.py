@@ -33,7 +33,10 @@ def crashes(setup: Setup, report: Report) -> None:
 def hangs(setup: Setup, report: Report) -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     report(Fact("child", str(child.pid)))
-    time.sleep(60)
+    try:
+        time.sleep(60)
+    finally:  # as a server's context manager
+        print("stopped in order", flush=True)
 
 
 def quits(setup: Setup, report: Report) -> None:

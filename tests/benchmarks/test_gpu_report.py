@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import re
+import select
 import sys
 import time
 from dataclasses import replace
@@ -12,17 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from cnclip_bench._cli import app, main
-from cnclip_bench.gpu_report import pytorch, steps
+from cnclip_bench.gpu_report import installed, pytorch, steps
 from cnclip_bench.gpu_report.findings import Findings
 from cnclip_bench.gpu_report.in_process import who_ran
 from cnclip_bench.gpu_report.inputs import BATCH_SIZES, SIZES, jpegs, token_ids
+from cnclip_bench.gpu_report.measure import _environment
 from cnclip_bench.gpu_report.repositories import request_for
 from cnclip_bench.gpu_report.rows import Ceiling, Fact, Setup, Timing, Work
 from cnclip_bench.gpu_report.run import Step, run_step
 from cnclip_bench.gpu_report.timing import time_runs
+from cnclip_bench.subject import onnx_session
 from cnclip_builder.arch import get_arch
 from cnclip_builder.checkpoint.load import load_checkpoint, make_meta_model
 from cnclip_builder.checkpoint.towers import load_tower
@@ -70,9 +77,10 @@ def test_a_step_that_hangs_is_stopped_with_all_that_it_started(tmp_path: Path) -
     assert outcome.status == "failed"
     assert outcome.reason == f"it was stopped after 15 s; {tmp_path}/hangs.log has what it said"
     assert 15 <= outcome.seconds <= time.monotonic() - began < 60
+    assert "stopped in order" in (tmp_path / "hangs.log").read_text()
     (child,) = rows
-    state = Path(f"/proc/{child.value}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"  # nobody may be here to collect it
+    with contextlib.suppress(ProcessLookupError):  # it has ended, and somebody has collected it
+        assert select.select([os.pidfd_open(int(child.value))], [], [], 30)[0]  # busy cores take a while to end it
     outcome, rows = run(good, tmp_path, remaining=0.5)
     assert (outcome.status, rows) == ("passed over", [])
     assert "no time was left" in outcome.reason
@@ -139,6 +147,44 @@ def test_the_modern_pytorch_has_the_same_features(tower: Any) -> None:
 
 def test_a_resnet_has_no_attention_to_replace() -> None:
     assert not pytorch.modernise(make_meta_model(get_arch("RN50")), "image")
+
+
+def test_that_onnxruntime_runs_on_the_card_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its library is loaded with a driver that is too old, too, and so was said to be in order."""
+
+    class Session:
+        def __init__(self, file: str, **options: Any) -> None:
+            assert onnx.load(file).graph.node[0].op_type == "Neg"
+            assert options["providers"][0][0] == "CUDAExecutionProvider"
+            raise RuntimeError("CUDA failure 35: too old ; GPU=-1")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    *_, told = installed._onnxruntime()
+    assert told.what == "ONNX Runtime's CUDA"
+    assert re.match("does not run: unable to load model 'one' from '.*': CUDA failure 35: too old; see", told.value)
+
+
+def test_what_is_compared_with_a_gpu_is_not_measured_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """ONNX Runtime went on with the CPU where CUDA's libraries or a newer driver were missing."""
+
+    class Session:
+        def __init__(self, *_: Any, enable_fallback: int = 1, **__: Any) -> None:
+            if not enable_fallback:
+                raise RuntimeError("CUDA failure 35: too old ; GPU=-1")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    with pytest.raises(ValueError, match="unable to load model 'm' from .*: CUDA failure 35: too old; see"):
+        onnx_session(tmp_path / "m/1/model.onnx", gpu=True)
+
+
+def test_servers_find_their_own_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of pip's wheels came before what a container's tritonserver has of cuDNN and TensorRT."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/container")
+    assert _environment()["LD_LIBRARY_PATH"] == "/container"
 
 
 def test_of_several_gpus_one_serves(tmp_path: Path) -> None:

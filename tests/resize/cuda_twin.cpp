@@ -1,5 +1,6 @@
 // A libcuda.so.1 of as many functions as cuda-core asks for here: a GPU of which the memory is the host's, and the kernels are
-// those of card_twin.cpp. CUDA_TWIN_GPUS and CUDA_TWIN_VERSION say how many there are, and how old the driver is.
+// those of card_twin.cpp. CUDA_TWIN_GPUS, CUDA_TWIN_VERSION and CUDA_TWIN_CAPABILITY say how many there are, and
+// how old driver and GPU are.
 #include "card_twin.cpp"
 
 #include <dlfcn.h>
@@ -60,8 +61,9 @@ CALL(cuDeviceGet, int *device, int number) {
     return number < setting("CUDA_TWIN_GPUS", 1) ? SUCCESS : 101;
 }
 CALL(cuDeviceGetAttribute, int *value, int which, int) {
-    // Compute capability 9.0; unified addressing and memory pools are there; of all else 1.
-    *value = which == 75 ? 9 : which == 76 ? 0 : 1;
+    // Compute capability 9.0 or another; unified addressing and memory pools are there; of all else 1.
+    const int capability = setting("CUDA_TWIN_CAPABILITY", 90);
+    *value = which == 75 ? capability / 10 : which == 76 ? capability % 10 : 1;
     return SUCCESS;
 }
 CALL(cuDeviceTotalMem, size_t *size, int) { *size = TOTAL; return SUCCESS; }

@@ -177,9 +177,12 @@ assert driver.twin_allocated() == 0
     [
         ({"CUDA_TWIN_GPUS": "0"}, "CUDA does not work (CUDAError: CUDA_ERROR_NO_DEVICE"),
         ({"CUDA_TWIN_VERSION": "12040"}, "the NVIDIA driver is for CUDA 12.4, and cuda-bindings 13."),
+        ({"CUDA_TWIN_CAPABILITY": "70"}, "this GPU has compute capability 7.0, and CUDA 13 compiles for 7.5 and later"),
     ],
 )
-def test_no_gpu_and_an_old_driver_are_one_line(driver: Path, environment: dict[str, str], said: str) -> None:
+def test_no_gpu_and_an_old_one_or_an_old_driver_are_one_line(
+    driver: Path, environment: dict[str, str], said: str
+) -> None:
     script = "try:\n    open_card(32, image_formats())\nexcept CardUnfit as error:\n    print(error)\n"
     told = run(driver, script, **environment)
     assert told.startswith(f"images can't be decoded on a GPU here: {said}")

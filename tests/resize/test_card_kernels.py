@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -139,12 +142,20 @@ def test_nvrtc_compiles_the_same_source(capability: str) -> None:
     assert b"shrink" in code.code
 
 
+def test_nvrtc_is_found_in_an_environment_below() -> None:
+    """As where a `.pth` file names its packages: cuda-core looks into those of `site` alone."""
+    pytest.importorskip("cuda.core", reason="cuda-core is not installed: the extra [gpu-decode] has it")
+    if not any(Path(entry, "nvidia/cu13/lib/libnvrtc.so.13").is_file() for entry in sys.path):
+        pytest.skip("NVRTC's wheel is not installed: the extra [gpu-decode] has it")
+    script = (
+        f"import sys; sys.path[:] = {sys.path!r}; from cnclip_card._cuda import compile_kernels; compile_kernels('90')"
+    )
+    result = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def test_the_kernels_hold_up_under_sanitizers(tmp_path: Path) -> None:
     """No read or write outside of what they are given, and no sum that overflows: in a process of its own."""
-    import os
-    import subprocess
-    import sys
-
     found = subprocess.run(["c++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     asan = Path(found.stdout.strip())
     if not asan.is_absolute():

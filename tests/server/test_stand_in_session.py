@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -236,6 +237,53 @@ def test_a_gpu_model_that_would_run_on_the_cpu_is_not_served(
     assert sessions.open_session(made, tmp_path / "model.onnx", kind="GPU", device_id=0)
 
 
+# As ONNX Runtime 1.31.1 said it, with a libcuda.so.1 that gave itself out for one of CUDA 12.4, and of an arena.
+CUDA_35 = (
+    "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_execution_provider_info.cc:63 static [ONNXRuntimeError] : 1 : "
+    'FAIL : provider_options_utils.h:187 Parse Failed to parse provider option "device_id": CUDA failure 35: CUDA driver '
+    "version is insufficient for CUDA runtime version ; GPU=-1 ; hostname=vm ; file=x.cc ; line=70 ; expr=cudaGetDevice\n"
+)
+FULL = "bfc_arena.cc:376 void* AllocateRawInternal(size_t) Failed to allocate memory for requested buffer of size 154389504\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (CUDA_35, "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version"),
+        (
+            "CUBLAS failure 3: the library was not initialized ; GPU=0",
+            "CUBLAS failure 3: the library was not initialized",
+        ),
+        (FULL, "Failed to allocate memory for requested buffer of size 154389504"),
+    ],
+)
+def test_why_a_gpu_does_not_start_is_told_in_its_own_words(
+    sessions: Any,
+    load_error: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    error: str,
+    told: str,
+) -> None:
+    """ONNX Runtime's fallback printed it, and what was refused was said to have its libraries, and perhaps no GPU."""
+
+    class Session:
+        def __init__(self, *_: Any, enable_fallback: int = 1, **__: Any) -> None:
+            if not enable_fallback:
+                raise RuntimeError(error)
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    with pytest.raises(load_error) as raised:
+        sessions.open_session({"name": "m"}, tmp_path / "model.onnx", kind="GPU", device_id=0)
+    assert f"'{tmp_path}/model.onnx': {told}; see that nvidia-smi shows the GPU" in str(raised.value)
+    assert "a driver older than 580" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
 def test_threads_are_those_that_the_container_may_use(
     sessions: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -318,19 +366,31 @@ def test_cudas_libraries_are_loaded_from_wheels_for_a_gpu_alone(
     sessions: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A host needs its driver alone: [gpu] brings the rest, where the loader would not look."""
-    loaded: list[str] = []
+    loaded: list[str | None] = []
 
-    def preload() -> None:
-        loaded.append("cuda")
+    def preload(directory: str | None = None) -> None:
+        loaded.append(directory)
         print("what it could not load")
 
+    below = [tmp_path / "below", tmp_path / "own"]
+    for folder in ("below/nvidia/cudnn/lib", "below/nvidia/cu13/lib", "own/nvidia/cudnn/lib", "own/onnxruntime"):
+        (tmp_path / folder).mkdir(parents=True)
+    (below[0] / "nvidia/cu13/lib/libnvrtc-builtins.so.13.0").touch()
+    monkeypatch.setattr("ctypes.CDLL", lambda path: loaded.append(path))
+    monkeypatch.setattr(ort, "__file__", str(tmp_path / "own/onnxruntime/__init__.py"))
+    monkeypatch.setattr(sys, "path", [*sys.path, "", *map(str, below)])
     monkeypatch.setattr(ort, "preload_dlls", preload, raising=False)
     names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: names)
     monkeypatch.setattr(ort, "InferenceSession", lambda *_, **__: SimpleNamespace(get_providers=lambda: names))
-    for kind, expected in (("CPU", []), ("GPU", ["cuda"])):
-        sessions.open_session({"name": "m"}, tmp_path / "model.onnx", kind=kind, device_id=0)
-        assert loaded == expected
+    sessions.open_session({"name": "m"}, tmp_path / "model.onnx", kind="CPU", device_id=0)
+    assert loaded == []
+    sessions.open_session({"name": "m"}, tmp_path / "model.onnx", kind="GPU", device_id=0)
+    assert loaded[0] is None  # what is beside ONNX Runtime
+    # Of environments that this one is laid over, what is not; and what NVRTC asks for by a bare name.
+    cuda = f"{below[0]}/nvidia/cu13/lib"
+    found = [path for path in loaded if str(path).startswith(str(tmp_path))]
+    assert found == [cuda, f"{cuda}/libnvrtc-builtins.so.13.0"]
     assert capsys.readouterr().out == ""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,7 @@ from cnclip_bench.gpu_report.memory import Meter
 from cnclip_bench.gpu_report.repositories import subject_of
 from cnclip_bench.gpu_report.rows import Fact, Report, Setup, Timing
 from cnclip_bench.gpu_report.timing import time_runs
-from cnclip_bench.subject import read_config
+from cnclip_bench.subject import open_session, read_config
 
 __all__ = ["time_images_in_onnxruntime", "time_plans", "time_texts_in_onnxruntime", "who_ran"]
 
@@ -35,17 +34,12 @@ def time_texts_in_onnxruntime(setup: Setup, report: Report) -> None:
 
 def _time_onnxruntime(setup: Setup, report: Report, tower: Tower) -> None:
     import onnxruntime
-    from cnclip_server._backends import STAND_IN
-
-    # As Triton has it for the stub; its modules import each other by their bare names.
-    sys.path.insert(0, str(STAND_IN))
-    from cnclip_server.backends.onnxruntime.cnclip_ort_session import open_session
 
     subject = subject_of(setup, "onnxruntime")
     meter = Meter(setup.gpu)
     file = subject.served_file(tower)
     config, kind = _config(subject.repository / f"{subject.name}-{tower}-encoder")
-    session = open_session(config, file, kind=kind, device_id=0)
+    session = open_session(config, file, kind)
     meter.tell(report, "ONNX Runtime", f"{tower} encoder, loaded")
     device = "cuda" if setup.gpu else "cpu"
     (tensor,) = session.get_inputs()
@@ -114,13 +108,14 @@ def time_plans(setup: Setup, report: Report) -> None:
     """Times both plans in TensorRT by Polygraphy, inputs and outputs on the card.
 
     Raises:
-        MissingRequirementError: There is no TensorRT.
+        MissingRequirementError: There is no TensorRT, or not what it needs.
     """
     from cnclip_builder.plans.api import load_tensorrt
-    from cnclip_builder.plans.cuda_runtime import require_cuda_runtime
+    from cnclip_builder.plans.device import current_device
+    from cnclip_builder.plans.requirements import require_machine
 
-    require_cuda_runtime()
     tensorrt, subject = load_tensorrt(), subject_of(setup, "tensorrt")
+    require_machine(tensorrt, current_device())  # it opens what pip's wheels have
     for tower in TOWERS:
         meter = Meter(setup.gpu)
         with tensorrt.open_on_device(subject.served_file(tower).read_bytes()) as lay:

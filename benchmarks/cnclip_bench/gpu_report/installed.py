@@ -8,13 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cnclip_bench.gpu_report.rows import Fact, Report, Setup
 from cnclip_bench.output import installed_version
 
-__all__ = ["MEASURED_CARD", "library_folders", "look_around"]
+__all__ = ["MEASURED_CARD", "look_around"]
 
 MEASURED_CARD = "the card that is measured"
 """What its name is told under."""
@@ -56,13 +57,6 @@ def look_around(setup: Setup, report: Report) -> None:
                 report(fact)
         except Exception as error:  # a broken one says so on import, in whatever way
             report(Fact(what, f"can't be looked at: {' '.join(str(error).split())}"))
-
-
-def library_folders() -> list[str]:
-    """The folders of pip's wheels that hold NVIDIA's libraries."""
-    roots = [Path(entry) for entry in sys.path if entry and Path(entry).is_dir()]
-    found = [folder for root in roots for folder in (*sorted(root.glob("nvidia/*/lib")), root / "tensorrt_libs")]
-    return [str(folder) for folder in found if folder.is_dir()]
 
 
 def _card() -> Iterator[Fact]:
@@ -114,19 +108,34 @@ def _onnxruntime() -> Iterator[Fact]:
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         yield Fact("ONNX Runtime's CUDA", "is missing: pip uninstall onnxruntime, pip install 'cn-clip-triton[gpu]'")
         return
-    folder = Path(onnxruntime.__file__).parent / "capi"
     try:
-        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
-        ctypes.CDLL(str(folder / "libonnxruntime_providers_cuda.so"))
-    except OSError as error:
-        yield Fact("ONNX Runtime's CUDA", f"can't be loaded: {error}: pip install 'cn-clip-triton[gpu]'")
+        _run_on_cuda()
+    except Exception as error:  # its errors share no class of their own
+        yield Fact("ONNX Runtime's CUDA", f"does not run: {' '.join(str(error).split())}")
     else:
-        yield Fact("ONNX Runtime's CUDA", "can be loaded")
+        yield Fact("ONNX Runtime's CUDA", "runs")
+
+
+def _run_on_cuda() -> None:
+    """Runs a node on the card: its library is loaded with drivers and on cards, too, on which it can't run."""
+    import numpy as np
+    import onnx
+
+    from cnclip_bench.subject import open_session
+
+    text = '<ir_version: 8, opset_import: ["": 17]> one (float[1] x) => (float[1] y) { y = Neg (x) }'
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "one.onnx")
+        onnx.save(onnx.parser.parse_model(text), file)
+        open_session({"name": "one"}, file, "GPU").run(None, {"x": np.ones(1, np.float32)})
 
 
 def _libraries() -> Iterator[Fact]:
+    """Where each is to be found: LD_LIBRARY_PATH, the system, pip's wheels."""
     named = [folder for folder in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if folder]
-    folders = [Path(folder) for folder in (*named, *_SYSTEM_FOLDERS)]
+    roots = [Path(entry) for entry in sys.path if entry]
+    wheels = [folder for root in roots for folder in (*sorted(root.glob("nvidia/*/lib")), root / "tensorrt_libs")]
+    folders = [*map(Path, (*named, *_SYSTEM_FOLDERS)), *wheels]
     for what, (name, fix) in _LIBRARIES.items():
         files = {file.resolve() for folder in folders for file in folder.glob(f"{name}*")}
         yield Fact(what, ", ".join(sorted(map(str, files))) or f"not found; {fix}")

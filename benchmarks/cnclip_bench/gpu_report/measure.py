@@ -9,7 +9,7 @@ from pathlib import Path
 from unittest import mock
 
 from cnclip_bench.gpu_report.findings import Findings
-from cnclip_bench.gpu_report.installed import MEASURED_CARD, library_folders
+from cnclip_bench.gpu_report.installed import MEASURED_CARD
 from cnclip_bench.gpu_report.rows import Fact, Row, Setup
 from cnclip_bench.gpu_report.run import Outcome, run_step
 from cnclip_bench.gpu_report.steps import STEPS
@@ -57,12 +57,10 @@ def measure(setup: Setup, name: str, seconds: float, output: Path, say: Callable
 
 def _environment() -> dict[str, str]:
     """What processes get that are started meanwhile, and the servers that they start."""
-    # ONNX Runtime and TensorRT do not look into all of pip's wheels themselves.
-    folders = [*os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep), *library_folders()]
+    # No LD_LIBRARY_PATH: what is measured finds libraries as it does for users, and a container's server takes its own.
     return {
         "ORT_DISABLE_TELEMETRY": "1",
         # Or torch's threads spin while they wait for each other: on two busy cores its step took four times as long.
         "OMP_WAIT_POLICY": "PASSIVE",
         **os.environ,
-        "LD_LIBRARY_PATH": os.pathsep.join(folder for folder in folders if folder),
     }

@@ -30,7 +30,7 @@ START_METHOD = "spawn"
 _LEAST_S = 1.0
 _LONGEST_REASON = 300
 _POLL_S = 0.2
-# For a process that has said all: it gives back memory, of a card too.
+# For a process that has said all, or is told to end: it stops its server, and gives back memory, of a card too.
 _PATIENCE_S = 10.0
 
 
@@ -107,7 +107,7 @@ def run_step(step: Step, setup: Setup, remaining_s: float, log: Path, report: Re
         else:
             said = TimeoutError(f"it was stopped after {bound:.0f} s; {log} has what it said")
     finally:
-        _end(process, patient=said is None)
+        _end(process, interrupt=isinstance(said, TimeoutError))
         ours.close()
     seconds = time.monotonic() - began
     if isinstance(said, PassedOver):
@@ -119,12 +119,16 @@ def run_step(step: Step, setup: Setup, remaining_s: float, log: Path, report: Re
     return Outcome(step.name, "done", seconds)
 
 
-def _end(process: multiprocessing.process.BaseProcess, *, patient: bool) -> None:
-    """Waits for a process that has said all, and kills its group: what it started in it would outlive it.
+def _end(process: multiprocessing.process.BaseProcess, *, interrupt: bool) -> None:
+    """Waits for a process, or interrupts it first; and kills its group: what it started would outlive it.
 
-    A server that it started is in a session of its own: its guard stops it once its parent is gone.
+    A server that it started is in a session of its own: its guard stops it once its parent is gone, but takes seconds,
+    which would be those of the next step on the same card.
     """
-    process.join(_PATIENCE_S if patient else 0.0)
+    if interrupt and process.pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGINT)
+    process.join(_PATIENCE_S)
     process.kill()
     if process.pid is not None:
         with contextlib.suppress(ProcessLookupError):

@@ -52,7 +52,8 @@ def require_machine(tensorrt: TensorRT, device: Device | None) -> dict[str, str]
         raise MissingRequirementError(
             f"the NVIDIA driver runs CUDA {_written(driver)} at most, and libcudart.so is of CUDA {_written(runtime)}: "
             f"install driver {f'{needed} or later' if needed else 'of that CUDA'}, or CUDA's runtime for "
-            f"{driver // 1000} (pip install nvidia-cuda-runtime-cu{driver // 1000}) with a TensorRT for it"
+            f"{driver // 1000} (pip install nvidia-cuda-runtime-cu{driver // 1000}) with a TensorRT for it, such as "
+            f"tensorrt-cu{driver // 1000}"
         )
     tensorrt.require_builder()
     return require_cublas() if tensorrt.needs_cublas else {}

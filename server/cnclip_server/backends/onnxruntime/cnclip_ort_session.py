@@ -11,6 +11,8 @@ import contextlib
 import ctypes
 import importlib.util
 import io
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +42,12 @@ _ARENA_STRATEGY = {0: "kNextPowerOfTwo", 1: "kSameAsRequested"}
 _CUDA_BOOLEANS = frozenset({"do_copy_in_default_stream", "use_ep_level_unified_stream", "use_tf32"})
 _TENSORRT_PRECISION = {"FP16": "trt_fp16_enable", "BF16": "trt_bf16_enable", "INT8": "trt_int8_enable"}
 _TENSORRT_NAMES = {"max_workspace_size_bytes": "trt_max_workspace_size"}
+# What of ONNX Runtime's errors a GPU is to blame for, without the places in its source.
+_GPU_FAILURE = re.compile(r"CU\w+ failure \d+: [^;]*[^; ]|Failed to allocate memory for requested buffer of size \d+")
+_GPU_FIX = (
+    "see that nvidia-smi shows the GPU, and room in its memory; with a driver older than 580, or a GPU older than "
+    "Turing, pip install 'onnxruntime-gpu[cuda,cudnn]==1.26.0', PyPI's last for CUDA 12"
+)
 
 Provider = tuple[str, dict[str, str]]
 
@@ -81,13 +89,14 @@ def open_session(config: Mapping[str, Any], path: Path, *, kind: str, device_id:
     if any(name == "TensorrtExecutionProvider" for name, _ in providers):
         _load_wheels_tensorrt()
     try:
-        session = ort.InferenceSession(str(path), sess_options=options, providers=providers)
+        # Without its fallback, which goes on with the CPU and prints why, where nobody reads it.
+        session = ort.InferenceSession(str(path), sess_options=options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's errors share no base class of their own.
         said = str(error).strip()  # some end with their line
-        raise LoadError(
-            f"unable to load model '{config['name']}' from '{path}': {said}; export or copy the file again, with its "
-            "external data beside it"
-        ) from error
+        fix = "export or copy the file again, with its external data beside it"
+        if failure := _GPU_FAILURE.search(said):
+            said, fix = failure[0], _GPU_FIX
+        raise LoadError(f"unable to load model '{config['name']}' from '{path}': {said}; {fix}") from error
     _check_providers(config["name"], [name for name, _ in providers], session.get_providers())
     return session
 
@@ -95,12 +104,23 @@ def open_session(config: Mapping[str, Any], path: Path, *, kind: str, device_id:
 def _load_wheels_libraries() -> None:
     """Loads CUDA's libraries from pip's wheels, where they are: a host then needs no CUDA of its own.
 
-    ONNX Runtime has the function since 1.21; what it cannot load it prints, and the session then tells.
+    ONNX Runtime has the function since 1.21; what it cannot load it prints, and the session then tells. By itself it
+    looks beside itself alone: an environment that is laid over another one has in it what pip found there already.
     """
     preload = getattr(ort, "preload_dlls", None)
-    if preload is not None:
-        with contextlib.redirect_stdout(io.StringIO()):
-            preload()
+    if preload is None:
+        return
+    own = Path(ort.__file__).parents[1]
+    with contextlib.redirect_stdout(io.StringIO()):
+        preload()
+        for entry in filter(None, sys.path):
+            for folder in sorted(Path(entry).glob("nvidia/*/lib")):
+                if not (own / folder.relative_to(entry)).is_dir():
+                    preload(directory=str(folder))
+                # It does not load these, for which NVRTC asks by their bare name when cuDNN has it compile.
+                for library in folder.glob("libnvrtc-builtins.so.*"):
+                    with contextlib.suppress(OSError):
+                        ctypes.CDLL(str(library))
 
 
 def _load_wheels_tensorrt() -> None:
@@ -143,7 +163,7 @@ def _library_error(provider: str) -> str:
         ctypes.CDLL(str(folder / f"libonnxruntime_providers_{name}.so"))
     except OSError as error:
         return str(error)
-    return "its library can be loaded; no GPU, or one that it does not support"
+    return "its library can be loaded"
 
 
 def session_options(config: Mapping[str, Any]) -> ort.SessionOptions:
