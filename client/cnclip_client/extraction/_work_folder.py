@@ -177,15 +177,16 @@ def locked(
     import fcntl
 
     while True:
-        try:
-            folder.mkdir(exist_ok=True)
-        except FileExistsError as error:
-            message = f"{folder.name} is there and no folder of a job's work; remove it, or give another --output"
-            raise JobRefused(message, output=str(output)) from error
+        # Not `mkdir(exist_ok=True)`: it looks again at what is there, and another process may have removed it by then.
+        with suppress(FileExistsError):
+            folder.mkdir()
         try:
             handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            continue  # another process has just finished and removed the folder
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if isinstance(error, FileNotFoundError) and not folder.is_symlink():
+                continue  # another process has just finished and removed the folder
+            message = f"{folder.name} is there and no folder of a job's work; remove it, or give another --output"
+            raise JobRefused(message, output=str(output)) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
