@@ -167,23 +167,34 @@ def recall(
             an error, as in cn_clip's scripts, or a miss.
 
     Raises:
-        ValueError: Nothing is annotated, or annotated queries are missing.
+        ValueError: Nothing is annotated, or annotated queries are missing, or ids of what was found are strings and
+            those of the answers integers, or the other way round.
     """
     if not answers:
         raise ValueError("no query is annotated; give the annotations of these features")
     # By query, so that of one that comes twice the last one counts.
     ranks: dict[Id, int] = {}
+    kinds: set[type[Id]] = set()
     for one in found:
         right = answers.get(one.query)
         if right is not None:
+            kinds.update(map(type, one.ids[:_DEEPEST]))
             ranks[one.query] = next((rank for rank, each in enumerate(one.ids[:_DEEPEST]) if each in right), _DEEPEST)
     left_out = len(answers) - len(ranks)
     if left_out and missing == "error":
         named = ", ".join(islice((repr(query) for query in answers if query not in ranks), _NAMED))
         more = ", ..." if left_out > _NAMED else ""
+        alike = "" if ranks else "see that ids are the same on both sides ('7' is not 7), "
         raise ValueError(
-            f"{left_out} of {len(answers)} annotated queries were not searched ({named}{more}); extract them too, or "
-            "count them as misses (missing='miss', --missing-as-misses)"
+            f"{left_out} of {len(answers)} annotated queries were not searched ({named}{more}); {alike}extract them "
+            "too, or count them as misses (missing='miss', --missing-as-misses)"
+        )
+    right_kinds = {type(each) for right in answers.values() for each in right}
+    if kinds and right_kinds and kinds.isdisjoint(right_kinds):
+        one_side, other = ("strings", "integers") if str in kinds else ("integers", "strings")
+        raise ValueError(
+            f"ids of what was found are {one_side}, and those of the annotations {other} ('7' is not 7): none can be "
+            "right; write them alike"
         )
     r1, r5, r10 = (sum(rank < k for rank in ranks.values()) / len(answers) for k in (1, 5, _DEEPEST))
     return Recall(r1=r1, r5=r5, r10=r10, mean_recall=(r1 + r5 + r10) / 3.0, queries=len(answers), missing=left_out)

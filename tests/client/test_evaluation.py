@@ -124,6 +124,15 @@ def test_counting() -> None:
         recall(found, {})
 
 
+def test_ids_that_are_strings_on_one_side_and_integers_on_the_other_are_no_misses() -> None:
+    found = [Prediction(query, tuple(range(10))) for query in (1, 2)]
+    with pytest.raises(ValueError, match=r"are integers, and those of the annotations strings .* write them alike"):
+        recall(found, {1: {"0"}, 2: set()})
+    with pytest.raises(ValueError, match=r"2 of 2 .* \('1', '2'\); see that ids are the same on both sides"):
+        recall(found, {"1": {0}, "2": {3}})
+    assert recall(found, {1: {"0", 5}, 2: set()}).r10 == 0.5
+
+
 def test_queries_that_were_not_searched_are_an_error_or_a_miss(tmp_path: Path) -> None:
     images, texts, annotations = make_set(tmp_path, 1)
     lines = texts.read_text().splitlines(keepends=True)
