@@ -829,6 +829,16 @@ def test_encode_items_takes_items_of_any_origin(client: Client, fake: Any) -> No
     assert sum(len(one.items) for one in found) == 4
 
 
+def test_a_file_that_its_id_does_not_tell_is_named(tmp_path: Path, client: Client) -> None:
+    path = str(tmp_path / "d" / "none.jpg")
+    (found,) = encode_items(client, "image", [Item(7, path), Item("d/none.jpg", path), Item(path, path)])
+    assert [failure.reason for failure in found.failures] == [
+        f"{path}: No such file or directory",
+        "No such file or directory",
+        "No such file or directory",
+    ]
+
+
 # --- Reading ahead.
 
 
