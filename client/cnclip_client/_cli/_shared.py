@@ -110,9 +110,10 @@ def items_given(given: list[str] | None, file: str | None) -> Iterable[str]:
 
 def _read_lines(stream: io.BufferedIOBase | object) -> Iterator[str]:
     # Bytes that are no UTF-8 come through as surrogates and fail as one item, not as the whole file.
-    with io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape") as lines:  # type: ignore[type-var]
+    # A lone carriage return is a character of a line, as in what `extract` reads.
+    with io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="\n") as lines:  # type: ignore[type-var]
         for line in lines:
-            yield line.removesuffix("\n")
+            yield line.removesuffix("\n").removesuffix("\r")
 
 
 def as_typed(texts: Iterable[str]) -> list[str]:

@@ -17,6 +17,8 @@ _WHO = {
     "public one",
     "hf": "HF_TOKEN, or `hf auth login`",
 }
+_GONE = (404, 410)
+_BUSY = (408, 425, 429)  # of the 4xx, those that may be answered otherwise in a moment
 
 
 @contextmanager
@@ -48,8 +50,11 @@ def _told(url: str, error: Exception) -> CnclipError:
     scheme, _, rest = url.partition("://")
     scheme = {"s3a": "s3", "gcs": "gs", "http": "https"}.get(scheme, scheme)
     code, status = code_of(error), getattr(error, "status", None)
-    who = _WHO.get(scheme, "see the documentation of fsspec's package for this kind of address")
-    if isinstance(error, FileNotFoundError) or status == 404:
+    known = _WHO.get(scheme)
+    who = f"set {known}" if known else "see the documentation of fsspec's package for this kind of address"
+    # A list of addresses may name any machine: what one of them says is nothing of the others.
+    of_all = scheme != "https"
+    if isinstance(error, FileNotFoundError) or status in _GONE:
         bucket = rest.partition("/")[0]
         what = f"there is no bucket {bucket}" if code == "NoSuchBucket" else "there is nothing"
         return BadFile(f"{what}; check the name, and the store that is asked", path=url)
@@ -58,19 +63,20 @@ def _told(url: str, error: Exception) -> CnclipError:
     if code in _EXPIRED:
         return StoreError(f"the store's token has run out ({code}); get a new one and run it again", path=url)
     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"):
-        return StoreError(f"there are no credentials for the store; set {who}", path=url)
+        return StoreError(f"there are no credentials for the store; {who}", path=url)
     if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "400") or status == 401:
         # To a question about a file alone, S3 has no words, and a token that has run out looks like this too.
         words = f"the store refuses the credentials, or they have run out ({code or status})"
-        return StoreError(f"{words}; set {who}", path=url)
+        return StoreError(f"{words}; {who}", path=url, of_all=of_all)
     if isinstance(error, PermissionError) or status == 403:
         words = f"the store forbids it ({_words(error)})"
-        return StoreError(f"{words}; have it allowed, or set {who}", path=url, of_all=False)
-    # A list of addresses may name any machine: that one of them is gone says nothing of the others.
+        return StoreError(f"{words}; have it allowed, or {who}", path=url, of_all=False)
+    if isinstance(status, int) and 400 <= status < 500 and status not in _BUSY:
+        return StoreError(f"the store refuses it ({_words(error)}); check the address", path=url, of_all=of_all)
     return StoreError(
         f"the store cannot be had ({_words(error)}); see that it can be reached, and run it again",
         path=url,
-        of_all=scheme != "https",
+        of_all=of_all,
         passing=True,
     )
 

@@ -17,6 +17,7 @@ from cnclip_client._client import Client
 from cnclip_client._flow.items import Unsendable, image_bytes
 from cnclip_client._flow.prefetch import Prefetch
 from cnclip_client._info import ModelInfo
+from cnclip_client._remote import is_remote
 from cnclip_client._texts import preprocess_text
 from cnclip_client._vocabulary import Id, Kind
 from cnclip_client.extraction._options import ExtractOptions
@@ -175,7 +176,9 @@ def _loaded(client: Client, kind: Kind, items: Iterable[Item]) -> AbstractContex
         try:
             return Item(item.id, image_bytes(item.value, client.limits.item_bytes))
         except Unsendable as error:
-            return Item(item.id, None, str(error))
+            # Of a column of paths the id tells nothing of which file it was.
+            is_named = item.value.endswith(str(item.id)) or is_remote(item.value)
+            return Item(item.id, None, str(error) if is_named else f"{item.value}: {error}")
 
     return Prefetch(iter(items), load, lambda item: len(item.value or b""), threads=client.limits.readers)
 

@@ -177,16 +177,17 @@ def locked(
     import fcntl
 
     while True:
-        try:
-            folder.mkdir(exist_ok=True)
-        except FileExistsError as error:
-            message = f"{folder.name} is there and no folder of a job's work; remove it, or give another --output"
-            raise JobRefused(message, output=str(output)) from error
+        # Not `mkdir(exist_ok=True)`: it looks again at what is there, and another process may have removed it by then.
+        with suppress(FileExistsError):
+            folder.mkdir()
         try:
             # Not a mere number: wherever a KeyboardInterrupt comes, it is closed with what holds it.
             lock = (folder / _LOCK).open("ab")
-        except FileNotFoundError:
-            continue  # another process has just finished and removed the folder
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if isinstance(error, FileNotFoundError) and not folder.is_symlink():
+                continue  # another process has just finished and removed the folder
+            message = f"{folder.name} is there and no folder of a job's work; remove it, or give another --output"
+            raise JobRefused(message, output=str(output)) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:

@@ -17,7 +17,7 @@ from cnclip_client.index._parts import FeatureFile
 
 __all__ = ["DuplicateGroup", "near_duplicates"]
 
-_NEIGHBOURS = 64
+_NEIGHBOURS, _MOST_NEIGHBOURS = 64, 2**16
 _ROWS = 1024
 
 
@@ -41,7 +41,8 @@ def near_duplicates(index: Index, cosine: float, report: Report | None = None) -
 
     Row by row: an item is dropped if it is that near to an earlier one that was kept, the nearest of them. So nothing
     is dropped for what itself is dropped, and all that is kept is further apart, as far as the index finds it. Only
-    where an item has 64 neighbours that near, all of them dropped, it goes with the nearest.
+    where an item has 64 neighbours that near, the earlier of them all dropped, it goes with the nearest; and where it
+    has 65,536, all of them later, it is kept.
 
     Memory is 12 bytes a row. The index's files of features are read once.
 
@@ -67,15 +68,16 @@ def _groups(index: Index, cosine: float, report: Report) -> Iterator[DuplicateGr
         scores, rows = index.neighbours(features, min(_NEIGHBOURS, len(index)))
         own = np.arange(first, first + len(features))[:, None]
         earlier = (rows >= 0) & (rows < own) & (scores >= cosine)
-        for number in np.flatnonzero(earlier.any(axis=1)).tolist():
-            near = np.flatnonzero(earlier[number])  # the nearest first
-            kept = near[kept_for[rows[number][near]] < 0]
-            if len(kept):
-                kept_for[first + number], cosines[first + number] = rows[number][kept[0]], scores[number][kept[0]]
-            elif (scores[number] >= cosine).all():
+        crowded = scores[:, -1] >= cosine
+        for number in np.flatnonzero(earlier.any(axis=1) | crowded).tolist():
+            row = first + number
+            near, cosine_of = _earlier(index, features[number : number + 1], row, scores[number], rows[number], cosine)
+            those_kept = np.flatnonzero(kept_for[near] < 0)  # the nearest first
+            if len(those_kept):
+                kept_for[row], cosines[row] = near[those_kept[0]], cosine_of[those_kept[0]]
+            elif crowded[number] and len(near):
                 # There are more of them than neighbours: what was kept is as near to these as they are to each other.
-                kept_for[first + number] = kept_for[rows[number][near[0]]]
-                cosines[first + number] = scores[number][near[0]]
+                kept_for[row], cosines[row] = kept_for[near[0]], cosine_of[0]
         first += len(features)
         report("comparing", first, len(index))
     dropped = np.flatnonzero(kept_for >= 0)
@@ -84,6 +86,33 @@ def _groups(index: Index, cosine: float, report: Report) -> Iterator[DuplicateGr
     for members in np.split(order, starts[1:]) if len(order) else []:
         kept, *others = index.ids_of([int(kept_for[members[0]]), *members.tolist()])
         yield DuplicateGroup(kept, tuple(others), cosines[members])
+
+
+def _earlier(
+    index: Index,
+    query: NDArray[np.float32],
+    row: int,
+    scores: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    cosine: float,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Returns the earlier rows that are near enough, the nearest first, and their cosines.
+
+    Args:
+        index: Open.
+        query: float32 [1, D], the row's features.
+        row: Its number.
+        scores: Of its nearest rows, the best first.
+        rows: Those.
+        cosine: How near is near enough.
+    """
+    most = min(_MOST_NEIGHBOURS, len(index))
+    while True:
+        earlier = (rows >= 0) & (rows < row) & (scores >= cosine)
+        # The nearest may all be later ones, and an earlier one lie behind them.
+        if earlier.any() or scores[-1] < cosine or len(rows) == most:
+            return rows[earlier], scores[earlier]
+        (scores,), (rows,) = index.neighbours(query, min(4 * len(rows), most))
 
 
 def _features(index: Index) -> Iterator[NDArray[np.float32]]:

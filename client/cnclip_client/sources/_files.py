@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from cnclip_client._exceptions import BadFile
 from cnclip_client._listing import files_matching
 from cnclip_client._remote import Location, RemotePath, located
 from cnclip_client.sources._item import Item, Place, told_by
@@ -157,6 +158,8 @@ def named(path: str) -> str:
 class GlobSource:
     """The files that a pattern matches, `**` standing for any folders.
 
+    One that matches nothing, as where it is misspelt or a disk is not mounted, raises `BadFile` when it is read.
+
     Attributes:
         pattern: As Python's `glob` takes it, or an address as fsspec's does. Ids are the paths as it gives them,
             sorted.
@@ -171,20 +174,22 @@ class GlobSource:
 
     def items(self, ids_only: int = 0, *, start: int = 0, after: Place = ()) -> Iterator[Item]:
         # Sorting needs all the names at once: 100 bytes or so for each match.
-        if isinstance(place := located(self.pattern), RemotePath):
-            for state in place.matching()[start:]:
-                yield Item(state.name, state.name)
-            return
         failures: dict[str, str] = {}
 
         def unlisted(folder: str, error: OSError) -> None:
             failures[folder] = f"cannot be listed: {error.strerror}"
 
-        paths = files_matching(self.pattern, unlisted)
+        if isinstance(place := located(self.pattern), RemotePath):
+            paths = [state.name for state in place.matching()]
+        else:
+            paths = files_matching(self.pattern, unlisted)
         if failures:
             paths = sorted([*paths, *failures])
+        if not paths:
+            raise BadFile("no file matches it; check the pattern", path=self.pattern)
         for path in islice(paths, start, None):
-            yield Item(named(path), None if path in failures else path, failures.get(path, ""))
+            one = path if isinstance(place, RemotePath) else named(path)
+            yield Item(one, None if path in failures else path, failures.get(path, ""))
 
     def total(self) -> int | None:
         return sum(1 for _ in self.items())

@@ -93,6 +93,6 @@ def checked_id(value: Any) -> Id:
     """
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError(  # noqa: TRY004 - of a file, not of a caller
-            f"its id is {type(value).__name__}, neither an integer nor a string"
+            f"its id is {'null' if value is None else type(value).__name__}, neither an integer nor a string"
         )
     return value

@@ -51,7 +51,7 @@ def image_source(
         item_bytes: The largest image taken from a TSV, an LMDB or a tar; by default that of `Limits`.
 
     Raises:
-        BadFile: There is no telling what it is, or it is not what it was said to be.
+        BadFile: There is no telling what it is, or it is not what it was said to be, or no file matches it.
         OSError: It cannot be read.
     """
     place = _located(path)
@@ -61,7 +61,10 @@ def image_source(
     if format == "webdataset":
         return _checked(WebDatasetSource(os.fspath(path), Wanted("image", id_column, column, most_bytes)))
     if format == "glob":
-        return GlobSource(os.fspath(path))
+        globbed = GlobSource(os.fspath(path))
+        if not isinstance(place, RemotePath):  # where listing takes long, the job finds out
+            next(globbed.items())
+        return globbed
     if format == "lmdb":
         if isinstance(place, RemotePath):
             raise BadFile("an LMDB is read here and there in its file, and must be on a disk: copy it", path=str(place))

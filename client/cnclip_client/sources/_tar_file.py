@@ -24,7 +24,9 @@ _ZEROS = bytes(_BLOCK)
 _NAME, _CHECKSUM, _TYPE = slice(0, 100), slice(148, 156), slice(156, 157)
 _MAGIC, _PREFIX = slice(257, 263), slice(345, 500)
 _FILES = (b"0", b"\0", b"7")
-_KINDS = {b"1": "a link", b"2": "a link", b"3": "a device", b"4": "a device", b"5": "a folder", b"6": "a pipe"}
+# With `-h` alone, what links lead to twice is a file once and a hard link from then on.
+_LINK = "a link (pack it with tar's -h --hard-dereference)"
+_KINDS = {b"1": _LINK, b"2": _LINK, b"3": "a device", b"4": "a device", b"5": "a folder", b"6": "a pipe"}
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_OF_ALL = b"L", b"K", b"x", b"g"
 # Of GNU's sparse files the header tells 4 pieces, and as long as a flag is set another block follows that tells 21.
 _SPARSE, _PIECES_FOLLOW, _MORE_FOLLOW = b"S", 482, 504

@@ -52,10 +52,10 @@ def normalised(fake: Any, *items: bytes) -> np.ndarray:
 
 
 def test_texts_as_arguments_and_as_lines(triton: Any, fake: Any, tmp_path: Path) -> None:
-    texts = ["皮卡丘", "杰尼龟", ""]
+    texts = ["皮卡丘", "杰尼\r龟", ""]
     listing = tmp_path / "texts.txt"
-    listing.write_text("\n".join(texts) + "\n", encoding="utf-8-sig")
     content = "\n".join(texts).encode() + b"\n"
+    listing.write_bytes(b"\xef\xbb\xbf" + content)
     ways: list[tuple[list[str], bytes]] = [
         (texts, b""),
         (["--file", str(listing)], b""),

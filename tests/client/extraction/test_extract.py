@@ -40,7 +40,7 @@ from cnclip_client import (
 from cnclip_client._flow.prefetch import Prefetch
 from cnclip_client.classification import Classifier
 from cnclip_client.extraction import ExtractOptions, Summary, encode_items, extract, extract_parts
-from cnclip_client.extraction._work_folder import GrowingFiles
+from cnclip_client.extraction._work_folder import GrowingFiles, locked
 from cnclip_client.features import origin_of
 from cnclip_client.retrieval import read_features
 from cnclip_client.sources import Item, image_source, text_source
@@ -843,6 +843,16 @@ def test_encode_items_takes_items_of_any_origin(client: Client, fake: Any) -> No
     assert sum(len(one.items) for one in found) == 4
 
 
+def test_a_file_that_its_id_does_not_tell_is_named(tmp_path: Path, client: Client) -> None:
+    path = str(tmp_path / "d" / "none.jpg")
+    (found,) = encode_items(client, "image", [Item(7, path), Item("d/none.jpg", path), Item(path, path)])
+    assert [failure.reason for failure in found.failures] == [
+        f"{path}: No such file or directory",
+        "No such file or directory",
+        "No such file or directory",
+    ]
+
+
 # --- Reading ahead.
 
 
@@ -1065,6 +1075,23 @@ def test_a_file_where_the_work_should_be_is_told(tmp_path: Path, client: Client)
     (tmp_path / "out.npy.partial").write_bytes(b"what is it?")
     with pytest.raises(JobRefused, match=r"out\.npy\.partial is there and no folder of a job's work; remove it"):
         extract(client, Items([Item(1, "猫")]), tmp_path / "out.npy")
+
+
+def test_a_lock_that_another_process_removes_meanwhile_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ".entering"
+
+    def was_there_just_now(path: Path, **_: bool) -> None:
+        monkeypatch.undo()
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", was_there_just_now)
+    with locked(folder, tmp_path):
+        assert [path.name for path in folder.iterdir()] == ["lock"]
+    folder.symlink_to("nowhere")
+    with pytest.raises(JobRefused, match="is there and no folder"), locked(folder, tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])

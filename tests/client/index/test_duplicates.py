@@ -69,6 +69,19 @@ def test_more_copies_than_neighbours(tmp_path: Path) -> None:
     assert sorted(group.kept // 300 for group in groups) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF8,Flat"])
+def test_more_that_are_near_than_neighbours(tmp_path: Path, factory: str) -> None:
+    rng = np.random.default_rng(0)
+    features = np.repeat(np.eye(3, 16), 400, axis=0) + 0.02 * rng.standard_normal((1200, 16))
+    features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+    options = IndexOptions(factory=factory)
+    build_index(parquet(tmp_path / "a.parquet", list(range(1200)), features), tmp_path / "index", "image", options)
+    with Index.open(tmp_path / "index") as index:
+        index.parameters = {"Flat": "", "HNSW16": "efSearch=500", "IVF8,Flat": "nprobe=8"}[factory]
+        groups = list(near_duplicates(index, 0.95))
+    assert [(group.kept, len(group.dropped)) for group in groups] == [(0, 399), (400, 399), (800, 399)]
+
+
 def test_the_command(tmp_path: Path) -> None:
     features = np.eye(4, 8, dtype=np.float32)[[0, 1, 0, 2, 1, 0]]
     file = parquet(tmp_path / "a.parquet", ["a", "b", "c", "d", "e", "f"], features, sha=SHA)

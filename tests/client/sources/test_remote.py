@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from cnclip_client import BadFile, MissingExtra, StoreError
@@ -61,6 +61,8 @@ def test_a_folder(tmp_path: Path, memory: str) -> None:
     assert [image_bytes(value, 100) for _, value in found] == [b"a.jpg", b"d/b.jpg", b"d/e/c.jpg"]
     globbed = values(image_source(f"{memory}/photos/d/*.jpg"))
     assert [image_bytes(value, 100) for _, value in globbed] == [b"d/b.jpg"]
+    with pytest.raises(BadFile, match="no file matches it; check the pattern"):
+        values(image_source(f"{memory}/photos/d/*.gif"))
 
 
 def test_tars(tmp_path: Path, memory: str) -> None:
@@ -263,14 +265,17 @@ def test_an_address_that_no_library_takes_costs_no_other(memory: str, monkeypatc
 
 
 class _Ranges(http.server.SimpleHTTPRequestHandler):
-    """A server of files that knows ranges, and forbids what is named so."""
+    """A server of files that knows ranges, and answers a name that is a status with that."""
+
+    asked: ClassVar[list[str]] = []
 
     def log_message(self, *_: Any) -> None:
         pass
 
     def do_GET(self) -> None:
-        if "forbidden" in self.path:
-            self.send_error(403)
+        self.asked.append(self.path)
+        if self.path[1:4].isdecimal():
+            self.send_error(int(self.path[1:4]))
             return
         wanted = self.headers.get("Range")
         path = Path(self.translate_path(self.path))
@@ -308,10 +313,20 @@ def test_a_web_server(tmp_path: Path, web: str) -> None:
     assert found == values(image_source(tmp_path / "a.tar"))
     assert values(text_source(f"{web}/a.jsonl")) == [(1, "一")]
     assert isinstance(image_source(f"{web}/a.tar").fingerprint["files"], str)
-    reasons = {"none.jpg": "there is nothing", "forbidden.jpg": "forbids it", "empty.jpg": "is empty"}
+    # A list names any machine: none of these ends the job, nor is asked for again.
+    reasons = {
+        "none.jpg": "there is nothing",
+        "410.jpg": "there is nothing; check the name",
+        "401.jpg": r"refuses the credentials, or they have run out \(401\); see the documentation of fsspec's",
+        "403.jpg": r"forbids it \(403, .*\); have it allowed, or see the documentation of fsspec's",
+        "451.jpg": r"refuses it \(451, .*\); check the address",
+        "empty.jpg": "is empty",
+    }
     for name, reason in reasons.items():
+        _Ranges.asked.clear()
         with pytest.raises(Unsendable, match=reason):
             image_bytes(f"{web}/{name}", 100)
+        assert _Ranges.asked == [f"/{name}"]
     with pytest.raises(Unsendable, match="is larger than 100 bytes"):
         image_bytes(f"{web}/a.tar", 100)
     with pytest.raises(BadFile, match="there is nothing"):

@@ -120,8 +120,8 @@ def test_what_is_no_image_is_told_by_name(tmp_path: Path) -> None:
     assert [one for one, _ in found] == ["a", "b", "c", "e", "f"]
     assert [value for _, value in found[1:]] == [
         "!has no image among .txt",
-        "!c.jpg is a link, and no plain file",
-        "!e.jpg is a link, and no plain file",
+        "!c.jpg is a link (pack it with tar's -h --hard-dereference), and no plain file",
+        "!e.jpg is a link (pack it with tar's -h --hard-dereference), and no plain file",
         f"!{too_large(4000)}",
     ]
     texts = values(text_source(tmp_path / "a.tar"))
