@@ -8,6 +8,7 @@ import json
 import os
 import re
 import select
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -72,8 +73,12 @@ def test_a_step_that_goes_wrong_costs_itself_alone(tmp_path: Path) -> None:
 
 
 def test_a_step_that_hangs_is_stopped_with_all_that_it_started(tmp_path: Path) -> None:
-    began = time.monotonic()
-    outcome, rows = run(hangs, tmp_path, seconds=15.0)  # its process imports first, beside other tests
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell has what it starts in the background
+    try:
+        began = time.monotonic()
+        outcome, rows = run(hangs, tmp_path, seconds=15.0)  # its process imports first, beside other tests
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert outcome.status == "failed"
     assert outcome.reason == f"it was stopped after 15 s; {tmp_path}/hangs.log has what it said"
     assert 15 <= outcome.seconds <= time.monotonic() - began < 60

@@ -138,6 +138,8 @@ def _end(process: multiprocessing.process.BaseProcess, *, interrupt: bool) -> No
 
 def _work(function: Callable[[Setup, Report], None], setup: Setup, log: str, pipe: Connection) -> None:
     os.setpgid(0, 0)
+    # What a shell starts in the background ignores it, and so do all that it starts: nothing would be ended in order.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     with Path(log).open("ab") as file:
         os.dup2(file.fileno(), 1)

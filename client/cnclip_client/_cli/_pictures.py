@@ -20,8 +20,8 @@ __all__ = ["pictures_in", "queries_with_ids", "words_in"]
 def pictures_in(source: Source, wanted: Collection[Id]) -> Iterator[tuple[Id, bytes]]:
     """Yields the wanted among the images of a source, with the ids that it gives them.
 
-    An integer also goes by its digits, as in a parquet file whose other ids are strings. For features whose ids were made
-    elsewhere, a file goes by its name, too, and by that without its ending, where that is no other one's id.
+    An integer also goes by its digits, as in a parquet file whose other ids are strings. For features whose ids were
+    made elsewhere, a file goes by its name, too, and by that without its ending, where that is no other one's id.
     """
     missing = set(wanted)
     named: dict[Id, str] = {}
