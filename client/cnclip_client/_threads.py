@@ -24,17 +24,20 @@ def unbroken() -> Iterator[None]:
     gRPC a lock of a connection then stays held, and no call of it ever ends.
     """
     handler = _signal.getsignal(_signal.SIGINT)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
     came: list[Any] = []
-    _signal.signal(_signal.SIGINT, lambda number, frame: came.append(frame))
+    held = callable(handler)
+    try:
+        if held:
+            _signal.signal(_signal.SIGINT, lambda number, frame: came.append(frame))
+    except ValueError:  # on another thread; which one is the main one `threading` does not know in every host
+        held = False
     try:
         yield
     finally:
-        _signal.signal(_signal.SIGINT, handler)
-        if came:
-            handler(_signal.SIGINT, came[-1])
+        if held:
+            _signal.signal(_signal.SIGINT, handler)
+            if came:
+                handler(_signal.SIGINT, came[-1])
 
 
 class Waiters:

@@ -158,8 +158,12 @@ def as_annotated(one: Id, ids: Container[Id]) -> Id:
     """
     if one in ids:
         return one
-    other = parse_id(one) if isinstance(one, str) else str(one)
+    other = _other_form(one)
     return other if other in ids else one
+
+
+def _other_form(one: Id) -> Id:
+    return parse_id(one) if isinstance(one, str) else str(one)
 
 
 def annotated(queries: Iterable[Features], answers: Mapping[Id, Collection[Id]]) -> Iterator[Features]:
@@ -193,8 +197,9 @@ def recall(
         query = as_annotated(one.query, answers)
         right = answers.get(query)
         if right is not None:
-            found_right = (rank for rank, each in enumerate(one.ids[:_DEEPEST]) if as_annotated(each, right) in right)
-            ranks[query] = next(found_right, _DEEPEST)
+            # Of the few that are right, and not of all that were found: that took five times as long.
+            known = {*right, *map(_other_form, right)}
+            ranks[query] = next((rank for rank, each in enumerate(one.ids[:_DEEPEST]) if each in known), _DEEPEST)
     left_out = len(answers) - len(ranks)
     if left_out and missing == "error":
         named = ", ".join(islice((repr(query) for query in answers if query not in ranks), _NAMED))

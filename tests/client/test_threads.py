@@ -27,7 +27,10 @@ def test_an_interrupt_comes_behind_what_must_not_be_broken_off() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_elsewhere_than_on_the_main_thread_there_is_nothing_to_do() -> None:
+def test_elsewhere_than_on_the_main_thread_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever thread imports `threading` first is the main one for it, before Python 3.13."""
+    monkeypatch.setattr(threading, "main_thread", threading.current_thread)
+
     def work() -> None:
         with unbroken():
             found.append(signal.getsignal(signal.SIGINT))
@@ -87,8 +90,10 @@ def test_an_interrupt_as_a_lock_is_let_go_leaves_none(tmp_path: Path, monkeypatc
 
 
 def test_a_job_that_is_interrupted_does_not_wait_for_ever_for_its_last_checkpoint(
-    tmp_path: Path, triton: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, triton: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
+
     def interrupt(items: int, failures: int) -> None:
         if items:
             raise KeyboardInterrupt
@@ -104,4 +109,5 @@ def test_a_job_that_is_interrupted_does_not_wait_for_ever_for_its_last_checkpoin
                 client, text_source(tmp_path / "texts.txt"), tmp_path / "out.npy", ExtractOptions(), report=interrupt
             )
     assert time.monotonic() - began < 10
+    assert "no last checkpoint: it did not come to its end" in caplog.messages
     never.set()

@@ -28,9 +28,10 @@ def pictures_in(source: Source, wanted: Collection[Id]) -> Iterator[tuple[Id, by
     for item in source.items():
         own = {item.id, str(item.id)}
         if isinstance(item.value, str):
-            if missing & own and (data := _read(item.value)):
-                yield from ((one, data) for one in missing & own)
-                missing -= own
+            if found := missing & own:
+                missing -= found  # read or not: another one's picture must not stand for it
+                if data := _read(item.value):
+                    yield from ((one, data) for one in found)
             for one in names_of_file(item.value):
                 if one in missing:
                     named.setdefault(one, item.value)

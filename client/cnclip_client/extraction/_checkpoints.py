@@ -66,7 +66,7 @@ class Checkpoints:
             self._running = self._waiter.submit(lambda: self._write_checked(progress))
             self._await(_LAST_S)
         except (CnclipError, OSError, NotYet) as error:
-            _log.info("no last checkpoint: %s", error or "it did not come to its end")
+            _log.info("no last checkpoint: %s", str(error) or "it did not come to its end")
 
     def save(self, progress: Progress) -> None:
         """Writes one of a run that came to its end, by when the client has asked by itself. Raises OSError."""

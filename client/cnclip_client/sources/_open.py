@@ -62,8 +62,7 @@ def image_source(
         return _checked(WebDatasetSource(os.fspath(path), Wanted("image", id_column, column, most_bytes)))
     if format == "glob":
         globbed = GlobSource(os.fspath(path))
-        if not isinstance(place, RemotePath):  # where listing takes long, the job finds out
-            next(globbed.items())
+        next(globbed.items())  # before a job has begun, to which its output would belong from then on
         return globbed
     if format == "lmdb":
         if isinstance(place, RemotePath):

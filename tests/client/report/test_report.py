@@ -216,12 +216,16 @@ def test_a_picture_that_cannot_be_read_does_not_end_the_page(tmp_path: Path, mon
     real = Path.read_bytes
 
     def read(self: Path) -> bytes:
-        if self.name == "1.png":
+        if self == tmp_path / "1.png":
             raise PermissionError(13, "Permission denied")
         return real(self)
 
     monkeypatch.setattr(Path, "read_bytes", read)
     assert {one for one, _ in pictures_in(image_source(tmp_path), {1, 2})} == {2}
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "2.png").write_bytes(picture("blue"))
+    (tmp_path / "2.png").rename(tmp_path / "0" / "1.png")
+    assert [one for one, _ in pictures_in(image_source(tmp_path), {"1.png", "0/2.png"})] == ["0/2.png"]
 
 
 def test_a_picture_goes_by_the_digits_of_its_id(tmp_path: Path) -> None:
