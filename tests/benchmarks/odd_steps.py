@@ -32,8 +32,8 @@ def crashes(setup: Setup, report: Report) -> None:
 
 def hangs(setup: Setup, report: Report) -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    report(Fact("child", str(child.pid)))
     try:
+        report(Fact("child", str(child.pid)))
         time.sleep(60)
     finally:  # as a server's context manager
         print("stopped in order", flush=True)

@@ -93,6 +93,17 @@ def test_a_step_that_hangs_is_stopped_with_all_that_it_started(tmp_path: Path) -
     assert (outcome.status, rows) == ("passed over", [])  # those after it need that time
 
 
+def test_ctrl_c_ends_a_step_in_order_and_at_once(tmp_path: Path) -> None:
+    """Its process is in a group of its own, which a terminal's interrupt does not reach; it went on for ten seconds."""
+
+    def interrupted(row: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_step(Step("hangs", hangs, 60), SETUP, 60, tmp_path / "hangs.log", interrupted)
+    assert "stopped in order" in (tmp_path / "hangs.log").read_text()
+
+
 def test_shares_of_the_ceiling(tmp_path: Path) -> None:
     findings = Findings("x", SETUP, {})
     timing = Timing("y", "text", batch_size=64, length=24, first_ms=5.0, ms=2.0)

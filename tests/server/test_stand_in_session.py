@@ -237,6 +237,18 @@ def test_a_gpu_model_that_would_run_on_the_cpu_is_not_served(
     assert sessions.open_session(made, tmp_path / "model.onnx", kind="GPU", device_id=0)
 
 
+def test_an_onnxruntime_that_falls_back_all_the_same_may_have_found_no_gpu(
+    sessions: Any, load_error: type[Exception], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """1.22 does: what was refused was said to have its library, and nothing of a GPU."""
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("ctypes.CDLL", lambda *_: None)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: names)
+    monkeypatch.setattr(ort, "InferenceSession", lambda *_, **__: SimpleNamespace(get_providers=lambda: names[1:]))
+    with pytest.raises(load_error, match="its library can be loaded; no GPU, or one or a driver that it does not"):
+        sessions.open_session({"name": "m"}, tmp_path / "model.onnx", kind="GPU", device_id=0)
+
+
 # As ONNX Runtime 1.31.1 said it, with a libcuda.so.1 that gave itself out for one of CUDA 12.4, and of an arena.
 CUDA_35 = (
     "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_execution_provider_info.cc:63 static [ONNXRuntimeError] : 1 : "

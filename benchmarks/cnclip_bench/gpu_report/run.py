@@ -92,13 +92,15 @@ def run_step(step: Step, setup: Setup, remaining_s: float, log: Path, report: Re
     process.start()
     theirs.close()
     said: Exception | None = None
+    ended = False
     try:
         while (left := began + bound - time.monotonic()) > 0:
             if not ours.poll(min(left, _POLL_S)):
                 continue
             try:
                 message = ours.recv()
-            except EOFError:  # it has ended
+            except EOFError:
+                ended = True
                 break
             if isinstance(message, Exception):
                 said = message
@@ -107,7 +109,7 @@ def run_step(step: Step, setup: Setup, remaining_s: float, log: Path, report: Re
         else:
             said = TimeoutError(f"it was stopped after {bound:.0f} s; {log} has what it said")
     finally:
-        _end(process, interrupt=isinstance(said, TimeoutError))
+        _end(process, interrupt=not ended)
         ours.close()
     seconds = time.monotonic() - began
     if isinstance(said, PassedOver):

@@ -84,10 +84,10 @@ def add_version(
         if verify is not None:
             models[entry.name][str(entry.version)]["live_parity"] = verify(new)
         # What this build did not write keeps the hash that it was written with: a change since then stays told, and of
-        # a model that is there what is gone.
+        # a version that is there what is gone.
         kept = {path: digest for path, digest in (before.files or {}).items() if not _is_written(path, entry)}
-        of_models = {path: digest for path, digest in kept.items() if (new / path.split("/")[0]).is_dir()}
-        files = {**of_models, **files_of_folder(new, {**kept, **written.hashes})}
+        of_folders = {path: digest for path, digest in kept.items() if (new / path).parent.is_dir()}
+        files = {**of_folders, **files_of_folder(new, {**kept, **written.hashes})}
         write_manifest(new, models, dict(sorted(files.items())))
 
 

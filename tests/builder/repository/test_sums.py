@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 import uuid
 from collections.abc import Callable
@@ -52,6 +53,7 @@ def test_what_is_built_is_vouched_for_and_a_later_build_vouches_for_no_change(
     vouched = files["a-image-preprocess/1/model.py"]
     changed.write_text(changed.read_text() + "# not the builder's\n")
     (repository / "a-text-tokenize/1/vocab.txt").unlink()
+    shutil.rmtree(repository / "a-image-encoder/1")  # whoever deletes a version whole does not miss it
     add_version(RepositoryEntry("a", 2, tiny_vit, tiny_artefacts, SERVING), repository)
     assert changed_files(repository) == {
         "a-image-preprocess/1/model.py": "changed",

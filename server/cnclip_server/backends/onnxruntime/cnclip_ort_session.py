@@ -163,7 +163,8 @@ def _library_error(provider: str) -> str:
         ctypes.CDLL(str(folder / f"libonnxruntime_providers_{name}.so"))
     except OSError as error:
         return str(error)
-    return "its library can be loaded"
+    # Up to ONNX Runtime 1.22, which falls back whatever it is told, and prints why.
+    return "its library can be loaded; no GPU, or one or a driver that it does not support"
 
 
 def session_options(config: Mapping[str, Any]) -> ort.SessionOptions:
