@@ -83,31 +83,35 @@ class Footprint:
     peak_mib: float
 
 
-def build_costs(arch: Arch, checkpoint: str) -> list[BuildCost]:
+def build_costs(named: str, checkpoint: str) -> list[BuildCost]:
     """Builds a checkpoint by `cnclip-build repository` and by cn_clip's own script, one after the other.
 
     Both write FP32 and FP16 of both encoders; ours proves each against PyTorch, and makes a repository.
 
     Args:
-        arch: The architecture; cn_clip's script knows the official ones alone.
+        named: The architecture, or a JSON file of one; cn_clip's script knows the official ones alone.
         checkpoint: random:SEED, or a .pt file.
     """
+    from cnclip_builder.arch import get_arch
     from cnclip_builder.checkpoint.load import expected_shapes
 
+    arch = get_arch(named)
     file = checkpoint_file(checkpoint, arch).resolve()
     weights_mib = 4 * sum(map(math.prod, expected_shapes(arch).values())) / 2**20
     found = []
     for what in ("make repo", "pytorch_to_onnx.py"):
         with tempfile.TemporaryDirectory(prefix="cnclip-bench-") as folder:
-            command = _our_build(arch, file, folder) if what == "make repo" else _their_build(arch, file, folder)
+            command = _our_build(named, file, folder) if what == "make repo" else _their_build(arch, file, folder)
             found.append(_timed(arch.name, what, weights_mib, command, folder))
     return found
 
 
-def _our_build(arch: Arch, checkpoint: Path, folder: str) -> list[str]:
+def _our_build(arch: str, checkpoint: Path, folder: str) -> list[str]:
+    # It runs elsewhere, where the path of a file would lead to nothing.
+    arch = str(Path(arch).resolve()) if arch.endswith(".json") else arch
     command = str(Path(sys.executable).with_name("cnclip-build"))
     places = [f"--{place}={folder}/{place}" for place in ("repository", "artefacts", "download-root")]
-    return [command, "repository", f"--arch={arch.name}", f"--checkpoint={checkpoint}", "--target=cpu", *places]
+    return [command, "repository", f"--arch={arch}", f"--checkpoint={checkpoint}", "--target=cpu", *places]
 
 
 def _their_build(arch: Arch, checkpoint: Path, folder: str) -> list[str]:

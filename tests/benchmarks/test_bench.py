@@ -388,7 +388,7 @@ def test_the_weights_of_a_build_are_the_models(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(costs, "_timed", lambda arch, what, weights_mib, command, folder: weights_mib)
     weights = load_checkpoint(Path(DEMO_CHECKPOINT), get_arch(DEMO_ARCH)).state_dict.values()
     expected = sum(one.numel() for one in weights) * 4 / 2**20
-    assert costs.build_costs(get_arch(DEMO_ARCH), DEMO_CHECKPOINT) == [pytest.approx(expected, rel=0.01)] * 2
+    assert costs.build_costs(DEMO_ARCH, DEMO_CHECKPOINT) == [pytest.approx(expected, rel=0.01)] * 2
 
 
 def test_jobs_from_each_source_beside_memory(folder: Path) -> None:
@@ -414,3 +414,11 @@ def test_the_sources_of_jobs_hold_the_same_items(tmp_path: Path) -> None:
     for source in sources.values():
         values = [item.value for item in image_source(source).items()]
         assert [Path(value).read_bytes() if isinstance(value, str) else value for value in values] == expected
+
+
+def test_a_build_finds_the_file_of_an_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was given the name that the file has, which is no architecture's."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(costs, "_timed", lambda arch, what, weights_mib, command, folder: command)
+    ours, _ = costs.build_costs("examples/demo/demo.json", DEMO_CHECKPOINT)
+    assert f"--arch={ROOT}/examples/demo/demo.json" in ours

@@ -41,12 +41,10 @@ def build(
     Example:
       cnclip-bench build --arch RN50 --arch ViT-B-16
     """
-    from cnclip_builder.arch import get_arch
-
     from cnclip_bench.costs import build_costs
     from cnclip_bench.output import Panel, show_rows, write_curves
 
-    found = [one for arch in archs for one in build_costs(get_arch(arch), checkpoint)]
+    found = [one for arch in archs for one in build_costs(arch, checkpoint)]
     rows = [
         (one.arch, one.what, *((f"{one.seconds:.0f}", f"{one.peak_mib:.0f}") if not one.problem else (one.problem, "")))
         for one in found
