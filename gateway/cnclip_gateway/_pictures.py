@@ -6,10 +6,10 @@ from functools import lru_cache
 
 from cnclip_client import CnclipError
 from cnclip_client._flow.items import Unsendable, image_bytes
+from cnclip_client.evaluation import as_annotated
 from cnclip_client.report._thumbnails import names_of_file, small_jpeg
 from cnclip_client.retrieval import Id
 from cnclip_client.sources import Place, Source
-from cnclip_client.sources._item import parse_id
 
 __all__ = ["Pictures"]
 
@@ -51,8 +51,7 @@ class Pictures:
             return None
 
     def _made(self, one: Id) -> bytes:
-        # Parquet has an integer's digits for it where not all ids are integers.
-        one = one if one in self._places else parse_id(str(one))
+        one = as_annotated(one, self._places)
         place = self._places[one]
         try:
             value: str | bytes | None = place if isinstance(place, str) else None

@@ -294,3 +294,11 @@ def test_a_picture_goes_by_the_digits_of_its_id(tmp_path: Path, photos: Path) ->
     pictures = Pictures(image_source(tmp_path / "imgs.tsv"))
     assert pictures.thumbnail("7") == pictures.thumbnail(7) is not None
     assert pictures.thumbnail("07") is None
+
+
+def test_a_picture_with_digits_for_its_id_goes_by_the_integer(tmp_path: Path, photos: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    images = [(photos / "0.png").read_bytes()] * 2
+    parquet.write_table(pyarrow.table({"image_id": ["7", "x"], "image": images}), tmp_path / "images.parquet")
+    pictures = Pictures(image_source(tmp_path / "images.parquet"))
+    assert pictures.thumbnail(7) == pictures.thumbnail("7") is not None

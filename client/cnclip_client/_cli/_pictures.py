@@ -11,6 +11,7 @@ from cnclip_client._remote import RemotePath, is_remote
 from cnclip_client.report._thumbnails import names_of_file
 from cnclip_client.retrieval import Features, Id
 from cnclip_client.sources import Source
+from cnclip_client.sources._item import parse_id
 from cnclip_client.sources._muge import LinesSource
 from cnclip_client.sources._parquet import ParquetSource
 
@@ -78,7 +79,7 @@ def queries_with_ids(asked: Asked, sources: Iterable[Source]) -> Iterator[Featur
 
 def _require_numbers(source: LinesSource | ParquetSource, numbers: range, ids: Iterable[Id]) -> None:
     for one in ids:
-        if not (str(one).isdecimal() and int(one) in numbers):
+        if parse_id(str(one)) not in numbers:
             counted = f"{numbers.start} to {numbers.stop - 1}" if numbers else "of which there are none"
             raise BadFile(
                 f"its {source.kind}s go by their numbers, {counted}, and there is a feature of {one!r}: give what the "

@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cnclip_client import MissingExtra
-from cnclip_client._cli._pictures import pictures_in
+from cnclip_client import BadFile, MissingExtra
+from cnclip_client._cli._pictures import _require_numbers, pictures_in
 from cnclip_client.evaluation import Annotations, read_annotations
 from cnclip_client.report import Thumbnail, html_report, image_ids, thumbnails
 from cnclip_client.retrieval import Hits
 from cnclip_client.sources import image_source
+from cnclip_client.sources._muge import LinesSource
 from cnclip_client.sources._parquet import ParquetSource
 from PIL import EpsImagePlugin, Image
 
@@ -352,6 +353,14 @@ def test_what_goes_by_its_number_is_what_the_features_are_of(
     missing = 0 if first else 3
     assert f"s go by their numbers, {first} to {first + 2}, and there is a feature of {missing}: give" in shifted.stderr
     assert (tmp_path / "found.html").read_text(encoding="utf-8") == page
+
+
+@pytest.mark.parametrize("one", ["02", "٢", "9" * 5000])
+def test_what_is_written_in_another_way_is_no_number(tmp_path: Path, one: str) -> None:
+    """No text has such an id, so the page would have none; and of thousands of digits Python makes no integer."""
+    _require_numbers(source := LinesSource(tmp_path / "texts.txt"), range(1, 4), [2, "3"])
+    with pytest.raises(BadFile, match="go by their numbers, 1 to 3, and there is a feature of"):
+        _require_numbers(source, range(1, 4), [1, one])
 
 
 def test_files_that_parquet_lists_go_by_their_names(tmp_path: Path) -> None:
