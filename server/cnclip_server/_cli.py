@@ -22,7 +22,7 @@ from cnclip_server._command import Tls
 from cnclip_server._errors import RepositoryError, ServerError
 from cnclip_server._folder import make_folder, told_by_name
 from cnclip_server._manifest import MANIFEST, changed_files
-from cnclip_server._process import how_it_ended
+from cnclip_server._process import how_it_ended, was_killed
 from cnclip_server._renewals import Renewals
 from cnclip_server._server import TritonServer
 
@@ -112,7 +112,8 @@ def serve(
         typer.Option(
             metavar="N",
             min=0,
-            help="How often within --restart-window the server is started again when a model's process dies or hangs.",
+            help="How often within --restart-window the server is started again when it or a model's process dies or "
+            "hangs.",
             rich_help_panel=_STARTS,
         ),
     ] = 10,
@@ -142,8 +143,8 @@ def serve(
     """Serve a model repository with NVIDIA's tritonserver, until Ctrl-C.
 
     When the models are loaded, the server's addresses and models are printed, one a line. Ctrl-C, or SIGTERM,
-    stops the server in order and is a success (exit status 0); a server that does not start, or dies, is not
-    (1).
+    stops the server in order and is a success (exit status 0); a server that does not start, or that dies or
+    hangs again and again, is not (1).
 
     Examples:
       cnclip-serve build/repository
@@ -204,7 +205,7 @@ def _compare(repository: Path, *, serve_anyway: bool) -> None:
 
 
 def _serve(server: TritonServer, max_restarts: int, window_s: float, renewals: Renewals | None) -> None:
-    """Says where the server is and what it serves, and waits; starts it again when a model has died or hangs.
+    """Says where the server is and what it serves, and waits; starts it again when it or a model has died or hangs.
 
     It does so for a renewed certificate, too, which counts as no restart.
 
@@ -218,7 +219,7 @@ def _serve(server: TritonServer, max_restarts: int, window_s: float, renewals: R
         print(f"model    {model}")
     sys.stdout.flush()
     restarts: list[float] = []
-    while (status := server.wait(_WATCH_INTERVAL_S)) is None:
+    while (status := server.wait(_WATCH_INTERVAL_S)) is None or was_killed(status):
         if troubles := server.troubles():
             what = "; ".join(troubles)
             restarts = [at for at in restarts if time.monotonic() - at < window_s]

@@ -16,7 +16,7 @@ from typing import IO
 from cnclip_server._errors import ServerError
 from cnclip_server._log import without_keys
 
-__all__ = ["DEFAULT_LOG_LIMIT_BYTES", "GuardedProcess", "how_it_ended"]
+__all__ = ["DEFAULT_LOG_LIMIT_BYTES", "GuardedProcess", "how_it_ended", "was_killed"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,11 @@ DEFAULT_LOG_LIMIT_BYTES = 64 * 2**20
 
 
 _SIGNALLED = 128  # what the guard adds to a signal's number
+
+
+def was_killed(status: int) -> bool:
+    """Whether an exit status of `GuardedProcess.wait` is a signal's: its own crash, or no memory."""
+    return status > _SIGNALLED
 
 
 def how_it_ended(status: int) -> str:

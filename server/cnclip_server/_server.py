@@ -210,9 +210,9 @@ class TritonServer:
     def troubles(self) -> list[str]:
         """What is wrong with the server and Triton does not mend; to be called every second or so.
 
-        A Python model's process that died or is stopped; requests that wait for a model of which nothing is executed,
-        or that all fail, over several looks; a server that answers nothing. Triton goes on to call itself ready:
-        `restart` mends it.
+        Tritonserver itself has ended, or answers nothing; a Python model's process died or is stopped; requests wait
+        for a model of which nothing is executed, or all fail, over several looks. In all but the first, Triton goes on
+        to call itself ready. `restart` mends it.
 
         Returns:
             A sentence each, in alphabetical order.
@@ -220,7 +220,8 @@ class TritonServer:
         Raises:
             ServerError: The server was not started.
         """
-        self._running()
+        if (status := self.wait(0)) is not None:
+            return [f"tritonserver has ended ({how_it_ended(status)})"]
         return self._health.troubles() if self._health else []
 
     def restart(self) -> None:

@@ -213,25 +213,13 @@ def test_control_c_on_a_terminal(repository: Any) -> None:
     assert "successfully unloaded 'echo'" in text
 
 
-@pytest.mark.triton
-def test_a_server_that_dies_is_an_error(repository: Any) -> None:
-    with _started(str(repository.path), *FREE_PORTS, "--", "--id=mine") as process:
-        _until_serving(process)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        server = Path(f"/proc/{children[0]}/task/{children[0]}/children").read_text().split()[0]
-        assert b"--id=mine" in Path(f"/proc/{server}/cmdline").read_bytes()
-        os.kill(int(server), signal.SIGKILL)
-        _, err = process.communicate(timeout=20)
-    assert process.returncode == 1
-    assert (
-        err
-        == "error: tritonserver ended by itself (killed by SIGKILL, as when memory runs out); run with -v to see its log\n"
-    )
+def _children(pid: int) -> list[int]:
+    return [*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
 
 
 def _stub(server: int) -> int:
     """A process of the Python backend below tritonserver's guard."""
-    children = [*map(int, Path(f"/proc/{server}/task/{server}/children").read_text().split())]
+    children = _children(server)
     found = [child for child in children if "stub" in Path(f"/proc/{child}/comm").read_text() + _program(child)]
     return found[0] if found else _stub(children[0])
 
@@ -248,6 +236,34 @@ def _answers(url: str) -> bool:
 
 def _program(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0]
+
+
+@pytest.mark.triton
+def test_a_server_that_dies_is_replaced(repository: Any) -> None:
+    with _started(str(repository.path), *FREE_PORTS, "--max-restarts", "1", "--", "--id=mine") as process:
+        facts = _until_serving(process)
+
+        def kill(with_signal: int) -> None:
+            guard = _children(process.pid)[0]
+            server = _children(guard)[0]
+            assert b"--id=mine" in Path(f"/proc/{server}/cmdline").read_bytes()
+            os.kill(server, with_signal)
+
+        assert process.stderr is not None
+        kill(signal.SIGSEGV)
+        said = [process.stderr.readline() for _ in range(2)]
+        assert said == [
+            "tritonserver has ended (killed by SIGSEGV): restarting the server (1 of 1)\n",
+            "the server is back\n",
+        ]
+        assert _answers(facts["grpc"])
+        kill(signal.SIGKILL)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert err == (
+        "error: tritonserver has ended (killed by SIGKILL, as when memory runs out); "
+        "gave up after 1 restarts (--max-restarts) within 3600 s; run with -v to see why\n"
+    )
 
 
 @pytest.mark.triton
