@@ -213,6 +213,8 @@ def demo_server(demo_repository: Path, tmp_path_factory: pytest.TempPathFactory)
     log = tmp_path_factory.mktemp("log") / "tritonserver.log"
     with TritonServer(demo_repository, grpc_port=0, http_port=0, metrics_port=0, log_file=log) as server:
         yield server
+        # Why it died: of that the tests that needed it say nothing.
+        assert server.wait(0) is None, log.read_text()[-4000:]
 
 
 @pytest.fixture
