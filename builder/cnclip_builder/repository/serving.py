@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from cnclip_machine import usable_cores
+
 from cnclip_builder.arch import MIN_CONTEXT_LENGTH
 from cnclip_builder.errors import SettingError
 from cnclip_builder.repository.settings import Accelerator, PerTower, Platform, Preprocess, Target, check_value
-from cnclip_builder.system.machine import has_gpu, usable_cores
+from cnclip_builder.system.gpu import has_gpu
 from cnclip_builder.tensors import TOWERS, Precision, Tower
 
 DEFAULT_MAX_IMAGE_PIXELS = 178_956_970

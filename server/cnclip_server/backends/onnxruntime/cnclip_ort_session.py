@@ -2,7 +2,7 @@
 
 The fields are those that Triton's C++ onnxruntime backend reads (its README, "Model Config Options"), with
 the same defaults; what it ignores is ignored here. Runs inside the Python backend's stub: it imports the
-standard library, onnxruntime and its neighbours, nothing else.
+standard library, onnxruntime and its neighbours, `cnclip_machine` among them, nothing else.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
+from cnclip_machine import seen_cores, usable_cores
 
 if TYPE_CHECKING:
     from cnclip_server.backends.onnxruntime.cnclip_ort_checks import LoadError
-    from cnclip_server.backends.onnxruntime.cnclip_ort_cores import granted_cores
 else:
     # Triton puts this folder on the stub's sys.path; cnclip_server itself may not be importable there.
     from cnclip_ort_checks import LoadError
-    from cnclip_ort_cores import granted_cores
 
 _DEFAULT_FILE = "model.onnx"
 _INITIALIZERS = "session.use_device_allocator_for_initializers"
@@ -196,7 +195,8 @@ def session_options(config: Mapping[str, Any]) -> ort.SessionOptions:
     options.execution_mode = ort.ExecutionMode.ORT_PARALLEL if mode else ort.ExecutionMode.ORT_SEQUENTIAL
     # 0, and anything below it, leaves the choice to ONNX Runtime: as many threads as there are cores. It does not know
     # what a container may use of them.
-    options.intra_op_num_threads = max(0, _parameter(config, "intra_op_thread_count", int, 0)) or granted_cores() or 0
+    granted = cores if (cores := usable_cores()) < seen_cores() else 0
+    options.intra_op_num_threads = max(0, _parameter(config, "intra_op_thread_count", int, 0)) or granted
     options.inter_op_num_threads = max(0, _parameter(config, "inter_op_thread_count", int, 0))
     options.enable_cpu_mem_arena = _parameter(config, "enable_mem_arena", _boolean, True)
     options.enable_mem_pattern = _parameter(config, "enable_mem_pattern", _boolean, True)
