@@ -186,7 +186,7 @@ class TokenIds:
         except (TypeError, UnicodeEncodeError) as error:
             raise BadText("a lone surrogate, which is no Unicode text") from error
 
-    def pad(self, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
+    def pad(self, rows: Sequence[Sequence[int] | npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
         """Pads token ids to the shortest of the lengths that holds them all, else to `context_length`.
 
         Args:
