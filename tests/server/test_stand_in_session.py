@@ -408,8 +408,8 @@ def test_the_tensorrt_of_pips_wheel_is_opened(sessions: Any, monkeypatch: pytest
 
     monkeypatch.setattr(ort, "InferenceSession", Session)
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["TensorrtExecutionProvider", "CUDAExecutionProvider"])
-    monkeypatch.setattr(sessions.ctypes, "CDLL", lambda path, *_: opened.append(path))
-    monkeypatch.setattr(sessions, "_load_wheels_libraries", lambda: None)
+    monkeypatch.setattr("ctypes.CDLL", lambda path, *_: opened.append(path))
+    monkeypatch.setattr(sessions, "load_cuda", lambda: None)
     for accelerators in ((), ({"name": "tensorrt"},)):
         assert opened == []
         sessions.open_session(_accelerators("gpu", *accelerators), tmp_path / "m.onnx", kind="GPU", device_id=0)
