@@ -86,7 +86,8 @@ def served_over_in_process(
     In process: batches of each size one after another, images decoded by as many threads as there are cores. Served:
     the client's defaults. The idle ones have their threads asleep.
     """
-    from cnclip_pixels import decode_pixels, usable_cores
+    from cnclip_machine import usable_cores
+    from cnclip_pixels import decode_pixels
 
     given = repeated(subject.items(tower), items)
     session, ids, names = subject.served_session(tower), subject.token_ids(), TENSORS[tower]
@@ -119,7 +120,8 @@ def preprocessing(subject: Subject, count: int, rounds: int) -> Timings:
     import io
 
     from cn_clip.clip import image_transform
-    from cnclip_pixels import decode_pixels, usable_cores
+    from cnclip_machine import usable_cores
+    from cnclip_pixels import decode_pixels
     from PIL import Image
 
     transform, given = image_transform(subject.arch.resolution), repeated(subject.images, count)

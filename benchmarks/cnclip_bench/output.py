@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 from cnclip_console import print_table
+from cnclip_machine import usable_cores
 
 from cnclip_bench.stats import Latency
 
@@ -53,7 +54,7 @@ def conditions() -> dict[str, Any]:
     )
     return {
         "date": date.today().isoformat(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "processor": _processor(),
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),

@@ -1,7 +1,7 @@
 """What Triton serves: for every served model its `config.pbtxt.j2` and `model.py`, laid out as they are served.
 
 The modules named `cnclip_*` hold the work of the Python models. They are copied beside each `model.py`, so they
-import only what a server has: the standard library and numpy. So are the packages `cnclip_pixels` and
+import only what a server has: the standard library and numpy. So are the packages `cnclip_pixels`, `cnclip_machine` and
 `cnclip_token_ids`.
 """
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import PIL
+from cnclip_resize import TRIED, TRIED_SIDE, order_of_passes
 from PIL import Image
 
 from cnclip_card._decoder import Decoder, NvImageCodec
@@ -26,11 +27,7 @@ __all__ = ["Card", "Prepared", "Squares", "open_card"]
 _SHARE_OF_MEMORY = 1 / 16
 _MOST_MEMORY = 1 << 30
 
-# Shapes that are resized and compared with Pillow once, before all else: larger and smaller, and on both sides of the
-# rules of all Pillows.
-_TRIED = ((640, 480), (50, 901), (901, 50), (33, 17), (3, 2), (3, 299), (3, 301), (40, 47), (40, 49), (448, 448))
-_TRIED_SIDE = 32
-# And a smooth picture that is decoded, in each kind that takes a way of its own through nvJPEG; and how many grey
+# A smooth picture that is decoded, in each kind that takes a way of its own through nvJPEG; and how many grey
 # levels it may be off Pillow's on average: another order of colours, or none, is tens of them off.
 _TRIED_PICTURE = (64, 48)
 _TRIED_KINDS: tuple[tuple[str, dict[str, int]], ...] = (
@@ -136,12 +133,6 @@ class Card:
             f"JPEGs are decoded by {decoder.about}, {memory >> 20} MiB of them at once, and resized there as Pillow "
             f"{PIL.__version__} does"
         )
-        try:
-            from cnclip_resize import order_of_passes
-        except ImportError as error:
-            raise CardUnfit(
-                f"cnclip_resize is not installed ({error}): pip install 'cn-clip-triton[gpu-decode]'"
-            ) from None
         order = order_of_passes()
         if order is None:
             raise CardUnfit(f"Pillow {PIL.__version__} is not one whose resize is known: pip install 'pillow<14'")
@@ -149,7 +140,7 @@ class Card:
         self._device, self._decoder = device, decoder
         self._side, self._formats, self._memory = side, tuple(formats), memory
         try:
-            unequal = [size for size in _TRIED if not self._is_equal(size)]
+            unequal = [size for size in TRIED if not self._is_equal(size)]
         except Exception as error:
             raise CardUnfit(f"its kernels do not run ({type(error).__name__}: {error})") from error
         if unequal:
@@ -263,12 +254,12 @@ class Card:
         wide, high = size
         noise = random.Random(wide).randbytes(wide * high * 3)  # noqa: S311
         pixels = self._device.allocate(len(noise))
-        square = self._device.allocate(3 * _TRIED_SIDE * _TRIED_SIDE)
+        square = self._device.allocate(3 * TRIED_SIDE * TRIED_SIDE)
         self._device.write(pixels.address, noise)
         picture = Picture(pixels.address, 3 * wide, wide, high, pixels)
-        make_squares(self._device, [picture], [square.address], _TRIED_SIDE, self._vertical_first)
+        make_squares(self._device, [picture], [square.address], TRIED_SIDE, self._vertical_first)
         image = Image.frombytes("RGB", size, noise)
-        expected = image.resize((_TRIED_SIDE, _TRIED_SIDE), Image.Resampling.BICUBIC).tobytes()
+        expected = image.resize((TRIED_SIDE, TRIED_SIDE), Image.Resampling.BICUBIC).tobytes()
         return self._device.read(square.address, len(expected)) == expected
 
 

@@ -1,8 +1,8 @@
 """From an encoded image to the pixels of the image encoder, equal to the byte to cn_clip's transform.
 
 The server's preprocessing and clients that prepare by themselves decode with this code. It is copied beside the
-`model.py` of the preprocessing, as one file: so it imports the standard library, numpy and Pillow alone, and
-`cnclip_resize` where that is installed.
+`model.py` of the preprocessing, as one file, with `cnclip_machine`: so it imports that, the standard library, numpy and
+Pillow alone, and `cnclip_resize` where that is installed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from cnclip_machine import usable_cores, usable_memory
 from PIL import EpsImagePlugin, Image, __version__
 from PIL.JpegImagePlugin import JpegImageFile
 
@@ -44,7 +45,6 @@ __all__ = [
     "limit_pixels",
     "reduce_scale",
     "resizer",
-    "usable_cores",
 ]
 
 # Reduced decoding keeps this many times the resolution: with one, features were off 20 times further.
@@ -79,9 +79,6 @@ _START_PROGRAMS = frozenset({"EPS", "IPTC"})
 
 # Whatever is opened, and however deep inside another file: Ghostscript is not there.
 EpsImagePlugin.gs_binary = False
-
-_CGROUPS = Path("/sys/fs/cgroup")
-_MEMINFO = Path("/proc/meminfo")
 
 # Pictures that are decoded at once may take so much of the memory, all together; see `decoding_memory`.
 _SHARE_OF_MEMORY = 0.5
@@ -172,47 +169,7 @@ def decoding_memory(workers: int) -> int:
     Args:
         workers: threads of all processes that decode.
     """
-    memory = _memory()
-    return int(memory * _SHARE_OF_MEMORY / workers) if memory else 0
-
-
-def usable_cores() -> int:
-    """The cores that this process may use, by its affinity and by `cpu.max` of its control groups."""
-    return max(1, int(min([float(len(os.sched_getaffinity(0))), *map(_quota, _groups("cpu"))])))
-
-
-def _groups(controller: str) -> Iterator[Path]:
-    """This process's control groups and those around them, by version 2 or 1."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "" or controller in controllers.split(","):
-            root = _CGROUPS / controller if controllers else _CGROUPS
-            inside = root / path.lstrip("/")
-            for group in (inside, *inside.parents):
-                yield group
-                if group == root:
-                    break
-
-
-def _memory() -> int:
-    """The machine's memory in bytes, or its container's where that is less; 0 where nothing says so."""
-    try:
-        found = re.search(r"^MemTotal:\s+(\d+) kB", _MEMINFO.read_text(encoding="ascii"), re.MULTILINE)
-    except OSError:
-        found = None
-    limits = [int(found[1]) * 1024] if found else []
-    for group in _groups("memory"):
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            try:
-                limit = (group / name).read_text(encoding="ascii").strip()
-            except OSError:
-                continue
-            limits += [int(limit)] if limit.isdecimal() else []
-    return min(limits, default=0)
+    return int(usable_memory() * _SHARE_OF_MEMORY / workers)
 
 
 def _bytes_a_pixel(image: Image.Image) -> int:
@@ -249,19 +206,6 @@ def _in_turn(image: Image.Image, memory: int) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
-
-
-def _quota(group: Path) -> float:
-    """How many cores' time a control group may use, by version 2 or 1; infinite where nothing says so."""
-    try:
-        quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        try:
-            quota = (group / "cpu.cfs_quota_us").read_text(encoding="ascii").strip()
-            period = (group / "cpu.cfs_period_us").read_text(encoding="ascii").strip()
-        except OSError:
-            return float("inf")
-    return float("inf") if quota in ("max", "-1") else int(quota) / int(period)
 
 
 def limit_pixels(max_image_pixels: int) -> None:

@@ -28,6 +28,7 @@ def main() -> None:
     os.dup2(2, 1)
     settings = json.loads(_read(files) or b"{}")
     try:
+        from cnclip_machine import usable_cores
         from PIL import __version__
 
         from cnclip_pixels import (
@@ -37,7 +38,6 @@ def main() -> None:
             image_formats,
             limit_pixels,
             resizer,
-            usable_cores,
         )
 
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels are what counts

@@ -22,7 +22,7 @@ try:
 except ImportError:  # The wheel was built without a C compiler, or for another processor.
     _native = None  # type: ignore[assignment]
 
-__all__ = ["order_of_passes", "resize", "resizer"]
+__all__ = ["TRIED", "TRIED_SIDE", "order_of_passes", "resize", "resizer"]
 
 
 def _never(wide: int, high: int, side: int) -> bool:
@@ -54,9 +54,10 @@ _FORMATS = frozenset({"AVIF", "BMP", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "W
 # What pictures of several blocks of memory are cut into; such a strip stays in a processor's cache.
 _STRIP_BYTES = 1 << 20
 
-# Shapes that are tried once, on this machine: larger and smaller, and on both sides of every rule above.
-_TRIED = ((640, 480), (50, 901), (901, 50), (33, 17), (3, 2), (3, 299), (3, 301), (40, 47), (40, 49), (448, 448))
-_TRIED_SIDE = 32
+# Shapes that are tried once, on this machine, by all that resizes as Pillow does: larger and smaller, and on both sides
+# of every rule above.
+TRIED = ((640, 480), (50, 901), (901, 50), (33, 17), (3, 2), (3, 299), (3, 301), (40, 47), (40, 49), (448, 448))
+TRIED_SIDE = 32
 
 # JPEGs that are tried once: mode, size, how they are written, and the scale at which they are decoded.
 _TRIED_JPEGS: tuple[tuple[str, tuple[int, int], dict[str, int], int], ...] = (
@@ -123,7 +124,7 @@ def _why_pillow() -> str | None:
         return "this processor has no AVX2"
     if _pillow() not in _KNOWN:
         return "the compiled module does not know this version"
-    if not all(_equal(mode, size) for mode in _CHANNELS for size in _TRIED):
+    if not all(_equal(mode, size) for mode in _CHANNELS for size in TRIED):
         return "this build of it gives other bytes than the compiled module"
     return None
 
@@ -158,7 +159,7 @@ def _pillows(image: Image.Image, side: int) -> bytes:
 def _equal(mode: str, size: tuple[int, int]) -> bool:
     """Whether a picture of noise comes out as from Pillow."""
     image = _noise(mode, size)
-    return _resize(image, _TRIED_SIDE) == _pillows(image, _TRIED_SIDE)
+    return _resize(image, TRIED_SIDE) == _pillows(image, TRIED_SIDE)
 
 
 def _equal_jpeg(mode: str, size: tuple[int, int], options: dict[str, int], scale: int) -> bool:
@@ -172,7 +173,7 @@ def _equal_jpeg(mode: str, size: tuple[int, int], options: dict[str, int], scale
         with JpegImageFile(file) as image:  # not by Image.open, which may have been told to refuse so many pixels
             if scale > 1:
                 image.draft(None, (size[0] // scale, size[1] // scale))
-            results.append(one(image, _TRIED_SIDE))
+            results.append(one(image, TRIED_SIDE))
     return results[0] == results[1]
 
 

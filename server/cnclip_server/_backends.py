@@ -6,6 +6,8 @@ import importlib.util
 import shutil
 from pathlib import Path
 
+import cnclip_machine
+
 from cnclip_server._binary import Binary
 from cnclip_server._errors import UnsupportedHost
 from cnclip_server._host import python_version
@@ -61,10 +63,9 @@ def assemble_backends(binary: Binary, target: Path) -> None:
     (python / _UTILITIES).symlink_to(theirs / "python" / _UTILITIES)
     # Linked, not copied: the stub does find its neighbours, from where the link leads.
     (python / _STUB).symlink_to(_stub(binary))
-    onnxruntime = target / "onnxruntime"
-    onnxruntime.mkdir()
-    for source in STAND_IN.glob("*.py"):
-        (onnxruntime / source.name).symlink_to(source)
+    # Copied: behind a link, its modules would be looked for where that leads.
+    onnxruntime = shutil.copytree(STAND_IN, target / "onnxruntime")
+    shutil.copy2(cnclip_machine.__file__, onnxruntime / "cnclip_machine.py")
 
 
 def _stub(binary: Binary) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import logging
 import time
-from collections.abc import Callable
 
 from cnclip_server._api import Api
 from cnclip_server._errors import ServerError
@@ -26,19 +25,17 @@ class Health:
     Args:
         pid: The process id of tritonserver.
         api: Where to ask it.
-        clock: Gives the time in seconds.
     """
 
-    def __init__(self, pid: int, api: Api, clock: Callable[[], float] = time.monotonic) -> None:
-        self._watch = ModelWatch(pid, clock)
+    def __init__(self, pid: int, api: Api) -> None:
+        self._watch = ModelWatch(pid)
         self._api = api
-        self._clock = clock
-        self._asked_at = self._answered_at = clock()
+        self._asked_at = self._answered_at = time.monotonic()
 
     def troubles(self) -> list[str]:
         """What is wrong and Triton does not mend, a sentence each; to be called every second or so."""
-        if self._clock() - self._asked_at >= _ASK_INTERVAL_S:
-            self._asked_at = self._clock()
+        if time.monotonic() - self._asked_at >= _ASK_INTERVAL_S:
+            self._asked_at = time.monotonic()
             self._ask()
         silent_s = self._asked_at - self._answered_at
         if silent_s >= _SILENCE_S:
@@ -48,7 +45,7 @@ class Health:
     def _ask(self) -> None:
         try:
             self._api.check_live(_ASK_TIMEOUT_S)
-            self._answered_at = self._clock()
+            self._answered_at = time.monotonic()
             not_ready = [
                 entry["name"]
                 for entry in self._api.index(_ASK_TIMEOUT_S)

@@ -60,7 +60,7 @@ class GuardedProcess:
         shm_prefix: str,
         environ: Mapping[str, str],
         log_path: Path,
-        log_limit_bytes: int = DEFAULT_LOG_LIMIT_BYTES,
+        log_limit_bytes: int,
     ) -> None:
         """Starts the command.
 

@@ -32,7 +32,7 @@ from cnclip_builder.export.files import onnx_name
 from cnclip_builder.parity.samples import sample_images
 from cnclip_client import ServerUnreachable
 from cnclip_client.sources import image_source
-from cnclip_pixels import usable_cores
+from cnclip_machine import usable_cores
 from cnclip_server import ServerError
 from PIL import Image
 from typer.testing import CliRunner

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cn_clip.clip import tokenize
+from cn_clip.clip import bert_tokenizer, tokenize
 from cn_clip.clip.model import CLIP
 from cnclip_builder.arch import Arch, cn_clip_vocabulary, get_arch, official_archs
 from cnclip_builder.artefacts.maker import build_artefacts
@@ -165,3 +165,14 @@ def test_what_is_built_with_one_holds_it(own: Arch, vocabulary: Path, tmp_path: 
     ):
         add_version(RepositoryEntry("own", 2, relabelled, artefacts, SERVING), repository)
     assert issubclass(SettingError, BuildError)
+
+
+def test_a_vocabulary_is_read_once_for_all_texts(own: Arch, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    tokeniser = bert_tokenizer.FullTokenizer
+    monkeypatch.setattr(
+        bert_tokenizer, "FullTokenizer", lambda vocab_file: (read.append(vocab_file), tokeniser(vocab_file))[1]
+    )
+    for text in ("只", "猫", "狗"):
+        tokenize_as_cn_clip(own, [text], 52)
+    assert len(read) <= 1

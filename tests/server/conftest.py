@@ -252,5 +252,5 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.setitem(sys.modules, "stand_in_model", module)
     spec.loader.exec_module(module)
     yield module
-    for name in ("cnclip_ort_checks", "cnclip_ort_cores", "cnclip_ort_device", "cnclip_ort_session"):
+    for name in ("cnclip_ort_checks", "cnclip_ort_device", "cnclip_ort_libraries", "cnclip_ort_session"):
         sys.modules.pop(name, None)

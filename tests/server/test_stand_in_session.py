@@ -296,30 +296,14 @@ def test_why_a_gpu_does_not_start_is_told_in_its_own_words(
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(("usable", "threads"), [(16, 0), (4, 4), (1, 1)])  # 0 leaves the choice to ONNX Runtime
 def test_threads_are_those_that_the_container_may_use(
-    sessions: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    sessions: Any, monkeypatch: pytest.MonkeyPatch, usable: int, threads: int
 ) -> None:
-    import cnclip_ort_cores as cores
-
-    monkeypatch.setattr(cores, "_CGROUPS", tmp_path)
-    monkeypatch.setattr(cores, "_OWN_GROUPS", tmp_path / "own")
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
-    assert sessions.session_options({"name": "m"}).intra_op_num_threads == 0  # not Linux, or no /proc
-    (tmp_path / "own").write_text("0::/kubepods/pod1\n")
-    (tmp_path / "kubepods/pod1").mkdir(parents=True)
-    (tmp_path / "kubepods/pod1/cpu.max").write_text("max 100000\n")
-    assert sessions.session_options({"name": "m"}).intra_op_num_threads == 0
-    (tmp_path / "kubepods/cpu.max").write_text("450000 100000\n")
-    assert sessions.session_options({"name": "m"}).intra_op_num_threads == 4
+    monkeypatch.setattr(sessions, "seen_cores", lambda: 16)
+    monkeypatch.setattr(sessions, "usable_cores", lambda: usable)
+    assert sessions.session_options({"name": "m"}).intra_op_num_threads == threads
     assert sessions.session_options(config(intra_op_thread_count="7")).intra_op_num_threads == 7
-    (tmp_path / "kubepods/cpu.max").write_text("1600000 100000\n")
-    assert sessions.session_options({"name": "m"}).intra_op_num_threads == 0
-    # Version 1 of the control groups, as older hosts have it.
-    (tmp_path / "own").write_text("4:memory:/docker/x\n3:cpu,cpuacct:/docker/x\n")
-    (tmp_path / "cpu/docker/x").mkdir(parents=True)
-    (tmp_path / "cpu/docker/x/cpu.cfs_quota_us").write_text("50000\n")
-    (tmp_path / "cpu/docker/x/cpu.cfs_period_us").write_text("100000\n")
-    assert sessions.session_options({"name": "m"}).intra_op_num_threads == 1
 
 
 @pytest.mark.parametrize("parameter", ["cudnn_conv_algo_search", "arena_extend_strategy"])
@@ -424,8 +408,8 @@ def test_the_tensorrt_of_pips_wheel_is_opened(sessions: Any, monkeypatch: pytest
 
     monkeypatch.setattr(ort, "InferenceSession", Session)
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["TensorrtExecutionProvider", "CUDAExecutionProvider"])
-    monkeypatch.setattr(sessions.ctypes, "CDLL", lambda path, *_: opened.append(path))
-    monkeypatch.setattr(sessions, "_load_wheels_libraries", lambda: None)
+    monkeypatch.setattr("ctypes.CDLL", lambda path, *_: opened.append(path))
+    monkeypatch.setattr(sessions, "load_cuda", lambda: None)
     for accelerators in ((), ({"name": "tensorrt"},)):
         assert opened == []
         sessions.open_session(_accelerators("gpu", *accelerators), tmp_path / "m.onnx", kind="GPU", device_id=0)

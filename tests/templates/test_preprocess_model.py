@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import cnclip_card
+import cnclip_machine
 import cnclip_pixels
 import numpy as np
 import pytest
@@ -60,7 +61,8 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     templates = templates_folder()
     for file in (templates / "image-preprocess/1/model.py", *templates.glob("cnclip_*.py")):
         shutil.copy(file, tmp_path)
-    shutil.copy(cnclip_pixels.__file__, tmp_path / "cnclip_pixels.py")
+    for package in (cnclip_machine, cnclip_pixels):
+        shutil.copy(str(package.__file__), tmp_path / f"{package.__name__}.py")
     logged: list[str] = []
     metrics = Metrics()
     fake = ModuleType("triton_python_backend_utils")

@@ -1,9 +1,10 @@
 """From texts to the token ids of the text encoder, equal to `cn_clip.clip.tokenize` for every string.
 
 cn_clip's tokeniser is BERT's: clean, set CJK characters apart, lower, strip accents, split at punctuation, then
-WordPiece. All but the last are a function of single characters and of two whole-string functions of Python's own
-(`str.lower`, NFD), so two translation tables that ask the same `unicodedata` questions give the same words by
-construction, whatever the Unicode version. WordPiece is the `tokenizers` library's.
+WordPiece. All but the last are functions of single characters and two of Python's own on strings (`str.lower`, NFD), so
+that the same questions to the same `unicodedata` give the same words, whatever the Unicode version. Nearly all texts
+hold nothing but characters on which those two act one by one: for them it is one translation table. WordPiece is the
+`tokenizers` library's.
 
 The server's tokenising and clients that tokenise by themselves work with this code. It is copied beside the `model.py`
 of the tokenising, as one file: so it imports the standard library, numpy and tokenizers alone.
@@ -12,8 +13,8 @@ of the tokenising, as one file: so it imports the standard library, numpy and to
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Callable, Sequence
+from itertools import chain, groupby
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,6 @@ __all__ = ["VOCABULARY", "BadText", "TokenIds", "decoded", "lengths_in_steps"]
 VOCABULARY = Path(__file__).with_name("vocab.txt")
 """The vocabulary beside this file: cn_clip's, which is Google's of BERT for Chinese (Apache-2.0); or what is served."""
 
-_PAD_ID = 0
 _MAX_CHARACTERS_PER_WORD = 200  # cn_clip's limit; a longer word is [UNK]
 _CJK_RANGES = (
     (0x4E00, 0x9FFF),
@@ -38,6 +38,8 @@ _CJK_RANGES = (
     (0x2F800, 0x2FA1F),
 )
 
+_SIGMA = "\N{GREEK CAPITAL LETTER SIGMA}"
+_NOT_ALONE = "\0"  # in no text that was cleaned
 
 # So many characters of a text are looked at before all of it is: far more than fill a context.
 _HEAD = 4096
@@ -62,48 +64,51 @@ def decoded(text: bytes) -> str:
         raise BadText(f"not UTF-8: {error.reason} at byte {error.start}") from error
 
 
-class _CleanTable(dict[int, str]):
-    """Drops control characters, turns white space into spaces and sets CJK characters apart; filled on demand."""
+class _Table(dict[int, str]):
+    """What a function makes of each character, for `str.translate`; filled on demand."""
+
+    def __init__(self, function: Callable[[str], str]) -> None:
+        self._function = function
 
     def __missing__(self, code_point: int) -> str:
-        character = chr(code_point)
-        category = unicodedata.category(character)
-        if character in "\t\n\r" or category == "Zs":
-            cleaned = " "
-        elif code_point in (0, 0xFFFD) or category in ("Cc", "Cf"):
-            cleaned = ""
-        elif any(first <= code_point <= last for first, last in _CJK_RANGES):
-            cleaned = f" {character} "
-        else:
-            cleaned = character
-        self[code_point] = cleaned
-        return cleaned
+        made = self[code_point] = self._function(chr(code_point))
+        return made
 
 
-class _DecomposeTable(dict[int, str]):
-    """Decomposes single characters; filled on demand."""
+def _clean(character: str) -> str:
+    """Drops a control character, makes white space a space, and sets a CJK character apart."""
+    category = unicodedata.category(character)
+    if character in "\t\n\r" or category == "Zs":
+        return " "
+    if character in "\0\ufffd" or category in ("Cc", "Cf"):
+        return ""
+    return f" {character} " if any(first <= ord(character) <= last for first, last in _CJK_RANGES) else character
 
-    def __missing__(self, code_point: int) -> str:
-        decomposed = self[code_point] = unicodedata.normalize("NFD", chr(code_point))
-        return decomposed
+
+def _decompose(text: str) -> str:
+    return unicodedata.normalize("NFD", text)
 
 
-class _SplitTable(dict[int, str]):
-    """Drops combining marks and sets punctuation apart; filled on demand."""
+def _split(character: str) -> str:
+    """Drops a combining mark, and sets punctuation apart."""
+    category = unicodedata.category(character)
+    # BERT takes every printable ASCII sign that is no letter or digit for punctuation, "$" and "^" too.
+    is_ascii_sign = "!" <= character <= "~" and not character.isalnum()
+    if category == "Mn":
+        return ""
+    return f" {character} " if is_ascii_sign or category.startswith("P") else character
 
-    def __missing__(self, code_point: int) -> str:
-        character = chr(code_point)
-        category = unicodedata.category(character)
-        # BERT takes every printable ASCII sign that is no letter or digit for punctuation, "$" and "^" too.
-        is_ascii_sign = 33 <= code_point <= 126 and not character.isalnum()
-        if category == "Mn":
-            split = ""
-        elif is_ascii_sign or category.startswith("P"):
-            split = f" {character} "
-        else:
-            split = character
-        self[code_point] = split
-        return split
+
+def _alone(character: str) -> str:
+    """All of that, for a character to which those around it do not matter; `_NOT_ALONE` for others.
+
+    They matter to a sigma, whose lower case is another one at the end of a word, and to what begins with a combining
+    mark, which NFD puts in order among those before it.
+    """
+    decomposed = _decompose(_clean(character).lower())
+    if character == _SIGMA or (decomposed and unicodedata.combining(decomposed[0])):
+        return _NOT_ALONE
+    return "".join(map(_split, decomposed))
 
 
 def lengths_in_steps(step: int, context_length: int) -> tuple[int, ...]:
@@ -124,14 +129,16 @@ class TokenIds:
 
     def __init__(self, vocabulary: Path, context_length: int, lengths: Sequence[int] = ()) -> None:
         with vocabulary.open(encoding="utf-8") as lines:
-            self._ids = {token.strip(): index for index, token in enumerate(lines)}
+            ids = {token.strip(): index for index, token in enumerate(lines)}
         self._word_piece = WordPiece(
-            vocab=self._ids,
+            vocab=ids,
             unk_token="[UNK]",  # noqa: S106
             max_input_chars_per_word=_MAX_CHARACTERS_PER_WORD,
         )
-        self._cls, self._sep = self._ids["[CLS]"], self._ids["[SEP]"]
-        self._clean, self._decompose, self._split = _CleanTable(), _DecomposeTable(), _SplitTable()
+        self._cls, self._sep = ids["[CLS]"], ids["[SEP]"]
+        self._whole = {token: index for token, index in ids.items() if len(token) <= _MAX_CHARACTERS_PER_WORD}
+        self._alone = _Table(_alone)
+        self._clean, self._decompose, self._split = _Table(_clean), _Table(_decompose), _Table(_split)
         self.context_length = context_length
         self._lengths = sorted(lengths or lengths_in_steps(8, context_length))
 
@@ -152,17 +159,13 @@ class TokenIds:
         room = self.context_length - 2
         words = self._words(text[:_HEAD], room)
         # Words before others are what they are, whatever comes later, but for a sigma: its lower case depends on it.
-        if len(text) > _HEAD and (len(words) <= room or "\N{GREEK CAPITAL LETTER SIGMA}" in text[:_HEAD]):
+        if len(text) > _HEAD and (len(words) <= room or _SIGMA in text[:_HEAD]):
             words = self._words(text, room)
-        cut = len(words) > room
-        ids = [self._cls]
-        for word in words[:room]:
-            whole = self._ids.get(word)
-            if whole is not None and len(word) <= _MAX_CHARACTERS_PER_WORD:
-                ids.append(whole)
-            else:
-                ids.extend(self._pieces(word))
-        cut = cut or len(ids) > room + 1
+        try:
+            ids = [self._cls, *map(self._whole.__getitem__, words[:room])]
+        except KeyError:
+            ids = [self._cls, *chain.from_iterable(map(self._pieces, words[:room]))]
+        cut = len(words) > room or len(ids) > room + 1
         del ids[room + 1 :]
         ids.append(self._sep)
         return ids, cut
@@ -170,9 +173,20 @@ class TokenIds:
     def _words(self, text: str, room: int) -> list[str]:
         """Gives so many words, and behind them, if there is more, all the rest as one."""
         # Every word is a token at least, so that what comes after `room` words is cut in any case.
-        return self._nfd(text.translate(self._clean).lower()).translate(self._split).split(None, room)
+        words = text.translate(self._alone)
+        if _NOT_ALONE in words:
+            words = self._nfd(text.translate(self._clean).lower()).translate(self._split)
+        return words.split(None, room)
 
-    def pad(self, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:
+    def _pieces(self, word: str) -> list[int]:
+        if (whole := self._whole.get(word)) is not None:
+            return [whole]
+        try:
+            return [token.id for token in self._word_piece.tokenize(word)]
+        except (TypeError, UnicodeEncodeError) as error:
+            raise BadText("a lone surrogate, which is no Unicode text") from error
+
+    def pad(self, rows: Sequence[Sequence[int] | npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
         """Pads token ids to the shortest of the lengths that holds them all, else to `context_length`.
 
         Args:
@@ -183,7 +197,7 @@ class TokenIds:
         """
         longest = max((len(row) for row in rows), default=1)
         length = next((length for length in self._lengths if length >= longest), self.context_length)
-        padded = np.full((len(rows), length), _PAD_ID, dtype=np.int32)
+        padded = np.zeros((len(rows), length), dtype=np.int32)  # the id of [PAD]
         for index, row in enumerate(rows):
             padded[index, : len(row)] = row
         return padded
@@ -191,12 +205,6 @@ class TokenIds:
     def _nfd(self, text: str) -> str:
         """Gives the canonical decomposition; of a long text in linear time, however hostile."""
         if len(text) <= _LONG_FOR_NFD:
-            return unicodedata.normalize("NFD", text)
+            return _decompose(text)
         runs = groupby(text.translate(self._decompose), key=lambda character: unicodedata.combining(character) > 0)
         return "".join("".join(sorted(run, key=unicodedata.combining) if marks else run) for marks, run in runs)
-
-    def _pieces(self, word: str) -> list[int]:
-        try:
-            return [token.id for token in self._word_piece.tokenize(word)]
-        except (TypeError, UnicodeEncodeError) as error:
-            raise BadText("a lone surrogate, which is no Unicode text") from error

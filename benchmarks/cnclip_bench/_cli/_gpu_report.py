@@ -37,7 +37,7 @@ def gpu_report(
       cnclip-bench gpu-report --arch ViT-B-16 --minutes 10
     """
     from cnclip_builder.arch import get_arch
-    from cnclip_builder.system.machine import has_gpu
+    from cnclip_builder.system.gpu import has_gpu
 
     from cnclip_bench.gpu_report.measure import measure
     from cnclip_bench.gpu_report.rows import Setup

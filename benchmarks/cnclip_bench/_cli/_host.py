@@ -33,7 +33,8 @@ def host(
     Example:
       cnclip-bench host --images photos/
     """
-    from cnclip_pixels import resizer, usable_cores
+    from cnclip_machine import usable_cores
+    from cnclip_pixels import resizer
 
     from cnclip_bench.host import fill_cores, worker_counts
     from cnclip_bench.output import Panel, show_rows, write_curves

@@ -104,7 +104,7 @@ def tune(
     Example:
       cnclip-bench tune --repository build/repository --name vit-b-16 --dry-run
     """
-    from cnclip_pixels import usable_cores
+    from cnclip_machine import usable_cores
 
     from cnclip_bench.output import write
     from cnclip_bench.serving_settings import read_settings, remember_settings, write_settings

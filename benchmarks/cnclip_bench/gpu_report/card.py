@@ -37,7 +37,8 @@ def time_card(setup: Setup, report: Report) -> None:
     _require(setup)
     from cnclip_builder.arch import get_arch
     from cnclip_card import open_card
-    from cnclip_pixels import decode_pixels, image_formats, usable_cores
+    from cnclip_machine import usable_cores
+    from cnclip_pixels import decode_pixels, image_formats
 
     side, cores = get_arch(setup.arch).resolution, usable_cores()
     card = open_card(side, image_formats(), threads=cores)

@@ -37,7 +37,8 @@ def measure_card_distance(checkpoint: Path, arch: Arch, folder: Path | None) -> 
         SettingError: the folder holds no files.
     """
     from cnclip_card import open_card
-    from cnclip_pixels import image_formats, usable_cores
+    from cnclip_machine import usable_cores
+    from cnclip_pixels import image_formats
 
     from cnclip_builder.checkpoint.load import load_checkpoint
     from cnclip_builder.checkpoint.towers import encode, load_tower

@@ -8,10 +8,10 @@ import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from cnclip_console import print_table, visible
+from cnclip_console import option, print_table, visible
 
 from cnclip_builder.cli.options import (
     DEFAULT_DOWNLOAD_ROOT,
@@ -43,50 +43,33 @@ def compare_features(
         ),
     ],
     b: Annotated[str, typer.Argument(help="What is to take its place; the same choice.")],
-    images: Annotated[
-        Optional[str],  # noqa: UP045  # Typer reads it at run time, on Python 3.10 too
-        typer.Option(help="A folder, a glob, a list, a TSV, an LMDB or parquet of images.", show_default=False),
-    ] = None,
-    texts: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Texts: JSONL, a text a line, or parquet.", show_default=False),
-    ] = None,
+    images: Annotated[str | None, option("A folder, a glob, a list, a TSV, an LMDB or parquet of images.")] = None,
+    texts: Annotated[str | None, option("Texts: JSONL, a text a line, or parquet.")] = None,
     pairs: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            help="Texts and the images that belong to them: JSONL with image_ids, or lines of an image's file, a tab "
+        Path | None,
+        option(
+            "Texts and the images that belong to them: JSONL with image_ids, or lines of an image's file, a tab "
             "and its caption.",
             exists=True,
             dir_okay=False,
-            show_default=False,
         ),
     ] = None,
     arch: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            help="Of checkpoints: RN50, ViT-B-16 and so on, or a .json file. Default: what their tensors tell.",
-            show_default=False,
-        ),
+        str | None,
+        option("Of checkpoints: RN50, ViT-B-16 and so on, or a .json file. Default: what their tensors tell."),
     ] = None,
-    arch_b: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Of checkpoint B, if it is another than A's.", show_default=False),
-    ] = None,
+    arch_b: Annotated[str | None, option("Of checkpoint B, if it is another than A's.")] = None,
     vocabulary: VocabularyOption = None,
     context_length: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(
-            help="Tokens of a text that checkpoints and ONNX files read; a server has its own. Default: 52, or what "
+        int | None,
+        option(
+            "Tokens of a text that checkpoints and ONNX files read; a server has its own. Default: 52, or what "
             "the model has room for.",
-            show_default=False,
         ),
     ] = None,
     worst: Annotated[int, typer.Option(min=0, help="How many of the rows that are furthest apart to name.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Write all figures as JSON instead of the table.")] = False,
-    html: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Write a page with plots here too.", dir_okay=False, show_default=False),
-    ] = None,
+    html: Annotated[Path | None, option("Write a page with plots here too.", dir_okay=False)] = None,
     download_root: DownloadRootOption = DEFAULT_DOWNLOAD_ROOT,
     hub: HubOption = "huggingface",
     verbose: VerboseOption = False,

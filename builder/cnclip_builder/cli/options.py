@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from cnclip_console import option
@@ -42,15 +42,13 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 
 VocabularyOption = Annotated[
-    Optional[Path],  # noqa: UP045  # Typer reads it at run time, on Python 3.10 too
-    typer.Option(
-        "--vocabulary",
-        help="The vocab.txt of a text encoder whose tokens are not cn_clip's: a token a line. Default: the one in the "
+    Path | None,
+    option(
+        "The vocab.txt of a text encoder whose tokens are not cn_clip's: a token a line. Default: the one in the "
         "checkpoint's folder, else cn_clip's.",
+        panel=MODEL,
         exists=True,
         dir_okay=False,
-        show_default=False,
-        rich_help_panel=MODEL,
     ),
 ]
 DownloadRootOption = Annotated[
@@ -72,33 +70,29 @@ ArtefactsOption = Annotated[
     ),
 ]
 TowersOption = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option(
+    list[str] | None,
+    option(
+        "Only this encoder; may be given twice. Default: both.",
+        panel=MODEL,
         metavar=f"[{'|'.join(TOWERS)}]",
         parser=_one_of(*TOWERS),
-        help="Only this encoder; may be given twice. Default: both.",
-        show_default=False,
-        rich_help_panel=MODEL,
     ),
 ]
 PrecisionsOption = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option(
+    list[str] | None,
+    option(
+        "Only this precision; may be repeated. Default: fp32 and fp16.",
+        panel=MODEL,
         metavar=f"[{'|'.join(ALL_PRECISIONS)}]",
         parser=_one_of(*ALL_PRECISIONS),
-        help="Only this precision; may be repeated. Default: fp32 and fp16.",
-        show_default=False,
-        rich_help_panel=MODEL,
     ),
 ]
 Tf32Option = Annotated[
-    Optional[bool],  # noqa: UP045
-    typer.Option(
-        "--tf32/--no-tf32",
-        help="Let a GPU's FP32 products round what they multiply to TF32's 10 bits: several times as fast, and not "
-        "FP32. Default: no.",
-        show_default=False,
-        rich_help_panel=SERVED,
+    bool | None,
+    option(
+        "Let a GPU's FP32 products round what they multiply to TF32's 10 bits: several times as fast, and not FP32. "
+        "Default: no.",
+        panel=SERVED,
     ),
 ]
 LeastInt8SpeedUpOption = Annotated[

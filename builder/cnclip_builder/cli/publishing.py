@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
+from cnclip_console import option
 
 from cnclip_builder.cli.options import VerboseOption
 from cnclip_builder.repository.serving import DEFAULT_SETTLE_S
@@ -30,8 +31,7 @@ def publish(
         Path, typer.Option(help="The repository that was built here.", exists=True, file_okay=False)
     ] = Path("build/repository"),
     name: Annotated[
-        Optional[list[str]],  # noqa: UP045  # Typer reads it at run time, on Python 3.10 too
-        typer.Option(help="Publish only models of this name; may be repeated. Default: all.", show_default=False),
+        list[str] | None, option("Publish only models of this name; may be repeated. Default: all.")
     ] = None,
     changed: Annotated[
         bool, typer.Option("--changed", help="Publish files, too, that were changed since they were built.")
@@ -61,12 +61,11 @@ def publish(
 def prune(
     repository: Annotated[str, typer.Argument(help="The repository: a folder, s3://BUCKET/PREFIX, ...")],
     keep: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(
-            metavar="N",
-            help="Leave only the newest N versions of each model served. What an ensemble needs stays in any case. "
+        int | None,
+        option(
+            "Leave only the newest N versions of each model served. What an ensemble needs stays in any case. "
             "Default: delete only what is not served.",
-            show_default=False,
+            metavar="N",
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Literal
 
 import typer
-from cnclip_console import gives_options, print_table
+from cnclip_console import gives_options, option, print_table
 
 from cnclip_builder.arch import official_archs
 from cnclip_builder.cli.options import (
@@ -128,25 +128,22 @@ def tensorrt(
     tower: TowersOption = None,
     precision: Annotated[PlanPrecision, typer.Option(help="Of the plans.")] = "fp16",
     edges: Annotated[
-        Optional[Edges],  # noqa: UP045
-        typer.Option(
-            help="What plans take and give: cn_clip, what its own scripts make (NAME.img.fp16.trt), or served, what a "
+        Edges | None,
+        option(
+            "What plans take and give: cn_clip, what its own scripts make (NAME.img.fp16.trt), or served, what a "
             "repository holds (NAME.img.fp16.served.trt). Default: cn_clip; served with --bundle.",
-            show_default=False,
         ),
     ] = None,
     bundle: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            help="Build no plans, but write a folder to carry to a GPU machine: ONNX files and one script.",
+        Path | None,
+        option(
+            "Build no plans, but write a folder to carry to a GPU machine: ONNX files and one script.",
             file_okay=False,
-            show_default=False,
         ),
     ] = None,
     max_batch_size: Annotated[int, typer.Option(help="Most rows of a batch.")] = 64,
     context_length: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="Most tokens of a text. Default: 52, or what the model has room for.", show_default=False),
+        int | None, option("Most tokens of a text. Default: 52, or what the model has room for.")
     ] = None,
     plan: PlanOptions,
     tf32: Tf32Option = None,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from cnclip_console import gives_options, print_table
+from cnclip_console import gives_options, option, print_table
 
 from cnclip_builder.cli.options import ModelOptions, VerboseOption
 from cnclip_builder.errors import BuildError, CheckpointError, SettingError
@@ -26,13 +26,9 @@ def verify(
         str, typer.Option(help="The server's gRPC address; of several, with commas between, each is compared.")
     ] = "localhost:8001",
     image: Annotated[
-        Optional[list[Path]],  # noqa: UP045
-        typer.Option(help="An image to compare instead of the built-in ones; may be repeated.", show_default=False),
+        list[Path] | None, option("An image to compare instead of the built-in ones; may be repeated.")
     ] = None,
-    captions: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Texts to compare, a line each, instead of the built-in ones.", show_default=False),
-    ] = None,
+    captions: Annotated[Path | None, option("Texts to compare, a line each, instead of the built-in ones.")] = None,
     verbose: VerboseOption = False,
 ) -> None:
     """Compare the features of a running server with PyTorch's, row by row; of several, those of each.

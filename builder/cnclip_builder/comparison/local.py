@@ -30,7 +30,7 @@ _BATCH: Mapping[Tower, int] = {"image": 8, "text": 32}
 
 
 class CheckpointSide:
-    """Features of the reference in PyTorch, with cn_clip's own transform and tokeniser.
+    """Features of the reference in PyTorch, of the pixels and the token ids that cn_clip makes.
 
     Raises:
         SettingError: nothing tells its arch.

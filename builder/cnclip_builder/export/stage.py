@@ -8,7 +8,7 @@ from cnclip_builder.export.artefact import Artefact
 from cnclip_builder.parity.distance import Parity
 
 
-def export_to_onnx(checkpoint: Path, fp32: Artefact, threads: int = 0) -> None:
+def export_to_onnx(checkpoint: Path, fp32: Artefact, threads: int) -> None:
     """Exports an encoder in FP32, computing with so many threads (0: all cores); imports torch. See `export_tower`."""
     import torch
 
@@ -44,25 +44,11 @@ def finish_artefact(made: Artefact, fp32: Artefact, threads: int = 0) -> Parity:
     return check_artefact(made, np.load(fp32.reference), threads)
 
 
-def write_served(artefact: Artefact, folder: Path, *, without_padding: bool, threads: int = 0) -> Parity:
-    """Writes a served encoder into its version folder and proves it; imports onnx and onnxruntime.
-
-    See `write_served_encoder`.
-
-    Args:
-        artefact: the encoder.
-        folder: where to.
-        without_padding: whether a text encoder leaves its texts' padding out.
-        threads: to compute with; 0 for all cores.
-
-    Raises:
-        ParityError: its features differ from PyTorch's beyond the tolerance.
-    """
-    from cnclip_builder.export.check import check_served_encoder
+def write_served(artefact: Artefact, folder: Path, *, without_padding: bool) -> Path:
+    """Writes a served encoder into its version folder; imports onnx. See `write_served_encoder`."""
     from cnclip_builder.export.served import write_served_encoder
 
-    served = write_served_encoder(artefact, folder, without_padding=without_padding)
-    return check_served_encoder(served, artefact, threads)
+    return write_served_encoder(artefact, folder, without_padding=without_padding)
 
 
 def write_fused(checkpoint: Path, artefact: Artefact, folder: Path) -> Path:
@@ -72,7 +58,7 @@ def write_fused(checkpoint: Path, artefact: Artefact, folder: Path) -> Path:
     return write_fused_encoder(checkpoint, artefact, folder)
 
 
-def prove_served(served: Path, artefact: Artefact, threads: int = 0) -> Parity:
+def prove_served(served: Path, artefact: Artefact, threads: int) -> Parity:
     """Proves a served encoder's file, computing with so many threads (0: all cores); imports onnxruntime.
 
     See `check_served_encoder`.

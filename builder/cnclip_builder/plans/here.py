@@ -21,8 +21,8 @@ from cnclip_builder.plans.profiles import Profile, default_profiles
 from cnclip_builder.plans.record import Edges, PlanJob, PlanRecord
 from cnclip_builder.plans.requirements import require_machine
 from cnclip_builder.plans.stage import plan_name, write_plan_job
+from cnclip_builder.system.gpu import missing_gpu
 from cnclip_builder.system.isolation import stage_process
-from cnclip_builder.system.machine import missing_gpu
 from cnclip_builder.tensors import Precision, Tower
 
 logger = logging.getLogger(__name__)

@@ -102,7 +102,7 @@ def plan_filename(record: PlanRecord) -> str:
 
 
 def encoder_config(
-    serving: ServingConfig, arch: Arch, tower: Tower, plans: Sequence[PlanRecord], engines: str = ""
+    serving: ServingConfig, arch: Arch, tower: Tower, plans: Sequence[PlanRecord], engines: str
 ) -> EncoderConfig:
     """Gives the config of an encoder.
 

@@ -148,15 +148,14 @@ def _write_encoder(new: Path, entry: RepositoryEntry, tower: Tower, threads: int
     if graph == "fused":
         with entry.artefacts.checkpoint.still(), stage_process() as process:
             served = process.run(write_fused, entry.artefacts.checkpoint.file.path, artefact, folder)
-        with stage_process() as process:  # torch and the weights that it read are gone with the first one
-            parity = process.run(prove_served, served, artefact, threads)
     else:
         with stage_process() as process:
-            unpadded = graph == "unpadded"
-            parity = process.run(write_served, artefact, folder, without_padding=unpadded, threads=threads)
+            served = process.run(write_served, artefact, folder, without_padding=graph == "unpadded")
         # Weights are copied: they have the hash that the artefact was written with.
         name = artefact.weights.name
         hashes[(folder / name).relative_to(new).as_posix()] = artefact.record.files[name].sha256
+    with stage_process() as process:  # what the first one read, torch among it, is gone with it
+        parity = process.run(prove_served, served, artefact, threads)
     logger.info("Proved the served %s encoder: 1 - cosine <= %.0e", tower, parity.cosine_distance)
     return Written({f"{tower}-encoder": parity.as_dict()}, hashes)
 

@@ -165,7 +165,7 @@ def write_manifest(repository: Path, models: Mapping[str, Any], files: Mapping[s
     path.write_text(manifest_text(models, files), encoding="utf-8")
 
 
-def manifest_text(models: Mapping[str, Any], files: Mapping[str, str] | None = None) -> str:
+def manifest_text(models: Mapping[str, Any], files: Mapping[str, str] | None) -> str:
     """What a manifest's file holds."""
     vouched = {} if files is None else {"files": files}
     return json.dumps({"schema": _SCHEMA, "models": models, **vouched}, indent=2, ensure_ascii=False) + "\n"

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,13 @@ class _Model:
     """A model to be published.
 
     Attributes:
+        of: the name that it is one of the models of.
         folder: its folder here.
         config: its `ModelConfig`.
         served: its `ModelConfig` at the destination; None if it is new there.
     """
 
+    of: str
     folder: Path
     config: Any
     served: Any
@@ -131,16 +133,14 @@ def publish_repository(
             kinds = {name: kinds_recorded(manifest[name]) for name in chosen}
         for name in chosen:
             _require_all_replaced(name, kinds[name], store)
-        models = {name: [_open(source / f"{name}-{kind}", store) for kind in kinds[name]] for name in chosen}
+        models = [_open(name, source / f"{name}-{kind}", store) for name in chosen for kind in kinds[name]]
         sums = {
-            (model.name, version): _sums(model.folder / str(version))
-            for model in _flat(models)
-            for version in model.versions
+            (model.name, version): _sums(model.folder / str(version)) for model in models for version in model.versions
         }
-        _check_served_versions(_flat(models), sums, store)
+        _check_served_versions(models, sums, store)
         vouch_for_none(store)
         sent = _send_versions(models, sums, store)
-        _switch(list(_flat(models)), store, lambda: sleep(settle_s))
+        _switch(models, store, lambda: sleep(settle_s))
         served = {**store.manifest().models, **{name: manifest[name] for name in chosen}}
         store.write_manifest(served, None if here.files is None else files_of_store(store))
         return Publication(tuple(sent), tuple(_dropped(models)))
@@ -156,9 +156,9 @@ def _require_all_replaced(name: str, kinds: Collection[str], store: RepositorySt
         )
 
 
-def _open(folder: Path, store: RepositoryStore) -> _Model:
+def _open(name: str, folder: Path, store: RepositoryStore) -> _Model:
     path = folder / CONFIG_NAME
-    model = _Model(folder, parse_config(path.read_bytes(), str(path)), store.config(folder.name))
+    model = _Model(name, folder, parse_config(path.read_bytes(), str(path)), store.config(folder.name))
     if model.served is not None:
         different = [
             *(name for name in _SHARED_FIELDS if getattr(model.config, name) != getattr(model.served, name)),
@@ -186,7 +186,7 @@ def _require_unchanged(source: Path, names: Collection[str], told: Mapping[str, 
 
 
 def _check_served_versions(
-    models: Iterator[_Model], sums: dict[tuple[str, int], bytes], store: RepositoryStore
+    models: Sequence[_Model], sums: Mapping[tuple[str, int], bytes], store: RepositoryStore
 ) -> None:
     """Refuses to touch a version that servers may be loading at this moment."""
     for model in models:
@@ -200,15 +200,14 @@ def _check_served_versions(
 
 
 def _send_versions(
-    models: dict[str, list[_Model]], sums: dict[tuple[str, int], bytes], store: RepositoryStore
+    models: Sequence[_Model], sums: Mapping[tuple[str, int], bytes], store: RepositoryStore
 ) -> list[str]:
     """Uploads what no config names yet."""
     sent = set()
-    for name, of_name in models.items():
-        for model in of_name:
-            for version in model.versions:
-                if _send_version(model.folder, version, sums[model.name, version], store):
-                    sent.add((name, version))
+    for model in models:
+        for version in model.versions:
+            if _send_version(model.folder, version, sums[model.name, version], store):
+                sent.add((model.of, version))
     return [f"{name}:{version}" for name, version in sorted(sent)]
 
 
@@ -231,7 +230,7 @@ def _send_version(folder: Path, version: int, sums: bytes, store: RepositoryStor
     return not was_sent or bool(missing)
 
 
-def _switch(models: list[_Model], store: RepositoryStore, settle: Callable[[], None]) -> None:
+def _switch(models: Sequence[_Model], store: RepositoryStore, settle: Callable[[], None]) -> None:
     """Moves what is served from the present versions to the new ones."""
     ensembles = [model for model in models if model.config.HasField("ensemble_scheduling")]
     steps = [model for model in models if model not in ensembles]
@@ -271,11 +270,10 @@ def _put_config(model: _Model, config: Any, store: RepositoryStore) -> None:
         store.write_config(model.name, config)
 
 
-def _dropped(models: dict[str, list[_Model]]) -> list[str]:
+def _dropped(models: Sequence[_Model]) -> list[str]:
     dropped = {
-        (name, version)
-        for name, of_name in models.items()
-        for model in of_name
+        (model.of, version)
+        for model in models
         if not model.config.HasField("ensemble_scheduling")
         for version in set(model.served_versions) - set(model.versions)
     }
@@ -298,8 +296,3 @@ def _versions(config: Any) -> list[int]:
 
 def _parameter(config: Any, name: str) -> str | None:
     return config.parameters[name].string_value if name in config.parameters else None
-
-
-def _flat(models: dict[str, list[_Model]]) -> Iterator[_Model]:
-    for of_name in models.values():
-        yield from of_name

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from cnclip_machine import usable_cores
+
 from cnclip_builder.arch import MIN_CONTEXT_LENGTH
 from cnclip_builder.errors import SettingError
 from cnclip_builder.repository.settings import Accelerator, PerTower, Platform, Preprocess, Target, check_value
-from cnclip_builder.system.machine import has_gpu, usable_cores
+from cnclip_builder.system.gpu import has_gpu
 from cnclip_builder.tensors import TOWERS, Precision, Tower
 
 DEFAULT_MAX_IMAGE_PIXELS = 178_956_970
@@ -44,7 +46,7 @@ def default_precision(target: Target) -> Precision:
     return "fp16" if target == "gpu" else "fp32"
 
 
-def default_max_batch_size(target: Target, platform: Platform = "onnxruntime") -> PerTower:
+def default_max_batch_size(target: Target, platform: Platform) -> PerTower:
     """64 on a GPU, 128 texts under ONNX Runtime; 32 on a CPU, where larger batches bring no speed and cost memory.
 
     On an H100 128 texts in a batch were 1.3 times as many a second as 64, and 64 images 1.05 times as many as 32
@@ -180,10 +182,8 @@ class ServingConfig:
 
         for name in BOUNDED_BY_BATCH:
             for tower in TOWERS:
-                rows, most = (
-                    _of(getattr(self, name), tower, 0),
-                    most_rows(self.max_batch_size, tower, self.target, self.platform),
-                )
+                rows = _of(getattr(self, name), tower, 0)
+                most = most_rows(self.max_batch_size, tower, self.target, self.platform)
                 if rows > most:
                     raise SettingError(
                         f"{name} is {rows}, and the {tower} encoder's max_batch_size {most}: choose at most that, or "
@@ -286,21 +286,16 @@ class ServingConfig:
         return "reduced" if self.reduced_decoding else "exact"
 
     @property
-    def skips_padding(self) -> bool:
-        """Whether text encoders leave padding out: measured to pay on CPUs, not yet on a GPU; TensorRT can't."""
-        return self.target == "cpu"
-
-    @property
     def padded_lengths(self) -> tuple[int, ...]:
         """The lengths to which texts are padded, ascending; the last is the context length.
 
-        Where padding costs nothing, all texts have one shape. Triton then makes batches of them all; and while requests
-        of another shape wait, its batcher's thread spins, and takes a core off the encoder.
+        On CPUs, where encoders leave padding out, all texts have one shape. Triton then makes batches of them all; and
+        while requests of another shape wait, its batcher's thread spins, and takes a core off the encoder.
         """
         if self.text_lengths is not None:
             shorter = self.text_lengths
         else:
-            shorter = () if self.skips_padding or self.context_length <= _SHORTER_LENGTH else (_SHORTER_LENGTH,)
+            shorter = () if self.target == "cpu" or self.context_length <= _SHORTER_LENGTH else (_SHORTER_LENGTH,)
         return tuple(sorted({*shorter, self.context_length}))
 
     def as_dict(self) -> dict[str, Any]:

@@ -35,12 +35,12 @@ logger = logging.getLogger(__name__)
 
 _ENSEMBLES = ("image", "text")
 
-# What each Python model takes along: modules of the templates, and the package with its work, which clients have too.
+# What each Python model takes along: modules of the templates, and the packages with its work, which clients have too.
 _MODULES = {
     "image-preprocess": ("cnclip_bad_rows.py", "cnclip_card_log.py", "cnclip_handover.py", "cnclip_refusal_log.py"),
     "text-tokenize": ("cnclip_bad_rows.py", "cnclip_refusal_log.py"),
 }
-_PACKAGES = {"image-preprocess": "cnclip_pixels", "text-tokenize": "cnclip_token_ids"}
+_PACKAGES = {"image-preprocess": ("cnclip_machine", "cnclip_pixels"), "text-tokenize": ("cnclip_token_ids",)}
 
 _WARMUP_TEXT = "一只游隼停在木桩上，望着远处的草地"
 
@@ -163,8 +163,9 @@ def _start_model(repository: Path, entry: RepositoryEntry, kind: str) -> None:
     shutil.rmtree(model if kind in _ENSEMBLES else version, ignore_errors=True)
     version.mkdir(parents=True)
     templates = templates_folder()
-    if package := _PACKAGES.get(kind):
-        shutil.copyfile(str(importlib.import_module(package).__file__), version / f"{package}.py")
+    if kind in _PACKAGES:
+        for package in _PACKAGES[kind]:
+            shutil.copyfile(str(importlib.import_module(package).__file__), version / f"{package}.py")
         shutil.copyfile(templates / kind / "1" / "model.py", version / "model.py")
         for module in _MODULES[kind]:
             shutil.copyfile(templates / module, version / module)

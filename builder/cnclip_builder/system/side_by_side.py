@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from cnclip_builder.system.machine import available_memory, usable_cores
+from cnclip_machine import available_memory, usable_cores
 
 T = TypeVar("T")
 

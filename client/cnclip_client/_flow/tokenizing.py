@@ -81,4 +81,4 @@ class Tokenizing:
 
     def padded(self, payloads: Sequence[bytes]) -> NDArray[Any]:
         """Returns what `ids` gave as int32 [N, length], as the server's tokenising pads them."""
-        return self._token_ids.pad([np.frombuffer(payload, np.int32).tolist() for payload in payloads])
+        return self._token_ids.pad([np.frombuffer(payload, np.int32) for payload in payloads])

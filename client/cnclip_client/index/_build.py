@@ -14,6 +14,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from cnclip_machine import available_memory
+
 from cnclip_client._exceptions import JobRefused
 from cnclip_client._extras import require
 from cnclip_client._vocabulary import Kind
@@ -29,7 +31,7 @@ from cnclip_client.index._measure import Check, measure
 from cnclip_client.index._options import Built, IndexOptions, Report
 from cnclip_client.index._parts import FeatureFile, Part, feature_files, unknown_parts
 from cnclip_client.index._place import put_folder, require_replaceable, restore
-from cnclip_client.index._plan import Plan, available_memory, plan, plan_of_factory, require_room
+from cnclip_client.index._plan import Plan, plan, plan_of_factory, require_room
 from cnclip_client.index._record import ANEW, RECORD, Record, is_index
 
 __all__ = ["build_index"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from cnclip_machine import usable_cores
 
 from cnclip_client._exceptions import BadFile
 
@@ -23,7 +24,7 @@ def checksums(path: Path) -> list[int]:
         OSError: It cannot be read.
     """
     starts = range(0, path.stat().st_size, _CHUNK_BYTES)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1) as threads:
+    with ThreadPoolExecutor(usable_cores()) as threads:
         return list(threads.map(lambda start: _checksum(path, start), starts))
 
 

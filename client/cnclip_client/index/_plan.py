@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
-__all__ = ["Plan", "available_memory", "parse_bytes", "plan", "plan_of_factory", "require_room"]
+__all__ = ["Plan", "parse_bytes", "plan", "plan_of_factory", "require_room"]
 
 _MIB = 1024 * 1024
 # Up to here exact search takes no longer than looking for a way round it.
@@ -148,16 +147,6 @@ def _kind(
     )
 
 
-def available_memory() -> int:
-    """Bytes that this process may still take, of the machine's and of its container's; 0 where nothing says so."""
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
-    available = int(found[1]) * 1024 if found else 0
-    limit, used = _read("/sys/fs/cgroup/memory.max"), _read("/sys/fs/cgroup/memory.current")
-    if limit.isdecimal() and used.isdecimal():
-        available = min(available, int(limit) - int(used))
-    return max(0, available)
-
-
 def parse_bytes(text: str) -> int:
     """Reads `4GiB`, `512M` or `4000000000`.
 
@@ -172,10 +161,3 @@ def parse_bytes(text: str) -> int:
 
 def _mib(size: int) -> int:
     return -(-size // _MIB)
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="ascii").strip()
-    except OSError:
-        return ""

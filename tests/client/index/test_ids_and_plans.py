@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cnclip_client import BadFile
 from cnclip_client.index._ids import IdsWriter, open_ids, repeated_rows
-from cnclip_client.index._plan import available_memory, parse_bytes, plan, plan_of_factory
+from cnclip_client.index._plan import parse_bytes, plan, plan_of_factory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,7 +136,3 @@ def test_sizes_of_memory(text: str, size: int) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ValueError, match="is no size of memory; give such as 4GiB or 512MiB"):
         parse_bytes(text)
-
-
-def test_available_memory_is_what_the_system_says() -> None:
-    assert 0 < available_memory() < 2**50

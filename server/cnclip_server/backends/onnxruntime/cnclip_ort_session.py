@@ -2,30 +2,26 @@
 
 The fields are those that Triton's C++ onnxruntime backend reads (its README, "Model Config Options"), with
 the same defaults; what it ignores is ignored here. Runs inside the Python backend's stub: it imports the
-standard library, onnxruntime and its neighbours, nothing else.
+standard library, onnxruntime and its neighbours, `cnclip_machine` among them, nothing else.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import importlib.util
-import io
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
+from cnclip_machine import seen_cores, usable_cores
 
 if TYPE_CHECKING:
     from cnclip_server.backends.onnxruntime.cnclip_ort_checks import LoadError
-    from cnclip_server.backends.onnxruntime.cnclip_ort_cores import granted_cores
+    from cnclip_server.backends.onnxruntime.cnclip_ort_libraries import load_cuda, load_tensorrt, why_not_started
 else:
     # Triton puts this folder on the stub's sys.path; cnclip_server itself may not be importable there.
     from cnclip_ort_checks import LoadError
-    from cnclip_ort_cores import granted_cores
+    from cnclip_ort_libraries import load_cuda, load_tensorrt, why_not_started
 
 _DEFAULT_FILE = "model.onnx"
 _INITIALIZERS = "session.use_device_allocator_for_initializers"
@@ -85,9 +81,9 @@ def open_session(config: Mapping[str, Any], path: Path, *, kind: str, device_id:
     options = session_options(config)
     providers = execution_providers(config, kind=kind, device_id=device_id)
     if kind == "GPU":
-        _load_wheels_libraries()
+        load_cuda()
     if any(name == "TensorrtExecutionProvider" for name, _ in providers):
-        _load_wheels_tensorrt()
+        load_tensorrt()
     try:
         # Without its fallback, which goes on with the CPU and prints why, where nobody reads it.
         session = ort.InferenceSession(str(path), sess_options=options, providers=providers, enable_fallback=0)
@@ -101,43 +97,6 @@ def open_session(config: Mapping[str, Any], path: Path, *, kind: str, device_id:
     return session
 
 
-def _load_wheels_libraries() -> None:
-    """Loads CUDA's libraries from pip's wheels, where they are: a host then needs no CUDA of its own.
-
-    ONNX Runtime has the function since 1.21; what it cannot load it prints, and the session then tells. By itself it
-    looks beside itself alone: an environment that is laid over another one has in it what pip found there already.
-    """
-    preload = getattr(ort, "preload_dlls", None)
-    if preload is None:
-        return
-    own = Path(ort.__file__).parents[1]
-    with contextlib.redirect_stdout(io.StringIO()):
-        preload()
-        for entry in filter(None, sys.path):
-            for folder in sorted(Path(entry).glob("nvidia/*/lib")):
-                if not (own / folder.relative_to(entry)).is_dir():
-                    preload(directory=str(folder))
-                # It does not load these, for which NVRTC asks by their bare name when cuDNN has it compile.
-                for library in folder.glob("libnvrtc-builtins.so.*"):
-                    with contextlib.suppress(OSError):
-                        ctypes.CDLL(str(library))
-
-
-def _load_wheels_tensorrt() -> None:
-    """Loads TensorRT's libraries from pip's wheel, where they are.
-
-    ONNX Runtime's provider asks for them by bare names, and its `preload_dlls` knows CUDA's and cuDNN's alone. What
-    cannot be loaded the session then tells.
-    """
-    spec = importlib.util.find_spec("tensorrt_libs")
-    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
-    # In this order: the parser asks for the other one. TensorRT opens its builder's resources beside itself.
-    for pattern in ("libnvinfer.so.*", "libnvonnxparser.so.*"):
-        for library in (found for folder in folders for found in sorted(folder.glob(pattern))):
-            with contextlib.suppress(OSError):
-                ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
-
-
 def _check_providers(model: str, asked: Sequence[str], got: Sequence[str]) -> None:
     """Refuses a session that lacks a provider it was asked for: ONNX Runtime warns, and goes on with the CPU.
 
@@ -148,23 +107,10 @@ def _check_providers(model: str, asked: Sequence[str], got: Sequence[str]) -> No
         if name not in got:
             raise LoadError(
                 f"unable to load model '{model}': it asks for {name}, which this onnxruntime {ort.__version__} has and "
-                f"could not start ({_library_error(name)}), so that it would run on {', '.join(got)}; install the "
+                f"could not start ({why_not_started(name)}), so that it would run on {', '.join(got)}; install the "
                 "libraries of the CUDA that this onnxruntime was built for, and a driver that is new enough, or ask "
                 "for KIND_CPU without accelerators"
             )
-
-
-def _library_error(provider: str) -> str:
-    """Why a provider's library cannot be loaded, in the loader's words."""
-    name = provider.removesuffix("ExecutionProvider").lower()
-    folder = Path(ort.__file__).parent / "capi"
-    try:
-        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
-        ctypes.CDLL(str(folder / f"libonnxruntime_providers_{name}.so"))
-    except OSError as error:
-        return str(error)
-    # Up to ONNX Runtime 1.22, which falls back whatever it is told, and prints why.
-    return "its library can be loaded; no GPU, or one or a driver that it does not support"
 
 
 def session_options(config: Mapping[str, Any]) -> ort.SessionOptions:
@@ -196,7 +142,8 @@ def session_options(config: Mapping[str, Any]) -> ort.SessionOptions:
     options.execution_mode = ort.ExecutionMode.ORT_PARALLEL if mode else ort.ExecutionMode.ORT_SEQUENTIAL
     # 0, and anything below it, leaves the choice to ONNX Runtime: as many threads as there are cores. It does not know
     # what a container may use of them.
-    options.intra_op_num_threads = max(0, _parameter(config, "intra_op_thread_count", int, 0)) or granted_cores() or 0
+    granted = cores if (cores := usable_cores()) < seen_cores() else 0
+    options.intra_op_num_threads = max(0, _parameter(config, "intra_op_thread_count", int, 0)) or granted
     options.inter_op_num_threads = max(0, _parameter(config, "inter_op_thread_count", int, 0))
     options.enable_cpu_mem_arena = _parameter(config, "enable_mem_arena", _boolean, True)
     options.enable_mem_pattern = _parameter(config, "enable_mem_pattern", _boolean, True)

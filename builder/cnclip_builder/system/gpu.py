@@ -1,4 +1,4 @@
-"""What this machine has, and the defaults that follow from it."""
+"""Whether this machine has a GPU for this process, and if not, why."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
-
-_MEMINFO = Path("/proc/meminfo")
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def has_gpu() -> bool:
@@ -54,27 +50,3 @@ def _shows_one(listing: str, visible: str | None) -> bool:
     if first.isdecimal():
         return str(int(first)) in numbers
     return bool(first) and any(uuid.startswith(first) for uuid in re.findall(r"UUID: ((?:GPU|MIG)-[^)\s]+)", listing))
-
-
-def usable_cores() -> int:
-    """The cores that this process may use, by its affinity and by `cpu.max` of its control groups."""
-    from cnclip_pixels import usable_cores as counted  # with Pillow, which who asks for a GPU alone need not load
-
-    return counted()
-
-
-def available_memory() -> int:
-    """Bytes that processes may still take, of the machine's and of its container's; 0 where nothing says so."""
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", _read(_MEMINFO), re.MULTILINE)
-    available = int(found.group(1)) * 1024 if found else 0
-    limit, used = _read(_CGROUP / "memory.max"), _read(_CGROUP / "memory.current")
-    if limit.isdecimal() and used.isdecimal():
-        available = min(available, int(limit) - int(used))
-    return max(0, available)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
