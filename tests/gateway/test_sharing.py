@@ -186,3 +186,16 @@ def test_so_is_a_large_request_that_waits_for_a_worker(run: Callable[..., Runnin
     assert ended(first).status == 200
     assert gateway.embed("after").status == 200
     assert not any(b"left" in items for items in triton.requests)
+
+
+def test_no_more_of_a_large_request_is_sent_than_was_under_way(run: Callable[..., Running], triton: FakeTriton) -> None:
+    gateway = run(triton.url, preprocess=False, concurrency=1)
+    assert gateway.embed("warm").status == 200
+    triton.forget()
+    holding = Held(triton)
+    leave(gateway, [f"{number}" for number in range(2000)], beside=0)
+    assert holding.arrived.acquire(timeout=30)
+    holding.go.set()
+    # By the one worker that there is, once the other is done.
+    assert gateway.embed([f"after {number}" for number in range(MOST_SHARED + 1)]).status == 200
+    assert sum(len(items) for items in triton.requests) < 2000 / 2
