@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -147,7 +148,13 @@ class Gateway:
         if len(asked.items) <= MOST_SHARED and kinds in ({str}, {bytes}):
             items: list[Item] = [one for one in asked.items if isinstance(one, str | bytes)]
             return await self._in_time(self._sharing.encoded(slug, items), self._settings.time_limit_s)
-        return await self._work(partial(embeddings, asked, slug, self._models, self._settings, self._fetcher))
+        unwanted = threading.Event()
+        try:
+            return await self._work(
+                partial(embeddings, asked, slug, self._models, self._settings, self._fetcher, unwanted)
+            )
+        finally:
+            unwanted.set()
 
     async def _list_models(self, _: Request) -> Response:
         names = await self._work(self._models.names)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from cnclip_gateway._errors import BadRequest, NotNow
 from cnclip_gateway._items import parsed_bytes
@@ -33,7 +33,7 @@ class Bodies:
             json: Whether it will be parsed, which takes memory as well.
 
         Raises:
-            BadRequest: It is too large, or compressed, or its sender left.
+            BadRequest: It is too large, or compressed.
             NotNow: Its sender is too slow, or all requests together hold too much.
         """
         self._require_sized(request)
@@ -53,8 +53,6 @@ class Bodies:
                     status=408,
                     code="slow_sender",
                 ) from None
-            except ClientDisconnect:
-                raise BadRequest("the sender left", code="disconnected") from None
             body = b"".join(parts)
             if json:
                 taken += self._take(parsed_bytes(body))

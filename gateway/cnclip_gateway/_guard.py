@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hmac
 import time
+from typing import cast
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cnclip_gateway._errors import BadRequest, GatewayError, NotNow
 from cnclip_gateway._metrics import Metrics
 from cnclip_gateway._pages import HEADERS
-from cnclip_gateway._protocol import BEYOND
+from cnclip_gateway._protocol import BEYOND, LEFT
 
 __all__ = ["Guard", "refused"]
 
@@ -21,6 +22,8 @@ __all__ = ["Guard", "refused"]
 _PUBLIC = frozenset({"/health", "/health/live", "/metrics", "/docs", "/openapi.json", "/pages/docs.css"})
 # These are answered however many connections there are: one that is busy must not be taken for dead.
 _ALWAYS = frozenset({"/health", "/health/live", "/metrics"})
+# What others, nginx first, count a request as whose caller did not wait for its answer.
+_LEFT = 499
 
 
 def refused(error: GatewayError) -> Response:
@@ -29,7 +32,7 @@ def refused(error: GatewayError) -> Response:
 
 
 class Guard:
-    """Asks for a key, sends headers with every answer, and counts."""
+    """Asks for a key, sends headers with every answer, counts, and ends what nobody waits for any more."""
 
     def __init__(self, app: ASGIApp, keys: tuple[bytes, ...], metrics: Metrics, routes: frozenset[str]) -> None:
         self._app = app
@@ -55,16 +58,24 @@ class Guard:
                 ]
             await send(message)
 
+        left: asyncio.Future[None] = scope["state"][LEFT]
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        left.add_done_callback(task.cancel)
         with self._metrics.under_way.track_inprogress():
             try:
                 refusal = self._refusal(scope)
                 await (refusal or self._app)(scope, receive, send_more)
-            except asyncio.CancelledError:  # by uvicorn, which ends and has waited for as long as it may
+            except asyncio.CancelledError:
+                if left.done():
+                    status = _LEFT
+                    return
+                # By uvicorn, which ends and has waited for as long as it may.
                 if answering:
                     raise
                 ended = NotNow("the gateway ends, and had no time left for this; try again", code="ending")
                 await refused(ended)(scope, receive, send_more)
             finally:
+                left.remove_done_callback(task.cancel)
                 self._metrics.answered(self._route(scope["path"]), status, time.monotonic() - began)
 
     def _refusal(self, scope: Scope) -> Response | None:

@@ -3,6 +3,8 @@
 uvicorn's own bound of connections, once it is reached, is for all requests, those of a load balancer's old connections
 and a kubelet's probes too: who opens so many and says nothing would have every gateway started again. Here it is for
 the connections that came when there were enough already; `BEYOND` in a request's state tells `_guard`.
+
+uvicorn also lets a request be worked on whose caller has gone. `LEFT` in a request's state tells `_guard` of that.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["BEYOND", "protocol"]
+__all__ = ["BEYOND", "LEFT", "protocol"]
 
 BEYOND = "beyond"
+LEFT = "left"
 # What is left for an answer that says so, before the connection is cut.
 _GRACE = 1.25
 # For a request on a connection too many: it is only told to come again.
@@ -28,11 +31,15 @@ def protocol(sender_s: float, connections: int) -> type[asyncio.Protocol]:
     Args:
         sender_s: How long a request may take to arrive, and how long a peer may leave an answer unread.
         connections: How many there may be; requests on others have `BEYOND` in their state.
+
+    All requests have a future, `LEFT`, in their state, that is done once their connection is lost.
     """
 
     class Bounded(H11Protocol):
         def connection_made(self, transport: Any) -> None:
             arriving_s = _GRACE * sender_s
+            self._left: asyncio.Future[None] = self.loop.create_future()
+            self.app_state = {**self.app_state, LEFT: self._left}
             if len(self.connections) >= connections:
                 self.app_state = {**self.app_state, BEYOND: True}
                 arriving_s = min(arriving_s, _BEYOND_S)
@@ -52,6 +59,7 @@ def protocol(sender_s: float, connections: int) -> type[asyncio.Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._arriving.put_out()
             self._unread.put_out()
+            self._left.set_result(None)
             super().connection_lost(exc)
 
         def pause_writing(self) -> None:

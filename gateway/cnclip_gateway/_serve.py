@@ -7,9 +7,7 @@ import logging
 import signal
 import socket
 import ssl
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import FrameType
 
@@ -24,8 +22,8 @@ __all__ = ["listening", "serve", "server_of"]
 _log = logging.getLogger(__name__)
 
 _BACKLOG = 2048
-# How long a renewed certificate may lie there before it is taken.
-_RENEWAL_S = 10.0
+# How long a renewed certificate may lie there before it is looked at; uvicorn looks at its clock once a second.
+_RENEWAL_S = 8
 _LAST_ANSWERS_S = 10
 
 
@@ -84,6 +82,8 @@ def server_of(app: ASGIApp, settings: Settings, tls: tuple[Path, Path] | None, v
         ssl_keyfile=str(tls[1]) if tls else None,
     )
     config.load()
+    if tls is not None and config.ssl is not None:
+        config.callback_notify, config.timeout_notify = _renewing(config.ssl, *tls), _RENEWAL_S
     return uvicorn.Server(config)
 
 
@@ -101,30 +101,25 @@ def _require_usable(certificate: Path, key: Path) -> None:
         ) from error
 
 
-@contextmanager
-def _renewing(context: ssl.SSLContext, certificate: Path, key: Path) -> Iterator[None]:
-    """Within it, new connections get the certificate that the files hold now: whoever renews it replaces them."""
-    ended, taken = threading.Event(), _stamps(certificate, key)
+def _renewing(context: ssl.SSLContext, certificate: Path, key: Path) -> Callable[[], Awaitable[None]]:
+    """Returns what has new connections get the certificate that the files hold now: whoever renews it replaces them.
 
-    def look() -> None:
+    It is for the event loop: OpenSSL crashes where a handshake meets a context that another thread is changing.
+    """
+    taken = _stamps(certificate, key)
+
+    async def look() -> None:
         nonlocal taken
-        while not ended.wait(_RENEWAL_S):
-            if (now := _stamps(certificate, key)) == taken:
-                continue
-            taken = now
-            try:
-                _require_usable(certificate, key)  # else the context would be left with one half of a pair
-                context.load_cert_chain(certificate, key)
-            except OSError as error:
-                _log.warning("the renewed certificate is not taken, the one before stays: %s", error)
+        if (now := _stamps(certificate, key)) == taken:
+            return
+        taken = now
+        try:
+            _require_usable(certificate, key)  # else the context would be left with one half of a pair
+            context.load_cert_chain(certificate, key)
+        except OSError as error:
+            _log.warning("the renewed certificate is not taken, the one before stays: %s", error)
 
-    looking = threading.Thread(target=look, name="certificate", daemon=True)
-    looking.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        looking.join()
+    return look
 
 
 def _stamps(*files: Path) -> list[tuple[int, int, int] | None]:
@@ -146,14 +141,10 @@ def serve(server: uvicorn.Server, host: str, port: int) -> None:
         OSError: It cannot listen there.
         KeyboardInterrupt: It was told to end.
     """
-    with ExitStack() as stack:
-        taken = stack.enter_context(listening(host, port))
-        config = server.config
-        if config.ssl is not None and config.ssl_certfile and config.ssl_keyfile:
-            stack.enter_context(_renewing(config.ssl, Path(config.ssl_certfile), Path(config.ssl_keyfile)))
+    with listening(host, port) as taken:
         signal.signal(signal.SIGTERM, _interrupt)
         shown = f"[{host}]" if ":" in host else host
-        scheme = "https" if config.is_ssl else "http"
+        scheme = "https" if server.config.is_ssl else "http"
         print(f"gateway  {scheme}://{shown}:{taken.getsockname()[1]}", flush=True)
         server.run(sockets=[taken])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import http.client
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -146,3 +148,54 @@ def test_who_is_not_waited_for_any_more_is_left_out(run: Callable[..., Running],
         ended(one)
     assert gateway.embed("after").status == 200
     assert [b"late"] not in triton.requests
+
+
+def leave(gateway: Running, items: Any, *, beside: int) -> None:
+    """Asks while so many requests are under way, and goes away once its own is, too; returns when that no longer is."""
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
+    connection.request("POST", "/v1/embeddings", json.dumps({"model": "vit-b-16", "input": items}))
+    wait_until(gateway, beside + 1)
+    connection.close()
+    deadline = time.monotonic() + 30
+    while gateway.metric("cnclip_gateway_requests_under_way") > beside + 1 and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def test_who_has_left_is_left_out(held: Any, triton: FakeTriton) -> None:
+    gateway, go, first = held
+    for items in ("left", ["left"] * MOST_SHARED):
+        leave(gateway, items, beside=CALLS)
+    assert gateway.metric('cnclip_gateway_requests_total{route="/v1/embeddings",status="499"}') == 2
+    go.set()
+    assert all(ended(one).status == 200 for one in first)
+    assert gateway.embed("after").status == 200
+    assert not any(b"left" in items for items in triton.requests)
+    assert gateway.metric("cnclip_gateway_held_bytes") == 0
+
+
+def test_so_is_a_large_request_that_waits_for_a_worker(run: Callable[..., Running], triton: FakeTriton) -> None:
+    gateway = run(triton.url, preprocess=False, concurrency=1)
+    assert gateway.embed("warm").status == 200
+    triton.forget()
+    holding = Held(triton)
+    large = [f"{number}" for number in range(MOST_SHARED + 1)]
+    first = asked(gateway, large)
+    assert holding.arrived.acquire(timeout=30)
+    leave(gateway, ["left", *large], beside=1)
+    holding.go.set()
+    assert ended(first).status == 200
+    assert gateway.embed("after").status == 200
+    assert not any(b"left" in items for items in triton.requests)
+
+
+def test_no_more_of_a_large_request_is_sent_than_was_under_way(run: Callable[..., Running], triton: FakeTriton) -> None:
+    gateway = run(triton.url, preprocess=False, concurrency=1)
+    assert gateway.embed("warm").status == 200
+    triton.forget()
+    holding = Held(triton)
+    leave(gateway, [f"{number}" for number in range(2000)], beside=0)
+    assert holding.arrived.acquire(timeout=30)
+    holding.go.set()
+    # By the one worker that there is, once the other is done.
+    assert gateway.embed([f"after {number}" for number in range(MOST_SHARED + 1)]).status == 200
+    assert sum(len(items) for items in triton.requests) < 2000 / 2

@@ -71,6 +71,19 @@ def test_the_least_busy_gets_the_next_request(servers: list[Any], fake: Any) -> 
     assert 0 < slow < 0.5 * min(first, second)
 
 
+def test_a_slow_one_does_not_hold_the_others_up(servers: list[Any], fake: Any) -> None:
+    """The blocks come in order, so that what it has to answer is waited for; the others go on meanwhile."""
+    fast, slow = servers[:2]
+    ahead, waited = threading.Event(), []
+    fast.before_infer = lambda attempt, items: ahead.set() if attempt > 30 else None
+    slow.before_infer = lambda attempt, items: waited.append(ahead.wait(2))
+    with connect([fast, slow], limits=Limits(in_flight=8)) as client:
+        found = client.encode_texts(ITEMS[:100], normalize=False, batch_size=2)
+    assert waited
+    assert all(waited)
+    np.testing.assert_array_equal(found, expected(fake, ITEMS[:100]))
+
+
 def test_one_that_dies_costs_nothing_and_is_taken_back(
     servers: list[Any], fake: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
