@@ -25,6 +25,22 @@ _ARCHIVES = {
     b"Rar!": "a RAR archive",
 }
 
+# What trainers keep beside tensors, and nothing here reads: numpy's numbers, one of which cn_clip's own scheduler makes
+# the learning rate, and arrays, as of random states; arguments, and paths among them; torch.__version__.
+_UNREAD = (
+    *(f"numpy.{core}.multiarray.{maker}" for core in ("core", "_core") for maker in ("scalar", "_reconstruct")),
+    *("numpy.dtype", "numpy.ndarray"),
+    *("argparse.Namespace", "pathlib.PosixPath", "pathlib._local.PosixPath", "torch.torch_version.TorchVersion"),
+)
+
+
+class _Unread:
+    """Stands in an object's place, whatever it is made of."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
 
 def read_checkpoint_file(path: Path) -> Any:
     """Reads a PyTorch file or a safetensors file.
@@ -129,7 +145,8 @@ def _read_pytorch(path: Path) -> Any:
     import torch
 
     _require_plain_parts(path)
-    with warnings.catch_warnings():
+    stand_ins = [(_Unread, name) for name in _UNREAD]
+    with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
         warnings.simplefilter("ignore")  # of TorchScript archives, which get an error of ours
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

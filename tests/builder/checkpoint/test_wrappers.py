@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cn_clip.clip.model import convert_state_dict
+from cn_clip.training.scheduler import cosine_lr
 from cnclip_builder.arch import Arch
 from cnclip_builder.checkpoint.load import load_checkpoint
 from cnclip_builder.checkpoint.stage import open_checkpoint
@@ -29,7 +32,21 @@ def compiled_blocks(weights: StateDict) -> StateDict:
     return {name.replace("visual.", "visual._orig_mod.", 1): value for name, value in weights.items()}
 
 
+def scheduled_optimizer() -> dict[str, Any]:
+    """What cn_clip's trainer saves of it once the warm-up is over: the learning rate is numpy's."""
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])
+    cosine_lr(optimizer, 1e-3, 1, 10)(2)
+    assert isinstance(optimizer.param_groups[0]["lr"], np.float64)
+    return optimizer.state_dict()
+
+
 WRAPPERS: dict[str, Callable[[StateDict], Any]] = {
+    "cn_clip's trainer's": lambda weights: {
+        "epoch": 1, "step": 2, "name": "x", "state_dict": under("module.", weights), "optimizer": scheduled_optimizer(),
+    },
+    "with its arguments and random state": lambda weights: {
+        "model": weights, "args": Namespace(lr=np.float32(0.1), output=Path("here")), "rng": np.random.get_state(), "torch": torch.__version__,
+    },
     "a loop's": lambda weights: {"epoch": 2, "model_state_dict": weights, "optimizer_state_dict": {"state": {}}},
     "the model itself": lambda weights: {"model": weights, "lr": 1e-4},
     "DeepSpeed's": lambda weights: {
