@@ -62,6 +62,9 @@ WRAPPERS: dict[str, Callable[[StateDict], Any]] = {
     "of a class around it": lambda weights: {"state_dict": under("encoder.clip.", weights)},
     "holders in holders": lambda weights: {"model": {"state_dict": under("module.", weights)}},
     "with an optimizer's tensors before": lambda weights: {"step": torch.tensor(3), "model": weights},
+    "an average alone": lambda weights: {"ema_state_dict": weights, "optimizer": scheduled_optimizer()},
+    "under a name of its own": lambda weights: {"epoch": 1, "nets": {"clip": under("module.", weights)}},
+    "torch's AveragedModel": lambda weights: {"model": {"n_averaged": torch.tensor(5), **under("module.", weights)}},
     "FSDP": lambda weights: under("_fsdp_wrapped_module.", weights),
 }  # fmt: skip
 
@@ -111,6 +114,9 @@ def test_several_models_are_not_chosen_from(tmp_path: Path, tiny_vit: Arch, weig
     both = {**under("online.", weights), **under("target.", weights)}
     torch.save({"state_dict": both}, path := tmp_path / "c.pt")
     with pytest.raises(CheckpointError, match=r"several models, under the prefixes 'online\.', 'target\.'"):
+        load_checkpoint(path, tiny_vit)
+    torch.save({"student": weights, "teacher": weights}, path)
+    with pytest.raises(CheckpointError, match=r"several models, student, teacher: save one of them alone"):
         load_checkpoint(path, tiny_vit)
     torch.save({"state_dict": {**weights, **under("module.", weights)}}, path)
     with pytest.raises(CheckpointError, match=r"holds \S+ twice, one of them as module\."):
