@@ -118,8 +118,8 @@ def read_annotations(path: str | PathLike[str]) -> Annotations:
     for number, item in _json_lines(path):
         if "text_id" not in item and "text_ids" in item:
             raise BadFile(
-                f"line {number} is an image with its text_ids, as cn_clip's transform_ir_annotation_to_tr.py writes it; "
-                "give the texts' own file, of which both directions are counted",
+                f"line {number} is an image with its text_ids, as cn_clip's transform_ir_annotation_to_tr.py writes "
+                "it; give the texts' own file, of which both directions are counted",
                 path=str(path),
             )
         text = _field(path, number, item, "text_id", int | str)
