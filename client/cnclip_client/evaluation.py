@@ -116,6 +116,12 @@ def read_annotations(path: str | PathLike[str]) -> Annotations:
     images_of_text: dict[Id, Collection[Id]] = {}
     texts_of_image: dict[Id, list[Id]] = {}
     for number, item in _json_lines(path):
+        if "text_id" not in item and "text_ids" in item:
+            raise BadFile(
+                f"line {number} is an image with its text_ids, as cn_clip's transform_ir_annotation_to_tr.py writes "
+                "it; give the texts' own file, of which both directions are counted",
+                path=str(path),
+            )
         text = _field(path, number, item, "text_id", int | str)
         texts[text] = str(item.get("text", ""))
         images_of_text[text] = frozenset(_ids(path, number, item, "image_ids"))

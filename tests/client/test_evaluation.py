@@ -163,6 +163,7 @@ def test_queries_that_were_not_searched_are_an_error_or_a_miss(tmp_path: Path) -
     [
         (read_annotations, "{", "line 1 is no JSON .*; mend or remove it"),
         (read_annotations, "[1]", "line 1 is no JSON object"),
+        (read_annotations, '{"image_id": 1, "text_ids": [2]}', "line 1 is an image .* give the texts' own file"),
         (read_annotations, '{"image_ids": [1]}', "line 1 has no text_id among image_ids"),
         (read_annotations, '{"text_id": true, "image_ids": [1]}', "line 1: text_id is True"),
         (read_annotations, '{"text_id": 1, "image_ids": 1}', "line 1: image_ids is 1"),

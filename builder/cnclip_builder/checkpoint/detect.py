@@ -67,6 +67,12 @@ def read_sizes(path: Path, shapes: Shapes) -> dict[str, Any]:
     Raises:
         CheckpointError: tensors are missing, or have shapes that no model's have.
     """
+    for half, start in (("an image", "visual."), ("a text", "bert.")):
+        if not any(name.startswith(start) for name in shapes):
+            raise CheckpointError(
+                f"{path} is no whole Chinese-CLIP: it has no tensors of {half} encoder ({start}*); use a clip_cn_*.pt "
+                "file, a ChineseCLIPModel of transformers, or one fine-tuned from them"
+            )
     try:
         vision = _vit(shapes) if "visual.class_embedding" in shapes else _resnet(shapes)
         vocabulary, hidden = shapes["bert.embeddings.word_embeddings.weight"]

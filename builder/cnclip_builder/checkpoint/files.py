@@ -25,6 +25,24 @@ _ARCHIVES = {
     b"Rar!": "a RAR archive",
 }
 
+_POINTER = b"version https://git-lfs"
+
+# What trainers keep beside tensors, and nothing here reads: numpy's numbers, one of which cn_clip's own scheduler makes
+# the learning rate, and arrays, as of random states; arguments, and paths among them; torch.__version__.
+_UNREAD = (
+    *(f"numpy.{core}.multiarray.{maker}" for core in ("core", "_core") for maker in ("scalar", "_reconstruct")),
+    *("numpy.dtype", "numpy.ndarray"),
+    *("argparse.Namespace", "pathlib.PosixPath", "pathlib._local.PosixPath", "torch.torch_version.TorchVersion"),
+)
+
+
+class _Unread:
+    """Stands in an object's place, whatever it is made of."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
 
 def read_checkpoint_file(path: Path) -> Any:
     """Reads a PyTorch file or a safetensors file.
@@ -40,6 +58,7 @@ def read_checkpoint_file(path: Path) -> Any:
     """
     require_file(path)
     try:
+        _require_no_pointer(path)
         return _read_safetensors(path) if _is_safetensors(path) else _read_pytorch(path)
     except (CheckpointError, MissingRequirementError):
         raise
@@ -106,6 +125,12 @@ def require_intact(path: Path) -> None:
         )
 
 
+def _require_no_pointer(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise CheckpointError(f"{path} is Git LFS's pointer to a file, and not the file: run git lfs pull there")
+
+
 def _is_safetensors(path: Path) -> bool:
     """By its beginning: the length of a JSON header, then the header."""
     if path.suffix == ".safetensors":
@@ -129,7 +154,8 @@ def _read_pytorch(path: Path) -> Any:
     import torch
 
     _require_plain_parts(path)
-    with warnings.catch_warnings():
+    stand_ins: list[Any] = [(_Unread, name) for name in _UNREAD]
+    with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
         warnings.simplefilter("ignore")  # of TorchScript archives, which get an error of ours
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -189,4 +215,4 @@ def _torchscript_message(path: Path) -> str:
 def _first_line(error: BaseException) -> str:
     # torch begins with a page on `weights_only`, and says what it met behind that.
     lines = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return lines[0].partition(". ")[0][:200] if lines else type(error).__name__

@@ -13,7 +13,7 @@ from cnclip_builder.checkpoint.contents import Contents, read_contents
 from cnclip_builder.checkpoint.detect import detect_arch, require_agreement
 from cnclip_builder.checkpoint.lazy import shapes_of
 from cnclip_builder.checkpoint.parts import CheckpointParts
-from cnclip_builder.checkpoint.soundness import read_logit_scale
+from cnclip_builder.checkpoint.soundness import COUNTER, read_logit_scale
 from cnclip_builder.errors import CheckpointError, UnknownArchError
 
 if TYPE_CHECKING:
@@ -84,13 +84,14 @@ def find_arch(path: Path, insisted: Mapping[str, Any], names: Sequence[str]) -> 
     """
     contents = read_contents(path)
     arch = detect_arch(path, shapes_of(contents.tensors), contents.told, insisted, names)
-    _check_arch(path, contents, arch)
+    _check_arch(path, contents, arch, is_detected=True)
     return arch
 
 
-def _check_arch(path: Path, contents: Contents, arch: Arch) -> None:
+def _check_arch(path: Path, contents: Contents, arch: Arch, *, is_detected: bool = False) -> None:
     expected = expected_shapes(arch)
-    found = shapes_of(contents.tensors)
+    shapes = shapes_of(contents.tensors)
+    found = {name: shape for name, shape in shapes.items() if not name.endswith(COUNTER)}
     if found == expected:
         model_info = {**arch.model_info, "vision_head_width": arch.vision_head_width}
         require_agreement(path, model_info, contents.told, f"its config.json (ARCH is {arch.name})")
@@ -110,15 +111,22 @@ def _check_arch(path: Path, contents: Contents, arch: Arch) -> None:
         )
         if names
     ]
-    raise CheckpointError(
-        f"{path} is no {arch.name} checkpoint, and of no other architecture known here: {'; '.join(details)}"
-        f"{contents.hint}; name its ARCH, or describe it in a .json file"
-    )
+    told = "; ".join(details) + contents.hint
+    if not is_detected:
+        raise CheckpointError(
+            f"{path} is no {arch.name} checkpoint, and of no other architecture known here: {told}; leave ARCH out to "
+            "have it read off the tensors, or describe it in a .json file"
+        )
+    mend = "save the whole model again, or fetch it again"
+    if not missing and not other_shape:
+        mend = "if features don't pass through them, leave them out: torch.save({'state_dict': ...}, path)"
+    raise CheckpointError(f"{path} holds other tensors than a Chinese-CLIP of its sizes: {told}; {mend}")
 
 
 def expected_shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors of an architecture, from cn_clip's own class; takes no memory."""
-    return {name: tuple(value.shape) for name, value in make_meta_model(arch).state_dict().items()}
+    """Names and shapes of all tensors that features come from, from cn_clip's own class; takes no memory."""
+    tensors = make_meta_model(arch).state_dict()
+    return {name: tuple(value.shape) for name, value in tensors.items() if not name.endswith(COUNTER)}
 
 
 def make_meta_model(arch: Arch) -> torch.nn.Module:

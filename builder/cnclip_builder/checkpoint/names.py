@@ -24,6 +24,9 @@ _WRAPPERS = frozenset(
     {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_ddp_module"}
 )
 
+_AVERAGED = "n_averaged"
+"""What torch's AveragedModel counts by, beside the averages that it keeps as `module.`"""
+
 _LANDMARKS = re.compile(r"(?P<prefix>(?:.+\.)?)(?:text_projection|text_projection\.weight)")
 """A tensor that every Chinese-CLIP model has, at its root: what stands before it is a prefix. Transformers' name of it
 ends in `.weight`."""
@@ -59,6 +62,14 @@ def find_tensors(path: Path, loaded: Any) -> NamedTensors:
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}, not a checkpoint with a 'state_dict'")
     found = list(_holders(loaded, "", 0))
+    models = list(_models(loaded, "", 0))
+    if not any(_is_model(tensors) for _, tensors in found):
+        if len(models) > 1:
+            names = ", ".join(where for where, _ in models)
+            raise CheckpointError(
+                f"{path} holds several models, {names}: save one of them alone: torch.save({{'state_dict': ...}}, path)"
+            )
+        found = [(where, _tensors_in(model)) for where, model in models] or found
     if not found:
         keys = ", ".join(map(str, list(loaded)[:5])) or "nothing"
         raise CheckpointError(
@@ -75,7 +86,7 @@ def find_tensors(path: Path, loaded: Any) -> NamedTensors:
     named, prefix = _without_prefix(path, _without_wrappers(path, tensors))
     if (scale := named.get(_SCALE)) is not None and scale.numel() == 1:
         named[_SCALE] = scale.reshape(())  # FSDP takes no scalars, so that models trained with it have a vector of one
-    return NamedTensors(named, prefix, holder, tuple(other for other in _models(loaded, "", 0) if other != holder))
+    return NamedTensors(named, prefix, holder, tuple(other for other, _ in models if other != holder))
 
 
 def shared_prefix(names: list[str]) -> str:
@@ -91,25 +102,28 @@ def shared_prefix(names: list[str]) -> str:
 
 def _holders(loaded: Mapping[Any, Any], where: str, depth: int) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """Every mapping with tensors that is held under a known key, the outermost and best-known key first."""
-    import torch
-
     for key in _HOLDERS:
         if depth < _DEEPEST and isinstance(inner := loaded.get(key), Mapping):
             yield from _holders(inner, f"{where}.{key}".lstrip("."), depth + 1)
-    # Detached: of parameters, as `named_parameters()` gives them, nothing may be written in place.
-    tensors = {str(name): value.detach() for name, value in loaded.items() if isinstance(value, torch.Tensor)}
-    if tensors:
+    if tensors := _tensors_in(loaded):
         yield where, tensors
 
 
+def _tensors_in(loaded: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
+    import torch
+
+    # Detached: of parameters, as `named_parameters()` gives them, nothing may be written in place.
+    return {str(name): value.detach() for name, value in loaded.items() if isinstance(value, torch.Tensor)}
+
+
 def _is_model(loaded: Mapping[Any, Any]) -> bool:
-    return any(isinstance(name, str) and _LANDMARKS.fullmatch(name) for name in loaded)
+    return any(_LANDMARKS.fullmatch(name) for name in _tensors_in(loaded))
 
 
-def _models(loaded: Mapping[Any, Any], where: str, depth: int) -> Iterator[str]:
-    """Where models are, under whatever keys."""
+def _models(loaded: Mapping[Any, Any], where: str, depth: int) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Every model, under whatever keys, and where it is."""
     if _is_model(loaded):
-        yield where
+        yield where, loaded
     if depth < _DEEPEST:
         for key, inner in loaded.items():
             if isinstance(inner, Mapping):
@@ -119,6 +133,8 @@ def _models(loaded: Mapping[Any, Any], where: str, depth: int) -> Iterator[str]:
 def _without_wrappers(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     plain: dict[str, torch.Tensor] = {}
     for name, value in tensors.items():
+        if name == _AVERAGED:
+            continue
         short = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
         if short in plain:
             raise CheckpointError(

@@ -19,8 +19,8 @@ _LEAST_SCALE, _LARGEST_SCALE = 0.01, 1000.0
 _NAMED = 3
 
 _WEIGHT_TYPES = ("torch.float32", "torch.float16", "torch.bfloat16", "torch.float64")
-_COUNTER = ".num_batches_tracked"
-"""An integer that a BatchNorm keeps."""
+COUNTER = ".num_batches_tracked"
+"""An integer that a BatchNorm keeps for its training; cn_clip loads a model without it, too."""
 
 
 def read_logit_scale(path: Path, tensor: torch.Tensor) -> float:
@@ -57,7 +57,7 @@ def require_floats(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         if str(tensor.layout) != "torch.strided" or tensor.is_meta:
             form = "without its numbers (on the meta device)" if tensor.is_meta else "as a sparse tensor"
             raise CheckpointError(f"{path} holds {name} {form}: save the model again with all its weights, as they are")
-        if str(tensor.dtype) not in _WEIGHT_TYPES and not name.endswith(_COUNTER):
+        if str(tensor.dtype) not in _WEIGHT_TYPES and not name.endswith(COUNTER):
             raise CheckpointError(
                 f"{path} holds {name} as {str(tensor.dtype).removeprefix('torch.')}, and weights are FP32, FP16 or "
                 "BF16: save the model again in one of them, or fetch it again"

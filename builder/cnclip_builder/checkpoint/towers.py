@@ -11,6 +11,7 @@ import torch
 from cn_clip.clip.model import convert_weights
 
 from cnclip_builder.checkpoint.load import Checkpoint, make_meta_model
+from cnclip_builder.checkpoint.soundness import COUNTER
 
 if TYPE_CHECKING:
     from cnclip_builder.tensors import Tower
@@ -60,7 +61,7 @@ def load_tower(checkpoint: Checkpoint, tower: Tower) -> torch.nn.Module:
     tensors = {
         name: _as_cn_clip_rounds(checkpoint.state_dict[name], like.dtype)
         for name, like in clip.state_dict().items()
-        if name.startswith("visual.") == (tower == "image")
+        if name.startswith("visual.") == (tower == "image") and not name.endswith(COUNTER)
     }
     clip.float()
     clip.load_state_dict(tensors, strict=False, assign=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +196,9 @@ def test_vocabularies(tmp_path: Path) -> None:
         (
             "visual.transformer.resblocks.1.ln_1.weight",
             None,
-            "1 tensors are missing, such as visual.*blocks.1.ln_1.weight",
+            "sizes: 1 tensors are missing, such as visual.*blocks.1.ln_1.weight; save the whole model again",
         ),
+        ("kd_head.weight", (8, 512), r"1 tensors are unknown, such as kd_head.weight; if features don't .* leave them"),
         ("bert.encoder.layer.11.output.dense.weight", (768, 3071), "other shapes, such as bert.encoder.layer.11"),
         ("visual.transformer.resblocks.40.ln_1.weight", (768,), r"resblocks\.12 is missing"),
     ],
@@ -210,3 +212,14 @@ def test_tensors_of_no_model(tmp_path: Path, name: str, shape: tuple[int, ...] |
     with pytest.raises(CheckpointError, match=complaint) as caught:
         find_arch(tmp_path / "odd.pt", {}, ["odd"])
     require_one_line_about(tmp_path / "odd.pt", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("kept", "lacks"), [("visual.", "a text encoder (bert.*)"), ("", "an image encoder (visual.*)")]
+)
+def test_half_a_model(tmp_path: Path, kept: str, lacks: str) -> None:
+    whole = torch.load(save(tmp_path / "half.pt", like("ViT-B-16")), weights_only=True)["state_dict"]
+    half = {k: v for k, v in whole.items() if k.startswith("module.visual.") == bool(kept)}
+    torch.save({"state_dict": half}, tmp_path / "half.pt")
+    with pytest.raises(CheckpointError, match=re.escape(f"it has no tensors of {lacks}")):
+        find_arch(tmp_path / "half.pt", {}, ["half"])

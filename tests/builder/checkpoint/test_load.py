@@ -93,6 +93,16 @@ def test_resnet_gives_cn_clips_features(resnet_checkpoint: Path, tiny_resnet: Ar
         assert torch.equal(ours, as_cn_clip_loads(tiny_resnet, weights).encode_image(image))
 
 
+def test_a_resnet_without_what_batch_norms_count(tmp_path: Path, resnet_checkpoint: Path, tiny_resnet: Arch) -> None:
+    weights: StateDict = torch.load(resnet_checkpoint, weights_only=True)["state_dict"]
+    kept = {name: value for name, value in weights.items() if "num_batches_tracked" not in name}
+    assert len(kept) < len(weights)
+    image = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        ours = load_tower(load_checkpoint(save(tmp_path / "c.pt", {"state_dict": kept}), tiny_resnet), "image")(image)
+        assert torch.equal(ours, as_cn_clip_loads(tiny_resnet, kept).encode_image(image))
+
+
 def test_facts(tmp_path: Path, tiny_vit: Arch, weights: StateDict) -> None:
     path = save(tmp_path / "c.pt", {"state_dict": {**weights, "logit_scale": torch.tensor(4.6052)}})
     checkpoint = load_checkpoint(path, tiny_vit)
@@ -136,7 +146,7 @@ def test_unknown_arch_says_what_differs(tmp_path: Path, tiny_vit: Arch, weights:
     assert "1 tensors are missing, such as logit_scale" in message
     assert "1 tensors are unknown, such as extra" in message
     assert "text_projection: (32, 47), not (32, 48)" in message
-    assert message.endswith("name its ARCH, or describe it in a .json file")
+    assert message.endswith("leave ARCH out to have it read off the tensors, or describe it in a .json file")
 
 
 @pytest.mark.parametrize(
@@ -237,6 +247,13 @@ def test_archives_are_named(
         archive.add(path, "c.pt")
     with pytest.raises(CheckpointError, match="is a tar archive: unpack it"):
         load_checkpoint(tar, tiny_vit)
+
+
+def test_a_pointer_of_git_lfs(tmp_path: Path, tiny_vit: Arch) -> None:
+    for name in ("c.pt", "model.safetensors"):
+        (path := tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        with pytest.raises(CheckpointError, match="Git LFS's pointer to a file, and not the file: run git lfs pull"):
+            load_checkpoint(path, tiny_vit)
 
 
 def test_a_file_that_was_packed_anew(tmp_path: Path, tiny_vit: Arch, weights: StateDict) -> None:

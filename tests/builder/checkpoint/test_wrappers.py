@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cn_clip.clip.model import convert_state_dict
+from cn_clip.training.scheduler import cosine_lr
 from cnclip_builder.arch import Arch
 from cnclip_builder.checkpoint.load import load_checkpoint
 from cnclip_builder.checkpoint.stage import open_checkpoint
@@ -29,7 +32,21 @@ def compiled_blocks(weights: StateDict) -> StateDict:
     return {name.replace("visual.", "visual._orig_mod.", 1): value for name, value in weights.items()}
 
 
+def scheduled_optimizer() -> dict[str, Any]:
+    """What cn_clip's trainer saves of it once the warm-up is over: the learning rate is numpy's."""
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])
+    cosine_lr(optimizer, 1e-3, 1, 10)(2)
+    assert isinstance(optimizer.param_groups[0]["lr"], np.float64)
+    return optimizer.state_dict()
+
+
 WRAPPERS: dict[str, Callable[[StateDict], Any]] = {
+    "cn_clip's trainer's": lambda weights: {
+        "epoch": 1, "step": 2, "name": "x", "state_dict": under("module.", weights), "optimizer": scheduled_optimizer(),
+    },
+    "with its arguments and random state": lambda weights: {
+        "model": weights, "args": Namespace(lr=np.float32(0.1), output=Path("here")), "rng": np.random.get_state(), "torch": torch.__version__,
+    },
     "a loop's": lambda weights: {"epoch": 2, "model_state_dict": weights, "optimizer_state_dict": {"state": {}}},
     "the model itself": lambda weights: {"model": weights, "lr": 1e-4},
     "DeepSpeed's": lambda weights: {
@@ -45,6 +62,9 @@ WRAPPERS: dict[str, Callable[[StateDict], Any]] = {
     "of a class around it": lambda weights: {"state_dict": under("encoder.clip.", weights)},
     "holders in holders": lambda weights: {"model": {"state_dict": under("module.", weights)}},
     "with an optimizer's tensors before": lambda weights: {"step": torch.tensor(3), "model": weights},
+    "an average alone": lambda weights: {"ema_state_dict": weights, "optimizer": scheduled_optimizer()},
+    "under a name of its own": lambda weights: {"epoch": 1, "nets": {"clip": under("module.", weights)}},
+    "torch's AveragedModel": lambda weights: {"model": {"n_averaged": torch.tensor(5), **under("module.", weights)}},
     "FSDP": lambda weights: under("_fsdp_wrapped_module.", weights),
 }  # fmt: skip
 
@@ -94,6 +114,9 @@ def test_several_models_are_not_chosen_from(tmp_path: Path, tiny_vit: Arch, weig
     both = {**under("online.", weights), **under("target.", weights)}
     torch.save({"state_dict": both}, path := tmp_path / "c.pt")
     with pytest.raises(CheckpointError, match=r"several models, under the prefixes 'online\.', 'target\.'"):
+        load_checkpoint(path, tiny_vit)
+    torch.save({"student": weights, "teacher": weights}, path)
+    with pytest.raises(CheckpointError, match=r"several models, student, teacher: save one of them alone"):
         load_checkpoint(path, tiny_vit)
     torch.save({"state_dict": {**weights, **under("module.", weights)}}, path)
     with pytest.raises(CheckpointError, match=r"holds \S+ twice, one of them as module\."):
