@@ -20,6 +20,7 @@ from cnclip_server._command import (
     EXIT_TIMEOUT_S,
     Settings,
     Tls,
+    check_flags,
     linked_repository,
     restriction_headers,
     server_command,
@@ -153,6 +154,7 @@ class TritonServer:
             UnsupportedHost: It cannot run here.
             TemporaryFolderError: The temporary folder is full, missing, or mounted noexec.
             RepositoryError: The repository does not exist or holds no model.
+            SettingError: A further flag would hide the server from us.
             PortInUse: A port is taken.
             StartupFailed: tritonserver ended, or was not ready in time; a model that fails to load is the
             usual reason.
@@ -164,6 +166,7 @@ class TritonServer:
 
     def _start(self, wanted: Ports) -> TritonServer:
         _check_repository(self.repository)
+        check_flags(self._extra_args)
         binary = find_binary(self._binary)
         check_open_files()
         with wanted.held(self.host) as self._ports:
