@@ -241,22 +241,25 @@ def _serve(server: TritonServer, max_restarts: int, window_s: float, renewals: R
 
 @contextlib.contextmanager
 def _shown_log() -> Iterator[Path]:
-    """Gives a file for tritonserver's log whose growth is copied to stderr, to its last line."""
+    """Gives a file for tritonserver's log whose growth is copied to stderr, to its last line.
+
+    It has lost its name already, and is found by our descriptor: whatever ends this process, nothing of it is left.
+    """
     folder = make_folder()
     try:
         with told_by_name(folder):
             file = (folder / "tritonserver.log").open("a+b")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    with file:
         ended = threading.Event()
         follower = threading.Thread(target=_follow, args=(file, ended))
         follower.start()
         try:
-            yield Path(file.name)
+            yield Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
         finally:
             ended.set()
             follower.join()
-            file.close()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _follow(file: IO[bytes], ended: threading.Event) -> None:

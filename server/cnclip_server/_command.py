@@ -22,6 +22,10 @@ EXIT_TIMEOUT_S = 5
 _RESTRICTED = "shared-memory,trace,logging"
 _GRPC_RESTRICTION, _HTTP_RESTRICTION = "--grpc-restricted-protocol", "--http-restricted-api"
 
+# What this package has to know to ask its server how it does, and tells where that is.
+_PORTS = ("--grpc-port", "--http-port", "--metrics-port")
+_ALLOW_HTTP = "--allow-http"
+
 # In the config of a model whose tensors stay on its GPU.
 _ON_GPU = "FORCE_CPU_ONLY_INPUT_TENSORS"
 # Of each GPU's memory, for tensors on their way from model to model: 27 batches of 64 images of 224 x 224.
@@ -201,15 +205,34 @@ def _restrictions(binary: Binary, settings: Settings) -> list[str]:
     return [f"{name}={_RESTRICTED}:admin-key={key}" for name in names if binary.knows_flag(name)]
 
 
+def check_flags(extra_args: Sequence[str]) -> None:
+    """Refuses flags with which the server would be where nobody asks it, and count as not ready until its time is over.
+
+    Raises:
+        SettingError: Naming the flag.
+    """
+    for flag, value in _flag_values(extra_args):
+        if flag in _PORTS:
+            raise SettingError(f"{flag} must be known here: give it to cnclip-serve itself, before `--`")
+        if flag == _ALLOW_HTTP and value.lower() in ("false", "0"):
+            raise SettingError(f"{flag}={value} can't be served: by HTTP it is found out whether models are ready")
+
+
+def _flag_values(extra_args: Sequence[str]) -> list[tuple[str, str]]:
+    """Tritonserver's flags with their values, which may be arguments of their own; empty for a flag without one."""
+    found = []
+    for argument, following in pairwise([*extra_args, ""]):
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("--"):
+            found.append((flag, value if equals else "" if following.startswith("-") else following))
+    return found
+
+
 def restriction_headers(extra_args: Sequence[str]) -> dict[str, str]:
     """The HTTP headers that open what a server's own flags restrict: `--http-restricted-api=APIS:HEADER=VALUE`.
 
     Without them whoever starts a server with such flags could not ask it for its models.
     """
-    values = []
-    for argument, following in pairwise([*extra_args, ""]):
-        flag, equals, value = argument.partition("=")
-        if flag == _HTTP_RESTRICTION:
-            values.append(value if equals else following)
+    values = (value for flag, value in _flag_values(extra_args) if flag == _HTTP_RESTRICTION)
     headers = (value.partition(":")[2].partition("=") for value in values)
     return {name: value for name, _, value in headers if name}

@@ -17,6 +17,8 @@ _PROTOBUF = re.compile(r"Error parsing text-format [\w.]+: (?P<text>.*)$", re.MU
 _LAST_WORD = re.compile(r"^(?:error: |Error: |\S*tritonserver: )(?P<text>.*)$", re.MULTILINE)
 _NOT_BOUND = re.compile(r"failed to start (?P<service>\w+) service: .* already in use")
 _TRACEBACK = re.compile(r"\s*\n\nAt:\n.*", re.DOTALL)
+# What becomes of a thread too many, in libc's words and Python's.
+_NO_THREAD = re.compile("Resource temporarily unavailable|can't start new thread")
 # What opens a restricted API, as the flags write it: APIS:HEADER=KEY.
 _KEY = re.compile(r"(--(?:grpc-restricted-protocol|http-restricted-api)[= ][^\s=]+=)\S+")
 _ESCAPES = {r"\n": "\n", r"\"": '"', r"\t": "\t", r"\\": "\\"}
@@ -41,6 +43,13 @@ def failure_reason(log: str) -> str | None:
         return "; ".join(_one_line(text) for text in dict.fromkeys(others))
     words = _LAST_WORD.findall(log)
     return _one_line(words[-1]) if words else None
+
+
+def lack_of_threads(log: str) -> str | None:
+    """What mends it if no more threads could be started, which no other word of the log tells; else None."""
+    if not _NO_THREAD.search(log):
+        return None
+    return "let more threads run here, some 200 for a model (a container's limit of PIDs, ulimit -u)"
 
 
 def without_keys(text: str, keys: Iterable[str] = ()) -> str:

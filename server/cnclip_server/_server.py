@@ -20,6 +20,7 @@ from cnclip_server._command import (
     EXIT_TIMEOUT_S,
     Settings,
     Tls,
+    check_flags,
     linked_repository,
     restriction_headers,
     server_command,
@@ -28,7 +29,15 @@ from cnclip_server._errors import PortInUse, RepositoryError, ServerError, Start
 from cnclip_server._folder import SHELL_SAFE, make_folder, told_by_name
 from cnclip_server._health import Health
 from cnclip_server._host import check_glibc, check_numpy, check_open_files, environment, wheel_libraries
-from cnclip_server._log import failure_reason, last_line, serves_metrics, tail, unbound_service, without_keys
+from cnclip_server._log import (
+    failure_reason,
+    lack_of_threads,
+    last_line,
+    serves_metrics,
+    tail,
+    unbound_service,
+    without_keys,
+)
 from cnclip_server._ports import FLAGS, Ports
 from cnclip_server._process import DEFAULT_LOG_LIMIT_BYTES, GuardedProcess, how_it_ended
 from cnclip_server._stub_python import lay_out_stub_python
@@ -153,6 +162,7 @@ class TritonServer:
             UnsupportedHost: It cannot run here.
             TemporaryFolderError: The temporary folder is full, missing, or mounted noexec.
             RepositoryError: The repository does not exist or holds no model.
+            SettingError: A further flag would hide the server from us.
             PortInUse: A port is taken.
             StartupFailed: tritonserver ended, or was not ready in time; a model that fails to load is the
             usual reason.
@@ -164,6 +174,7 @@ class TritonServer:
 
     def _start(self, wanted: Ports) -> TritonServer:
         _check_repository(self.repository)
+        check_flags(self._extra_args)
         binary = find_binary(self._binary)
         check_open_files()
         with wanted.held(self.host) as self._ports:
@@ -341,9 +352,9 @@ class TritonServer:
                 break
             if watch is not None and (dead := watch.look()):  # Triton goes on to wait for it
                 log = self._log_of(process)
+                fix = lack_of_threads(log) or "see that there is memory for all models, and its log (-v, log_file)"
                 raise StartupFailed(
-                    f"{'; '.join(sorted(dead.values()))}; tritonserver's last word was: {last_line(log)}; "
-                    "see that there is memory for all models, and its log (-v, log_file)",
+                    f"{'; '.join(sorted(dead.values()))}; tritonserver's last word was: {last_line(log)}; {fix}",
                     tail(log),
                 )
             if time.monotonic() > deadline:
@@ -360,7 +371,9 @@ class TritonServer:
         reason = failure_reason(log) or f"{last_line(log)} ({how_it_ended(status or 0)})"
         # The reader knows the repository by its own name, not by that of our link to it.
         reason = reason.replace(str(linked_repository(process.folder)), str(self.repository))
-        raise StartupFailed(f"tritonserver did not start: {reason}", tail(log))
+        raise StartupFailed(
+            "; ".join(filter(None, (f"tritonserver did not start: {reason}", lack_of_threads(log)))), tail(log)
+        )
 
 
 def _is_bound(process: GuardedProcess) -> bool:

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ import pytest
 import tritonclient.grpc as grpc
 import trustme
 from cnclip_server import ServerError, Tls
-from cnclip_server._cli import _follow, _serve, app
+from cnclip_server._cli import _follow, _serve, _shown_log, app
 from cnclip_server._renewals import Renewals
 from tritonclient.utils import InferenceServerException
 from typer.testing import CliRunner
@@ -328,6 +329,18 @@ def test_the_shown_log_goes_on_when_it_is_begun_anew(tmp_path: Path, capfd: pyte
         ended.set()
         follower.join()
     assert capfd.readouterr().err == "first\n" * 1000 + "second\n"
+
+
+def test_nothing_is_left_of_the_shown_log_whatever_ends_us(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A closed terminal or a SIGKILL left up to 128 MB in the temporary folder each time."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with _shown_log() as path:
+        assert list(tmp_path.iterdir()) == []
+        with path.open("ab") as log:
+            log.write(b"one\n")
+    assert capfd.readouterr().err == "one\n"
 
 
 @pytest.mark.triton

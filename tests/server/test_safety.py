@@ -12,7 +12,7 @@ import tritonclient.grpc as grpc
 import trustme
 from cnclip_server import SettingError, Tls, TritonServer
 from cnclip_server._cli import app
-from cnclip_server._command import restriction_headers
+from cnclip_server._command import check_flags, restriction_headers
 from cryptography.hazmat.primitives import serialization
 from tritonclient.utils import InferenceServerException
 from typer.testing import CliRunner
@@ -145,3 +145,21 @@ def test_what_opens_that_a_servers_own_flags_restrict() -> None:
     own = [f"{flag}=metadata:a=x=y", flag, "health:b=1", "--log-verbose=1", flag, "model-repository:c=2", flag]
     assert restriction_headers(own) == {"a": "x=y", "b": "1", "c": "2"}
     assert restriction_headers(()) == {}
+
+
+@pytest.mark.parametrize("flags", [["--grpc-port=1"], ["--id=a", "--http-port", "1"], ["--metrics-port=1"]])
+def test_a_port_that_is_given_to_tritonserver_alone(repository: Any, flags: list[str]) -> None:
+    """The server came up elsewhere than was told, or was given up after --startup-timeout, with its port in no word."""
+    result = CliRunner().invoke(app, [str(repository.path), "--", *flags])
+    assert result.exit_code == 1
+    assert re.fullmatch(
+        r"error: --(grpc|http|metrics)-port must be known here: give it to cnclip-serve itself, before `--`\n",
+        result.stderr,
+    )
+
+
+@pytest.mark.parametrize("flags", [["--allow-http=false"], ["--allow-http", "0"]])
+def test_a_server_that_nobody_could_ask(flags: list[str]) -> None:
+    with pytest.raises(SettingError, match=r"by HTTP it is found out whether models are ready"):
+        check_flags(flags)
+    check_flags(["--allow-http=true", "--allow-metrics=false", "--log-verbose", "1"])

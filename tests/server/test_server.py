@@ -327,6 +327,14 @@ def test_a_binary_that_does_not_run(repository: Any, tmp_path: Path, leftovers: 
     assert leftovers() == []
 
 
+def test_too_few_threads(repository: Any, tmp_path: Path) -> None:
+    """In a container that allows few PIDs tritonserver aborts in libc's words, or waits for a model that died of it."""
+    script = 'echo "  what():  Resource temporarily unavailable"\nkill -ABRT $$'
+    binary = binary_with_its_own_backend(tmp_path, script)
+    with pytest.raises(StartupFailed, match=r"killed by SIGABRT\); let more threads run here, some 200 for a model"):
+        _server(repository.path, binary=binary).start()
+
+
 def test_a_start_that_triton_aborts_by_chance_is_made_once_more(repository: Any, tmp_path: Path) -> None:
     script = 'echo start >> "$0.starts"\necho "  what():  boost::interprocess::lock_exception"\nkill -ABRT $$'
     binary = binary_with_its_own_backend(tmp_path, script)

@@ -149,7 +149,8 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
                 raise ValueError(f"{number!r} is no version")
         if files is not None and not all(isinstance(digest, str) for digest in files.values()):
             raise ValueError("'files' holds no hashes")
-        return Manifest(models, files)
+        # Older builders kept a name of which nothing was left.
+        return Manifest({name: versions for name, versions in models.items() if versions}, files)
 
 
 def write_manifest(repository: Path, models: Mapping[str, Any], files: Mapping[str, str] | None = None) -> None:

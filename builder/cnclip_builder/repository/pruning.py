@@ -134,11 +134,14 @@ def _pinned(configs: Mapping[str, Any]) -> dict[str, set[int]]:
 
 
 def _prune_manifest(store: RepositoryStore) -> None:
-    """Takes the versions out of the manifest that none of a name's models serves."""
+    """Takes the versions out of the manifest that no model of a name serves, and a name that has none left."""
     manifest = store.manifest()
     pruned = {}
     for name, versions in manifest.models.items():
         served = {version for kind in KINDS for version in store.served_versions(f"{name}-{kind}")}
-        pruned[name] = {number: entry for number, entry in versions.items() if int(number) in served}
+        if left := {number: entry for number, entry in versions.items() if int(number) in served}:
+            pruned[name] = left
     if pruned != manifest.models:
-        store.write_manifest(pruned, manifest.files)
+        gone = {f"{name}-{kind}" for name in manifest.models.keys() - pruned.keys() for kind in KINDS}
+        files = {path: digest for path, digest in (manifest.files or {}).items() if path.split("/")[0] not in gone}
+        store.write_manifest(pruned, None if manifest.files is None else files)

@@ -50,7 +50,11 @@ class StageProcess:
             Exception: whatever the function raises.
         """
         try:
-            return self._executor.submit(function, *args, **kwargs).result()
+            try:
+                done = self._executor.submit(function, *args, **kwargs)
+            except (EOFError, ConnectionError) as error:  # of what stages are forked from: the first one waits for it
+                raise BrokenProcessPool from error
+            return done.result()
         except BrokenProcessPool as error:
             raise MissingRequirementError(
                 f"the process of stage {function.__name__} was killed, most likely for want of memory: {_MEMORY} (or a "

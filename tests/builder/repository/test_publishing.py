@@ -265,6 +265,19 @@ def test_unknown_names_and_addresses(tmp_path: Path, tiny_vit: Arch) -> None:
         publish(source, str(tmp_path / "file/x"))
 
 
+@pytest.mark.parametrize("address", ["", " ", "s3:", "s3://", "s3:/bucket/models", "s3:bucket"])
+def test_no_folder_is_made_where_none_was_named(
+    tmp_path: Path, tiny_vit: Arch, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    """`make publish` without DESTINATION wrote all models into the checkout."""
+    source = write_repository(tmp_path / "r", tiny_vit, "a", {1: 1})
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(RepositoryError, match=rf"'{address}' is no address: use a folder or s3://BUCKET/PREFIX"):
+        publish(source, address)
+    assert list((tmp_path / "here").iterdir()) == []
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return run_command_text("cnclip-build", *arguments)
 

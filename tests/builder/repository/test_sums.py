@@ -42,7 +42,7 @@ def real(folder: Path) -> dict[str, str]:
 def test_what_is_built_is_vouched_for_and_a_later_build_vouches_for_no_change(
     tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path
 ) -> None:
-    repository = tmp_path / "repository"
+    repository = write_repository(tmp_path / "repository", tiny_vit, "b", {1: 1})
     add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
     files = load_manifest(repository).files
     assert files == real(repository)
@@ -53,12 +53,15 @@ def test_what_is_built_is_vouched_for_and_a_later_build_vouches_for_no_change(
     vouched = files["a-image-preprocess/1/model.py"]
     changed.write_text(changed.read_text() + "# not the builder's\n")
     (repository / "a-text-tokenize/1/vocab.txt").unlink()
-    shutil.rmtree(repository / "a-image-encoder/1")  # whoever deletes a version whole does not miss it
+    # Whoever deletes a version whole, or all of a name, does not miss it.
+    for folder in (repository / "a-image-encoder/1", *repository.glob("b-*")):
+        shutil.rmtree(folder)
     add_version(RepositoryEntry("a", 2, tiny_vit, tiny_artefacts, SERVING), repository)
     assert changed_files(repository) == {
         "a-image-preprocess/1/model.py": "changed",
         "a-text-tokenize/1/vocab.txt": "missing",
     }
+    assert list(load_manifest(repository).models) == ["a"]
     after = load_manifest(repository).files
     assert after is not None
     assert after.pop("a-text-tokenize/1/vocab.txt") == files["a-text-tokenize/1/vocab.txt"]
@@ -105,6 +108,25 @@ def test_what_is_published_pruned_and_added_to_is_vouched_for(
     assert destination.manifest().files == contents(destination)
     prune_repository(destination.url, 1, sleep=lambda _: None)
     assert "a-image-encoder/1/model.onnx" not in contents(destination)
+    assert destination.manifest().files == contents(destination)
+
+
+def test_a_name_that_was_deleted_by_hand(tmp_path: Path, tiny_vit: Arch, destination: RepositoryStore) -> None:
+    """As docs/building.md says to take one away: it is not missed, and what is left can be published."""
+    source = write_repository(tmp_path / "r", tiny_vit, "b", {1: 1})
+    vouched(write_repository(source, tiny_vit, "a", {1: 1}))
+    publish_repository(source, destination.url, sleep=lambda _: None)
+    for folder in source.glob("b-*"):
+        shutil.rmtree(folder)
+    (source / "a-image-encoder/1/model.onnx").write_bytes(b"changed")
+    prune_repository(str(source))
+    assert list(json.loads((source / "manifest.json").read_text())["models"]) == ["a"]
+    assert changed_files(source) == {"a-image-encoder/1/model.onnx": "changed"}
+    publish_repository(vouched(source), str(tmp_path / "served"), sleep=lambda _: None)
+    for folder in [folder for folder in destination.models() if folder.startswith("b-")]:
+        destination.delete_folder(folder)
+    prune_repository(destination.url)
+    assert list(destination.manifest().models) == ["a"]
     assert destination.manifest().files == contents(destination)
 
 

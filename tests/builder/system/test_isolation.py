@@ -143,6 +143,25 @@ def test_a_stage_without_memory_is_one_line() -> None:
         assert process.run(bytes, 2) == b"\0\0"
 
 
+def test_what_stages_are_forked_from_is_killed(tmp_path: Path) -> None:
+    """As where memory runs out while it imports torch: Typer took the EOFError for Ctrl-C, and said "Aborted!"."""
+    (tmp_path / "killed.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
+    code = (
+        "from cnclip_builder.system import isolation\n"
+        "from cnclip_builder.errors import MissingRequirementError\n"
+        "isolation._IMPORTED = ['killed']\n"
+        "try:\n"
+        "    with isolation.stage_process() as process:\n"
+        "        process.run(len, 'abc')\n"
+        "except MissingRequirementError as error:\n"
+        "    print(error)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.startswith("the process of stage len was killed, most likely for want of memory")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def _handles_interrupts() -> bool:
     return signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
