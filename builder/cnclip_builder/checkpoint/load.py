@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnclip_builder.arch import Arch, official_archs
+from cnclip_builder.arch import Arch, get_arch, official_archs
 from cnclip_builder.checkpoint.contents import Contents, read_contents
 from cnclip_builder.checkpoint.detect import detect_arch, require_agreement
 from cnclip_builder.checkpoint.lazy import shapes_of
@@ -96,7 +96,7 @@ def _check_arch(path: Path, contents: Contents, arch: Arch) -> None:
         require_agreement(path, model_info, contents.told, f"its config.json (ARCH is {arch.name})")
         return
     for other in official_archs():
-        if other.slug != arch.slug and found == expected_shapes(other):
+        if other.slug != arch.slug and found == _official_shapes(other.name):
             raise CheckpointError(f"{path} is a {other.name} checkpoint, not {arch.name}: use ARCH={other.name}")
     missing = sorted(set(expected) - set(found))
     unknown = sorted(set(found) - set(expected))
@@ -121,6 +121,11 @@ def expected_shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in make_meta_model(arch).state_dict().items()}
 
 
+@functools.cache
+def _official_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    return expected_shapes(get_arch(name))
+
+
 def make_meta_model(arch: Arch) -> torch.nn.Module:
     """Makes cn_clip's model of an architecture without storage for its tensors.
 
@@ -129,9 +134,18 @@ def make_meta_model(arch: Arch) -> torch.nn.Module:
     """
     import torch
     from cn_clip.clip.model import CLIP
+    from torch.overrides import TorchFunctionMode
+
+    class Unfilled(TorchFunctionMode):
+        """What fills tensors at random takes half of the time, and there is nothing to fill."""
+
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function in (torch.Tensor.normal_, torch.Tensor.uniform_):
+                return args[0]
+            return function(*args, **(kwargs or {}))
 
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Unfilled():
             model: torch.nn.Module = CLIP(**arch.model_info)
     # Of whatever layer the sizes do not suit.
     except Exception as error:
