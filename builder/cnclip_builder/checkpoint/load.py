@@ -137,11 +137,11 @@ def make_meta_model(arch: Arch) -> torch.nn.Module:
     from torch.overrides import TorchFunctionMode
 
     class Unfilled(TorchFunctionMode):
-        """What fills tensors at random takes half of the time, and there is nothing to fill."""
+        """What fills tensors at random takes most of the time, and there is nothing to fill."""
 
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if function in (torch.Tensor.normal_, torch.Tensor.uniform_):
-                return args[0]
+            if function.__name__ in ("kaiming_uniform_", "normal_", "uniform_"):
+                return args[0] if args else kwargs["tensor"]
             return function(*args, **(kwargs or {}))
 
     try:
