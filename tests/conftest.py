@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -76,6 +77,11 @@ TINY_RESNET: dict[str, Any] = {
     "vision_width": 8,
     "vision_patch_size": None,
 }
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what torch, Ray and all tests brought out of every later collection of garbage."""
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnclip_builder.arch import Arch, official_archs
+from cnclip_builder.arch import Arch, get_arch, official_archs
 from cnclip_builder.checkpoint.contents import Contents, read_contents
 from cnclip_builder.checkpoint.detect import detect_arch, require_agreement
 from cnclip_builder.checkpoint.lazy import shapes_of
@@ -97,7 +97,7 @@ def _check_arch(path: Path, contents: Contents, arch: Arch, *, is_detected: bool
         require_agreement(path, model_info, contents.told, f"its config.json (ARCH is {arch.name})")
         return
     for other in official_archs():
-        if other.slug != arch.slug and found == expected_shapes(other):
+        if other.slug != arch.slug and found == _official_shapes(other.name):
             raise CheckpointError(f"{path} is a {other.name} checkpoint, not {arch.name}: use ARCH={other.name}")
     missing = sorted(set(expected) - set(found))
     unknown = sorted(set(found) - set(expected))
@@ -129,6 +129,11 @@ def expected_shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in tensors.items() if not name.endswith(COUNTER)}
 
 
+@functools.cache
+def _official_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    return expected_shapes(get_arch(name))
+
+
 def make_meta_model(arch: Arch) -> torch.nn.Module:
     """Makes cn_clip's model of an architecture without storage for its tensors.
 
@@ -137,9 +142,18 @@ def make_meta_model(arch: Arch) -> torch.nn.Module:
     """
     import torch
     from cn_clip.clip.model import CLIP
+    from torch.overrides import TorchFunctionMode
+
+    class Unfilled(TorchFunctionMode):
+        """What fills tensors at random takes most of the time, and there is nothing to fill."""
+
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function.__name__ in ("kaiming_uniform_", "normal_", "uniform_"):
+                return args[0] if args else kwargs["tensor"]
+            return function(*args, **(kwargs or {}))
 
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Unfilled():
             model: torch.nn.Module = CLIP(**arch.model_info)
     # Of whatever layer the sizes do not suit.
     except Exception as error:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.resources
 import io
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from cnclip_templates import templates_folder
 from PIL import Image
 
 
-def sample_images() -> dict[str, bytes]:
+@cache
+def sample_images() -> Mapping[str, bytes]:
     """Gives encoded images by a name that says what is odd about each; all are made from one photograph."""
     photo = (templates_folder() / "warmup.jpg").read_bytes()
     with Image.open(io.BytesIO(photo)) as image:
