@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import cnclip_console
+import cnclip_machine
 import cnclip_server
 import numpy as np
 import pytest
@@ -155,7 +156,7 @@ def test_an_environment_whose_path_is_not_ascii(repository: Any, tmp_path: Path)
         if "cn_clip_triton" not in path.name:
             (packages / path.name).symlink_to(path)
     with (packages / "ours.pth").open("w", encoding="utf-8") as ours:
-        for package in (cnclip_server, cnclip_console):
+        for package in (cnclip_server, cnclip_console, cnclip_machine):
             folder = Path(package.__path__[0]).parent
             (project / folder.name).symlink_to(folder, target_is_directory=True)
             ours.write(f"{project / folder.name}\n")
