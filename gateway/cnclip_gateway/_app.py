@@ -125,7 +125,12 @@ class Gateway:
             raise told(error) from error
 
     async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], _T], seconds: float) -> _T:
-        return await self._in_time(asyncio.get_running_loop().run_in_executor(pool, work), seconds)
+        kept = [work]
+        future = asyncio.get_running_loop().run_in_executor(pool, lambda: kept.pop()())
+        try:
+            return await self._in_time(future, seconds)
+        finally:
+            kept.clear()  # what is cancelled stays in the pool until a thread comes to it: not with a request's items
 
     async def _work(self, work: Callable[[], _T]) -> _T:
         return await self._run(self._workers, work, self._settings.time_limit_s)

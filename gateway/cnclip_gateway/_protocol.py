@@ -50,6 +50,10 @@ def protocol(sender_s: float, connections: int) -> type[asyncio.Protocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
+            if self.conn.their_state in (h11.DONE, h11.MUST_CLOSE) and not self.conn.trailing_data[0]:
+                # All of the request is there. Behind a large one uvicorn reads no further until it is answered, and
+                # so would not see its caller go.
+                self.flow.resume_reading()
             self._look()
 
         def on_response_complete(self) -> None:

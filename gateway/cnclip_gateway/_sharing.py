@@ -8,7 +8,7 @@ nobody waits beside it: who is alone waits for nobody.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -27,14 +27,14 @@ _TOGETHER = 32
 _CALLS = 4
 
 Outcome = NDArray[np.float32] | Exception
-Waiting = tuple[list[Item], "asyncio.Future[NDArray[np.float32]]"]
+Answer = asyncio.Future[NDArray[np.float32]]
 
 
 @dataclass(slots=True, eq=False)
 class _Lane:
     """The requests for one tower: those that wait, and how many calls are under way."""
 
-    waiting: deque[Waiting] = field(default_factory=deque)
+    waiting: OrderedDict[Answer, list[Item]] = field(default_factory=OrderedDict)
     calls: int = 0
 
 
@@ -60,10 +60,13 @@ class Sharing:
         """
         # A text does not wait for pictures.
         lane = self._lanes.setdefault((slug, isinstance(items[0], str)), _Lane())
-        future: asyncio.Future[NDArray[np.float32]] = asyncio.get_running_loop().create_future()
-        lane.waiting.append((items, future))
+        future: Answer = asyncio.get_running_loop().create_future()
+        lane.waiting[future] = items
         self._start(slug, lane)
-        return await future
+        try:
+            return await future
+        finally:
+            lane.waiting.pop(future, None)  # of who has gone; what waits is held, and nobody would count it
 
     def _start(self, slug: str, lane: _Lane) -> None:
         if lane.waiting and lane.calls < _CALLS:
@@ -73,23 +76,23 @@ class Sharing:
             task.add_done_callback(self._tasks.discard)
 
     async def _call(self, slug: str, lane: _Lane) -> None:
-        taken: list[Waiting] = []
+        taken: list[tuple[Answer, list[Item]]] = []
         count = 0
         while lane.waiting and count < _TOGETHER:
-            items, future = lane.waiting.popleft()
+            future, items = lane.waiting.popitem(last=False)
             if not future.done():  # nobody waits for one that is
-                taken.append((items, future))
+                taken.append((future, items))
                 count += len(items)
         outcomes: list[Outcome] = []
         try:
             if taken:
-                given = [items for items, _ in taken]
+                given = [items for _, items in taken]
                 outcomes = await asyncio.get_running_loop().run_in_executor(self._workers, self._encode, slug, given)
         except Exception as error:
             outcomes = [error] * len(taken)
         finally:
             lane.calls -= 1
-        for (_, future), outcome in zip(taken, outcomes, strict=True):
+        for (future, _), outcome in zip(taken, outcomes, strict=True):
             if future.done():
                 continue
             if isinstance(outcome, Exception):

@@ -63,9 +63,12 @@ def assemble_backends(binary: Binary, target: Path) -> None:
     (python / _UTILITIES).symlink_to(theirs / "python" / _UTILITIES)
     # Linked, not copied: the stub does find its neighbours, from where the link leads.
     (python / _STUB).symlink_to(_stub(binary))
-    # Copied: behind a link, its modules would be looked for where that leads.
-    onnxruntime = shutil.copytree(STAND_IN, target / "onnxruntime")
-    shutil.copy2(cnclip_machine.__file__, onnxruntime / "cnclip_machine.py")
+    onnxruntime = target / "onnxruntime"
+    onnxruntime.mkdir()
+    # Copied: behind a link, its modules would be looked for where that leads. Not its modes, which may be read-only.
+    for source in STAND_IN.glob("*.py"):
+        shutil.copyfile(source, onnxruntime / source.name)
+    shutil.copyfile(cnclip_machine.__file__, onnxruntime / "cnclip_machine.py")
 
 
 def _stub(binary: Binary) -> Path:

@@ -214,7 +214,7 @@ def check_flags(extra_args: Sequence[str]) -> None:
     for flag, value in _flag_values(extra_args):
         if flag in _PORTS:
             raise SettingError(f"{flag} must be known here: give it to cnclip-serve itself, before `--`")
-        if flag == _ALLOW_HTTP and value.lower() in ("false", "0"):
+        if flag == _ALLOW_HTTP and value.lower() in ("false", "off", "0"):
             raise SettingError(f"{flag}={value} can't be served: by HTTP it is found out whether models are ready")
 
 

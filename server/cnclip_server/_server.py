@@ -39,7 +39,7 @@ from cnclip_server._log import (
     without_keys,
 )
 from cnclip_server._ports import FLAGS, Ports
-from cnclip_server._process import DEFAULT_LOG_LIMIT_BYTES, GuardedProcess, how_it_ended
+from cnclip_server._process import DEFAULT_LOG_LIMIT_BYTES, GuardedProcess, how_it_ended, was_killed
 from cnclip_server._stub_python import lay_out_stub_python
 from cnclip_server._watch import ModelWatch
 
@@ -368,7 +368,9 @@ class TritonServer:
         service = unbound_service(log)
         if service in FLAGS:
             raise PortInUse(self.host, getattr(self._ports, service), FLAGS[service])
-        reason = failure_reason(log) or f"{last_line(log)} ({how_it_ended(status or 0)})"
+        reason = failure_reason(log)
+        if reason is None or was_killed(status or 0):  # the log of one that was killed has other words, if any
+            reason = f"{reason or last_line(log)} ({how_it_ended(status or 0)})"
         # The reader knows the repository by its own name, not by that of our link to it.
         reason = reason.replace(str(linked_repository(process.folder)), str(self.repository))
         raise StartupFailed(

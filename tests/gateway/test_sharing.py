@@ -7,6 +7,7 @@ import http.client
 import json
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -161,11 +162,15 @@ def leave(gateway: Running, items: Any, *, beside: int) -> None:
         time.sleep(0.02)
 
 
+# Behind such a request uvicorn stops reading.
+LARGE = "left" * 100_000
+
+
 def test_who_has_left_is_left_out(held: Any, triton: FakeTriton) -> None:
     gateway, go, first = held
-    for items in ("left", ["left"] * MOST_SHARED):
+    for items in ("left", ["left"] * MOST_SHARED, LARGE):
         leave(gateway, items, beside=CALLS)
-    assert gateway.metric('cnclip_gateway_requests_total{route="/v1/embeddings",status="499"}') == 2
+    assert gateway.metric('cnclip_gateway_requests_total{route="/v1/embeddings",status="499"}') == 3
     go.set()
     assert all(ended(one).status == 200 for one in first)
     assert gateway.embed("after").status == 200
@@ -199,3 +204,23 @@ def test_no_more_of_a_large_request_is_sent_than_was_under_way(run: Callable[...
     # By the one worker that there is, once the other is done.
     assert gateway.embed([f"after {number}" for number in range(MOST_SHARED + 1)]).status == 200
     assert sum(len(items) for items in triton.requests) < 2000 / 2
+
+
+@pytest.mark.parametrize("count", [1, MOST_SHARED + 1])
+def test_nothing_is_held_of_who_has_left(run: Callable[..., Running], triton: FakeTriton, count: int) -> None:
+    """What was not counted any more lay there until somebody came to it: a gateway of 64 MiB held 230."""
+    gateway = run(triton.url, preprocess=False, concurrency=1)
+    assert gateway.embed("warm").status == 200
+    holding = Held(triton)
+    busy = [asked(gateway, [f"{number}" for number in range(MOST_SHARED + 1)])]
+    assert holding.arrived.acquire(timeout=30)
+    busy += [asked(gateway, f"{number}") for number in range(CALLS)]
+    wait_until(gateway, len(busy))
+    tracemalloc.start()
+    for _ in range(5):
+        leave(gateway, [LARGE] * count, beside=len(busy))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    holding.go.set()
+    assert all(ended(one).status == 200 for one in busy)
+    assert held < len(LARGE)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import stat
 import sys
 import sysconfig
 from importlib.metadata import PackageNotFoundError
@@ -50,6 +52,22 @@ def test_backend_directory(wheel: Binary, tmp_path: Path) -> None:
     modules = {path.name for path in STAND_IN.glob("*.py")} | {"cnclip_machine.py"}
     assert {path.name for path in (target / "onnxruntime").glob("*.py") if not path.is_symlink()} == modules
     assert (target / "square" / "libtriton_square.so").is_file()
+
+
+def test_the_stand_in_of_a_read_only_installation(
+    wheel: Binary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its modes were copied: nothing more could be put beside it, and the folder stayed there for ever."""
+    installed, target = tmp_path / "installed", tmp_path / "backends"
+    shutil.copytree(STAND_IN, installed)
+    target.mkdir()
+    monkeypatch.setattr("cnclip_server._backends.STAND_IN", installed)
+    installed.chmod(0o555)
+    try:
+        assemble_backends(wheel, target)
+    finally:
+        installed.chmod(0o755)
+    assert (target / "onnxruntime").stat().st_mode & stat.S_IWUSR
 
 
 def test_the_stand_in_gives_way_to_nothing_else(wheel: Binary, tmp_path: Path) -> None:

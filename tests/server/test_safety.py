@@ -158,7 +158,7 @@ def test_a_port_that_is_given_to_tritonserver_alone(repository: Any, flags: list
     )
 
 
-@pytest.mark.parametrize("flags", [["--allow-http=false"], ["--allow-http", "0"]])
+@pytest.mark.parametrize("flags", [["--allow-http=OFF"], ["--allow-http", "0"]])
 def test_a_server_that_nobody_could_ask(flags: list[str]) -> None:
     with pytest.raises(SettingError, match=r"by HTTP it is found out whether models are ready"):
         check_flags(flags)

@@ -335,6 +335,13 @@ def test_too_few_threads(repository: Any, tmp_path: Path) -> None:
         _server(repository.path, binary=binary).start()
 
 
+def test_one_that_is_killed_while_it_starts(repository: Any, tmp_path: Path) -> None:
+    """As where memory is short; on a host without a GPU it was said to fail for want of NVML."""
+    binary = binary_with_its_own_backend(tmp_path, 'echo "error: Failed to initialize NVML"\nkill -KILL $$')
+    with pytest.raises(StartupFailed, match=r"killed by SIGKILL, as when memory runs out\)"):
+        _server(repository.path, binary=binary).start()
+
+
 def test_a_start_that_triton_aborts_by_chance_is_made_once_more(repository: Any, tmp_path: Path) -> None:
     script = 'echo start >> "$0.starts"\necho "  what():  boost::interprocess::lock_exception"\nkill -ABRT $$'
     binary = binary_with_its_own_backend(tmp_path, script)
