@@ -161,6 +161,7 @@ def test_manifests(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path) ->
                                      '{"schema": 1, "models": {"a": {"1": 3}}}', '{"schema": 1, "models": {}, "files": [1]}',
                                      '{"schema": 1, "models": {"tiny": {"1": {}}}}', "[" * 100_000])  # fmt: skip
 def test_manifests_that_are_none(tmp_path: Path, tiny_vit: Arch, content: str) -> None:
+    (tmp_path / "tiny-text-encoder").mkdir()
     (tmp_path / "manifest.json").write_text(content)
     complaint = complaint_of(lambda: check_place("tiny", 2, tiny_vit, SERVING, tmp_path))
     require_one_line_about(tmp_path / "manifest.json", complaint or "")

@@ -127,9 +127,9 @@ def _prefix_hint(found: NamedTensors) -> str:
 
 
 def _note(path: Path, found: NamedTensors) -> str:
-    """Which of several models in a file is taken: an average of weights gives other features than the weights."""
+    """Which model of a file is taken: an average of weights gives other features than the weights."""
     if not found.others:
-        return ""
+        return f"{path} holds a model only under {found.holder}, which is built" if found.is_under_other_key else ""
     return (
         f"{path} holds {', '.join(found.others)} beside {found.holder or 'the model'}, which is built; to build "
         "another, save it alone: torch.save({'state_dict': ...}, path)"

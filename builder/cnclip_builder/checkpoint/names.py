@@ -48,6 +48,11 @@ class NamedTensors:
     holder: str = ""
     others: tuple[str, ...] = ()
 
+    @property
+    def is_under_other_key(self) -> bool:
+        """Whether its key is none under which trainers keep what they trained."""
+        return bool(self.holder) and not set(self.holder.split(".")) <= set(_HOLDERS)
+
 
 def find_tensors(path: Path, loaded: Any) -> NamedTensors:
     """Finds a model's tensors in what its trainer saved.
@@ -63,7 +68,8 @@ def find_tensors(path: Path, loaded: Any) -> NamedTensors:
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}, not a checkpoint with a 'state_dict'")
     found = list(_holders(loaded, "", 0))
     models = list(_models(loaded, "", 0))
-    if not any(_is_model(tensors) for _, tensors in found):
+    # Not where tensors stand under a known key: of half a model and averages of it, no average is wanted unasked.
+    if not any(where or _is_model(tensors) for where, tensors in found):
         if len(models) > 1:
             names = ", ".join(where for where, _ in models)
             raise CheckpointError(

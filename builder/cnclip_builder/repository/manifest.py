@@ -15,6 +15,7 @@ from typing import Any
 
 from cnclip_builder.errors import RepositoryError
 from cnclip_builder.repository.settings import PER_TOWER, merged_setting
+from cnclip_builder.repository.values import KINDS
 from cnclip_builder.system.atomic import replacing_file, sha256_of_file
 
 MANIFEST_NAME = "manifest.json"
@@ -38,6 +39,8 @@ class Manifest:
 def load_manifest(repository: Path) -> Manifest:
     """Reads a repository's manifest; an empty one for a new repository.
 
+    A name whose folders were all deleted by hand is none of its models; its files are still told as gone.
+
     Raises:
         RepositoryError: the file is damaged or of a later schema, or the folder holds something else.
     """
@@ -49,7 +52,9 @@ def load_manifest(repository: Path) -> Manifest:
                 "another folder, or empty it"
             )
         return Manifest({})
-    return parse_manifest(path.read_bytes(), str(path))
+    manifest = parse_manifest(path.read_bytes(), str(path))
+    gone = {name for name in manifest.models if not any((repository / f"{name}-{kind}").is_dir() for kind in KINDS)}
+    return replace(manifest, models={name: manifest.models[name] for name in manifest.models if name not in gone})
 
 
 def kept_serving(repository: Path, name: str, version: int, arch: str) -> dict[str, Any]:

@@ -49,9 +49,10 @@ class RepositoryStore:
     """
 
     def __init__(self, url: str) -> None:
-        scheme, _, rest = url.partition(":")
-        # Which fsspec takes for a folder's name, and an empty one for the folder that one is in.
-        if not url.strip() or (scheme in _OBJECT_STORES and not (rest.startswith("//") and rest.strip("/"))):
+        scheme, colon, rest = url.partition(":")
+        is_cut_off = colon and scheme.lower() in _OBJECT_STORES and not rest.startswith("//")
+        # Which fsspec takes for a folder's name, or for the folder that one is in.
+        if not url.strip(" /") or is_cut_off or ("://" in url and not rest.strip("/")):
             raise RepositoryError(f"{without_secrets(url)!r} is no address: use a folder or s3://BUCKET/PREFIX")
         self.url = without_secrets(url).rstrip("/")
         self._hides = self.url != url.rstrip("/")

@@ -65,9 +65,8 @@ def add_version(
     """
     with locked(repository, wait=True), replacing_folder(repository) as new:
         before = check_neighbours(entry, repository)
-        versions = before.models.get(entry.name, {})
-        # A name whose models were deleted by hand is forgotten, as are their files below.
-        models = {name: records for name, records in before.models.items() if _is_there(repository, name)}
+        models = dict(before.models)
+        versions = models.get(entry.name, {})
         if repository.exists():
             link_tree(repository, new)
         for kind in KINDS:
@@ -106,11 +105,6 @@ def check_neighbours(entry: RepositoryEntry, repository: Path) -> Manifest:
         check_same_plans(entry.name, entry.version, plans, versions)
         check_one_tensorrt({**before.models, entry.name: {**versions, str(entry.version): {"plans": plans}}})
     return before
-
-
-def _is_there(repository: Path, name: str) -> bool:
-    """Whether anything is left of a name's models."""
-    return any((repository / f"{name}-{kind}").is_dir() for kind in KINDS)
 
 
 def _is_written(path: str, entry: RepositoryEntry) -> bool:

@@ -118,6 +118,10 @@ def test_several_models_are_not_chosen_from(tmp_path: Path, tiny_vit: Arch, weig
     torch.save({"student": weights, "teacher": weights}, path)
     with pytest.raises(CheckpointError, match=r"several models, student, teacher: save one of them alone"):
         load_checkpoint(path, tiny_vit)
+    headless = {name: value for name, value in weights.items() if name != "text_projection"}
+    torch.save({"state_dict": headless, "ema": weights}, path)
+    with pytest.raises(CheckpointError, match="1 tensors are missing, such as text_projection"):
+        load_checkpoint(path, tiny_vit)
     torch.save({"state_dict": {**weights, **under("module.", weights)}}, path)
     with pytest.raises(CheckpointError, match=r"holds \S+ twice, one of them as module\."):
         load_checkpoint(path, tiny_vit)
@@ -197,6 +201,7 @@ def test_tensors_that_are_no_weights(
         (("state_dict", "ema_state_dict"), "holds ema_state_dict beside state_dict, which is built"),
         (("model", "model_ema"), "holds model_ema beside model, which is built"),
         (("", "averages.ema"), "holds averages.ema beside the model, which is built"),
+        (("averages.ema",), "holds a model only under averages.ema, which is built"),
         (("state_dict",), ""),
     ],
 )
@@ -216,7 +221,7 @@ def test_which_of_several_models_is_built_is_told(
     torch.save(saved, path := tmp_path / "c.pt")
     open_checkpoint(str(path), tiny_vit, tmp_path, "huggingface")
     assert told in builder_log.text
-    assert bool(told) == ("beside" in builder_log.text)
+    assert bool(told) == ("which is built" in builder_log.text)
 
 
 def test_flash_attentions_names_without_one_of_them(tmp_path: Path, tiny_vit: Arch, weights: StateDict) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from cnclip_builder.arch import Arch
 from cnclip_builder.errors import MissingRequirementError, RepositoryError, SettingError
+from cnclip_builder.repository.pruning import prune_repository
 from cnclip_builder.repository.publishing import SUMS_NAME, Publication, publish_repository
 from cnclip_builder.repository.store import RepositoryStore
 from fsspec.implementations.memory import MemoryFileSystem
@@ -265,7 +266,9 @@ def test_unknown_names_and_addresses(tmp_path: Path, tiny_vit: Arch) -> None:
         publish(source, str(tmp_path / "file/x"))
 
 
-@pytest.mark.parametrize("address", ["", " ", "s3:", "s3://", "s3:/bucket/models", "s3:bucket"])
+@pytest.mark.parametrize(
+    "address", ["", " ", "/", "s3:", "s3://", "s3:/bucket/models", "S3:bucket", "file:///", "hf://"]
+)
 def test_no_folder_is_made_where_none_was_named(
     tmp_path: Path, tiny_vit: Arch, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
@@ -275,7 +278,16 @@ def test_no_folder_is_made_where_none_was_named(
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(RepositoryError, match=rf"'{address}' is no address: use a folder or s3://BUCKET/PREFIX"):
         publish(source, address)
+    with pytest.raises(RepositoryError, match="is no address"):
+        prune_repository(address)
     assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_folder_may_be_called_as_a_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("s3", "./s3:models", "models/s3", "C:"):
+        RepositoryStore(folder).write("a", b"a")
+        assert (tmp_path / folder / "a").read_bytes() == b"a"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -165,7 +165,7 @@ def test_settings_that_are_none(settings: dict[str, Any], complaint: str) -> Non
 @pytest.fixture
 def repository(tmp_path: Path, tiny_vit: Arch) -> Path:
     folder = tmp_path / "repository"
-    folder.mkdir()
+    (folder / "mine-text-encoder").mkdir(parents=True)
     records = {number: {"arch": "ViT-B-16", "serving": CPU.as_dict()} for number in ("1", "9", "10")}
     records["10"] = {"arch": "ViT-B-16", "serving": {**CPU.as_dict(), "preprocess_instances": 10}}
     write_manifest(folder, {"mine": records})

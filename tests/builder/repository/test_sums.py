@@ -118,6 +118,7 @@ def test_a_name_that_was_deleted_by_hand(tmp_path: Path, tiny_vit: Arch, destina
     publish_repository(source, destination.url, sleep=lambda _: None)
     for folder in source.glob("b-*"):
         shutil.rmtree(folder)
+    assert list(load_manifest(source).models) == ["a"]  # a build of b begins anew, without its versions and settings
     (source / "a-image-encoder/1/model.onnx").write_bytes(b"changed")
     prune_repository(str(source))
     assert list(json.loads((source / "manifest.json").read_text())["models"]) == ["a"]
