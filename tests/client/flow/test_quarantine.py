@@ -39,6 +39,7 @@ class Mortal:
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._port = 0
+        self._birth: threading.Timer | None = None
         self._born()
         server.before_infer = self._before
 
@@ -49,7 +50,8 @@ class Mortal:
     def _born(self) -> None:
         self._listener = self._bound()
         self._port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, args=(self._listener,), daemon=True)
+        self._accepting.start()
 
     def _bound(self) -> socket.socket:
         for _ in range(100):  # another process's connection may have the port for a while
@@ -86,11 +88,21 @@ class Mortal:
         if self.away_s == 0:
             self._born()
         elif self.away_s is not None:
-            threading.Timer(self.away_s, self._born).start()
+            self._birth = threading.Timer(self.away_s, self._born)
+            self._birth.start()
+
+    def end(self) -> None:
+        """Dies for good, also where it is just being born."""
+        self.away_s = None
+        if self._birth is not None:
+            self._birth.cancel()
+            self._birth.join()
+        self.close()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join()
         self._listener.close()
         sockets, self._sockets = self._sockets, []
         for one in sockets:
@@ -109,8 +121,7 @@ def mortals(serve: Callable[..., Any], fake: Any) -> Iterator[Callable[..., Mort
 
     yield start
     for one in started:
-        one.away_s = None
-        one.close()
+        one.end()
 
 
 def connect(*servers: Mortal, **options: Any) -> Client:
