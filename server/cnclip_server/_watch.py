@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Counts", "ModelWatch", "parse_counts"]
+__all__ = ["Counts", "ModelWatch", "children_of", "parse_counts"]
 
 _STUB = "triton_python_backend_stub"
 _MOST_OF_A_NAME = 15  # Linux cuts a process's name
@@ -210,7 +210,7 @@ class ModelWatch:
     def _stubs(self) -> list[_Stub]:
         """The stubs that the server has now, those that have died and are not yet buried included."""
         stubs = []
-        children = _children(self._pid)
+        children = children_of(self._pid)
         self._models = {pid: model for pid, model in self._models.items() if pid in children}
         for pid in children:
             if pid not in self._models:
@@ -223,7 +223,7 @@ class ModelWatch:
         return stubs
 
 
-def _children(pid: int) -> set[int]:
+def children_of(pid: int) -> set[int]:
     """The processes that any thread of a process has started and that it has not yet buried."""
     found: set[int] = set()
     for thread in Path(f"/proc/{pid}/task").glob("*/children"):

@@ -19,6 +19,7 @@ from cnclip_builder.repository.serving import ServingConfig
 from cnclip_client import Client, Limits, ModelNotFound, served_models
 from cnclip_client._flow.tokenizing import Tokenizing
 from cnclip_server import TritonServer
+from cnclip_server._watch import children_of
 
 from tests.commands import run_command_text
 from tests.conftest import DEMO
@@ -90,10 +91,7 @@ def test_nothing_of_it_runs_python_models_pillow_or_a_tokeniser(server: TritonSe
 
 def below(pid: int) -> list[int]:
     """A process, and all that it and those below it have started."""
-    children = [
-        int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()
-    ]
-    return [pid, *(one for child in children for one in below(child))]
+    return [pid, *(one for child in children_of(pid) for one in below(child))]
 
 
 def command(pid: int) -> bytes:

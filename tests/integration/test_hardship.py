@@ -18,7 +18,7 @@ import pytest
 import tritonclient.grpc as grpc
 from cnclip_client import Client
 from cnclip_server import TritonServer
-from cnclip_server._watch import parse_counts
+from cnclip_server._watch import children_of, parse_counts
 from PIL import Image
 
 pytestmark = pytest.mark.triton
@@ -67,9 +67,10 @@ class Served:
     def open_files(self) -> int | None:
         """How many files tritonserver has open, its connections among them."""
         try:
-            server = children(children(self.process)[0])[0]
+            (guard,) = children_of(self.process)
+            (server,) = children_of(guard)
             return len(list(Path(f"/proc/{server}/fd").iterdir()))
-        except (OSError, IndexError):
+        except (OSError, ValueError):
             return None
 
 
@@ -84,12 +85,6 @@ def served(demo_repository: Path) -> Iterator[Served]:
         facts = dict(process.stdout.readline().split() for _ in range(3))
         yield Served(facts["grpc"], facts["metrics"], process.pid)
         process.terminate()
-
-
-def children(pid: int) -> list[int]:
-    return [
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    ]
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
@@ -156,7 +151,7 @@ def resident_kib(pid: int) -> int:
     """Memory of a process and all below it."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     own = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
-    return own + sum(map(resident_kib, children(pid)))
+    return own + sum(map(resident_kib, children_of(pid)))
 
 
 def test_memory_after_the_largest_batches(demo_server: TritonServer) -> None:

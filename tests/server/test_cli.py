@@ -29,6 +29,7 @@ import trustme
 from cnclip_server import ServerError, Tls
 from cnclip_server._cli import _follow, _serve, _shown_log, app
 from cnclip_server._renewals import Renewals
+from cnclip_server._watch import children_of
 from tritonclient.utils import InferenceServerException
 from typer.testing import CliRunner
 
@@ -215,13 +216,9 @@ def test_control_c_on_a_terminal(repository: Any) -> None:
     assert "successfully unloaded 'echo'" in text
 
 
-def _children(pid: int) -> list[int]:
-    return [*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
-
-
 def _stub(server: int) -> int:
     """A process of the Python backend below tritonserver's guard."""
-    children = _children(server)
+    children = [*children_of(server)]
     found = [child for child in children if "stub" in Path(f"/proc/{child}/comm").read_text() + _program(child)]
     return found[0] if found else _stub(children[0])
 
@@ -246,8 +243,8 @@ def test_a_server_that_dies_is_replaced(repository: Any) -> None:
         facts = _until_serving(process)
 
         def kill(with_signal: int) -> None:
-            guard = _children(process.pid)[0]
-            server = _children(guard)[0]
+            (guard,) = children_of(process.pid)
+            (server,) = children_of(guard)
             assert b"--id=mine" in Path(f"/proc/{server}/cmdline").read_bytes()
             os.kill(server, with_signal)
 
