@@ -151,11 +151,15 @@ def test_who_is_not_waited_for_any_more_is_left_out(run: Callable[..., Running],
     assert [b"late"] not in triton.requests
 
 
-def leave(gateway: Running, items: Any, *, beside: int) -> None:
-    """Asks while so many requests are under way, and goes away once its own is, too; returns when that no longer is."""
+def leave(gateway: Running, items: Any, *, beside: int, holding: Held | None = None) -> None:
+    """Asks while so many requests are under way, and goes away once its own is, too; returns when that no longer is.
+
+    With `holding` it goes away once the server has some of it.
+    """
     connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
     connection.request("POST", "/v1/embeddings", json.dumps({"model": "vit-b-16", "input": items}))
     wait_until(gateway, beside + 1)
+    assert holding is None or holding.arrived.acquire(timeout=30)
     connection.close()
     deadline = time.monotonic() + 30
     while gateway.metric("cnclip_gateway_requests_under_way") > beside + 1 and time.monotonic() < deadline:
@@ -198,8 +202,7 @@ def test_no_more_of_a_large_request_is_sent_than_was_under_way(run: Callable[...
     assert gateway.embed("warm").status == 200
     triton.forget()
     holding = Held(triton)
-    leave(gateway, [f"{number}" for number in range(2000)], beside=0)
-    assert holding.arrived.acquire(timeout=30)
+    leave(gateway, [f"{number}" for number in range(2000)], beside=0, holding=holding)
     holding.go.set()
     # By the one worker that there is, once the other is done.
     assert gateway.embed([f"after {number}" for number in range(MOST_SHARED + 1)]).status == 200
