@@ -92,12 +92,13 @@ class Mortal:
             self._birth.start()
 
     def end(self) -> None:
-        """Dies for good, also where it is just being born."""
-        self.away_s = None
-        if self._birth is not None:
-            self._birth.cancel()
-            self._birth.join()
-        self.close()
+        """Dies for good, also where it is just dying or being born."""
+        with self._lock:
+            self.away_s = None
+            if self._birth is not None:
+                self._birth.cancel()
+                self._birth.join()
+            self.close()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
