@@ -14,18 +14,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from cnclip_client import BadFile, Client, Retry, served_models
-
-# What `cnclip` asks of a command line about a server, this asks as well.
-from cnclip_client._cli._connection import Server, asks_server_for
-from cnclip_client._cli._shared import Verbose, reporting, usage
-from cnclip_client._extras import require
+from cnclip_client.command_line import Server, Verbose, asks_server_for, reporting, require, usage
 from cnclip_console import Version, plain_app
 
 from cnclip_gateway._settings import MIB, Settings
 
 if TYPE_CHECKING:
+    from cnclip_client.report import Pictures
+
     from cnclip_gateway._models import Models
-    from cnclip_gateway._pictures import Pictures
     from cnclip_gateway._search import Searcher
 
 __all__ = ["app", "main"]
@@ -195,10 +192,8 @@ def _searcher(index: Path, models: Models, preprocess: bool, stack: ExitStack) -
 
 
 def _pictures(images: str) -> Pictures:
-    require("PIL.Image", extra="report")
+    from cnclip_client.report import Pictures
     from cnclip_client.sources import image_source
-
-    from cnclip_gateway._pictures import Pictures
 
     began = time.monotonic()
     pictures = Pictures(image_source(images))

@@ -4,6 +4,7 @@
 backend, as the one inside the nvidia-pytriton wheel, a CPU stand-in for it is brought along.
 """
 
+from cnclip_server._binary import Binary, find_binary
 from cnclip_server._command import Tls
 from cnclip_server._errors import (
     BinaryNotFound,
@@ -18,6 +19,7 @@ from cnclip_server._errors import (
 from cnclip_server._server import TritonServer, require_tritonserver
 
 __all__ = [
+    "Binary",
     "BinaryNotFound",
     "PortInUse",
     "RepositoryError",
@@ -28,5 +30,6 @@ __all__ = [
     "Tls",
     "TritonServer",
     "UnsupportedHost",
+    "find_binary",
     "require_tritonserver",
 ]

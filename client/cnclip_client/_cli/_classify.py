@@ -11,23 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from cnclip_client._cli import _render as render
-from cnclip_client._cli._connection import Server, asks_server_for
 from cnclip_client._cli._progress import progress
-from cnclip_client._cli._shared import (
-    SOME_FAILED,
-    Verbose,
-    as_typed,
-    complain,
-    items_given,
-    reporting,
-    require_unread,
-    usage,
-    writing,
-)
+from cnclip_client._cli._shared import as_typed, items_given, require_unread, writing
 from cnclip_client._float32 import rounded
 from cnclip_client._texts import NO_UTF8
 from cnclip_client._vocabulary import Id
 from cnclip_client.classification import TEMPLATES, Classification, Classifier
+from cnclip_client.command_line import SOME_FAILED, Server, Verbose, asks_server_for, complain, reporting, usage
 from cnclip_client.sources import image_source
 
 __all__ = ["classify"]

@@ -10,8 +10,9 @@ import typer
 
 from cnclip_client._cli._index import stages
 from cnclip_client._cli._retrieval import IndexParameters
-from cnclip_client._cli._shared import Verbose, complain, reporting, require_unread, usage, writing
+from cnclip_client._cli._shared import require_unread, writing
 from cnclip_client._float32 import rounded
+from cnclip_client.command_line import Verbose, complain, reporting, usage
 from cnclip_client.index import Index, near_duplicates
 
 __all__ = ["dedup"]

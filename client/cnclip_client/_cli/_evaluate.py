@@ -21,7 +21,8 @@ from cnclip_client._cli._retrieval import (
     asked_of_features,
     asked_of_index,
 )
-from cnclip_client._cli._shared import AsJson, Verbose, complain, reporting, usage, write
+from cnclip_client._cli._shared import AsJson, write
+from cnclip_client.command_line import Verbose, complain, reporting, usage
 from cnclip_client.evaluation import Recall, annotated, read_annotations, read_predictions, recall
 from cnclip_client.features import require_one_checkpoint
 from cnclip_client.retrieval import Direction

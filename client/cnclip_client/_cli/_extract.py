@@ -23,7 +23,6 @@ from cnclip_client import (
     StoreError,
     TransportError,
 )
-from cnclip_client._cli._connection import Server, asks_server_for
 from cnclip_client._cli._destination import (
     Destination,
     Output,
@@ -34,7 +33,8 @@ from cnclip_client._cli._destination import (
     destination_of,
 )
 from cnclip_client._cli._progress import ProgressEvery, ProgressOption, job_progress
-from cnclip_client._cli._shared import SOME_FAILED, Normalize, Verbose, complain, reporting, usage
+from cnclip_client._cli._shared import Normalize
+from cnclip_client.command_line import SOME_FAILED, Server, Verbose, asks_server_for, complain, reporting, usage
 from cnclip_client.extraction import Engine, ExtractOptions, RepeatedIds, Summary, extract_parts
 from cnclip_client.extraction import extract as extract_features
 from cnclip_client.features import Dtype

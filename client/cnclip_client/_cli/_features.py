@@ -16,21 +16,11 @@ from numpy.typing import NDArray
 
 from cnclip_client import Block
 from cnclip_client._cli import _render as render
-from cnclip_client._cli._connection import Server, asks_server_for
 from cnclip_client._cli._progress import progress
-from cnclip_client._cli._shared import (
-    SOME_FAILED,
-    Normalize,
-    Verbose,
-    as_typed,
-    complain,
-    items_given,
-    reporting,
-    require_unread,
-    write,
-)
+from cnclip_client._cli._shared import Normalize, as_typed, items_given, require_unread, write
 from cnclip_client._replacing import replacing
 from cnclip_client._vocabulary import Kind
+from cnclip_client.command_line import SOME_FAILED, Server, Verbose, asks_server_for, complain, reporting
 
 __all__ = ["features"]
 

@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cnclip_client._cli._retrieval import Normalize
-from cnclip_client._cli._shared import AsJson, Verbose, complain, reporting, usage, write
+from cnclip_client._cli._shared import AsJson, write
 from cnclip_client._vocabulary import Kind
+from cnclip_client.command_line import Verbose, complain, reporting, usage
 from cnclip_client.index import Built, IndexOptions, Record, Report, build_index
 from cnclip_client.index._plan import parse_bytes
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from cnclip_client._cli._shared import complain
+from cnclip_client.command_line import complain
 
 __all__ = ["ProgressEvery", "ProgressOption", "job_progress", "progress"]
 

@@ -20,9 +20,10 @@ from cnclip_client._cli._retrieval import (
     asked_of_features,
     asked_of_index,
 )
-from cnclip_client._cli._shared import Verbose, reporting, require_unread, usage, writing
+from cnclip_client._cli._shared import require_unread, writing
 from cnclip_client._extras import require
 from cnclip_client._float32 import rounded
+from cnclip_client.command_line import Verbose, reporting, usage
 from cnclip_client.evaluation import read_annotations
 from cnclip_client.features import require_one_checkpoint
 from cnclip_client.report import html_report, image_ids, text_ids, thumbnails

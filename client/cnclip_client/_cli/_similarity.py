@@ -9,9 +9,9 @@ import typer
 
 from cnclip_client import BadInput
 from cnclip_client._cli import _render as render
-from cnclip_client._cli._connection import Server, asks_server_for
-from cnclip_client._cli._shared import SOME_FAILED, AsJson, Verbose, as_typed, complain, reporting, write
+from cnclip_client._cli._shared import AsJson, as_typed, write
 from cnclip_client._similarity import logits_per_image, softmax
+from cnclip_client.command_line import SOME_FAILED, Server, Verbose, asks_server_for, complain, reporting
 
 __all__ = ["similarity"]
 

@@ -1,4 +1,4 @@
-"""The options of every subcommand that asks a server: where it is, and what it wants to know of the client."""
+"""The options of every command that asks a server: where it is, and what it wants to know of the client."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import typer
 from cnclip_console import gives_options
 
 from cnclip_client import BadFile, Client, Credentials, Limits, Retry, Timeout, Tls, served_models
-from cnclip_client._cli._shared import usage
 from cnclip_client._client import Prepare
 from cnclip_client._flow.preparation import PREPARERS_VARIABLE
+from cnclip_client.command_line._ending import usage
 
 __all__ = ["Server", "asks_about_server", "asks_server_for"]
 
