@@ -5,7 +5,6 @@ backend, as the one inside the nvidia-pytriton wheel, a CPU stand-in for it is b
 """
 
 from cnclip_server._binary import Binary, find_binary
-from cnclip_server._command import Tls
 from cnclip_server._errors import (
     BinaryNotFound,
     PortInUse,
@@ -16,7 +15,9 @@ from cnclip_server._errors import (
     TemporaryFolderError,
     UnsupportedHost,
 )
-from cnclip_server._server import TritonServer, require_tritonserver
+from cnclip_server._server import TritonServer
+from cnclip_server._settings import Tls
+from cnclip_server._startup import require_tritonserver
 
 __all__ = [
     "Binary",

@@ -18,13 +18,13 @@ from typing import IO, Annotated
 import typer
 from cnclip_console import Version, plain_app, told, visible
 
-from cnclip_server._command import Tls
 from cnclip_server._errors import RepositoryError, ServerError
 from cnclip_server._folder import make_folder, told_by_name
 from cnclip_server._manifest import MANIFEST, changed_files
 from cnclip_server._process import how_it_ended, was_killed
 from cnclip_server._renewals import Renewals
 from cnclip_server._server import TritonServer
+from cnclip_server._settings import Tls
 
 app = plain_app()
 
