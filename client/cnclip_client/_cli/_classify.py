@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from cnclip_console import option
 
 from cnclip_client._cli import _render as render
 from cnclip_client._cli._progress import progress
@@ -29,22 +30,15 @@ def classify(
     paths: Annotated[
         list[str] | None, typer.Argument(metavar="PATH", help="Image files, or folders of them.", show_default=False)
     ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A label a line, such as cn_clip's label_cn.txt.")
-    ] = None,
-    label: Annotated[list[str] | None, typer.Option(help="A label; may be given many times.")] = None,
+    labels: Annotated[Path | None, option("A label a line, such as cn_clip's label_cn.txt.", metavar="FILE")] = None,
+    label: Annotated[list[str] | None, option("A label; may be given many times.")] = None,
     template: Annotated[
-        list[str] | None,
-        typer.Option(help="A prompt with {} for the label; may be given many times.", show_default=TEMPLATES[0]),
+        list[str] | None, option("A prompt with {} for the label; may be given many times.", show_default=TEMPLATES[0])
     ] = None,
-    templates: Annotated[Path | None, typer.Option(metavar="FILE", help="A template a line.")] = None,
-    file: Annotated[
-        str | None, typer.Option("--file", "-f", help="A file with a path a line; - is standard input.")
-    ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="How many labels to name for each image.")] = 5,
-    output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE.jsonl|-", help="JSON lines; - is stdout.")
-    ] = "-",
+    templates: Annotated[Path | None, option("A template a line.", metavar="FILE")] = None,
+    file: Annotated[str | None, option("A file with a path a line; - is standard input.", "--file", "-f")] = None,
+    top_k: Annotated[int, option("How many labels to name for each image.", min=1)] = 5,
+    output: Annotated[str, option("JSON lines; - is stdout.", "--output", "-o", metavar="FILE.jsonl|-")] = "-",
     verbose: Verbose = False,
 ) -> None:
     r"""Tell what each image shows, of labels that the model never learned.

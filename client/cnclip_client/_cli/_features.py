@@ -11,7 +11,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from cnclip_console import plain_app
+from cnclip_console import option, plain_app
 from numpy.typing import NDArray
 
 from cnclip_client import Block
@@ -31,14 +31,14 @@ features = plain_app(
 
 Output = Annotated[
     str,
-    typer.Option(
+    option(
+        "A float32 [N, D] .npy file, row i for item i (NaN where it failed); - is JSON lines on stdout.",
         "--output",
         "-o",
         metavar="FILE.npy|-",
-        help="A float32 [N, D] .npy file, row i for item i (NaN where it failed); - is JSON lines on stdout.",
     ),
 ]
-Listing = Annotated[str | None, typer.Option("--file", "-f", help="A file with one item a line; - is standard input.")]
+Listing = Annotated[str | None, option("A file with one item a line; - is standard input.", "--file", "-f")]
 
 
 @features.command("images")
@@ -72,7 +72,7 @@ def _features_texts(
     output: Output = "-",
     normalize: Normalize = True,
     preprocess: Annotated[
-        bool, typer.Option("--preprocess", help="Lower case and straight quotation marks, as `extract texts` has them.")
+        bool, option("Lower case and straight quotation marks, as `extract texts` has them.", "--preprocess")
     ] = False,
     verbose: Verbose = False,
 ) -> None:
@@ -87,12 +87,7 @@ def _features_texts(
 
 
 def _features(
-    kind: Kind,
-    items: Iterable[str],
-    server: Server,
-    output: str,
-    normalize: bool,
-    preprocess: bool = False,
+    kind: Kind, items: Iterable[str], server: Server, output: str, normalize: bool, preprocess: bool = False
 ) -> None:
     target = None if output == "-" else Path(output)
     if target is not None and (target.suffix != ".npy" or not target.parent.is_dir()):

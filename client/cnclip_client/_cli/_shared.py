@@ -12,26 +12,17 @@ from pathlib import Path
 from typing import IO, Annotated
 
 import typer
+from cnclip_console import option
 
 from cnclip_client._replacing import replacing, takes
 from cnclip_client.command_line import complain
 from cnclip_client.features._npy import ids_of_npy
 from cnclip_client.sources._sniff import first_bytes, require_lines
 
-__all__ = [
-    "AsJson",
-    "Normalize",
-    "as_typed",
-    "items_given",
-    "require_unread",
-    "write",
-    "writing",
-]
+__all__ = ["AsJson", "Normalize", "as_typed", "items_given", "require_unread", "write", "writing"]
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Normalize = Annotated[
-    bool, typer.Option("--normalize/--no-normalize", help="Whether to divide each feature by its length.")
-]
+AsJson = Annotated[bool, option("Print JSON.", "--json")]
+Normalize = Annotated[bool, option("Whether to divide each feature by its length.", "--normalize/--no-normalize")]
 
 
 def items_given(given: list[str] | None, file: str | None) -> Iterable[str]:

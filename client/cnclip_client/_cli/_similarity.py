@@ -6,6 +6,7 @@ import sys
 from typing import Annotated
 
 import typer
+from cnclip_console import option
 
 from cnclip_client import BadInput
 from cnclip_client._cli import _render as render
@@ -19,8 +20,8 @@ __all__ = ["similarity"]
 @asks_server_for("images", "texts")
 def similarity(
     server: Server,
-    image: Annotated[list[str], typer.Option(help="An image file; may be given many times.")],
-    text: Annotated[list[str], typer.Option(help="A text; may be given many times.")],
+    image: Annotated[list[str], option("An image file; may be given many times.")],
+    text: Annotated[list[str], option("A text; may be given many times.")],
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:

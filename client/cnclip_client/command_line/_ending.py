@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import typer
-from cnclip_console import told, visible
+from cnclip_console import option, told, visible
 
 from cnclip_client._exceptions import BadFile, CnclipError, JobRefused, MissingExtra, TooManyFailures
 
@@ -19,7 +19,7 @@ __all__ = ["SOME_FAILED", "Verbose", "complain", "reporting", "usage"]
 
 SOME_FAILED, _USAGE, _SERVER, _TOO_MANY_FAILED, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 3, 4, 130, 141
 
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, and show tracebacks of errors.")]
+Verbose = Annotated[bool, option("Log what happens, and show tracebacks of errors.", "--verbose", "-v")]
 
 
 @contextmanager
