@@ -53,6 +53,17 @@ def test_the_tables_order_is_the_one_that_is_held(package: str) -> None:
     assert numbers == sorted(numbers, key=min)
 
 
+def test_no_package_reaches_into_anothers_own_modules() -> None:
+    """A command's script names the module that it starts."""
+    reached = [
+        (str(path.relative_to(ROOT)), found[0])
+        for path in ROOT.glob("*/cnclip_*/**/*.py")
+        for found in re.finditer(r"\b(cnclip_[a-z_]+)(?:\.[a-z]\w*)*\._[a-z]\w*", path.read_text(encoding="utf-8"))
+        if found[1] not in path.parts and path.parent.name != "start"
+    ]
+    assert reached == []
+
+
 def test_paths_on_the_page_are_there() -> None:
     folders = [ROOT, *PACKAGES.values()]
     paths = set(re.findall(r"`([\w./-]+(?:/|\.py|\.toml))`", PAGE)) - {"_open.py", "model.py"}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["WAYS", "Added", "compare", "running", "to_gateway"]
 
 WAYS = ("client", "gateway")
-_COMMAND = "from cnclip_gateway._cli import main; main()"
+_COMMAND = "from cnclip_console.start.gateway import main; main()"
 
 
 @dataclass(frozen=True)

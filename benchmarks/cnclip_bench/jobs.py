@@ -26,7 +26,7 @@ __all__ = ["MEMORY_WAYS", "RATE_WAYS", "local_s3", "moto_server", "peaks", "rate
 RATE_WAYS = ("folder", "glob", "list", "tar", "tar.gz", "tsv", "parquet", "lmdb", "s3 tar", "s3 parquet", "s3 folder")
 MEMORY_WAYS = ("folder", "glob", "list", "tar", "tsv", "parquet", "lmdb")
 _TAR_SAMPLES = 1000
-_COMMAND = "from cnclip_client._cli import main; main()"
+_COMMAND = "from cnclip_console.start.client import main; main()"
 
 
 def write_sources(folder: Path, images: Sequence[bytes], items: int, ways: Sequence[str]) -> dict[str, str]:

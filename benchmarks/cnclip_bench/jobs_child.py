@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-from cnclip_client import Client, Limits, ModelInfo
-from cnclip_client._flow.items import image_bytes
-from cnclip_client._flow.prefetch import Prefetch
-from cnclip_client.extraction import Encoded, ExtractOptions, extract
+from cnclip_client import Block, Client, Limits, ModelInfo
+from cnclip_client.extraction import extract
 from cnclip_client.sources import Item, image_source
 
 __all__ = ["InMemory", "peak", "rate"]
@@ -80,36 +78,19 @@ class _NoServer:
     def require_unchanged(self) -> None:
         """It never changes."""
 
-
-class _Zeros:
-    """Gives every item the same feature, once its bytes are there."""
-
-    def encode(
-        self,
-        kind: str,
-        items: Iterator[Item],
-        *,
-        refusal: Callable[[Any], str],
-        dtype: str,
-        **_: Any,
-    ) -> Iterator[Encoded]:
-        """Yields what a server would have given."""
-
-        def load(item: Item) -> Item:
-            value = item.value
-            return Item(item.id, image_bytes(value, 2**26)) if isinstance(value, str) else item
-
-        with Prefetch(items, load, lambda item: len(item.value or b""), threads=32) as loaded:
-            while some := list(islice(loaded, 32)):
-                kept = tuple(Item(item.id, None) for item in some)
-                features = np.ones((len(some), _SIZE), np.float32)
-                yield Encoded(kept, tuple(item.id for item in kept), features, ())
+    def iter_images(self, images: Iterator[bytes], **_: Any) -> Iterator[Block]:
+        """Gives every image the same feature."""
+        start = 0
+        while count := len(list(islice(images, 32))):
+            rows = np.arange(start, start + count)
+            yield Block(start, start + count, rows, np.ones((count, _SIZE), np.float32), {})
+            start += count
 
 
 def peak(source: str, output: Path) -> float:
     """Does a whole job without a server, and returns the most memory that it held, in MiB."""
     client = cast(Client, _NoServer())
-    extract(client, image_source(source), output, ExtractOptions(), engine=_Zeros())
+    extract(client, image_source(source), output)
     # Not getrusage, whose peak is that of the process that began this one if it was larger.
     told = Path("/proc/self/status").read_text().partition("VmHWM:")[2]
     return int(told.split()[0]) / 1024

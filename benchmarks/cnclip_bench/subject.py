@@ -265,10 +265,10 @@ def open_session(config: Mapping[str, Any], path: Path, kind: str) -> Any:
     Raises:
         ValueError: It would not run where it is served.
     """
-    from cnclip_server._backends import STAND_IN
+    from cnclip_server.backends import onnxruntime as stand_in
 
     # As Triton has it for the stub; its modules import each other by their bare names.
-    sys.path.insert(0, str(STAND_IN))
+    sys.path[:0] = stand_in.__path__
     from cnclip_server.backends.onnxruntime import cnclip_ort_session
 
     try:

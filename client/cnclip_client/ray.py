@@ -170,70 +170,114 @@ class RayEngine:
         # Where clients prepare images, the actors divide the cores.
         preparers = max(1, int(ray.cluster_resources().get("CPU", 1)) // count)
         try:
-            yield from self._run(lambda: remote.remote(encoder, dtype, preparers), count, _chunks(kind, items, refusal))
+            run = _Run(ray, lambda: remote.remote(encoder, dtype, preparers), count)
+            yield from run.outcomes(_chunks(kind, items, refusal))
         finally:
             if started:
                 ray.shutdown()
 
-    def _run(self, start: Callable[[], Any], count: int, chunks: Iterator[list[Item]]) -> Iterator[Encoded]:
-        ray = self._ray
-        actors = [start() for _ in range(count)]
-        sent: dict[Any, _Work] = {}  # not known to be done, oldest first
-        window: deque[_Work] = deque()
-        most = count * _CHUNKS_AN_ACTOR
-        ended = False
-        failure: Exception | None = None
 
-        def send(work: _Work) -> None:
-            load = Counter(one.place for one in sent.values())
-            work.place = min(range(count), key=lambda number: load[number])
-            work.actor = actors[work.place]
-            sent[work.actor.encode.remote(work.chunk)] = work
+@dataclass(slots=True, eq=False)
+class _Work:
+    """What an actor is sent at once.
 
+    Attributes:
+        chunk: The items.
+        actor: The actor that has it.
+        place: That one's number.
+        deaths: How many actors died at it.
+        outcome: What came of it, once that is known.
+    """
+
+    chunk: list[Item]
+    actor: Any = None
+    place: int = 0
+    deaths: int = 0
+    outcome: list[Encoded] | Exception | None = None
+
+
+class _Run:
+    """One job's chunks and its actors; for one thread.
+
+    Args:
+        ray: The module.
+        start: Starts an actor.
+        count: How many there are at a time.
+    """
+
+    def __init__(self, ray: Any, start: Callable[[], Any], count: int) -> None:
+        self._ray = ray
+        self._start = start
+        self._actors = [start() for _ in range(count)]
+        self._sent: dict[Any, _Work] = {}  # not known to be done, oldest first
+        self._window: deque[_Work] = deque()  # read, and not given out yet
+        self._most = count * _CHUNKS_AN_ACTOR
+        self._ended = False  # whether there are no more to read
+
+    def outcomes(self, chunks: Iterator[list[Item]]) -> Iterator[Encoded]:
+        """Yields what comes of the chunks, in their order."""
+        window = self._window
         try:
-            while True:
-                if sent:
+            while window or not self._ended:
+                if self._sent:
                     # Waits only where there is nothing to send, and no head to give.
-                    full = ended or len(sent) >= most or len(window) >= _WINDOWS * most
-                    wait = full and window[0].outcome is None
-                    done, _ = ray.wait(list(sent), num_returns=1, timeout=None if wait else 0)
-                    for ref in done:
-                        work = sent[ref]
-                        died = self._take(ref, work)
-                        if died is not None and work.actor is actors[work.place]:
-                            # What it was at: the oldest of what it had; the others only waited there.
-                            culprit = next(one for one in sent.values() if one.actor is work.actor)
-                            culprit.deaths += 1
-                            _log.warning("a Ray actor died (%s); another takes its place", _told(died))
-                            ray.kill(work.actor)
-                            actors[work.place] = start()
-                        del sent[ref]
-                        if died is not None and work.deaths < _MOST_DEATHS:
-                            send(work)
-                        elif died is not None:
-                            work.outcome = _crashing(work.chunk, died)
+                    self._collect(wait=not self._may_read() and window[0].outcome is None)
                 if window and (outcome := window[0].outcome) is not None:
                     window.popleft()
                     if isinstance(outcome, Exception):
                         raise outcome
                     yield from outcome
-                if ended and not window:
-                    if failure is not None:
-                        raise failure
-                    return
-                if not ended and len(sent) < most and len(window) < _WINDOWS * most:
-                    try:
-                        chunk = next(chunks, None)
-                    except Exception as error:  # raised once all that came before is out
-                        chunk, failure = None, error
-                    if chunk is None:
-                        ended = True
-                    else:
-                        window.append(_Work(chunk))
-                        send(window[-1])
+                if self._may_read():
+                    self._read(chunks)
         finally:
-            for actor in actors:
-                ray.kill(actor)
+            for actor in self._actors:
+                self._ray.kill(actor)
+
+    def _may_read(self) -> bool:
+        return not self._ended and len(self._sent) < self._most and len(self._window) < _WINDOWS * self._most
+
+    def _read(self, chunks: Iterator[list[Item]]) -> None:
+        try:
+            chunk = next(chunks, None)
+        except Exception as error:  # raised once all that came before is out
+            self._ended = True
+            self._window.append(_Work([], outcome=error))
+            return
+        if chunk is None:
+            self._ended = True
+        else:
+            self._window.append(_Work(chunk))
+            self._send(self._window[-1])
+
+    def _send(self, work: _Work) -> None:
+        load = Counter(one.place for one in self._sent.values())
+        work.place = min(range(len(self._actors)), key=lambda number: load[number])
+        work.actor = self._actors[work.place]
+        self._sent[work.actor.encode.remote(work.chunk)] = work
+
+    def _collect(self, *, wait: bool) -> None:
+        """Takes what is done, if anything is, and sends again what was lost with an actor."""
+        done, _ = self._ray.wait(list(self._sent), num_returns=1, timeout=None if wait else 0)
+        for ref in done:
+            work = self._sent[ref]
+            died = self._take(ref, work)
+            if died is not None and work.actor is self._actors[work.place]:
+                self._replace(work.place, died)
+            del self._sent[ref]
+            if died is not None and work.deaths < _MOST_DEATHS:
+                self._send(work)
+            elif died is not None:
+                work.outcome = _crashing(work.chunk, died)
+
+    def _replace(self, place: int, died: Exception) -> None:
+        """Puts another actor in the place of one that died."""
+        dead = self._actors[place]
+        # What it was at: the oldest of what it had; the others only waited there.
+        culprit = next(work for work in self._sent.values() if work.actor is dead)
+        culprit.deaths += 1
+        _log.warning("a Ray actor died (%s); another takes its place", _told(died))
+        self._ray.kill(dead)
+        self._actors[place] = self._start()
 
     def _take(self, ref: Any, work: _Work) -> Exception | None:
         """Gives work its outcome, or returns how its actor died or its result was lost: it is to be done again."""
@@ -256,25 +300,6 @@ class RayEngine:
             work.outcome = _failed(error)
             work.outcome.__cause__ = error
         return None
-
-
-@dataclass(slots=True, eq=False)
-class _Work:
-    """What an actor is sent at once.
-
-    Attributes:
-        chunk: The items.
-        actor: The actor that has it.
-        place: That one's number.
-        deaths: How many actors died at it.
-        outcome: What came of it, once that is known.
-    """
-
-    chunk: list[Item]
-    actor: Any = None
-    place: int = 0
-    deaths: int = 0
-    outcome: list[Encoded] | Exception | None = None
 
 
 def _told(error: Exception) -> str:

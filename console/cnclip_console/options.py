@@ -24,14 +24,8 @@ def _print_version(context: typer.Context, wanted: bool) -> None:
         raise typer.Exit
 
 
-Version = Annotated[
-    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
-]
-"""An option that each of the five commands has."""
-
-
 def option(help: str, *names: str, panel: str | None = None, metavar: str | None = None, **more: Any) -> Any:
-    """Returns `typer.Option(...)` of an option whose default is not shown, since it is None and `help` tells of it.
+    """Returns `typer.Option(...)`, as every option is declared; of a default that is None, `help` tells.
 
     Args:
         help: What the option is for.
@@ -40,7 +34,11 @@ def option(help: str, *names: str, panel: str | None = None, metavar: str | None
         metavar: What stands for its value there.
         more: What else `typer.Option` takes.
     """
-    return typer.Option(*names, help=help, rich_help_panel=panel, metavar=metavar, **{"show_default": False, **more})
+    return typer.Option(*names, help=help, rich_help_panel=panel, metavar=metavar, **more)
+
+
+Version = Annotated[bool, option("Print the version and exit.", "--version", callback=_print_version, is_eager=True)]
+"""An option that each of the five commands has."""
 
 
 def gives_options(
@@ -55,7 +53,7 @@ def gives_options(
     Typer reads a command's options off its signature; this one's has the parameter written out.
 
     Args:
-        kind: The dataclass. Its fields are annotated with `typer.Option`; what is no option keeps its default.
+        kind: The dataclass. Its fields are annotated with `option`; what is no option keeps its default.
         parameter: The command's parameter that gets an instance.
         last: Whether these options stand after all of the command's own, and not where the parameter does.
         wanted: Which fields this command has.

@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl
 import anyio
 import numpy as np
 from cnclip_client import CnclipError
+from cnclip_client.report import Pictures
 from cnclip_client.retrieval import Id
 from numpy.typing import NDArray
 from starlette.applications import Starlette
@@ -35,7 +36,6 @@ from cnclip_gateway._guard import Guard, refused
 from cnclip_gateway._items import Asked, Item, parsed
 from cnclip_gateway._metrics import CONTENT_TYPE, Metrics
 from cnclip_gateway._models import Models
-from cnclip_gateway._pictures import Pictures
 from cnclip_gateway._search import Searcher
 from cnclip_gateway._settings import Settings
 from cnclip_gateway._sharing import MOST_SHARED, Sharing

@@ -14,18 +14,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from cnclip_client import BadFile, Client, Retry, served_models
-
-# What `cnclip` asks of a command line about a server, this asks as well.
-from cnclip_client._cli._connection import Server, asks_server_for
-from cnclip_client._cli._shared import Verbose, reporting, usage
-from cnclip_client._extras import require
-from cnclip_console import Version, plain_app
+from cnclip_client.command_line import Server, Verbose, asks_server_for, reporting, require, usage
+from cnclip_console import Version, option, plain_app
 
 from cnclip_gateway._settings import MIB, Settings
 
 if TYPE_CHECKING:
+    from cnclip_client.report import Pictures
+
     from cnclip_gateway._models import Models
-    from cnclip_gateway._pictures import Pictures
     from cnclip_gateway._search import Searcher
 
 __all__ = ["app", "main"]
@@ -41,87 +38,71 @@ _DEFAULT = Settings()
 def gateway(
     server: Server,
     host: Annotated[
-        str,
-        typer.Option(help="The address to listen on. 0.0.0.0 lets other machines in.", rich_help_panel=_LISTENS),
+        str, option("The address to listen on. 0.0.0.0 lets other machines in.", panel=_LISTENS)
     ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65_535, help="The port. 0 picks a free one.", rich_help_panel=_LISTENS)
-    ] = 8080,
+    port: Annotated[int, option("The port. 0 picks a free one.", panel=_LISTENS, min=0, max=65_535)] = 8080,
     api_key_file: Annotated[
         Path | None,
-        typer.Option(
-            envvar="CNCLIP_API_KEY_FILE",
-            metavar="FILE",
-            help="Keys, one a line; callers send one as Authorization: Bearer. CNCLIP_API_KEY holds one itself. "
+        option(
+            "Keys, one a line; callers send one as Authorization: Bearer. CNCLIP_API_KEY holds one itself. "
             "Without any, all are let in.",
-            rich_help_panel=_LISTENS,
+            panel=_LISTENS,
+            metavar="FILE",
+            envvar="CNCLIP_API_KEY_FILE",
         ),
     ] = None,
     tls_cert: Annotated[
-        Path | None,
-        typer.Option(metavar="PEM", help="Speak HTTPS with this certificate chain.", rich_help_panel=_LISTENS),
+        Path | None, option("Speak HTTPS with this certificate chain.", panel=_LISTENS, metavar="PEM")
     ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option(metavar="PEM", help="The private key to --tls-cert.", rich_help_panel=_LISTENS)
-    ] = None,
+    tls_key: Annotated[Path | None, option("The private key to --tls-cert.", panel=_LISTENS, metavar="PEM")] = None,
     index: Annotated[
         Path | None,
-        typer.Option(
+        option(
+            "What `cnclip index` made, or image features that `cnclip extract` wrote: serve a page that searches.",
+            panel=_SEARCHES,
             metavar="PATH",
-            help="What `cnclip index` made, or image features that `cnclip extract` wrote: serve a page that searches.",
-            rich_help_panel=_SEARCHES,
         ),
     ] = None,
     images: Annotated[
         str | None,
-        typer.Option(
-            metavar="SOURCE",
-            help="The pictures to show: what `cnclip extract images` read.",
-            rich_help_panel=_SEARCHES,
-        ),
+        option("The pictures to show: what `cnclip extract images` read.", panel=_SEARCHES, metavar="SOURCE"),
     ] = None,
     preprocess: Annotated[
         bool,
-        typer.Option(
+        option(
+            "Prepare texts as `cnclip extract texts` does: lower case, straight quotation marks.",
             "--preprocess/--no-preprocess",
-            help="Prepare texts as `cnclip extract texts` does: lower case, straight quotation marks.",
         ),
     ] = _DEFAULT.preprocess,
     fetch_from: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            "Fetch images from this host's http: and https: addresses; may be given many times. Default: none.",
+            panel=_BOUNDS,
             metavar="HOST[:PORT]",
-            help="Fetch images from this host's http: and https: addresses; may be given many times. Default: none.",
-            rich_help_panel=_BOUNDS,
         ),
     ] = None,
-    max_items: Annotated[
-        int, typer.Option(min=1, help="Most items of a request.", rich_help_panel=_BOUNDS)
-    ] = _DEFAULT.max_items,
-    body_mib: Annotated[
-        int, typer.Option(min=1, help="Most MiB of a request.", rich_help_panel=_BOUNDS)
-    ] = _DEFAULT.body_bytes // MIB,
-    held_mib: Annotated[
-        int, typer.Option(min=1, help="Most MiB of all requests at once.", rich_help_panel=_BOUNDS)
-    ] = _DEFAULT.held_bytes // MIB,
+    max_items: Annotated[int, option("Most items of a request.", panel=_BOUNDS, min=1)] = _DEFAULT.max_items,
+    body_mib: Annotated[int, option("Most MiB of a request.", panel=_BOUNDS, min=1)] = _DEFAULT.body_bytes // MIB,
+    held_mib: Annotated[int, option("Most MiB of all requests at once.", panel=_BOUNDS, min=1)] = _DEFAULT.held_bytes
+    // MIB,
     time_limit: Annotated[
-        float,
-        typer.Option(metavar="SECONDS", min=0.001, help="How long an answer may take.", rich_help_panel=_BOUNDS),
+        float, option("How long an answer may take.", panel=_BOUNDS, metavar="SECONDS", min=0.001)
     ] = _DEFAULT.time_limit_s,
     sender_timeout: Annotated[
         float,
-        typer.Option(
+        option(
+            "How long a caller may take to send a request, or to go on reading an answer.",
+            panel=_BOUNDS,
             metavar="SECONDS",
             min=0.001,
-            help="How long a caller may take to send a request, or to go on reading an answer.",
-            rich_help_panel=_BOUNDS,
         ),
     ] = _DEFAULT.sender_s,
     concurrency: Annotated[
-        int, typer.Option(min=1, help="Requests worked on at once; others wait.", rich_help_panel=_BOUNDS)
+        int, option("Requests worked on at once; others wait.", panel=_BOUNDS, min=1)
     ] = _DEFAULT.concurrency,
     connections: Annotated[
-        int, typer.Option(min=1, help="Most connections; others are turned away.", rich_help_panel=_BOUNDS)
+        int, option("Most connections; others are turned away.", panel=_BOUNDS, min=1)
     ] = _DEFAULT.connections,
     verbose: Verbose = False,
     version: Version = False,
@@ -195,10 +176,8 @@ def _searcher(index: Path, models: Models, preprocess: bool, stack: ExitStack) -
 
 
 def _pictures(images: str) -> Pictures:
-    require("PIL.Image", extra="report")
+    from cnclip_client.report import Pictures
     from cnclip_client.sources import image_source
-
-    from cnclip_gateway._pictures import Pictures
 
     began = time.monotonic()
     pictures = Pictures(image_source(images))

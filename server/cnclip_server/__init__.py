@@ -4,7 +4,7 @@
 backend, as the one inside the nvidia-pytriton wheel, a CPU stand-in for it is brought along.
 """
 
-from cnclip_server._command import Tls
+from cnclip_server._binary import Binary, find_binary
 from cnclip_server._errors import (
     BinaryNotFound,
     PortInUse,
@@ -15,9 +15,12 @@ from cnclip_server._errors import (
     TemporaryFolderError,
     UnsupportedHost,
 )
-from cnclip_server._server import TritonServer, require_tritonserver
+from cnclip_server._server import TritonServer
+from cnclip_server._settings import Tls
+from cnclip_server._startup import require_tritonserver
 
 __all__ = [
+    "Binary",
     "BinaryNotFound",
     "PortInUse",
     "RepositoryError",
@@ -28,5 +31,6 @@ __all__ = [
     "Tls",
     "TritonServer",
     "UnsupportedHost",
+    "find_binary",
     "require_tritonserver",
 ]

@@ -16,15 +16,15 @@ from types import FrameType
 from typing import IO, Annotated
 
 import typer
-from cnclip_console import Version, plain_app, told, visible
+from cnclip_console import Version, option, plain_app, told, visible
 
-from cnclip_server._command import Tls
 from cnclip_server._errors import RepositoryError, ServerError
 from cnclip_server._folder import make_folder, told_by_name
 from cnclip_server._manifest import MANIFEST, changed_files
 from cnclip_server._process import how_it_ended, was_killed
 from cnclip_server._renewals import Renewals
 from cnclip_server._server import TritonServer
+from cnclip_server._settings import Tls
 
 app = plain_app()
 
@@ -48,95 +48,71 @@ def serve(
     ] = None,
     host: Annotated[
         str,
-        typer.Option(
-            help="The address to listen on. 0.0.0.0 lets other machines in: Triton asks for no password.",
-            rich_help_panel=_LISTENS,
+        option(
+            "The address to listen on. 0.0.0.0 lets other machines in: Triton asks for no password.", panel=_LISTENS
         ),
     ] = "127.0.0.1",
     grpc_port: Annotated[
-        int,
-        typer.Option(help="The port for gRPC, which `cnclip` talks to. 0 picks a free one.", rich_help_panel=_LISTENS),
+        int, option("The port for gRPC, which `cnclip` talks to. 0 picks a free one.", panel=_LISTENS)
     ] = 8001,
-    http_port: Annotated[
-        int, typer.Option(help="The port for HTTP. 0 picks a free one.", rich_help_panel=_LISTENS)
-    ] = 8000,
-    metrics_port: Annotated[
-        int, typer.Option(help="The port for Prometheus metrics. 0 picks a free one.", rich_help_panel=_LISTENS)
-    ] = 8002,
+    http_port: Annotated[int, option("The port for HTTP. 0 picks a free one.", panel=_LISTENS)] = 8000,
+    metrics_port: Annotated[int, option("The port for Prometheus metrics. 0 picks a free one.", panel=_LISTENS)] = 8002,
     tls_cert: Annotated[
         Path | None,
-        typer.Option(
-            metavar="PEM",
-            help="Encrypt gRPC with this certificate chain; HTTP then stays on loopback.",
-            rich_help_panel=_SECURITY,
+        option(
+            "Encrypt gRPC with this certificate chain; HTTP then stays on loopback.", panel=_SECURITY, metavar="PEM"
         ),
     ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option(metavar="PEM", help="The private key to --tls-cert.", rich_help_panel=_SECURITY)
-    ] = None,
+    tls_key: Annotated[Path | None, option("The private key to --tls-cert.", panel=_SECURITY, metavar="PEM")] = None,
     client_ca: Annotated[
         Path | None,
-        typer.Option(
-            metavar="PEM",
-            help="Let in only clients with a certificate that this CA has signed.",
-            rich_help_panel=_SECURITY,
-        ),
+        option("Let in only clients with a certificate that this CA has signed.", panel=_SECURITY, metavar="PEM"),
     ] = None,
     admin_key: Annotated[
         str | None,
-        typer.Option(
-            envvar="CNCLIP_ADMIN_KEY",
+        option(
+            "What opens Triton's shared-memory, trace and logging APIs. Default: nothing does.",
+            panel=_SECURITY,
             metavar="KEY",
-            show_default=False,
+            envvar="CNCLIP_ADMIN_KEY",
             show_envvar=True,
-            help="What opens Triton's shared-memory, trace and logging APIs. Default: nothing does.",
-            rich_help_panel=_SECURITY,
         ),
     ] = None,
     tritonserver: Annotated[
         Path | None,
-        typer.Option(
-            metavar="PATH",
-            help="The tritonserver to run. Otherwise: $TRITONSERVER, the one on PATH, or the one inside the "
+        option(
+            "The tritonserver to run. Otherwise: $TRITONSERVER, the one on PATH, or the one inside the "
             "nvidia-pytriton package.",
-            show_default=False,
-            rich_help_panel=_STARTS,
+            panel=_STARTS,
+            metavar="PATH",
         ),
     ] = None,
     startup_timeout: Annotated[
-        float,
-        typer.Option(metavar="SECONDS", help="How long the models may take to load.", rich_help_panel=_STARTS),
+        float, option("How long the models may take to load.", panel=_STARTS, metavar="SECONDS")
     ] = 300.0,
     max_restarts: Annotated[
         int,
-        typer.Option(
+        option(
+            "How often within --restart-window the server is started again when it or a model's process dies or hangs.",
+            panel=_STARTS,
             metavar="N",
             min=0,
-            help="How often within --restart-window the server is started again when it or a model's process dies or "
-            "hangs.",
-            rich_help_panel=_STARTS,
         ),
     ] = 10,
     restart_window: Annotated[
         float,
-        typer.Option(
-            metavar="SECONDS",
-            min=1,
-            help="The time within which restarts count; older ones do not.",
-            rich_help_panel=_STARTS,
-        ),
+        option("The time within which restarts count; older ones do not.", panel=_STARTS, metavar="SECONDS", min=1),
     ] = 3600.0,
     changed: Annotated[
         bool,
-        typer.Option(
+        option(
+            "Serve files that differ from manifest.json, with a warning, rather than refuse.",
             "--serve-changed",
-            help="Serve files that differ from manifest.json, with a warning, rather than refuse.",
-            rich_help_panel=_STARTS,
+            panel=_STARTS,
         ),
     ] = False,
     verbose: Annotated[
-        bool,
-        typer.Option("--verbose", "-v", help="Show tritonserver's log on stderr, and tracebacks of errors."),
+        bool, option("Show tritonserver's log on stderr, and tracebacks of errors.", "--verbose", "-v")
     ] = False,
     version: Version = False,
 ) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from cnclip_server._command import Tls
 from cnclip_server._errors import SettingError
+from cnclip_server._settings import Tls
 
 
 class Renewals:

@@ -2,83 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import logging
-import os
-import secrets
-import shutil
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from cnclip_server._api import Api
-from cnclip_server._backends import check_backends
-from cnclip_server._binary import Binary, find_binary
-from cnclip_server._command import (
-    EXIT_TIMEOUT_S,
-    Settings,
-    Tls,
-    check_flags,
-    linked_repository,
-    restriction_headers,
-    server_command,
-)
-from cnclip_server._errors import PortInUse, RepositoryError, ServerError, StartupFailed, unreadable
-from cnclip_server._folder import SHELL_SAFE, make_folder, told_by_name
+from cnclip_server._binary import Binary
+from cnclip_server._command import EXIT_TIMEOUT_S
+from cnclip_server._errors import ServerError, StartupFailed
 from cnclip_server._health import Health
-from cnclip_server._host import check_glibc, check_numpy, check_open_files, environment, wheel_libraries
-from cnclip_server._log import (
-    failure_reason,
-    lack_of_threads,
-    last_line,
-    serves_metrics,
-    tail,
-    unbound_service,
-    without_keys,
-)
-from cnclip_server._ports import FLAGS, Ports
-from cnclip_server._process import DEFAULT_LOG_LIMIT_BYTES, GuardedProcess, how_it_ended, was_killed
-from cnclip_server._stub_python import lay_out_stub_python
-from cnclip_server._watch import ModelWatch
+from cnclip_server._ports import Ports
+from cnclip_server._process import DEFAULT_LOG_LIMIT_BYTES, GuardedProcess, how_it_ended
+from cnclip_server._settings import Settings, Tls, reachable
+from cnclip_server._startup import ABANDON_S, await_ready, check_settings, failed_by_chance, launch
 
 logger = logging.getLogger(__name__)
-
-_POLL_INTERVAL_S = 0.05
-# How long a server may take to stop that never came up: one that is loading a model does not listen to SIGTERM.
-_ABANDON_S = 3.0
-# What the Python backend now and then aborts with as its processes begin (Triton's issues 5949 and 8882): seen in two
-# of some thousands of starts, and it says nothing of the models.
-_LOCK_FAILED = "boost::interprocess::lock_exception"
-# How long after readiness the metrics, the last of the three services, may take to start; all of it is waited
-# only where they are turned off.
-_METRICS_TIMEOUT_S = 1.0
-# Triton logs that a service has started and finds its port taken some 5 ms later.
-_SETTLE_S = 0.1
-
-
-def require_tritonserver() -> None:
-    """Sees that there is a tritonserver and that it can run here, without starting it: before work that ends in that.
-
-    Raises:
-        BinaryNotFound: There is no tritonserver.
-        UnsupportedHost: It cannot run here.
-    """
-    binary = find_binary()
-    check_open_files()
-    _environment_of(binary)
-    if not binary.has_onnxruntime:
-        check_backends(binary)
-
-
-def _environment_of(binary: Binary) -> dict[str, str]:
-    if binary.has_onnxruntime:
-        return dict(os.environ)
-    check_glibc()
-    if wheel_libraries(binary) is not None:
-        check_numpy()
-    return environment(binary)
 
 
 class TritonServer:
@@ -130,16 +70,19 @@ class TritonServer:
             log_limit_bytes: A log of more bytes is moved to a file of the same name with `.1` behind it, where it
                 replaces the one before, and begun anew; 0 for a log without end.
         """
-        self.repository = Path(repository)
-        self.host = host
-        self._wanted_ports = self._ports = Ports(grpc_port, http_port, metrics_port)
-        self._binary = None if binary is None else Path(binary)
-        self._extra_args = tuple(extra_args)
-        self._tls = tls
-        self._admin_key = admin_key
-        self._startup_timeout_s = startup_timeout_s
-        self._log_file = None if log_file is None else Path(log_file)
-        self._log_limit_bytes = log_limit_bytes
+        self._wanted = self._settings = Settings(
+            repository=Path(repository),
+            host=host,
+            ports=Ports(grpc_port, http_port, metrics_port),
+            binary=None if binary is None else Path(binary),
+            extra_args=tuple(extra_args),
+            tls=tls,
+            admin_key=admin_key,
+            startup_timeout_s=startup_timeout_s,
+            log_file=None if log_file is None else Path(log_file),
+            log_limit_bytes=log_limit_bytes,
+        )
+        self.repository, self.host = self._wanted.repository, host
         self._process: GuardedProcess | None = None
         self._health: Health | None = None
 
@@ -170,29 +113,30 @@ class TritonServer:
         """
         if self._process is not None:
             raise ServerError(f"this server runs already (process {self.pid}); stop() it first")
-        return self._start(self._wanted_ports)
+        return self._start(self._wanted)
 
-    def _start(self, wanted: Ports) -> TritonServer:
-        _check_repository(self.repository)
-        check_flags(self._extra_args)
-        binary = find_binary(self._binary)
-        check_open_files()
-        with wanted.held(self.host) as self._ports:
+    def _start(self, wanted: Settings) -> TritonServer:
+        binary = check_settings(wanted)
+        with wanted.ports.held(wanted.host) as ports:
+            self._settings = replace(wanted, ports=ports)
             try:
-                try:
-                    self._begin(binary)
-                except StartupFailed as error:
-                    if _LOCK_FAILED not in error.reason:
-                        raise
-                    logger.warning("%s; it is started once more", error)
-                    self.stop(timeout_s=_ABANDON_S)
-                    self._begin(binary)
-            except BaseException:
-                self.stop(timeout_s=_ABANDON_S)
-                raise
-        self._health = Health(self.pid, self._api())
+                self._begin(binary)
+            except StartupFailed as error:
+                if not failed_by_chance(error):
+                    raise
+                logger.warning("%s; it is started once more", error)
+                self._begin(binary)
+        self._health = Health(self.pid, self._settings.api())
         logger.info("tritonserver %s serves %s at %s", self.pid, self.repository, self.grpc_url)
         return self
+
+    def _begin(self, binary: Binary) -> None:
+        self._process = launch(binary, self._settings)
+        try:
+            await_ready(self._process, self._settings)
+        except BaseException:
+            self.stop(ABANDON_S)
+            raise
 
     def stop(self, timeout_s: float = EXIT_TIMEOUT_S + 5.0) -> None:
         """Stops the server with SIGTERM, and it and its stubs with SIGKILL after a while. May be repeated.
@@ -241,8 +185,8 @@ class TritonServer:
         Raises:
             ServerError: As `start`; it is stopped then.
         """
-        self.stop(timeout_s=_ABANDON_S)
-        self._start(self._ports)
+        self.stop(ABANDON_S)
+        self._start(self._settings)
 
     @property
     def pid(self) -> int:
@@ -255,17 +199,17 @@ class TritonServer:
     @property
     def grpc_url(self) -> str:
         """Where gRPC is served, such as `127.0.0.1:8001`: what tritonclient calls a url."""
-        return f"{self._reachable_host}:{self._ports.grpc}"
+        return f"{reachable(self.host)}:{self._settings.ports.grpc}"
 
     @property
     def http_url(self) -> str:
         """Where HTTP is served, such as `127.0.0.1:8000`, for tritonclient's HTTP client or a browser."""
-        return f"{self._http_host}:{self._ports.http}"
+        return f"{reachable(self._settings.http_host)}:{self._settings.ports.http}"
 
     @property
     def metrics_url(self) -> str:
         """Where the Prometheus metrics are served, such as `127.0.0.1:8002`, under the path `/metrics`."""
-        return f"{self._reachable_host}:{self._ports.metrics}"
+        return f"{reachable(self.host)}:{self._settings.ports.metrics}"
 
     @property
     def log_path(self) -> Path:
@@ -279,140 +223,14 @@ class TritonServer:
             ServerError: The server does not answer.
         """
         try:
-            entries = self._api().index(timeout_s=10)
+            entries = self._settings.api().index(timeout_s=10)
         except (OSError, http.client.HTTPException) as error:
             raise ServerError(f"{self.http_url} does not answer ({error}); start() the server") from error
         return sorted(
             entry["name"] if entry["version"] == "1" else f"{entry['name']}:{entry['version']}" for entry in entries
         )
 
-    def _api(self) -> Api:
-        headers = restriction_headers(self._extra_args)
-        return Api(self._http_host, self._ports.http, self._reachable_host, self._ports.metrics, headers)
-
-    def _settings(self) -> Settings:
-        return Settings(self.repository, self.host, self._ports, self._extra_args, self._tls, self._admin_key)
-
-    @property
-    def _reachable_host(self) -> str:
-        return "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104
-
-    @property
-    def _http_host(self) -> str:
-        return self._reachable_host if self._tls is None else "127.0.0.1"
-
     def _running(self) -> GuardedProcess:
         if self._process is None:
             raise ServerError("the server does not run; call start() first")
         return self._process
-
-    def _launch(self, binary: Binary) -> GuardedProcess:
-        """Lays out the temporary folder and starts tritonserver."""
-        environ = _environment_of(binary)
-        # Names that no other server uses, so that the guard can tell ours from theirs when it cleans up.
-        shm_prefix = f"cnclip_{os.getpid()}_{secrets.token_hex(4)}_"
-        settings = self._settings()
-        folder = make_folder()
-        try:
-            with told_by_name(folder):
-                command = server_command(binary, settings, folder=folder, shm_prefix=shm_prefix)
-                if not binary.has_onnxruntime and (python := lay_out_stub_python(folder)) is not None:
-                    environ["PATH"] = f"{python}{os.pathsep}{environ['PATH']}"
-                    del environ["PYTHONPATH"]  # whose paths it has by other names
-            return GuardedProcess(
-                command,
-                folder=folder,
-                shm_prefix=shm_prefix,
-                environ=environ,
-                log_path=self._log_file or folder / "tritonserver.log",
-                log_limit_bytes=self._log_limit_bytes,
-            )
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-
-    def _begin(self, binary: Binary) -> None:
-        self._process = self._launch(binary)
-        self._await_ready(self._process)
-
-    def _log_of(self, process: GuardedProcess) -> str:
-        """What it has written, for messages."""
-        return without_keys(process.read_log(), self._settings().keys)
-
-    def _await_ready(self, process: GuardedProcess) -> None:
-        """Polls readiness until it is there, the process has ended, or the time is over."""
-        deadline = time.monotonic() + self._startup_timeout_s
-        api = self._api()
-        pid = process.pid()
-        watch = None if pid is None else ModelWatch(pid)
-        while (status := process.wait(_POLL_INTERVAL_S)) is None:
-            if api.is_ready():
-                if _is_bound(process):
-                    return
-                break
-            if watch is not None and (dead := watch.look()):  # Triton goes on to wait for it
-                log = self._log_of(process)
-                fix = lack_of_threads(log) or "see that there is memory for all models, and its log (-v, log_file)"
-                raise StartupFailed(
-                    f"{'; '.join(sorted(dead.values()))}; tritonserver's last word was: {last_line(log)}; {fix}",
-                    tail(log),
-                )
-            if time.monotonic() > deadline:
-                log = self._log_of(process)
-                raise StartupFailed(
-                    f"tritonserver was not ready within {self._startup_timeout_s:g} s; its last word was: "
-                    f"{last_line(log)}; give it longer (startup_timeout_s, --startup-timeout)",
-                    tail(log),
-                )
-        log = self._log_of(process)
-        service = unbound_service(log)
-        if service in FLAGS:
-            raise PortInUse(self.host, getattr(self._ports, service), FLAGS[service])
-        reason = failure_reason(log)
-        if reason is None or was_killed(status or 0):  # the log of one that was killed has other words, if any
-            reason = f"{reason or last_line(log)} ({how_it_ended(status or 0)})"
-        # The reader knows the repository by its own name, not by that of our link to it.
-        reason = reason.replace(str(linked_repository(process.folder)), str(self.repository))
-        raise StartupFailed(
-            "; ".join(filter(None, (f"tritonserver did not start: {reason}", lack_of_threads(log)))), tail(log)
-        )
-
-
-def _is_bound(process: GuardedProcess) -> bool:
-    """Whether the server that is ready is ours, and got its ports: it is ready before it has them all.
-
-    Returns:
-        False if it has ended, or is about to because a port is taken.
-    """
-    deadline = time.monotonic() + _METRICS_TIMEOUT_S
-    while time.monotonic() < deadline and not serves_metrics(process.read_log()):
-        if process.wait(_POLL_INTERVAL_S / 5) is not None:
-            return False
-    return process.wait(_SETTLE_S) is None and unbound_service(process.read_log()) is None
-
-
-def _check_repository(repository: Path) -> None:
-    """Refuses a folder that tritonserver would come up on without a single model.
-
-    Raises:
-        RepositoryError: It does not exist, no folder in it has a config.pbtxt, or one cannot be read; or a model's name
-            would not survive Triton's shell, with which its Python backend starts a process: it dies, or hangs.
-    """
-    if not repository.is_dir():
-        what = "is a file, not a folder of models" if repository.exists() else "does not exist"
-        raise RepositoryError(repository, f"the model repository {repository} {what}")
-    found = 0
-    try:
-        for folder in sorted(repository.iterdir()):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError), (folder / "config.pbtxt").open("rb"):
-                found += 1
-                if not SHELL_SAFE.fullmatch(folder.name):
-                    raise RepositoryError(
-                        repository,
-                        f"Triton can't serve a model named {folder.name!r}: its name goes through a shell",
-                        "name it with letters of ASCII, digits, '.', '_' and '-' (cnclip-build's --name)",
-                    )
-    except OSError as error:
-        raise unreadable(repository, error) from error
-    if not found:
-        raise RepositoryError(repository, f"{repository} holds no model: no folder in it has a config.pbtxt")

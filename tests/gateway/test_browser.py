@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from cnclip_client import Client
 from cnclip_client.extraction import extract
+from cnclip_client.report import Pictures
 from cnclip_client.sources import image_source
-from cnclip_gateway._pictures import Pictures
 from cnclip_gateway._search import Hit, open_searched
 from PIL import Image
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from cnclip_client import BadFile, Client, StoreError
 from cnclip_client.extraction import ExtractOptions, extract
+from cnclip_client.report import Pictures, _pictures
 from cnclip_client.sources import image_source
 from PIL import Image
 
@@ -25,8 +26,6 @@ from tests.gateway.conftest import Running, require_schema
 
 pytest.importorskip("faiss", reason="the extra search is not installed")
 
-from cnclip_gateway import _pictures
-from cnclip_gateway._pictures import Pictures
 from cnclip_gateway._search import open_searched
 
 COUNT = 40

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.triton
 def test_openais_client_and_a_search(run: Callable[..., Running], demo_server: TritonServer, tmp_path: Path) -> None:  # noqa: F811
     openai = pytest.importorskip("openai", reason="the openai package is not installed")
     pytest.importorskip("faiss", reason="the extra search is not installed")
-    from cnclip_gateway._pictures import Pictures
+    from cnclip_client.report import Pictures
     from cnclip_gateway._search import open_searched
 
     with (DEMO / "captions.tsv").open(encoding="utf-8") as file:

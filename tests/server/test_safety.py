@@ -12,7 +12,7 @@ import tritonclient.grpc as grpc
 import trustme
 from cnclip_server import SettingError, Tls, TritonServer
 from cnclip_server._cli import app
-from cnclip_server._command import check_flags, restriction_headers
+from cnclip_server._settings import check_flags, restriction_headers
 from cryptography.hazmat.primitives import serialization
 from tritonclient.utils import InferenceServerException
 from typer.testing import CliRunner

@@ -158,8 +158,8 @@ def stub_of(server: TritonServer, model: str) -> int:
 
 @pytest.mark.triton
 def test_a_real_server_is_asked_for_what_its_models_can_do(server: TritonServer) -> None:
-    assert server._api().infers("well", "1", 10)
-    assert not server._api().infers("nobody", "1", 10)
+    assert server._settings.api().infers("well", "1", 10)
+    assert not server._settings.api().infers("nobody", "1", 10)
 
 
 @pytest.mark.triton

@@ -5,18 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from cnclip_builder.tensors import TOWERS
+from cnclip_console import option
 
-from cnclip_bench._cli._options import (
-    OUTPUT,
-    Asked,
-    BatchOption,
-    ItemsOption,
-    OutputOption,
-    RoundsOption,
-    of_a_subject,
-)
+from cnclip_bench._cli._options import OUTPUT, Asked, BatchOption, ItemsOption, OutputOption, RoundsOption, of_a_subject
 from cnclip_bench.inputs import count_of
 from cnclip_bench.stats import rates_of, served_ratios
 from cnclip_bench.subject import serving
@@ -29,10 +21,7 @@ def compare(
     batch_size: BatchOption = 8,
     rounds: RoundsOption = 4,
     clip_as_service: Annotated[
-        Path | None,
-        typer.Option(
-            help="The Python of an environment with clip-as-service's server: docs/benchmarks.md.", show_default=False
-        ),
+        Path | None, option("The Python of an environment with clip-as-service's server: docs/benchmarks.md.")
     ] = None,
     output: OutputOption = OUTPUT,
 ) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from statistics import median
 from typing import Annotated
 
-import typer
 from cnclip_builder.tensors import TOWERS
+from cnclip_console import option
 
 from cnclip_bench._cli._options import (
     OUTPUT,
@@ -21,21 +21,15 @@ from cnclip_bench._cli._options import (
 )
 from cnclip_bench.subject import make_subject
 
-ArchsOption = Annotated[
-    list[str], typer.Option("--arch", help="The architecture; repeatable.", rich_help_panel="What is measured")
-]
+ArchsOption = Annotated[list[str], option("The architecture; repeatable.", "--arch", panel="What is measured")]
 
-SizesOption = Annotated[list[int], typer.Option(min=1, help="Most rows of a request; repeatable.")]
+SizesOption = Annotated[list[int], option("Most rows of a request; repeatable.", min=1)]
 
 _FEW = ["RN50", "ViT-B-16"]
 _SIZES = [1, 8, 16, 32]
 
 
-def build(
-    archs: ArchsOption = _FEW,
-    checkpoint: CheckpointOption = RANDOM,
-    output: OutputOption = OUTPUT,
-) -> None:
+def build(archs: ArchsOption = _FEW, checkpoint: CheckpointOption = RANDOM, output: OutputOption = OUTPUT) -> None:
     """Build checkpoints by `make repo` and by cn_clip's pytorch_to_onnx.py: seconds, and memory of all processes.
 
     Example:

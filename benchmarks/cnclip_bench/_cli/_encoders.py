@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from cnclip_builder.tensors import TOWERS
+from cnclip_console import option
 
 from cnclip_bench._cli._options import (
     OUTPUT,
@@ -29,10 +29,7 @@ from cnclip_bench.subject import make_subject, serving
 
 @of_a_subject
 def latency(
-    asked: Asked,
-    batch_size: BatchOption = 1,
-    rounds: RoundsOption = 20,
-    output: OutputOption = OUTPUT,
+    asked: Asked, batch_size: BatchOption = 1, rounds: RoundsOption = 20, output: OutputOption = OUTPUT
 ) -> None:
     """Time a batch in PyTorch, in ONNX Runtime and through the server, as speed_benchmark.py does.
 
@@ -57,7 +54,7 @@ def latency(
 def served(
     asked: Asked,
     items: ItemsOption = 16,
-    batch_size: Annotated[list[int], typer.Option(min=1, help="Rows a batch in process; repeatable.")] = [4, 16],  # noqa: B006
+    batch_size: Annotated[list[int], option("Rows a batch in process; repeatable.", min=1)] = [4, 16],  # noqa: B006
     rounds: RoundsOption = 10,
     output: OutputOption = OUTPUT,
 ) -> None:
@@ -95,11 +92,7 @@ def served(
 
 
 @of_a_subject
-def stages(
-    asked: Asked,
-    items: ItemsOption = 48,
-    output: OutputOption = OUTPUT,
-) -> None:
+def stages(asked: Asked, items: ItemsOption = 48, output: OutputOption = OUTPUT) -> None:
     """Tell what each step of the ensembles takes of an item, from Triton's own statistics.
 
     Example:
@@ -119,10 +112,7 @@ def stages(
 
 
 def preprocess(
-    arch: ArchOption = None,
-    images: ImagesOption = None,
-    rounds: RoundsOption = 5,
-    output: OutputOption = OUTPUT,
+    arch: ArchOption = None, images: ImagesOption = None, rounds: RoundsOption = 5, output: OutputOption = OUTPUT
 ) -> None:
     """Time decoding and resizing beside cn_clip's transform, and tell what reduced decoding changes.
 
@@ -141,11 +131,7 @@ def preprocess(
     show_values("Reduced decoding: grey levels off, of the images that it changes", shown)
 
 
-def tokenize(
-    captions: CaptionsOption = None,
-    rounds: RoundsOption = 10,
-    output: OutputOption = OUTPUT,
-) -> None:
+def tokenize(captions: CaptionsOption = None, rounds: RoundsOption = 10, output: OutputOption = OUTPUT) -> None:
     """Time tokenising on one core, beside cn_clip's.
 
     Example:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from cnclip_builder.tensors import TOWERS
+from cnclip_console import option
 
 from cnclip_bench._cli._options import OUTPUT, Asked, OutputOption, RoundsOption, TowerOption, of_a_subject
 from cnclip_bench.subject import serving
@@ -15,10 +16,10 @@ from cnclip_bench.subject import serving
 def gateway(
     asked: Asked,
     tower: TowerOption = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once, of one item each.")] = 64,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long a load is kept up in a round, at least.")] = 5.0,
+    concurrency: Annotated[int, option("Requests at once, of one item each.", min=1)] = 64,
+    seconds: Annotated[float, option("How long a load is kept up in a round, at least.", min=0.1)] = 5.0,
     rounds: RoundsOption = 3,
-    singles: Annotated[int, typer.Option(min=1, help="Requests that are sent with nothing beside them.")] = 200,
+    singles: Annotated[int, option("Requests that are sent with nothing beside them.", min=1)] = 200,
     output: OutputOption = OUTPUT,
 ) -> None:
     """Compare single items through cnclip-gateway with the client's own: the rate of many at once, and one alone.

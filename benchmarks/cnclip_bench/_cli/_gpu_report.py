@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from cnclip_console import option
 
 from cnclip_bench._cli._options import OUTPUT, RANDOM, CheckpointOption, OutputOption
 from cnclip_bench.subject import FOLDER
@@ -17,15 +18,14 @@ _DEMO = Path("examples/demo")
 def gpu_report(
     arch: Annotated[
         str | None,
-        typer.Option(
-            help="The architecture, or a .json file. Default: the checkpoint's; of random weights ViT-B-16 on a GPU, "
-            "the demo model without one.",
-            show_default=False,
+        option(
+            "The architecture, or a .json file. Default: the checkpoint's; of random weights ViT-B-16 on a GPU, "
+            "the demo model without one."
         ),
     ] = None,
     checkpoint: CheckpointOption = RANDOM,
-    minutes: Annotated[float, typer.Option(min=0.05, help="All steps together; what has no time left is said.")] = 10.0,
-    seconds: Annotated[float, typer.Option(min=0.01, help="How long each thing is measured, at least.")] = 1.0,
+    minutes: Annotated[float, option("All steps together; what has no time left is said.", min=0.05)] = 10.0,
+    seconds: Annotated[float, option("How long each thing is measured, at least.", min=0.01)] = 1.0,
     output: OutputOption = OUTPUT,
 ) -> None:
     """Measure what this machine's GPU does with an architecture, and write one page: encoders, server, features.

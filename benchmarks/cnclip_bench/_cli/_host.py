@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
+from cnclip_console import option
 
-from cnclip_bench._cli._options import (
-    OUTPUT,
-    RANDOM,
-    ArchOption,
-    ImagesOption,
-    OutputOption,
-    RoundsOption,
-)
+from cnclip_bench._cli._options import OUTPUT, RANDOM, ArchOption, ImagesOption, OutputOption, RoundsOption
 from cnclip_bench.subject import make_subject
 
 
@@ -22,9 +15,9 @@ def host(
     images: ImagesOption = None,
     workers: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Threads of all processes together, several times. Default: 1, 2, 4 ... all cores."),
+        option("Threads of all processes together, several times. Default: 1, 2, 4 ... all cores.", min=1),
     ] = None,
-    seconds: Annotated[float, typer.Option(help="How long one worker is busy in a round.")] = 0.5,
+    seconds: Annotated[float, option("How long one worker is busy in a round.")] = 0.5,
     rounds: RoundsOption = 7,
     output: OutputOption = OUTPUT,
 ) -> None:

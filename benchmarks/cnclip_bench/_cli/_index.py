@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cnclip_console import option
 
 from cnclip_bench._cli._options import OUTPUT, OutputOption, RoundsOption
 
@@ -15,13 +15,13 @@ _MEMORIES = ["4GiB", "1GiB"]
 
 
 def index(
-    rows: Annotated[int, typer.Option(min=100, help="How many features.")] = 1_000_000,
-    size: Annotated[int, typer.Option(min=8, help="How many numbers each has.")] = 512,
+    rows: Annotated[int, option("How many features.", min=100)] = 1_000_000,
+    size: Annotated[int, option("How many numbers each has.", min=8)] = 512,
     clusters: Annotated[
-        int | None, typer.Option(min=1, help="How many clusters they are in. Default: one for 50 features.")
+        int | None, option("How many clusters they are in. Default: one for 50 features.", min=1)
     ] = None,
-    queries: Annotated[int, typer.Option(min=2, help="Texts to tune with, and as many others to measure.")] = 1000,
-    memory: Annotated[list[str], typer.Option(help="For `cnclip index --memory`; repeatable.")] = _MEMORIES,
+    queries: Annotated[int, option("Texts to tune with, and as many others to measure.", min=2)] = 1000,
+    memory: Annotated[list[str], option("For `cnclip index --memory`; repeatable.")] = _MEMORIES,
     rounds: RoundsOption = 3,
     output: OutputOption = OUTPUT,
 ) -> None:

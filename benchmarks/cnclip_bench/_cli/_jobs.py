@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cnclip_console import option
 
 from cnclip_bench._cli._options import OUTPUT, Asked, OutputOption, RoundsOption, of_a_subject
 from cnclip_bench.stats import median_ratio
@@ -15,17 +15,16 @@ from cnclip_bench.subject import serving
 
 MemoryItems = Annotated[
     list[int] | None,
-    typer.Option(
+    option(
+        "Measure the client's peak memory at so many items; give it twice, such as 10000 and 1000000.",
         "--memory-items",
-        min=1,
         metavar="N",
-        help="Measure the client's peak memory at so many items; give it twice, such as 10000 and 1000000.",
-        show_default=False,
+        min=1,
     ),
 ]
-Items = Annotated[int, typer.Option(min=1, help="Images in each source.")]
-Work = Annotated[Path | None, typer.Option(help="Where sources are written. Default: a temporary folder.")]
-Sources = Annotated[list[str] | None, typer.Option("--source", help="Only this kind; may be given many times.")]
+Items = Annotated[int, option("Images in each source.", min=1)]
+Work = Annotated[Path | None, option("Where sources are written. Default: a temporary folder.")]
+Sources = Annotated[list[str] | None, option("Only this kind; may be given many times.", "--source")]
 
 
 @of_a_subject

@@ -12,29 +12,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from cnclip_builder.tensors import TOWERS, Tower
+from cnclip_console import option
 
-from cnclip_bench._cli._options import (
-    OUTPUT,
-    Asked,
-    OutputOption,
-    RoundsOption,
-    TowerOption,
-    of_a_subject,
-)
+from cnclip_bench._cli._options import OUTPUT, Asked, OutputOption, RoundsOption, TowerOption, of_a_subject
 from cnclip_bench.subject import Subject, serving
 
 if TYPE_CHECKING:
     from cnclip_bench.serving_settings import Settings
     from cnclip_bench.tuning import Comparison, Served
 
-SecondsOption = Annotated[float, typer.Option(min=0.1, help="How long a load is kept up in a round, at least.")]
+SecondsOption = Annotated[float, option("How long a load is kept up in a round, at least.", min=0.1)]
 
 
 @of_a_subject
 def throughput(
     asked: Asked,
-    concurrency: Annotated[list[int], typer.Option(min=1, help="Requests at once; repeatable.")] = [1, 2, 4],  # noqa: B006
-    batch_size: Annotated[list[int], typer.Option(min=1, help="Items a request; repeatable.")] = [1, 8],  # noqa: B006
+    concurrency: Annotated[list[int], option("Requests at once; repeatable.", min=1)] = [1, 2, 4],  # noqa: B006
+    batch_size: Annotated[list[int], option("Items a request; repeatable.", min=1)] = [1, 8],  # noqa: B006
     seconds: SecondsOption = 3.0,
     rounds: RoundsOption = 2,
     output: OutputOption = OUTPUT,
@@ -82,18 +76,15 @@ def throughput(
 def tune(
     asked: Asked,
     tower: TowerOption = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once, as your clients send them.")] = 4,
+    concurrency: Annotated[int, option("Requests at once, as your clients send them.", min=1)] = 4,
     batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Items a request, as your clients send them. Default: as ours does.", show_default=False
-        ),
+        int | None, option("Items a request, as your clients send them. Default: as ours does.", min=1)
     ] = None,
-    min_gain: Annotated[float, typer.Option(min=0.0, help="What is worth a change: 0.03 is 3 % more items.")] = 0.03,
-    max_latency_ms: Annotated[float | None, typer.Option(help="Bound of the 95th percentile of requests.")] = None,
+    min_gain: Annotated[float, option("What is worth a change: 0.03 is 3 % more items.", min=0.0)] = 0.03,
+    max_latency_ms: Annotated[float | None, option("Bound of the 95th percentile of requests.")] = None,
     seconds: SecondsOption = 4.0,
     rounds: RoundsOption = 5,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell; change no config.")] = False,
+    dry_run: Annotated[bool, option("Only tell; change no config.", "--dry-run")] = False,
     output: OutputOption = OUTPUT,
 ) -> None:
     """Find instances, threads, batch size and queue delay that serve faster here, and write them into the configs.

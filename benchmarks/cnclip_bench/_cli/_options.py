@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from cnclip_builder.tensors import Tower
 from cnclip_console import gives_options, option
 
@@ -24,29 +23,23 @@ ArchOption = Annotated[
 ]
 CheckpointOption = Annotated[
     str,
-    typer.Option(
-        help="A .pt file, a folder of transformers, hf:OWNER/NAME, or random:SEED, as for cnclip-build.",
-        rich_help_panel=_MEASURED,
+    option(
+        "A .pt file, a folder of transformers, hf:OWNER/NAME, or random:SEED, as for cnclip-build.", panel=_MEASURED
     ),
 ]
 RepositoryOption = Annotated[
-    Path,
-    typer.Option(
-        help="The model repository; one that has the model is only measured, any other is built.",
-        rich_help_panel=_MEASURED,
-    ),
+    Path, option("The model repository; one that has the model is only measured, any other is built.", panel=_MEASURED)
 ]
 NameOption = Annotated[
-    str | None,
-    option("Name of the served models. Default: the arch in lower case.", panel=_MEASURED),
+    str | None, option("Name of the served models. Default: the arch in lower case.", panel=_MEASURED)
 ]
 ImagesOption = Annotated[Path | None, option("A folder of images. Default: the builder's samples.", panel=_MEASURED)]
 CaptionsOption = Annotated[Path | None, option("A file of texts, one a line. Default: the builder's.", panel=_MEASURED)]
-TowerOption = Annotated[Tower | None, typer.Option(help="Only this one. Default: both.", show_default=False)]
-RoundsOption = Annotated[int, typer.Option(min=1, help="How often each thing is measured.")]
-BatchOption = Annotated[int, typer.Option(min=1, help="Rows a batch.")]
-ItemsOption = Annotated[int, typer.Option(min=1, help="Images, and four times as many texts, a round.")]
-OutputOption = Annotated[Path, typer.Option(help="Where JSON and plots go.")]
+TowerOption = Annotated[Tower | None, option("Only this one. Default: both.")]
+RoundsOption = Annotated[int, option("How often each thing is measured.", min=1)]
+BatchOption = Annotated[int, option("Rows a batch.", min=1)]
+ItemsOption = Annotated[int, option("Images, and four times as many texts, a round.", min=1)]
+OutputOption = Annotated[Path, option("Where JSON and plots go.")]
 
 RANDOM, REPOSITORY, OUTPUT = "random:0", OWN_REPOSITORY, Path("build/benchmarks")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from cnclip_builder.tensors import TOWERS
+from cnclip_console import option
 
 from cnclip_bench._cli._options import (
     OUTPUT,
@@ -32,11 +33,7 @@ _SIZES: dict[str, list[int]] = {"image": [1, 4, 16], "text": [1, 4, 16, 32]}
 
 
 @of_a_subject
-def savings(
-    asked: Asked,
-    rounds: RoundsOption = 5,
-    output: OutputOption = OUTPUT,
-) -> None:
+def savings(asked: Asked, rounds: RoundsOption = 5, output: OutputOption = OUTPUT) -> None:
     """Tell what is saved by leaving out padding and most of the last block, and by batches of the right size.
 
     Example:
@@ -74,10 +71,7 @@ def int8(
     checkpoint: CheckpointOption = RANDOM,
     images: ImagesOption = None,
     captions: CaptionsOption = None,
-    pairs: Annotated[
-        Path | None,
-        typer.Option(help="A TSV of image files and captions, to tell recall as well.", show_default=False),
-    ] = None,
+    pairs: Annotated[Path | None, option("A TSV of image files and captions, to tell recall as well.")] = None,
     rounds: RoundsOption = 7,
     output: OutputOption = OUTPUT,
 ) -> None:

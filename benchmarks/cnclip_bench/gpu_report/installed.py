@@ -153,7 +153,7 @@ def _tensorrt() -> Iterator[Fact]:
 
 
 def _tritonserver() -> Iterator[Fact]:
-    from cnclip_server._binary import find_binary
+    from cnclip_server import find_binary
 
     binary = find_binary()
     backends = sorted(folder.name for folder in (binary.home / "backends").iterdir())

@@ -152,7 +152,7 @@ def _serving(subject: Subject, platform: Platform) -> Iterator[tuple[TritonServe
     Raises:
         PassedOver: This tritonserver has no such backend.
     """
-    from cnclip_server._binary import find_binary
+    from cnclip_server import find_binary
 
     binary = find_binary()
     if platform == "tensorrt" and not (binary.home / "backends" / "tensorrt").is_dir():

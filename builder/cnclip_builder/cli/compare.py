@@ -64,11 +64,11 @@ def compare_features(
         int | None,
         option(
             "Tokens of a text that checkpoints and ONNX files read; a server has its own. Default: 52, or what "
-            "the model has room for.",
+            "the model has room for."
         ),
     ] = None,
-    worst: Annotated[int, typer.Option(min=0, help="How many of the rows that are furthest apart to name.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Write all figures as JSON instead of the table.")] = False,
+    worst: Annotated[int, option("How many of the rows that are furthest apart to name.", min=0)] = 5,
+    as_json: Annotated[bool, option("Write all figures as JSON instead of the table.", "--json")] = False,
     html: Annotated[Path | None, option("Write a page with plots here too.", dir_okay=False)] = None,
     download_root: DownloadRootOption = DEFAULT_DOWNLOAD_ROOT,
     hub: HubOption = "huggingface",

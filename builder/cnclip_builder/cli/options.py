@@ -53,21 +53,13 @@ VocabularyOption = Annotated[
 ]
 DownloadRootOption = Annotated[
     Path,
-    typer.Option(
-        help="Where official and random checkpoints are kept.",
-        envvar="CNCLIP_DOWNLOAD_ROOT",
-        file_okay=False,
-        rich_help_panel=FILES,
+    option(
+        "Where official and random checkpoints are kept.", panel=FILES, envvar="CNCLIP_DOWNLOAD_ROOT", file_okay=False
     ),
 ]
-HubOption = Annotated[
-    Hub, typer.Option(help="Where the official checkpoint is downloaded from.", rich_help_panel=MODEL)
-]
+HubOption = Annotated[Hub, option("Where the official checkpoint is downloaded from.", panel=MODEL)]
 ArtefactsOption = Annotated[
-    Path,
-    typer.Option(
-        help="Folder of the ONNX files; each model has a folder in it.", file_okay=False, rich_help_panel=FILES
-    ),
+    Path, option("Folder of the ONNX files; each model has a folder in it.", panel=FILES, file_okay=False)
 ]
 TowersOption = Annotated[
     list[str] | None,
@@ -97,14 +89,14 @@ Tf32Option = Annotated[
 ]
 LeastInt8SpeedUpOption = Annotated[
     float,
-    typer.Option(
-        help="How many times FP32's speed INT8 must reach on this machine; 0 to take it in any case, as when another "
+    option(
+        "How many times FP32's speed INT8 must reach on this machine; 0 to take it in any case, as when another "
         "machine is to serve it.",
+        panel=BUILD,
         min=0,
-        rich_help_panel=BUILD,
     ),
 ]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks and library logs.")]
+VerboseOption = Annotated[bool, option("Show tracebacks and library logs.", "--verbose", "-v")]
 
 DEFAULT_ARTEFACTS = Path("build/artefacts")
 DEFAULT_REPOSITORY = Path("build/repository")

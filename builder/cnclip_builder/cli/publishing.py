@@ -14,11 +14,11 @@ from cnclip_builder.system.secrets import without_secrets
 
 SettleOption = Annotated[
     float,
-    typer.Option(
+    option(
+        "How long servers have to take in a step before the next: longer than their --repository-poll-secs.",
         "--settle",
         metavar="SECONDS",
         min=0,
-        help="How long servers have to take in a step before the next: longer than their --repository-poll-secs.",
     ),
 ]
 
@@ -27,14 +27,14 @@ def publish(
     destination: Annotated[
         str, typer.Argument(help="Where servers read it: a folder, s3://BUCKET/PREFIX, or what else fsspec knows.")
     ],
-    repository: Annotated[
-        Path, typer.Option(help="The repository that was built here.", exists=True, file_okay=False)
-    ] = Path("build/repository"),
+    repository: Annotated[Path, option("The repository that was built here.", exists=True, file_okay=False)] = Path(
+        "build/repository"
+    ),
     name: Annotated[
         list[str] | None, option("Publish only models of this name; may be repeated. Default: all.")
     ] = None,
     changed: Annotated[
-        bool, typer.Option("--changed", help="Publish files, too, that were changed since they were built.")
+        bool, option("Publish files, too, that were changed since they were built.", "--changed")
     ] = False,
     settle: SettleOption = DEFAULT_SETTLE_S,
     verbose: VerboseOption = False,
@@ -68,7 +68,7 @@ def prune(
             metavar="N",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    dry_run: Annotated[bool, option("Only say what would be deleted.", "--dry-run")] = False,
     settle: SettleOption = DEFAULT_SETTLE_S,
     verbose: VerboseOption = False,
 ) -> None:

@@ -40,8 +40,7 @@ def repository(
     *,
     model: ModelOptions,
     model_version: Annotated[
-        int,
-        option("Triton's version number; a new one stays beside the old ones.", panel=MODEL, show_default=True),
+        int, option("Triton's version number; a new one stays beside the old ones.", panel=MODEL, show_default=True)
     ] = 1,
     repository: Annotated[
         Path, option("The model repository's folder.", panel=FILES, file_okay=False, show_default=True)
@@ -86,6 +85,7 @@ def repository(
         option(
             "Keep what the repository's settings of this name are, where no option says otherwise. Default: yes.",
             panel=BUILD,
+            show_default=False,
         ),
     ] = True,
     least_int8_speed_up: LeastInt8SpeedUpOption = LEAST_INT8_SPEED_UP,

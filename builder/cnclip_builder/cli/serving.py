@@ -9,7 +9,7 @@ from cnclip_console import option
 
 from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
 from cnclip_builder.cli.options import LIMITS, SERVED, SPEED, Tf32Option
-from cnclip_builder.repository.serving import DEFAULT_MAX_IMAGE_PIXELS
+from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.settings import (
     PER_TOWER,
     Accelerator,
@@ -32,18 +32,14 @@ class ServingOptions:
     """Settings of `ServingConfig`, by their names there; None where the command line says nothing."""
 
     target: Annotated[
-        Target | None,
-        option("What encoders run on. Default: gpu where nvidia-smi lists one, else cpu.", panel=SERVED),
+        Target | None, option("What encoders run on. Default: gpu where nvidia-smi lists one, else cpu.", panel=SERVED)
     ] = None
     precision: Annotated[
         Precision | None,
-        option(
-            "Of the served encoders; int8 on CPUs alone. Default: fp16 on a GPU, fp32 on a CPU.",
-            panel=SERVED,
-        ),
+        option("Of the served encoders; int8 on CPUs alone. Default: fp16 on a GPU, fp32 on a CPU.", panel=SERVED),
     ] = None
     platform: Annotated[
-        Platform | None, option("Triton's backend for the encoders. Default: onnxruntime.", panel=SERVED)
+        Platform | None, option(f"Triton's backend for the encoders. Default: {ServingConfig.platform}.", panel=SERVED)
     ] = None
     accelerator: Annotated[
         Accelerator | None,
@@ -57,7 +53,7 @@ class ServingOptions:
         Preprocess | None,
         option(
             "Who decodes images: exact, the processor; gpu, each GPU, JPEGs alone, and near to exact: docs/gpu.md. "
-            "Default: exact.",
+            f"Default: {ServingConfig.preprocess}.",
             panel=SERVED,
         ),
     ] = None
@@ -97,7 +93,8 @@ class ServingOptions:
     max_queue_size: Annotated[
         int | None,
         option(
-            "Requests that may wait for a model; 0: any number. A bound costs throughput: docs/serving.md. Default: 0.",
+            "Requests that may wait for a model; 0: any number. A bound costs throughput: docs/serving.md. "
+            f"Default: {ServingConfig.max_queue_size}.",
             panel=LIMITS,
             metavar="N",
         ),
@@ -106,7 +103,7 @@ class ServingOptions:
         int | None,
         option(
             "Width times height of the largest image that is decoded; a larger one is refused. "
-            f"Default: {DEFAULT_MAX_IMAGE_PIXELS}.",
+            f"Default: {ServingConfig.max_image_pixels}.",
             panel=LIMITS,
             metavar="N",
         ),
@@ -138,12 +135,17 @@ class ServingOptions:
     ] = None
     encoder_instances: Annotated[
         str | None,
-        option(f"Copies of each encoder, of each GPU{_EACH}. Default: 1.", panel=SPEED, metavar="N"),
+        option(
+            f"Copies of each encoder, of each GPU{_EACH}. Default: {ServingConfig.encoder_instances}.",
+            panel=SPEED,
+            metavar="N",
+        ),
     ] = None
     encoder_queue_delay_microseconds: Annotated[
         str | None,
         option(
-            f"How long a request waits for others to share its batch{_EACH}. Default: 1000.",
+            f"How long a request waits for others to share its batch{_EACH}. "
+            f"Default: {ServingConfig.encoder_queue_delay_microseconds}.",
             "--encoder-queue-delay",
             panel=SPEED,
             metavar="MICROSECONDS",
@@ -151,7 +153,11 @@ class ServingOptions:
     ] = None
     encoder_threads: Annotated[
         str | None,
-        option(f"Threads of an encoder on a CPU, 0: all cores{_EACH}. Default: 0.", panel=SPEED, metavar="N"),
+        option(
+            f"Threads of an encoder on a CPU, 0: all cores{_EACH}. Default: {ServingConfig.encoder_threads}.",
+            panel=SPEED,
+            metavar="N",
+        ),
     ] = None
     preprocess_instances: Annotated[
         int | None,
@@ -164,10 +170,17 @@ class ServingOptions:
     ] = None
     preprocess_threads: Annotated[
         int | None,
-        option("Threads in each of them; 0: its share of the cores. Default: 0.", panel=SPEED, metavar="N"),
+        option(
+            f"Threads in each of them; 0: its share of the cores. Default: {ServingConfig.preprocess_threads}.",
+            panel=SPEED,
+            metavar="N",
+        ),
     ] = None
     tokenize_instances: Annotated[
-        int | None, option("Processes that tokenise texts. Default: 1.", panel=SPEED, metavar="N")
+        int | None,
+        option(
+            f"Processes that tokenise texts. Default: {ServingConfig.tokenize_instances}.", panel=SPEED, metavar="N"
+        ),
     ] = None
     text_lengths: Annotated[
         str | None,

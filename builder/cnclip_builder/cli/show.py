@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from cnclip_console import visible
+from cnclip_console import option, visible
 
 from cnclip_builder.errors import RepositoryError
 
@@ -17,12 +17,10 @@ def show(
     repository: Annotated[
         Path, typer.Argument(help="The model repository's folder.", exists=True, file_okay=False)
     ] = Path("build/repository"),
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, with every setting.")] = False,
+    as_json: Annotated[bool, option("As JSON, with every setting.", "--json")] = False,
     check: Annotated[
         bool,
-        typer.Option(
-            "--check", help="Compare every served file with its hash in manifest.json; one that differs is an error."
-        ),
+        option("Compare every served file with its hash in manifest.json; one that differs is an error.", "--check"),
     ] = False,
 ) -> None:
     """Tell what a repository serves: models, checkpoints, precisions, sizes, and how well each was measured to fit.

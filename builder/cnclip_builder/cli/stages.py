@@ -51,11 +51,7 @@ def archs() -> None:
 
 
 @gives_options(ModelOptions, "model")
-def checkpoint(
-    *,
-    model: ModelOptions,
-    verbose: VerboseOption = False,
-) -> None:
+def checkpoint(*, model: ModelOptions, verbose: VerboseOption = False) -> None:
     """Fetch a checkpoint, tell its architecture, and check that it fits the one that is named.
 
     Example:
@@ -126,22 +122,21 @@ def tensorrt(
     *,
     model: ModelOptions,
     tower: TowersOption = None,
-    precision: Annotated[PlanPrecision, typer.Option(help="Of the plans.")] = "fp16",
+    precision: Annotated[PlanPrecision, option("Of the plans.")] = "fp16",
     edges: Annotated[
         Edges | None,
         option(
             "What plans take and give: cn_clip, what its own scripts make (NAME.img.fp16.trt), or served, what a "
-            "repository holds (NAME.img.fp16.served.trt). Default: cn_clip; served with --bundle.",
+            "repository holds (NAME.img.fp16.served.trt). Default: cn_clip; served with --bundle."
         ),
     ] = None,
     bundle: Annotated[
         Path | None,
         option(
-            "Build no plans, but write a folder to carry to a GPU machine: ONNX files and one script.",
-            file_okay=False,
+            "Build no plans, but write a folder to carry to a GPU machine: ONNX files and one script.", file_okay=False
         ),
     ] = None,
-    max_batch_size: Annotated[int, typer.Option(help="Most rows of a batch.")] = 64,
+    max_batch_size: Annotated[int, option("Most rows of a batch.")] = 64,
     context_length: Annotated[
         int | None, option("Most tokens of a text. Default: 52, or what the model has room for.")
     ] = None,

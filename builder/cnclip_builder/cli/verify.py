@@ -23,7 +23,7 @@ def verify(
     *,
     model: ModelOptions,
     url: Annotated[
-        str, typer.Option(help="The server's gRPC address; of several, with commas between, each is compared.")
+        str, option("The server's gRPC address; of several, with commas between, each is compared.")
     ] = "localhost:8001",
     image: Annotated[
         list[Path] | None, option("An image to compare instead of the built-in ones; may be repeated.")

@@ -79,11 +79,11 @@ def choose_settings(
     )
     if target != before.get("target"):
         before = {name: value for name, value in before.items() if name not in _DEPEND_ON_TARGET}
-    if "platform" in chosen and chosen["platform"] != before.get("platform", "onnxruntime"):
+    if "platform" in chosen and chosen["platform"] != before.get("platform", ServingConfig.platform):
         before = {name: value for name, value in before.items() if name not in ("accelerator", "cuda_graphs")}
     if chosen.get("precision", "fp32") != "fp32":
         before.pop("tf32", None)  # chosen for FP32
-    platform: Platform = chosen.get("platform") or before.get("platform", "onnxruntime")
+    platform: Platform = chosen.get("platform") or before.get("platform", ServingConfig.platform)
     defaults: dict[str, Any] = {
         "precision": default_precision(target),
         "max_batch_size": default_max_batch_size(target, platform),

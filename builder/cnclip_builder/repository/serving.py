@@ -14,9 +14,6 @@ from cnclip_builder.repository.settings import Accelerator, PerTower, Platform, 
 from cnclip_builder.system.gpu import has_gpu
 from cnclip_builder.tensors import TOWERS, Precision, Tower
 
-DEFAULT_MAX_IMAGE_PIXELS = 178_956_970
-"""What Pillow refuses by itself (a bitmap of 512 MiB), and with it cn_clip."""
-
 BOUNDED_BY_BATCH = ("preferred_batch_size", "merged_batch_size")
 """The settings that are rows of a batch, of which none has more than `max_batch_size`."""
 
@@ -59,7 +56,7 @@ def default_max_batch_size(target: Target, platform: Platform) -> PerTower:
 
 def most_rows(max_batch_size: PerTower, tower: Tower, target: Target, platform: Platform) -> int:
     """Most rows of an encoder's batches, by what is set and the defaults."""
-    return _of(max_batch_size, tower, _of(default_max_batch_size(target, platform), tower, 1))
+    return _of(max_batch_size, tower, default_max_batch_size(target, platform))
 
 
 def within_batches(
@@ -163,7 +160,7 @@ class ServingConfig:
     preprocess: Preprocess = "exact"
     preprocess_instances: int | None = None
     preprocess_threads: int = 0
-    max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
+    max_image_pixels: int = 178_956_970  # what Pillow refuses by itself (a bitmap of 512 MiB), and with it cn_clip
     image_formats: str = ""
     reduced_decoding: bool = False
     tokenize_instances: int = 1
@@ -244,9 +241,11 @@ class ServingConfig:
         merged = preferred if (self.target, tower) == ("cpu", "image") else 0
         return EncoderSettings(
             max_batch_size=most,
-            instances=_of(self.encoder_instances, tower, 1),
-            threads=_of(self.encoder_threads, tower, 0),
-            queue_delay_microseconds=_of(self.encoder_queue_delay_microseconds, tower, 1000),
+            instances=_of(self.encoder_instances, tower, ServingConfig.encoder_instances),
+            threads=_of(self.encoder_threads, tower, ServingConfig.encoder_threads),
+            queue_delay_microseconds=_of(
+                self.encoder_queue_delay_microseconds, tower, ServingConfig.encoder_queue_delay_microseconds
+            ),
             preferred_batch_size=preferred,
             merged_batch_size=_of(self.merged_batch_size, tower, merged),
         )
@@ -307,7 +306,9 @@ SETTINGS = tuple(field.name for field in fields(ServingConfig))
 """The names of all settings."""
 
 
-def _of(value: PerTower | None, tower: Tower, default: int) -> int:
-    if value is None:
-        return default
-    return value.get(tower, default) if isinstance(value, Mapping) else value
+def _of(value: PerTower | None, tower: Tower, default: PerTower) -> int:
+    """One encoder's part of a setting, or of the default where the setting names none for it."""
+    named = value.get(tower) if isinstance(value, Mapping) else value
+    if named is not None:
+        return named
+    return default[tower] if isinstance(default, Mapping) else default

@@ -1,4 +1,4 @@
-"""The command `cnclip`, a module for each subcommand. The only package that imports typer.
+"""The command `cnclip`, a module for each subcommand.
 
 Exit status: 0 all went well; 1 some items could not be encoded (the others were printed); 2 wrong usage, or a file that
 cannot be read; 3 the server or the model could not be had; 4 more items failed than --max-errors; 130 interrupted; 141

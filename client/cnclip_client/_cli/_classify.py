@@ -9,25 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from cnclip_console import option
 
 from cnclip_client._cli import _render as render
-from cnclip_client._cli._connection import Server, asks_server_for
 from cnclip_client._cli._progress import progress
-from cnclip_client._cli._shared import (
-    SOME_FAILED,
-    Verbose,
-    as_typed,
-    complain,
-    items_given,
-    reporting,
-    require_unread,
-    usage,
-    writing,
-)
+from cnclip_client._cli._shared import as_typed, items_given, require_unread, writing
 from cnclip_client._float32 import rounded
 from cnclip_client._texts import NO_UTF8
 from cnclip_client._vocabulary import Id
 from cnclip_client.classification import TEMPLATES, Classification, Classifier
+from cnclip_client.command_line import SOME_FAILED, Server, Verbose, asks_server_for, complain, reporting, usage
 from cnclip_client.sources import image_source
 
 __all__ = ["classify"]
@@ -39,22 +30,15 @@ def classify(
     paths: Annotated[
         list[str] | None, typer.Argument(metavar="PATH", help="Image files, or folders of them.", show_default=False)
     ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A label a line, such as cn_clip's label_cn.txt.")
-    ] = None,
-    label: Annotated[list[str] | None, typer.Option(help="A label; may be given many times.")] = None,
+    labels: Annotated[Path | None, option("A label a line, such as cn_clip's label_cn.txt.", metavar="FILE")] = None,
+    label: Annotated[list[str] | None, option("A label; may be given many times.")] = None,
     template: Annotated[
-        list[str] | None,
-        typer.Option(help="A prompt with {} for the label; may be given many times.", show_default=TEMPLATES[0]),
+        list[str] | None, option("A prompt with {} for the label; may be given many times.", show_default=TEMPLATES[0])
     ] = None,
-    templates: Annotated[Path | None, typer.Option(metavar="FILE", help="A template a line.")] = None,
-    file: Annotated[
-        str | None, typer.Option("--file", "-f", help="A file with a path a line; - is standard input.")
-    ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="How many labels to name for each image.")] = 5,
-    output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE.jsonl|-", help="JSON lines; - is stdout.")
-    ] = "-",
+    templates: Annotated[Path | None, option("A template a line.", metavar="FILE")] = None,
+    file: Annotated[str | None, option("A file with a path a line; - is standard input.", "--file", "-f")] = None,
+    top_k: Annotated[int, option("How many labels to name for each image.", min=1)] = 5,
+    output: Annotated[str, option("JSON lines; - is stdout.", "--output", "-o", metavar="FILE.jsonl|-")] = "-",
     verbose: Verbose = False,
 ) -> None:
     r"""Tell what each image shows, of labels that the model never learned.

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from cnclip_console import option
 
 from cnclip_client._cli._index import stages
 from cnclip_client._cli._retrieval import IndexParameters
-from cnclip_client._cli._shared import Verbose, complain, reporting, require_unread, usage, writing
+from cnclip_client._cli._shared import require_unread, writing
 from cnclip_client._float32 import rounded
+from cnclip_client.command_line import Verbose, complain, reporting, usage
 from cnclip_client.index import Index, near_duplicates
 
 __all__ = ["dedup"]
@@ -19,10 +21,8 @@ __all__ = ["dedup"]
 
 def dedup(
     index: Annotated[Path, typer.Argument(metavar="INDEX", help="What `cnclip index` made.")],
-    cosine: Annotated[float, typer.Option(min=-1.0, max=1.0, help="How near is too near.")],
-    output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE.jsonl|-", help="The groups; - is stdout.")
-    ] = "-",
+    cosine: Annotated[float, option("How near is too near.", min=-1.0, max=1.0)],
+    output: Annotated[str, option("The groups; - is stdout.", "--output", "-o", metavar="FILE.jsonl|-")] = "-",
     index_parameters: IndexParameters = None,
     verbose: Verbose = False,
 ) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cnclip_console import option
 
 from cnclip_client.extraction import PartFormat, Sharding
 from cnclip_client.extraction._parts_folder import work_folder
@@ -15,28 +15,26 @@ __all__ = ["Destination", "Output", "OutputFormat", "Shard", "ShardItems", "Work
 
 Output = Annotated[
     str,
-    typer.Option(
+    option(
+        "FILE.jsonl (cn_clip's), .parquet, or .npy with FILE.ids.jsonl; or, ending in /, a folder of parts, here "
+        "or in an object store (s3://BUCKET/FEATURES/).",
         "--output",
         "-o",
         metavar="FILE|FOLDER/",
-        help="FILE.jsonl (cn_clip's), .parquet, or .npy with FILE.ids.jsonl; or, ending in /, a folder of parts, here "
-        "or in an object store (s3://BUCKET/FEATURES/).",
     ),
 ]
 ShardItems = Annotated[
-    int | None,
-    typer.Option(min=1, metavar="N", help="Items of SOURCE in each part of a folder.", show_default="100000"),
+    int | None, option("Items of SOURCE in each part of a folder.", metavar="N", min=1, show_default="100000")
 ]
 Shard = Annotated[
-    str | None,
-    typer.Option(metavar="I/N", help="Of N jobs on one folder this is number I, from 0; each does its parts."),
+    str | None, option("Of N jobs on one folder this is number I, from 0; each does its parts.", metavar="I/N")
 ]
-OutputFormat = Annotated[PartFormat | None, typer.Option(help="Of a folder's parts.", show_default="parquet")]
+OutputFormat = Annotated[PartFormat | None, option("Of a folder's parts.", show_default="parquet")]
 Work = Annotated[
     Path | None,
-    typer.Option(
+    option(
+        "Where unfinished parts are kept if the output is in an object store.",
         metavar="FOLDER",
-        help="Where unfinished parts are kept if the output is in an object store.",
         show_default="NAME.partial here",
     ),
 ]

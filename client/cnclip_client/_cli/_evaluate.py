@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from cnclip_console import print_table
+from cnclip_console import option, print_table
 
 from cnclip_client._cli._retrieval import (
     ImageFeatures,
@@ -21,7 +21,8 @@ from cnclip_client._cli._retrieval import (
     asked_of_features,
     asked_of_index,
 )
-from cnclip_client._cli._shared import AsJson, Verbose, complain, reporting, usage, write
+from cnclip_client._cli._shared import AsJson, write
+from cnclip_client.command_line import Verbose, complain, reporting, usage
 from cnclip_client.evaluation import Recall, annotated, read_annotations, read_predictions, recall
 from cnclip_client.features import require_one_checkpoint
 from cnclip_client.retrieval import Direction
@@ -29,13 +30,13 @@ from cnclip_client.retrieval import Direction
 __all__ = ["evaluate"]
 
 Predictions = Annotated[
-    Path | None, typer.Option(metavar="FILE.jsonl", help="Predictions of this direction, instead of features.")
+    Path | None, option("Predictions of this direction, instead of features.", metavar="FILE.jsonl")
 ]
 
 
 def evaluate(
     annotations: Annotated[
-        Path, typer.Option(metavar="FILE.jsonl", help="Texts with text_id and the image_ids that are right for them.")
+        Path, option("Texts with text_id and the image_ids that are right for them.", metavar="FILE.jsonl")
     ],
     image_feats: Annotated[Path | None, ImageFeatures] = None,
     text_feats: Annotated[Path | None, TextFeatures] = None,
@@ -43,7 +44,7 @@ def evaluate(
     text_to_image: Predictions = None,
     image_to_text: Predictions = None,
     missing_as_misses: Annotated[
-        bool, typer.Option("--missing-as-misses", help="Count annotated queries that were not searched as misses.")
+        bool, option("Count annotated queries that were not searched as misses.", "--missing-as-misses")
     ] = False,
     index_parameters: IndexParameters = None,
     normalize: Normalize = False,

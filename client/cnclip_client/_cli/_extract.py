@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from cnclip_console import gives_options, plain_app
+from cnclip_console import gives_options, option, plain_app
 
 from cnclip_client import (
     AccessDenied,
@@ -23,18 +23,10 @@ from cnclip_client import (
     StoreError,
     TransportError,
 )
-from cnclip_client._cli._connection import Server, asks_server_for
-from cnclip_client._cli._destination import (
-    Destination,
-    Output,
-    OutputFormat,
-    Shard,
-    ShardItems,
-    Work,
-    destination_of,
-)
+from cnclip_client._cli._destination import Destination, Output, OutputFormat, Shard, ShardItems, Work, destination_of
 from cnclip_client._cli._progress import ProgressEvery, ProgressOption, job_progress
-from cnclip_client._cli._shared import SOME_FAILED, Normalize, Verbose, complain, reporting, usage
+from cnclip_client._cli._shared import Normalize
+from cnclip_client.command_line import SOME_FAILED, Server, Verbose, asks_server_for, complain, reporting, usage
 from cnclip_client.extraction import Engine, ExtractOptions, RepeatedIds, Summary, extract_parts
 from cnclip_client.extraction import extract as extract_features
 from cnclip_client.features import Dtype
@@ -56,37 +48,24 @@ extract = plain_app(
     "--max-errors) and 130 the same command goes on.",
 )
 
-IdColumn = Annotated[
-    str | None, typer.Option(metavar="NAME", help="The column of ids: of parquet, JSONL or a tar's .json.")
-]
-Column = Annotated[
-    str | None, typer.Option(metavar="NAME", help="The column of images, paths or texts; a tar's ending.")
-]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Of the numbers in a .parquet or .npy file.")]
+IdColumn = Annotated[str | None, option("The column of ids: of parquet, JSONL or a tar's .json.", metavar="NAME")]
+Column = Annotated[str | None, option("The column of images, paths or texts; a tar's ending.", metavar="NAME")]
+DtypeOption = Annotated[Dtype, option("Of the numbers in a .parquet or .npy file.", "--dtype")]
 MaxErrors = Annotated[
-    int | None, typer.Option(min=0, metavar="N", help="Stop, with status 4, once more than N items have failed.")
+    int | None, option("Stop, with status 4, once more than N items have failed.", metavar="N", min=0)
 ]
-Overwrite = Annotated[
-    bool,
-    typer.Option("--overwrite", help="Replace what there is of OUTPUT, once the new one is whole."),
-]
+Overwrite = Annotated[bool, option("Replace what there is of OUTPUT, once the new one is whole.", "--overwrite")]
 RepeatedIdsOption = Annotated[
-    RepeatedIds,
-    typer.Option("--repeated-ids", help="Write features of ids that came before, keep each one's first, or stop."),
+    RepeatedIds, option("Write features of ids that came before, keep each one's first, or stop.", "--repeated-ids")
 ]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Items a request. Default: what suits the server.")]
+BatchSize = Annotated[int | None, option("Items a request. Default: what suits the server.", min=1)]
 WaitForServer = Annotated[
-    float,
-    typer.Option(
-        min=0.001, metavar="SECONDS", help="How long to wait for a server that is not there yet, or goes away."
-    ),
+    float, option("How long to wait for a server that is not there yet, or goes away.", metavar="SECONDS", min=0.001)
 ]
 EngineOption = Annotated[
-    Literal["local", "ray"], typer.Option("--engine", help="Encode in this process, or on a Ray cluster (RAY_ADDRESS).")
+    Literal["local", "ray"], option("Encode in this process, or on a Ray cluster (RAY_ADDRESS).", "--engine")
 ]
-Actors = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Ray actors, a client each; by default one for each node.")
-]
+Actors = Annotated[int | None, option("Ray actors, a client each; by default one for each node.", metavar="N", min=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +121,7 @@ def _extract_images(
     ],
     output: Output,
     format: Annotated[
-        ImageFormat | None, typer.Option("--format", help="What SOURCE is, where it does not tell by itself.")
+        ImageFormat | None, option("What SOURCE is, where it does not tell by itself.", "--format")
     ] = None,
     id_column: IdColumn = None,
     column: Column = None,
@@ -183,15 +162,12 @@ def _extract_texts(
     ],
     output: Output,
     format: Annotated[
-        TextFormat | None, typer.Option("--format", help="What SOURCE is, where it does not tell by itself.")
+        TextFormat | None, option("What SOURCE is, where it does not tell by itself.", "--format")
     ] = None,
     id_column: IdColumn = None,
     column: Column = None,
     preprocess: Annotated[
-        bool,
-        typer.Option(
-            "--preprocess/--no-preprocess", help="Lower case and straight quotation marks, as cn_clip has them."
-        ),
+        bool, option("Lower case and straight quotation marks, as cn_clip has them.", "--preprocess/--no-preprocess")
     ] = True,
     job: _Job,
     verbose: Verbose = False,

@@ -11,26 +11,16 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from cnclip_console import plain_app
+from cnclip_console import option, plain_app
 from numpy.typing import NDArray
 
 from cnclip_client import Block
 from cnclip_client._cli import _render as render
-from cnclip_client._cli._connection import Server, asks_server_for
 from cnclip_client._cli._progress import progress
-from cnclip_client._cli._shared import (
-    SOME_FAILED,
-    Normalize,
-    Verbose,
-    as_typed,
-    complain,
-    items_given,
-    reporting,
-    require_unread,
-    write,
-)
+from cnclip_client._cli._shared import Normalize, as_typed, items_given, require_unread, write
 from cnclip_client._replacing import replacing
 from cnclip_client._vocabulary import Kind
+from cnclip_client.command_line import SOME_FAILED, Server, Verbose, asks_server_for, complain, reporting
 
 __all__ = ["features"]
 
@@ -41,14 +31,14 @@ features = plain_app(
 
 Output = Annotated[
     str,
-    typer.Option(
+    option(
+        "A float32 [N, D] .npy file, row i for item i (NaN where it failed); - is JSON lines on stdout.",
         "--output",
         "-o",
         metavar="FILE.npy|-",
-        help="A float32 [N, D] .npy file, row i for item i (NaN where it failed); - is JSON lines on stdout.",
     ),
 ]
-Listing = Annotated[str | None, typer.Option("--file", "-f", help="A file with one item a line; - is standard input.")]
+Listing = Annotated[str | None, option("A file with one item a line; - is standard input.", "--file", "-f")]
 
 
 @features.command("images")
@@ -82,7 +72,7 @@ def _features_texts(
     output: Output = "-",
     normalize: Normalize = True,
     preprocess: Annotated[
-        bool, typer.Option("--preprocess", help="Lower case and straight quotation marks, as `extract texts` has them.")
+        bool, option("Lower case and straight quotation marks, as `extract texts` has them.", "--preprocess")
     ] = False,
     verbose: Verbose = False,
 ) -> None:
@@ -97,12 +87,7 @@ def _features_texts(
 
 
 def _features(
-    kind: Kind,
-    items: Iterable[str],
-    server: Server,
-    output: str,
-    normalize: bool,
-    preprocess: bool = False,
+    kind: Kind, items: Iterable[str], server: Server, output: str, normalize: bool, preprocess: bool = False
 ) -> None:
     target = None if output == "-" else Path(output)
     if target is not None and (target.suffix != ".npy" or not target.parent.is_dir()):

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from cnclip_console import gives_options, plain_app, print_table
+from cnclip_console import gives_options, option, plain_app, print_table
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cnclip_client._cli._retrieval import Normalize
-from cnclip_client._cli._shared import AsJson, Verbose, complain, reporting, usage, write
+from cnclip_client._cli._shared import AsJson, write
 from cnclip_client._vocabulary import Kind
+from cnclip_client.command_line import Verbose, complain, reporting, usage
 from cnclip_client.index import Built, IndexOptions, Record, Report, build_index
 from cnclip_client.index._plan import parse_bytes
 
@@ -38,34 +39,29 @@ FeaturesArgument = Annotated[
     list[Path],
     typer.Argument(metavar="FEATURES...", help="What cnclip extract wrote: files, or folders of parts or of .parquet."),
 ]
-Output = Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="The index.")]
+Output = Annotated[Path, option("The index.", "--output", "-o", metavar="FOLDER")]
 Memory = Annotated[
     str | None,
-    typer.Option(
-        metavar="SIZE",
-        help="What making and searching it may take, such as 4GiB: the kind is chosen to fit. Default: half of what is "
+    option(
+        "What making and searching it may take, such as 4GiB: the kind is chosen to fit. Default: half of what is "
         "free.",
-        show_default=False,
+        metavar="SIZE",
     ),
 ]
 Factory = Annotated[
-    str | None,
-    typer.Option(metavar="STRING", help="faiss's index_factory string, such as IVF4096,PQ64, instead of a chosen one."),
+    str | None, option("faiss's index_factory string, such as IVF4096,PQ64, instead of a chosen one.", metavar="STRING")
 ]
 RecallOption = Annotated[
-    float, typer.Option("--recall", min=0.01, max=1.0, help="Share of the exact best 10 that it is tuned to find.")
+    float, option("Share of the exact best 10 that it is tuned to find.", "--recall", min=0.01, max=1.0)
 ]
 Rescore = Annotated[
     bool | None,
-    typer.Option(
+    option(
+        "Keep features beside it (float16) and score anew with them what it proposes. Default: where it is lossy.",
         "--rescore/--no-rescore",
-        help="Keep features beside it (float16) and score anew with them what it proposes. Default: where it is lossy.",
-        show_default=False,
     ),
 ]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Make an index that is there anew, rather than add to it.")
-]
+Overwrite = Annotated[bool, option("Make an index that is there anew, rather than add to it.", "--overwrite")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +94,7 @@ def _index_images(
     features: FeaturesArgument,
     output: Output,
     queries: Annotated[
-        Path | None,
-        typer.Option(metavar="FEATURES", help="Features of texts such as will be asked, to tune and measure it with."),
+        Path | None, option("Features of texts such as will be asked, to tune and measure it with.", metavar="FEATURES")
     ] = None,
     asked: _Asked,
     as_json: AsJson = False,
@@ -121,7 +116,7 @@ def _index_texts(
     output: Output,
     queries: Annotated[
         Path | None,
-        typer.Option(metavar="FEATURES", help="Features of images such as will be asked, to tune and measure it with."),
+        option("Features of images such as will be asked, to tune and measure it with.", metavar="FEATURES"),
     ] = None,
     asked: _Asked,
     as_json: AsJson = False,
@@ -137,13 +132,7 @@ def _index_texts(
 
 
 def _index(
-    kind: Kind,
-    features: list[Path],
-    output: Path,
-    queries: Path | None,
-    asked: _Asked,
-    as_json: bool,
-    verbose: bool,
+    kind: Kind, features: list[Path], output: Path, queries: Path | None, asked: _Asked, as_json: bool, verbose: bool
 ) -> None:
     with reporting(verbose), usage(), stages() as report:
         built = build_index(features, output, kind, asked.options(), queries=queries, report=report)

@@ -6,8 +6,8 @@ import dataclasses
 import json
 
 from cnclip_client._cli import _render as render
-from cnclip_client._cli._connection import Server, asks_about_server
-from cnclip_client._cli._shared import AsJson, Verbose, reporting, write
+from cnclip_client._cli._shared import AsJson, write
+from cnclip_client.command_line import Server, Verbose, asks_about_server, reporting
 
 __all__ = ["info"]
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
 import typer
+from cnclip_console import option
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from cnclip_client._cli._shared import complain
+from cnclip_client.command_line import complain
 
 __all__ = ["ProgressEvery", "ProgressOption", "job_progress", "progress"]
 
@@ -26,10 +27,9 @@ _RATE_SECONDS = 30.0
 Style: TypeAlias = Literal["auto", "json", "none"]
 Report: TypeAlias = Callable[[int, int], None]
 ProgressOption = Annotated[
-    Style,
-    typer.Option("--progress", help="On stderr: a bar, or a line a minute where that is no terminal; or JSON lines."),
+    Style, option("On stderr: a bar, or a line a minute where that is no terminal; or JSON lines.", "--progress")
 ]
-ProgressEvery = Annotated[float, typer.Option(min=0.01, metavar="SECONDS", help="How often such a line comes.")]
+ProgressEvery = Annotated[float, option("How often such a line comes.", metavar="SECONDS", min=0.01)]
 
 
 def job_progress(style: Style, every_s: float, total: Callable[[], int | None]) -> AbstractContextManager[Report]:

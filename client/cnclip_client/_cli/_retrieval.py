@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from cnclip_console import option
 
 from cnclip_client._exceptions import BadFile
 from cnclip_client._extras import require
@@ -25,25 +26,16 @@ __all__ = [
 
 _IDS = 8192  # at once in memory
 
-ImageFeatures = typer.Option(
-    "--image-feats", metavar="FILE", help="Image features: .jsonl, .parquet (or a folder) or .npy."
-)
-TextFeatures = typer.Option("--text-feats", metavar="FILE", help="Text features, likewise.")
+ImageFeatures = option("Image features: .jsonl, .parquet (or a folder) or .npy.", "--image-feats", metavar="FILE")
+TextFeatures = option("Text features, likewise.", "--text-feats", metavar="FILE")
 IndexOption = Annotated[
-    Path | None,
-    typer.Option("--index", metavar="FOLDER", help="What `cnclip index` made, instead of the features it is of."),
+    Path | None, option("What `cnclip index` made, instead of the features it is of.", "--index", metavar="FOLDER")
 ]
 IndexParameters = Annotated[
-    str | None,
-    typer.Option(metavar="STRING", help="What to turn of the index, such as efSearch=256 or nprobe=64,rescore=400."),
+    str | None, option("What to turn of the index, such as efSearch=256 or nprobe=64,rescore=400.", metavar="STRING")
 ]
-Normalize = Annotated[
-    bool, typer.Option("--normalize", help="Divide each feature by its length; extracted ones are so already.")
-]
-MemoryMib = Annotated[
-    int,
-    typer.Option(min=0, help="MiB of features to hold; what is searched goes to a temporary file past it."),
-]
+Normalize = Annotated[bool, option("Divide each feature by its length; extracted ones are so already.", "--normalize")]
+MemoryMib = Annotated[int, option("MiB of features to hold; what is searched goes to a temporary file past it.", min=0)]
 
 
 @dataclass(frozen=True, slots=True)

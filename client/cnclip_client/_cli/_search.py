@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Annotated
 
 import typer
+from cnclip_console import option
 
 from cnclip_client._cli._pictures import pictures_in, queries_with_ids, words_in
 from cnclip_client._cli._retrieval import (
@@ -20,9 +21,10 @@ from cnclip_client._cli._retrieval import (
     asked_of_features,
     asked_of_index,
 )
-from cnclip_client._cli._shared import Verbose, reporting, require_unread, usage, writing
+from cnclip_client._cli._shared import require_unread, writing
 from cnclip_client._extras import require
 from cnclip_client._float32 import rounded
+from cnclip_client.command_line import Verbose, reporting, usage
 from cnclip_client.evaluation import read_annotations
 from cnclip_client.features import require_one_checkpoint
 from cnclip_client.report import html_report, image_ids, text_ids, thumbnails
@@ -37,27 +39,21 @@ def search(
     text_feats: Annotated[Path | None, TextFeatures] = None,
     index: IndexOption = None,
     image_to_text: Annotated[
-        bool, typer.Option("--image-to-text/--text-to-image", help="Texts for images, or images for texts.")
+        bool, option("Texts for images, or images for texts.", "--image-to-text/--text-to-image")
     ] = False,
-    top_k: Annotated[int, typer.Option(min=1, help="How many to find for each.")] = 10,
-    output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE.jsonl|-", help="The predictions; - is stdout.")
-    ] = "-",
-    scores: Annotated[bool, typer.Option("--scores", help="Add each one's score.")] = False,
+    top_k: Annotated[int, option("How many to find for each.", min=1)] = 10,
+    output: Annotated[str, option("The predictions; - is stdout.", "--output", "-o", metavar="FILE.jsonl|-")] = "-",
+    scores: Annotated[bool, option("Add each one's score.", "--scores")] = False,
     html: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.html", help="Write a page to look at: thumbnails, scores, what is right."),
+        Path | None, option("Write a page to look at: thumbnails, scores, what is right.", metavar="FILE.html")
     ] = None,
-    html_queries: Annotated[int, typer.Option(min=1, help="The first so many queries are on the page.")] = 100,
+    html_queries: Annotated[int, option("The first so many queries are on the page.", min=1)] = 100,
     images: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="The page's images: whatever `extract images` takes.")
+        str | None, option("The page's images: whatever `extract images` takes.", metavar="SOURCE")
     ] = None,
-    texts: Annotated[
-        str | None,
-        typer.Option(metavar="SOURCE", help="The page's texts: whatever `extract texts` takes."),
-    ] = None,
+    texts: Annotated[str | None, option("The page's texts: whatever `extract texts` takes.", metavar="SOURCE")] = None,
     annotations: Annotated[
-        Path | None, typer.Option(metavar="FILE.jsonl", help="The page's texts, and the image_ids right for them.")
+        Path | None, option("The page's texts, and the image_ids right for them.", metavar="FILE.jsonl")
     ] = None,
     index_parameters: IndexParameters = None,
     normalize: Normalize = False,

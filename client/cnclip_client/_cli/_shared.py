@@ -1,92 +1,28 @@
-"""What every subcommand of `cnclip` shares: its options, how it reads items, and how it ends."""
+"""What subcommands of `cnclip` share: options, and how they read items and write what they found."""
 
 from __future__ import annotations
 
 import io
 import locale
-import logging
 import os
 import sys
-import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Annotated
 
 import typer
-from cnclip_console import told, visible
+from cnclip_console import option
 
-from cnclip_client import BadFile, CnclipError, JobRefused, MissingExtra, TooManyFailures
 from cnclip_client._replacing import replacing, takes
+from cnclip_client.command_line import complain
 from cnclip_client.features._npy import ids_of_npy
 from cnclip_client.sources._sniff import first_bytes, require_lines
 
-__all__ = [
-    "SOME_FAILED",
-    "AsJson",
-    "Normalize",
-    "Verbose",
-    "as_typed",
-    "complain",
-    "items_given",
-    "reporting",
-    "require_unread",
-    "usage",
-    "write",
-    "writing",
-]
+__all__ = ["AsJson", "Normalize", "as_typed", "items_given", "require_unread", "write", "writing"]
 
-SOME_FAILED, _USAGE, _SERVER, _TOO_MANY_FAILED, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 3, 4, 130, 141
-
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, and show tracebacks of errors.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Normalize = Annotated[
-    bool, typer.Option("--normalize/--no-normalize", help="Whether to divide each feature by its length.")
-]
-
-
-@contextmanager
-def reporting(verbose: bool, command: str = "cnclip") -> Iterator[None]:
-    """Turns errors into one line on stderr, which begins with the command, and an exit status."""
-    if verbose:
-        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
-    try:
-        yield
-        sys.stdout.flush()
-    except typer.BadParameter as error:
-        complain(error.message, command)
-        raise typer.Exit(_USAGE) from error
-    except (CnclipError, OSError, KeyboardInterrupt) as error:
-        if verbose:
-            traceback.print_exc()
-        raise typer.Exit(_status(error, command)) from error
-
-
-@contextmanager
-def usage() -> Iterator[None]:
-    """Reports what does not go together as wrong usage."""
-    try:
-        yield
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-def _status(error: BaseException, command: str) -> int:
-    """Says what there is to say of an error and returns the exit status."""
-    if isinstance(error, OSError):
-        try:
-            sys.stdout.flush()
-        except OSError:
-            # The interpreter would flush stdout once more as it ends, complain, and end with a status of its own.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if isinstance(error, BrokenPipeError):
-        return _PIPE_CLOSED
-    if isinstance(error, KeyboardInterrupt):
-        return _INTERRUPTED
-    complain(told(error), command)
-    if isinstance(error, TooManyFailures):
-        return _TOO_MANY_FAILED
-    return _USAGE if isinstance(error, OSError | BadFile | MissingExtra | JobRefused) else _SERVER
+AsJson = Annotated[bool, option("Print JSON.", "--json")]
+Normalize = Annotated[bool, option("Whether to divide each feature by its length.", "--normalize/--no-normalize")]
 
 
 def items_given(given: list[str] | None, file: str | None) -> Iterable[str]:
@@ -127,11 +63,6 @@ def as_typed(texts: Iterable[str]) -> list[str]:
                 text = os.fsencode(text).decode(locale.nl_langinfo(locale.CODESET))
         typed.append(text)
     return typed
-
-
-def complain(message: str, command: str = "cnclip") -> None:
-    """Prints one line on stderr, whatever names of files or words of a server's are in it."""
-    typer.echo(visible(f"{command}: {message}"), err=True)
 
 
 def write(data: bytes) -> None:

@@ -6,12 +6,13 @@ import sys
 from typing import Annotated
 
 import typer
+from cnclip_console import option
 
 from cnclip_client import BadInput
 from cnclip_client._cli import _render as render
-from cnclip_client._cli._connection import Server, asks_server_for
-from cnclip_client._cli._shared import SOME_FAILED, AsJson, Verbose, as_typed, complain, reporting, write
+from cnclip_client._cli._shared import AsJson, as_typed, write
 from cnclip_client._similarity import logits_per_image, softmax
+from cnclip_client.command_line import SOME_FAILED, Server, Verbose, asks_server_for, complain, reporting
 
 __all__ = ["similarity"]
 
@@ -19,8 +20,8 @@ __all__ = ["similarity"]
 @asks_server_for("images", "texts")
 def similarity(
     server: Server,
-    image: Annotated[list[str], typer.Option(help="An image file; may be given many times.")],
-    text: Annotated[list[str], typer.Option(help="A text; may be given many times.")],
+    image: Annotated[list[str], option("An image file; may be given many times.")],
+    text: Annotated[list[str], option("A text; may be given many times.")],
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:

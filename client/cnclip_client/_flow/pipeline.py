@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cnclip_client._blocks import Block
 from cnclip_client._connection.endpoint import Endpoint
@@ -91,7 +92,11 @@ class Pipeline:
         self._vouching = Vouching(verify, self._retry)
         self._sent = 0
         self._answers: queue.SimpleQueue[tuple[Batch, Any, Any]] = queue.SimpleQueue()
-        self._window: deque[Batch] = deque()
+        self._held: Batch | None = None  # read, and not sent yet
+        self._ended = False  # whether the source has no more
+        self._failure: Exception | None = None  # what it raised instead
+        self._fed = True  # whether it was read since a block was given out
+        self._window: deque[Batch] = deque()  # sent, and not given out yet
         self._resend: list[tuple[float, int, Batch]] = []
         self._quarantine = Quarantine(endpoints, harmless, embedding_size, _GRACE * self._retry.deadline_s)
         self._ticket = itertools.count()
@@ -109,63 +114,74 @@ class Pipeline:
             yield from self._run(source)
 
     def _run(self, source: Iterator[Batch]) -> Iterator[Block]:
-        held: Batch | None = None
-        ended = False
-        # Whether a batch was read since the last one was given out.
-        fed = True
-        failure: Exception | None = None
         try:
             while True:
                 self._take_answers(wait=False)
                 self._send_due()
                 self._try_suspect()
-                head_done = bool(self._window) and self._window[0].outcome is not None
-                # What is at hand comes out first, if the server has work meanwhile; then a batch is read for each that
-                # comes out: a slow source must not keep back what is there, nor a slow caller leave the server idle.
-                owed = head_done and fed and self._active > 0
-                if not ended and held is None and not owed and self._has_place():
-                    fed = True
-                    try:
-                        held = next(source, None)
-                    except Exception as error:
-                        failure = error
-                    ended = held is None
-                    if ended:
-                        self._concurrency.pause()
-                if held is not None and not self._resend and self._has_room(held):
-                    self._window.append(held)
-                    self._send(held)
-                    held = None
-                    if not head_done:
-                        continue
-                if not self._window:
-                    if failure is not None:
-                        raise failure
-                    if ended:
-                        return
-                    if held is not None:
-                        time.sleep(_POLL_S)  # all servers are kept for what another run suspects
-                elif (outcome := self._window[0].outcome) is None:
+                first = self._window[0].outcome if self._window else None
+                if self._may_read(is_one_ready=first is not None):
+                    self._read(source)
+                if self._send_held() and first is None:
+                    continue  # with the next one: an answer is waited for once no more can be sent
+                if first is not None:
+                    yield self._given_out(first)
+                elif self._window:
                     self._take_answers(wait=True)
-                elif isinstance(outcome, Exception):
-                    raise outcome
-                else:
-                    if ended and len(self._window) == 1:
-                        self._vouching.at_the_end(self._sent)
-                    else:
-                        self._vouching.now_and_then()
-                    yield self._window.popleft().block(outcome)
-                    fed = False
+                elif self._failure is not None:
+                    raise self._failure
+                elif self._ended:
+                    return
+                elif self._held is not None:
+                    time.sleep(_POLL_S)  # all servers are kept for what another run suspects
         finally:
             self._quarantine.close()
             for batch in self._window:
                 if batch.call is not None:
                     batch.call.cancel()
 
-    def _has_place(self) -> bool:
-        """Whether one more batch may be read from the source; not while the server is in trouble."""
+    def _may_read(self, *, is_one_ready: bool) -> bool:
+        """Whether one more batch is read from the source now; not while the server is in trouble.
+
+        What is ready comes out first, if the server has work meanwhile; then a batch is read for each that comes out: a
+        slow source must not keep back what is there, nor a slow caller leave the server idle.
+        """
+        if self._ended or self._held is not None or self._resend or (is_one_ready and self._fed and self._active > 0):
+            return False
         limit = self._concurrency.limit
-        return self._active < limit and len(self._window) < _WINDOWS * limit and not self._resend
+        return self._active < limit and len(self._window) < _WINDOWS * limit
+
+    def _read(self, source: Iterator[Batch]) -> None:
+        """Holds the source's next batch; or what it raises, until all before that has come out."""
+        self._fed = True
+        try:
+            self._held = next(source, None)
+        except Exception as error:
+            self._failure = error
+        if self._held is None:
+            self._ended = True
+            self._concurrency.pause()
+
+    def _send_held(self) -> bool:
+        """Sends the batch that is held, if there is one and room for it; tells whether it did."""
+        batch = self._held
+        if batch is None or self._resend or not self._has_room(batch):
+            return False
+        self._held = None
+        self._window.append(batch)
+        self._send(batch)
+        return True
+
+    def _given_out(self, outcome: NDArray[np.float32] | Exception) -> Block:
+        """Takes the first batch out of the window, with its features; raises what ended it instead."""
+        if isinstance(outcome, Exception):
+            raise outcome
+        if self._ended and len(self._window) == 1:
+            self._vouching.at_the_end(self._sent)
+        else:
+            self._vouching.now_and_then()
+        self._fed = False
+        return self._window.popleft().block(outcome)
 
     def _has_room(self, batch: Batch) -> bool:
         """Whether a batch may be sent now."""

@@ -15,8 +15,8 @@ import grpc
 import pytest
 from cnclip_client import Limits, RequestTimeout, ServerBusy, Timeout
 from cnclip_client._cli import app
-from cnclip_client._cli._connection import Server
 from cnclip_client._connection.mapping import map_error
+from cnclip_client.command_line import Server
 from tritonclient.utils import InferenceServerException
 from typer.testing import CliRunner
 

@@ -21,7 +21,7 @@ from cnclip_client import (
     TlsFailed,
     served_models,
 )
-from cnclip_client._cli._connection import Server
+from cnclip_client.command_line import Server
 
 PATIENT = Retry.patient(20)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from cnclip_client import CnclipError
+from cnclip_client._exceptions import CnclipError
+from cnclip_client._extras import require
 from cnclip_client._flow.items import Unsendable, image_bytes
+from cnclip_client._settings import Limits
 from cnclip_client.evaluation import as_annotated
 from cnclip_client.report._thumbnails import names_of_file, small_jpeg
 from cnclip_client.retrieval import Id
@@ -14,7 +16,6 @@ from cnclip_client.sources import Place, Source
 __all__ = ["Pictures"]
 
 _KEPT = 2048
-_ITEM_BYTES = 64 * 1024 * 1024
 _ALL = 1 << 62
 
 
@@ -25,9 +26,13 @@ class Pictures:
 
     Args:
         source: Where they are.
+
+    Raises:
+        MissingExtra: Pillow is not installed.
     """
 
     def __init__(self, source: Source) -> None:
+        require("PIL.Image", extra="report")
         self._source = source
         self._places: dict[Id, str | tuple[int, Place]] = {}
         after: Place = ()
@@ -59,7 +64,7 @@ class Pictures:
                 number, after = place
                 item = next(self._source.items(start=number, after=after), None)
                 value = item.value if item is not None and item.id == one else None
-            small = small_jpeg(image_bytes(value, _ITEM_BYTES)) if value else None
+            small = small_jpeg(image_bytes(value, Limits().item_bytes)) if value else None
         except (Unsendable, CnclipError, OSError) as error:
             raise LookupError(one) from error
         if small is None:

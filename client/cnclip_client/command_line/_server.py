@@ -1,4 +1,4 @@
-"""The options of every subcommand that asks a server: where it is, and what it wants to know of the client."""
+"""The options of every command that asks a server: where it is, and what it wants to know of the client."""
 
 from __future__ import annotations
 
@@ -9,28 +9,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
-from cnclip_console import gives_options
+from cnclip_console import gives_options, option
 
 from cnclip_client import BadFile, Client, Credentials, Limits, Retry, Timeout, Tls, served_models
-from cnclip_client._cli._shared import usage
 from cnclip_client._client import Prepare
 from cnclip_client._flow.preparation import PREPARERS_VARIABLE
+from cnclip_client.command_line._ending import usage
 
 __all__ = ["Server", "asks_about_server", "asks_server_for"]
 
 _Group: TypeAlias = Literal["encodes", "images", "texts", "files"]
 """Groups of options that not every command has."""
 
-
-def _option(
-    *names: str,
-    environment: str,
-    help: str,
-    metavar: str | None = None,
-    panel: str = "Connection",
-    least: float | None = None,
-) -> Any:
-    return typer.Option(*names, envvar=environment, help=help, metavar=metavar, rich_help_panel=panel, min=least)
+# The headings under which help shows options.
+_CONNECTION, _LIMITS = "Connection", "Limits"
 
 
 def _only(group: _Group, default: float) -> Any:
@@ -43,151 +35,141 @@ class Server:
 
     url: Annotated[
         list[str],
-        _option(
-            "--url",
-            environment="CNCLIP_URL",
-            help="The server's gRPC address; several, with commas or given many times, share the work.",
+        option(
+            "The server's gRPC address; several, with commas or given many times, share the work.",
+            panel=_CONNECTION,
             metavar="HOST:PORT",
+            envvar="CNCLIP_URL",
         ),
     ] = field(default_factory=lambda: ["localhost:8001"])
     model: Annotated[
         str | None,
-        _option(
-            "--model", environment="CNCLIP_MODEL", help="The served model; not needed where the server has only one."
-        ),
+        option("The served model; not needed where the server has only one.", panel=_CONNECTION, envvar="CNCLIP_MODEL"),
     ] = None
-    tls: Annotated[bool, _option("--tls", environment="CNCLIP_TLS", help="Speak TLS.")] = False
+    tls: Annotated[bool, option("Speak TLS.", "--tls", panel=_CONNECTION, envvar="CNCLIP_TLS")] = False
     ca_cert: Annotated[
         Path | None,
-        _option(
-            "--ca-cert",
-            environment="CNCLIP_CA_CERT",
-            help="The authority that signed the server's certificate, where it is no public one. Means --tls.",
+        option(
+            "The authority that signed the server's certificate, where it is no public one. Means --tls.",
+            panel=_CONNECTION,
             metavar="FILE.pem",
+            envvar="CNCLIP_CA_CERT",
         ),
     ] = None
     client_cert: Annotated[
         Path | None,
-        _option(
-            "--client-cert",
-            environment="CNCLIP_CLIENT_CERT",
-            help="A certificate of this client's own (mutual TLS).",
+        option(
+            "A certificate of this client's own (mutual TLS).",
+            panel=_CONNECTION,
             metavar="FILE.pem",
+            envvar="CNCLIP_CLIENT_CERT",
         ),
     ] = None
     client_key: Annotated[
-        Path | None,
-        _option("--client-key", environment="CNCLIP_CLIENT_KEY", help="The key of it.", metavar="FILE.pem"),
+        Path | None, option("The key of it.", panel=_CONNECTION, metavar="FILE.pem", envvar="CNCLIP_CLIENT_KEY")
     ] = None
     tls_server_name: Annotated[
         str | None,
-        _option(
-            "--tls-server-name",
-            environment="CNCLIP_TLS_SERVER_NAME",
-            help="The name in the server's certificate, where the address has another.",
+        option(
+            "The name in the server's certificate, where the address has another.",
+            panel=_CONNECTION,
             metavar="NAME",
+            envvar="CNCLIP_TLS_SERVER_NAME",
         ),
     ] = None
     token_file: Annotated[
         Path | None,
-        _option(
-            "--token-file",
-            environment="CNCLIP_TOKEN_FILE",
-            help="A file with a bearer token. CNCLIP_TOKEN holds one itself: an option would be seen in ps.",
+        option(
+            "A file with a bearer token. CNCLIP_TOKEN holds one itself: an option would be seen in ps.",
+            panel=_CONNECTION,
             metavar="FILE",
+            envvar="CNCLIP_TOKEN_FILE",
         ),
     ] = None
     header: Annotated[
         list[str] | None,
-        typer.Option(
-            "--header",
-            help="Sent with every request; may be given many times. NAME:@FILE takes the value from a file, and "
+        option(
+            "Sent with every request; may be given many times. NAME:@FILE takes the value from a file, and "
             "CNCLIP_HEADERS holds one a line: an option would be seen in ps.",
+            panel=_CONNECTION,
             metavar="NAME:VALUE",
-            rich_help_panel="Connection",
         ),
     ] = None
     allow_plaintext: Annotated[
         bool,
-        _option(
+        option(
+            "Let tokens and headers go to another machine without TLS.",
             "--allow-plaintext",
-            environment="CNCLIP_ALLOW_PLAINTEXT",
-            help="Let tokens and headers go to another machine without TLS.",
+            panel=_CONNECTION,
+            envvar="CNCLIP_ALLOW_PLAINTEXT",
         ),
     ] = False
     request_timeout: Annotated[
         float,
-        _option(
-            "--request-timeout",
-            environment="CNCLIP_REQUEST_TIMEOUT",
-            help="How long one request may take, the wait in the server's queue included.",
+        option(
+            "How long one request may take, the wait in the server's queue included.",
+            panel=_LIMITS,
             metavar="SECONDS",
-            panel="Limits",
-            least=0.001,
+            envvar="CNCLIP_REQUEST_TIMEOUT",
+            min=0.001,
         ),
     ] = _only("encodes", Timeout().request_s)
     in_flight: Annotated[
         int,
-        _option(
-            "--in-flight",
-            environment="CNCLIP_IN_FLIGHT",
-            help="Most requests under way at once; as many of them are used as pay.",
+        option(
+            "Most requests under way at once; as many of them are used as pay.",
+            panel=_LIMITS,
             metavar="N",
-            panel="Limits",
-            least=1,
+            envvar="CNCLIP_IN_FLIGHT",
+            min=1,
         ),
     ] = _only("encodes", Limits().in_flight)
     item_bytes: Annotated[
         int,
-        _option(
-            "--item-bytes",
-            environment="CNCLIP_ITEM_BYTES",
-            help="A larger image or text fails before it is read.",
+        option(
+            "A larger image or text fails before it is read.",
+            panel=_LIMITS,
             metavar="BYTES",
-            panel="Limits",
-            least=1,
+            envvar="CNCLIP_ITEM_BYTES",
+            min=1,
         ),
     ] = _only("encodes", Limits().item_bytes)
     readers: Annotated[
         int,
-        _option(
-            "--readers",
-            environment="CNCLIP_READERS",
-            help="Most threads that read files of images ahead; each takes long over a network.",
+        option(
+            "Most threads that read files of images ahead; each takes long over a network.",
+            panel=_LIMITS,
             metavar="N",
-            panel="Limits",
-            least=1,
+            envvar="CNCLIP_READERS",
+            min=1,
         ),
     ] = _only("files", Limits().readers)
     prepare: Annotated[
         Prepare,
-        _option(
-            "--prepare",
-            environment="CNCLIP_PREPARE",
-            help="Who decodes and resizes images, and makes token ids of texts: the server, this machine, or whoever "
+        option(
+            "Who decodes and resizes images, and makes token ids of texts: the server, this machine, or whoever "
             "is faster with the first images.",
-            panel="Limits",
+            panel=_LIMITS,
+            envvar="CNCLIP_PREPARE",
         ),
     ] = field(default="server", metadata={"group": "encodes"})
     preparers: Annotated[
         int | None,
-        _option(
-            "--preparers",
-            environment=PREPARERS_VARIABLE,
-            help="Processes that prepare images here; one a core unless told.",
+        option(
+            "Processes that prepare images here; one a core unless told.",
+            panel=_LIMITS,
             metavar="N",
-            panel="Limits",
-            least=1,
+            envvar=PREPARERS_VARIABLE,
+            min=1,
         ),
     ] = field(default=None, metadata={"group": "images"})
     vocabulary: Annotated[
         Path | None,
-        _option(
-            "--vocabulary",
-            environment="CNCLIP_VOCABULARY",
-            help="The vocab.txt for token ids that are made here, where the model was not built with cn_clip's.",
+        option(
+            "The vocab.txt for token ids that are made here, where the model was not built with cn_clip's.",
+            panel=_LIMITS,
             metavar="FILE",
-            panel="Limits",
+            envvar="CNCLIP_VOCABULARY",
         ),
     ] = field(default=None, metadata={"group": "texts"})
 
@@ -244,10 +226,7 @@ class Server:
                 timeout=Timeout(request_s=self.request_timeout),
                 retry=retry,
                 limits=Limits(
-                    in_flight=self.in_flight,
-                    item_bytes=self.item_bytes,
-                    readers=self.readers,
-                    preparers=self.preparers,
+                    in_flight=self.in_flight, item_bytes=self.item_bytes, readers=self.readers, preparers=self.preparers
                 ),
                 credentials=credentials,
                 prepare=prepare or self.prepare,
