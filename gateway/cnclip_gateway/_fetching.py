@@ -6,6 +6,7 @@ to, so that no name that changes meanwhile leads inside. Redirects are not follo
 
 from __future__ import annotations
 
+import errno
 import http.client
 import ipaddress
 import socket
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from urllib.parse import SplitResult, quote, urlsplit
 
+from cnclip_gateway._errors import NotNow
 from cnclip_gateway._items import Address, Item
 
 __all__ = ["Fetcher"]
@@ -74,6 +76,8 @@ class Fetcher:
         except ValueError as reason:
             return reason
         except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise NotNow("the gateway has no room for more connections; try again", code="server_busy") from error
             return ValueError(f"could not be fetched ({type(error).__name__}); send its bytes")
 
     def _allowed(self, url: str) -> tuple[SplitResult, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from cnclip_gateway import _fetching
+from cnclip_gateway._errors import NotNow
 from cnclip_gateway._fetching import Fetcher, public_address
 from cnclip_gateway._items import Address
 
@@ -119,6 +121,16 @@ def test_hosts_that_were_not_named_are_not_even_looked_up(monkeypatch: pytest.Mo
     )
     for url, found in zip(urls, fetched(Fetcher(["images.example.com"], 1000, 1), *urls), strict=True):
         assert isinstance(found, ValueError), url
+
+
+def test_no_more_open_files_is_not_the_pictures_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "getaddrinfo", full)
+    with pytest.raises(NotNow, match="the gateway has no room") as refused:
+        fetched(Fetcher(["example.com"], 1000, 1), "http://example.com/a.png")
+    assert refused.value.status == 503
 
 
 class TestOfAHostThatIsTakenForPublic:

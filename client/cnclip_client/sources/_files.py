@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from cnclip_client._blame import is_of_all
 from cnclip_client._exceptions import BadFile
 from cnclip_client._listing import files_matching
 from cnclip_client._remote import Location, RemotePath, located
@@ -95,6 +96,8 @@ def _walk(root: str, past: list[str]) -> Iterator[Item]:
             if all(identity != above.identity for above in levels):
                 levels.append(_Level(*entering, identity))
         except OSError as error:
+            if is_of_all(error):
+                raise
             if entering[2] != [""]:  # then it is itself the last that was done
                 yield Item(entering[1], None, f"cannot be listed: {error.strerror}")
         while levels:
@@ -177,6 +180,8 @@ class GlobSource:
         failures: dict[str, str] = {}
 
         def unlisted(folder: str, error: OSError) -> None:
+            if is_of_all(error):
+                raise error
             failures[folder] = f"cannot be listed: {error.strerror}"
 
         if isinstance(place := located(self.pattern), RemotePath):

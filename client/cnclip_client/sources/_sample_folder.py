@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cnclip_client._blame import is_of_all
 from cnclip_client._exceptions import BadFile
 from cnclip_client._parquet import is_no_data
 from cnclip_client._remote import Location, RemotePath
@@ -116,4 +117,6 @@ class SampleFolderSource:
             with Path(path).open("rb") as file:
                 return file.read(MOST_TEXT_BYTES + 1)
         except OSError as error:
+            if is_of_all(error):
+                raise
             raise TornTar(f"cannot be read: {error.strerror}") from error

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import resource
 import string
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cnclip_client import BadFile, MissingExtra
-from cnclip_client._flow.items import too_large
+from cnclip_client._flow.items import image_bytes, too_large
 from cnclip_client._texts import NO_UTF8
 from cnclip_client.sources import image_source, text_source
 from cnclip_client.sources._item import parse_id
@@ -55,6 +56,26 @@ def test_a_path_that_cannot_be_looked_at_costs_no_other(tmp_path: Path) -> None:
     ]
     assert str(read[6]).startswith("!is no path: ")
     assert len(values(image_source(f"{tmp_path}/*"))) == 4
+
+
+def test_no_more_open_files_is_no_items_fault(tmp_path: Path) -> None:
+    """Nor the machine's other wants: all that is left to read would fail of them."""
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "a.jpg").touch()
+    (tmp_path / "list").write_text(f"{tmp_path}/a.jpg\n")
+    listed = image_source(tmp_path / "list", format="list")
+    sources = [image_source(place, format="folder") for place in (tmp_path, tmp_path / "below")]
+    sources.append(image_source(f"{tmp_path}/*/*.jpg"))
+    ((_, path),) = values(listed)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with (tmp_path / "list").open() as last:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last.fileno() + 1, hard))
+        try:
+            for read in (lambda: image_bytes(path, 99), *(lambda source=one: values(source) for one in sources)):  # type: ignore[misc]
+                with pytest.raises(OSError, match="Too many open files"):
+                    read()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_ids_and_texts_that_are_encoded_by_a_dictionary(tmp_path: Path) -> None:
