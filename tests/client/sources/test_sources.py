@@ -563,7 +563,7 @@ def test_what_holds_images_is_told(tmp_path: Path, name: str, content: bytes, ex
     ("name", "content", "expected"),
     [
         ("a.jsonl", b"", "jsonl"),
-        ("noname", b'\n{"text_id": 1}', "jsonl"),
+        ("noname", b'\n{"text_id": 1, "text": "a"}', "jsonl"),
         ("a.txt", b"{}", "lines"),
         ("noname", b"x", "lines"),
         ("noname", b"PAR1", "parquet"),
@@ -572,6 +572,32 @@ def test_what_holds_images_is_told(tmp_path: Path, name: str, content: bytes, ex
 def test_what_holds_texts_is_told(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
     (tmp_path / name).write_bytes(content)
     assert text_source(tmp_path / name).fingerprint["format"] == expected
+
+
+def test_what_commands_wrote_is_refused_at_once(tmp_path: Path) -> None:
+    """Each file and each line failed by itself."""
+    for folder, names in {
+        "parts": ["job.json", "part-00000.npy", "part-00000.ids.jsonl"],
+        "index": ["ids.jsonl", "index.faiss", "index.json", "queries.npz"],
+    }.items():
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).touch()
+        with pytest.raises(BadFile, match="holds no image, but files such as .*; give what its images are in"):
+            image_source(tmp_path / folder)
+        assert len(values(image_source(tmp_path / folder, format="folder"))) == len(names)
+        (tmp_path / folder / "a picture without an ending").touch()
+        assert len(values(image_source(tmp_path / folder))) == len(names) + 1
+    features = tmp_path / "features.jsonl"
+    features.write_text('{"image_id": 1, "feature": [0.5]}\n' * 20)
+    with pytest.raises(BadFile, match="none of its first lines is a text: line 1 is no .*: image_id, feature"):
+        text_source(features)
+    with features.open("a") as file:
+        file.write('{"text_id": 1, "text": "a"}\n')
+    assert len(values(text_source(features, format="jsonl"))) == 21
+    (tmp_path / "ids.jsonl").write_text('"a.jpg"\n')
+    with pytest.raises(BadFile, match="is JSON, and not a path a line"):
+        image_source(tmp_path / "ids.jsonl")
 
 
 _ARRAY = json.dumps([{"text_id": 5, "text": "猫"}, {"text_id": 6, "text": "狗"}])
