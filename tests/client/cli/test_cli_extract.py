@@ -182,7 +182,10 @@ def test_ctrl_c_keeps_the_work_and_says_so(tmp_path: Path, triton: Any, texts: P
     ("arguments", "message"),
     [
         (("texts", "none.txt", "-o", "a.jsonl"), "none.txt: No such file or directory"),
-        (("images", ".", "--format", "folder", "-o", "/nowhere/a.jsonl"), "/nowhere/a.jsonl.partial: No such file or directory"),
+        (
+            ("images", ".", "--format", "folder", "-o", "/nowhere/a.jsonl"),
+            "/nowhere/a.jsonl.partial: No such file or directory",
+        ),
         (("texts", "texts.txt", "-o", "a.csv"), "a.csv ends in none of .jsonl, .parquet and .npy"),
         (("texts", "texts.txt", "-o", "a.jsonl", "--dtype", "float16"), "JSON has no float16"),
         (("texts", "texts.txt", "-o", "a.jsonl", "--column", "x"), "lines has no columns"),
