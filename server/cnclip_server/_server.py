@@ -174,7 +174,7 @@ class TritonServer:
 
     def _start(self, wanted: Ports) -> TritonServer:
         _check_repository(self.repository)
-        check_flags(self._extra_args)
+        check_flags(self._extra_args, self._reachable_host, self._http_host)
         binary = find_binary(self._binary)
         check_open_files()
         with wanted.held(self.host) as self._ports:
