@@ -19,7 +19,7 @@ from cnclip_client import BadFile, Client, Retry, served_models
 from cnclip_client._cli._connection import Server, asks_server_for
 from cnclip_client._cli._shared import Verbose, reporting, usage
 from cnclip_client._extras import require
-from cnclip_console import Version, plain_app
+from cnclip_console import Version, counted, plain_app
 
 from cnclip_gateway._settings import MIB, Settings
 
@@ -190,7 +190,7 @@ def _searcher(index: Path, models: Models, preprocess: bool, stack: ExitStack) -
     from cnclip_gateway._search import Searcher, open_searched
 
     searched = open_searched(index, stack)
-    print(f"searched {len(searched):,} pictures of {index}", flush=True)
+    print(f"searched {counted(len(searched), 'picture')} of {index}", flush=True)
     return Searcher(searched, models, preprocess)
 
 

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import IO, Annotated
 
 import typer
-from cnclip_console import Version, plain_app, told, visible
+from cnclip_console import Version, counted, plain_app, told, visible
 
 from cnclip_server._command import Tls
 from cnclip_server._errors import RepositoryError, ServerError, StartupFailed
@@ -224,9 +224,9 @@ def _serve(server: TritonServer, max_restarts: int, window_s: float, renewals: R
         if what := not_started or "; ".join(server.troubles()):
             restarts = [at for at in restarts if time.monotonic() - at < window_s]
             if len(restarts) >= max_restarts:
+                tried = counted(len(restarts), "restart")
                 raise ServerError(
-                    f"{what}; gave up after {len(restarts)} restarts (--max-restarts) within {window_s:g} s; "
-                    "run with -v to see why"
+                    f"{what}; gave up after {tried} (--max-restarts) within {window_s:g} s; run with -v to see why"
                 )
             restarts.append(time.monotonic())
             print(f"{what}: restarting the server ({len(restarts)} of {max_restarts})", file=sys.stderr, flush=True)

@@ -290,7 +290,7 @@ def test_a_server_that_dies_is_replaced(repository: Any) -> None:
     assert process.returncode == 1
     assert err == (
         "error: tritonserver has ended (killed by SIGKILL, as when memory runs out); "
-        "gave up after 1 restarts (--max-restarts) within 3600 s; run with -v to see why\n"
+        "gave up after 1 restart (--max-restarts) within 3600 s; run with -v to see why\n"
     )
 
 
@@ -311,7 +311,7 @@ def test_a_model_process_that_dies_is_replaced(repository: Any) -> None:
         os.kill(_stub(process.pid), signal.SIGKILL)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "gave up after 1 restarts (--max-restarts)" in err.splitlines()[-1]
+    assert "gave up after 1 restart (--max-restarts)" in err.splitlines()[-1]
     assert "Waiting for in-flight requests" in err  # -v goes on showing the log of the second start
 
 

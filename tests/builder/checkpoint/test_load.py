@@ -144,8 +144,8 @@ def test_unknown_arch_says_what_differs(tmp_path: Path, tiny_vit: Arch, weights:
         load_checkpoint(path, tiny_vit)
     message = str(caught.value)
     assert "no tiny-vit checkpoint" in message
-    assert "1 tensors are missing, such as logit_scale" in message
-    assert "1 tensors are unknown, such as extra" in message
+    assert "1 tensor missing, such as logit_scale" in message
+    assert "1 tensor unknown, such as extra" in message
     assert "text_projection: (32, 47), not (32, 48)" in message
     assert message.endswith("leave ARCH out to have it read off the tensors, or describe it in a .json file")
 
