@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -170,13 +170,27 @@ class GlobSource:
 
     pattern: str
     kind: Literal["image"] = "image"
+    # Its paths, once they are known, and why those that are folders cannot be listed: a long listing takes minutes.
+    _found: list[tuple[list[str], dict[str, str]]] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def fingerprint(self) -> Mapping[str, str | int | None]:
         return {"format": "glob", "path": str(located(self.pattern).absolute())}
 
     def items(self, ids_only: int = 0, *, start: int = 0, after: Place = ()) -> Iterator[Item]:
+        paths, failures = self._listed()
+        is_remote = isinstance(located(self.pattern), RemotePath)
+        for path in islice(paths, start, None):
+            one = path if is_remote else named(path)
+            yield Item(one, None if path in failures else path, failures.get(path, ""))
+
+    def total(self) -> int | None:
+        return len(self._listed()[0])
+
+    def _listed(self) -> tuple[list[str], dict[str, str]]:
         # Sorting needs all the names at once: 100 bytes or so for each match.
+        if self._found:
+            return self._found[0]
         failures: dict[str, str] = {}
 
         def unlisted(folder: str, error: OSError) -> None:
@@ -192,12 +206,8 @@ class GlobSource:
             paths = sorted([*paths, *failures])
         if not paths:
             raise BadFile("no file matches it; check the pattern", path=self.pattern)
-        for path in islice(paths, start, None):
-            one = path if isinstance(place, RemotePath) else named(path)
-            yield Item(one, None if path in failures else path, failures.get(path, ""))
-
-    def total(self) -> int | None:
-        return sum(1 for _ in self.items())
+        self._found.append((paths, failures))
+        return paths, failures
 
 
 @dataclass(frozen=True, slots=True)
