@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from cnclip_machine import refused_threads
+
 from cnclip_server._api import Api
 from cnclip_server._backends import check_backends
 from cnclip_server._binary import Binary, find_binary
@@ -30,6 +32,7 @@ from cnclip_server._folder import SHELL_SAFE, make_folder, told_by_name
 from cnclip_server._health import Health
 from cnclip_server._host import check_glibc, check_numpy, check_open_files, environment, wheel_libraries
 from cnclip_server._log import (
+    MORE_THREADS,
     failure_reason,
     lack_of_threads,
     last_line,
@@ -345,6 +348,7 @@ class TritonServer:
         api = self._api()
         pid = process.pid()
         watch = None if pid is None else ModelWatch(pid)
+        refused = refused_threads()
         while (status := process.wait(_POLL_INTERVAL_S)) is None:
             if api.is_ready():
                 if _is_bound(process):
@@ -356,6 +360,10 @@ class TritonServer:
                 raise StartupFailed(
                     f"{'; '.join(sorted(dead.values()))}; tritonserver's last word was: {last_line(log)}; {fix}",
                     tail(log),
+                )
+            if refused_threads() > refused:  # gRPC, for one, says nothing of it, and never answers
+                raise StartupFailed(
+                    f"tritonserver may start no more threads; {MORE_THREADS}", tail(self._log_of(process))
                 )
             if time.monotonic() > deadline:
                 log = self._log_of(process)
