@@ -287,8 +287,8 @@ class TooManyFailures(CnclipError):
 
     def __init__(self, *, failures: int, max_errors: int, last: str, anew: str = "start anew with --overwrite") -> None:
         super().__init__(
-            f"{failures} items failed, more than the {max_errors} allowed, the last one: {last}; what was done is "
-            f"kept: mend the items and {anew}, or go on with a higher --max-errors"
+            f"{failures} item{'s' * (failures != 1)} failed, more than the {max_errors} allowed, the last one: "
+            f"{last}; what was done is kept: mend the items and {anew}, or go on with a higher --max-errors"
         )
         self.failures = failures
         self.max_errors = max_errors

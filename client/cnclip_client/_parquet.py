@@ -116,5 +116,10 @@ def _told(path: Location) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno:
             raise  # the system's, and not pyarrow's of the same type
+        if isinstance(error, MemoryError):
+            raise BadFile(
+                f"there is no memory for what it says it holds ({error}); mend it, or read it on a larger machine",
+                path=str(path),
+            ) from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise BadFile(f"no parquet file, or a damaged one ({reason}); mend or remove it", path=str(path)) from error

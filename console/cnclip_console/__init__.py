@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from cnclip_console.errors import told
     from cnclip_console.help import plain_app
     from cnclip_console.options import Version, gives_options, option
-    from cnclip_console.shown import visible
+    from cnclip_console.shown import counted, visible
     from cnclip_console.table import print_table
 
-__all__ = ["Version", "gives_options", "option", "plain_app", "print_table", "told", "visible"]
+__all__ = ["Version", "counted", "gives_options", "option", "plain_app", "print_table", "told", "visible"]
 
 _MODULES = {
     "Version": "options",
+    "counted": "shown",
     "gives_options": "options",
     "option": "options",
     "plain_app": "help",

@@ -17,6 +17,10 @@ _FIXES = {
     errno.EROFS: "name another place, which can be written",
     errno.ENOSPC: "make room, or name another place",
     errno.EDQUOT: "make room, or name another place",
+    errno.EMFILE: "let more files be open (ulimit -n), and run it again",
+    errno.ENFILE: "let more files be open on this machine, and run it again",
+    errno.ENOTCONN: "see that its disk is mounted, and run it again",
+    errno.ESTALE: "see that its disk is mounted, and run it again",
 }
 
 

@@ -1,10 +1,13 @@
-"""Names of files, ids and words of others as they are shown: none may move a terminal's cursor or break its line."""
+"""Names of files, ids and words of others as they are shown: none may move a terminal's cursor or break its line.
+
+And counts, which are of one thing or of several.
+"""
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["visible"]
+__all__ = ["counted", "visible"]
 
 # Control characters, with which names set a terminal's title and colours; line breaks; what turns the direction of
 # what follows, so that a name reads as another; and halves of characters, which no terminal takes.
@@ -17,6 +20,11 @@ def visible(text: str) -> str:
     All else stays as it is, so that Chinese is Chinese, and what was written out once stays so.
     """
     return _UNSEEN.sub(_written_out, text)
+
+
+def counted(count: int, one: str) -> str:
+    """Returns how many there are, and of what: `1 item`, `2,000 items`."""
+    return f"{count:,} {one}{'s' * (count != 1)}"
 
 
 def _written_out(found: re.Match[str]) -> str:

@@ -28,7 +28,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from cnclip_gateway import _pages as pages
-from cnclip_gateway._bodies import Bodies
+from cnclip_gateway._bodies import Bodies, Held
 from cnclip_gateway._embeddings import answer, embeddings, together
 from cnclip_gateway._errors import BadRequest, GatewayError, NotNow, told
 from cnclip_gateway._fetching import Fetcher
@@ -69,8 +69,9 @@ class Gateway:
         self._searcher = searcher
         self._pictures = pictures
         self._metrics = Metrics()
-        self._bodies = Bodies(settings, self._metrics)
-        self._fetcher = Fetcher(settings.hosts, settings.body_bytes, settings.time_limit_s / 2)
+        held = Held(settings.held_bytes, self._metrics)
+        self._bodies = Bodies(settings, held)
+        self._fetcher = Fetcher(settings.hosts, settings.body_bytes, settings.time_limit_s / 2, held)
         # Apart: neither are pictures to keep features waiting, nor both a question after the gateway's health.
         self._workers = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="work")
         self._drawers = ThreadPoolExecutor(_BUSY_THUMBNAILS, thread_name_prefix="thumbnail")

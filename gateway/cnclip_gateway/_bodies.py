@@ -1,7 +1,8 @@
-"""Requests' bodies, read within bounds of size, time and memory."""
+"""Requests' bodies, read within bounds of size, time and memory; and what all requests hold together."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,16 +14,34 @@ from cnclip_gateway._items import parsed_bytes
 from cnclip_gateway._metrics import Metrics
 from cnclip_gateway._settings import MIB, Settings
 
-__all__ = ["Bodies"]
+__all__ = ["Bodies", "Held"]
+
+
+class Held:
+    """What all requests hold together. Threads may share it."""
+
+    def __init__(self, most_bytes: int, metrics: Metrics) -> None:
+        self._most_bytes = most_bytes
+        self._metrics = metrics
+        self._held = 0
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> int:
+        """Counts so many bytes more, or fewer, and returns the number. Raises NotNow where that is too much."""
+        with self._lock:
+            if count > 0 and self._held + count > self._most_bytes:
+                raise NotNow("requests hold too much memory at present; try again, with fewer items", code="busy")
+            self._held += count
+            self._metrics.held.set(self._held)
+        return count
 
 
 class Bodies:
-    """What all requests hold together; used by the event loop alone."""
+    """Reads requests' bodies."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, held: Held) -> None:
         self._settings = settings
-        self._metrics = metrics
-        self._held = 0
+        self._take = held.take
 
     @asynccontextmanager
     async def read(self, request: Request, *, json: bool = False) -> AsyncIterator[bytes]:
@@ -72,10 +91,3 @@ class Bodies:
         return BadRequest(
             f"the request is larger than {most:g} MiB; send fewer items at a time", status=413, code="too_large"
         )
-
-    def _take(self, count: int) -> int:
-        if count > 0 and self._held + count > self._settings.held_bytes:
-            raise NotNow("requests hold too much memory at present; try again, with fewer items", code="busy")
-        self._held += count
-        self._metrics.held.set(self._held)
-        return count

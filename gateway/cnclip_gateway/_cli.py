@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from cnclip_client import BadFile, Client, Retry, served_models
 from cnclip_client.command_line import Server, Verbose, asks_server_for, reporting, require, usage
-from cnclip_console import Version, option, plain_app
+from cnclip_console import Version, counted, option, plain_app
 
 from cnclip_gateway._settings import MIB, Settings
 
@@ -171,7 +171,7 @@ def _searcher(index: Path, models: Models, preprocess: bool, stack: ExitStack) -
     from cnclip_gateway._search import Searcher, open_searched
 
     searched = open_searched(index, stack)
-    print(f"searched {len(searched):,} pictures of {index}", flush=True)
+    print(f"searched {counted(len(searched), 'picture')} of {index}", flush=True)
     return Searcher(searched, models, preprocess)
 
 

@@ -41,10 +41,10 @@ def embeddings(
     Raises:
         GatewayError: There are none; for items that cannot be encoded it names each, and why.
     """
-    items = fetcher.filled(asked.items)
-    if unusable := [(row, one) for row, one in enumerate(items) if isinstance(one, ValueError)]:
-        raise refusal(unusable)
-    return models.run(slug, partial(_encoded, items=items, preprocess=settings.preprocess, unwanted=unwanted))
+    with fetcher.filled(asked.items) as items:
+        if unusable := [(row, one) for row, one in enumerate(items) if isinstance(one, ValueError)]:
+            raise refusal(unusable)
+        return models.run(slug, partial(_encoded, items=items, preprocess=settings.preprocess, unwanted=unwanted))
 
 
 def together(models: Models, settings: Settings, slug: str, requests: list[list[Item]]) -> list[Outcome]:

@@ -6,17 +6,20 @@ to, so that no name that changes meanwhile leads inside. Redirects are not follo
 
 from __future__ import annotations
 
+import errno
 import http.client
 import ipaddress
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from urllib.parse import SplitResult, quote, urlsplit
 
+from cnclip_gateway._bodies import Held
+from cnclip_gateway._errors import NotNow
 from cnclip_gateway._items import Address, Item
 
 __all__ = ["Fetcher"]
@@ -40,22 +43,34 @@ class Fetcher:
         hosts: `host`, for the ports 80 and 443, or `host:port`.
         most_bytes: Of all pictures of a request together.
         seconds: That all of them together may take.
+        held: Counts what is there of them.
     """
 
-    def __init__(self, hosts: Sequence[str], most_bytes: int, seconds: float) -> None:
+    def __init__(self, hosts: Sequence[str], most_bytes: int, seconds: float, held: Held) -> None:
         self._hosts = frozenset(host.lower() for host in hosts)
         self._most_bytes = most_bytes
         self._seconds = seconds
+        self._held = held
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="fetch")
         self._tls = ssl.create_default_context()
 
-    def filled(self, items: list[Item | Address]) -> list[Item]:
-        """Returns the items with what is at their addresses, or why it cannot be had, in the addresses' place."""
-        budget = _Budget(self._most_bytes, time.monotonic() + self._seconds)
-        fetched = [
-            self._pool.submit(self._fetch, one.url, budget) if isinstance(one, Address) else one for one in items
-        ]
-        return [one if isinstance(one, str | bytes | ValueError) else one.result() for one in fetched]
+    @contextmanager
+    def filled(self, items: list[Item | Address]) -> Iterator[list[Item]]:
+        """Gives the items with what is at their addresses, or why it cannot be had, in the addresses' place.
+
+        What was fetched counts as held until the context ends.
+
+        Raises:
+            NotNow: All requests together hold too much, or nothing more can be fetched at present.
+        """
+        budget = _Budget(self._most_bytes, time.monotonic() + self._seconds, self._held)
+        try:
+            fetched = [
+                self._pool.submit(self._fetch, one.url, budget) if isinstance(one, Address) else one for one in items
+            ]
+            yield [one if isinstance(one, str | bytes | ValueError) else one.result() for one in fetched]
+        finally:
+            budget.end()
 
     def close(self) -> None:
         """Begins no more."""
@@ -74,6 +89,8 @@ class Fetcher:
         except ValueError as reason:
             return reason
         except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise NotNow("the gateway has no room for more connections; try again", code="server_busy") from error
             return ValueError(f"could not be fetched ({type(error).__name__}); send its bytes")
 
     def _allowed(self, url: str) -> tuple[SplitResult, int]:
@@ -138,9 +155,11 @@ class _Cut:
 class _Budget:
     """What all pictures of a request may take together."""
 
-    def __init__(self, most_bytes: int, deadline: float) -> None:
+    def __init__(self, most_bytes: int, deadline: float, held: Held) -> None:
         self.deadline = deadline
         self._left = most_bytes
+        self._held = held
+        self._taken = 0
         self._lock = threading.Lock()
 
     def take(self, count: int) -> None:
@@ -148,6 +167,13 @@ class _Budget:
             self._left -= count
             if self._left < 0:
                 raise ValueError("is too large, or all addresses of the request together are; send fewer")
+            self._taken += self._held.take(count)
+
+    def end(self) -> None:
+        """Gives back what was taken; what is under way yet ends at its next piece."""
+        with self._lock:
+            self._left = -1
+            self._held.take(-self._taken)
 
 
 def public_address(host: str, port: int) -> str:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+NO_ROOM = "no room at present"
+"""How a refusal begins of which no item is to blame: the server lacks memory or the like, and may have it later."""
+
 # gRPC carries a status message in the headers, which hold 8 KiB in all by default.
 _MAX_MESSAGE_BYTES = 4096
 _SHORTEST_REASON = 16

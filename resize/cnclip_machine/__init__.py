@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["available_memory", "seen_cores", "usable_cores", "usable_memory"]
+__all__ = ["available_memory", "refused_threads", "seen_cores", "usable_cores", "usable_memory"]
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
@@ -42,6 +42,12 @@ def usable_memory() -> int:
 def available_memory() -> int:
     """Bytes that may still be taken, of the machine's memory and of its container's; 0 where nothing says so."""
     return max(0, min([*_meminfo("MemAvailable"), *(limit - used for limit, used in _memory())], default=0))
+
+
+def refused_threads() -> int:
+    """How many threads and processes its control groups have refused so far, as more than they may have."""
+    events = (re.search(r"^max (\d+)$", _read(group / "pids.events"), re.MULTILINE) for group in _groups("pids"))
+    return sum(int(found[1]) for found in events if found)
 
 
 def _groups(controller: str) -> Iterator[Path]:

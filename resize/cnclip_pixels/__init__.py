@@ -7,7 +7,9 @@ Pillow alone, and `cnclip_resize` where that is installed.
 
 from __future__ import annotations
 
+import errno
 import io
+import mmap
 import os
 import re
 import tempfile
@@ -82,6 +84,8 @@ EpsImagePlugin.gs_binary = False
 
 # Pictures that are decoded at once may take so much of the memory, all together; see `decoding_memory`.
 _SHARE_OF_MEMORY = 0.5
+# Who has less left than this has no memory to decode in, however small a picture is.
+_LEAST_MEMORY = 16 * 1024 * 1024
 # A folder that all processes of a server see, Triton's own ones among them. Whoever locks it is alone.
 _SHARED_FOLDER = Path("/dev/shm")  # noqa: S108
 
@@ -184,6 +188,15 @@ def _bytes_a_pixel(image: Image.Image) -> int:
     if image.mode in ("1", "L", "P"):
         return 1
     return 9 if image.mode[-1] in "Aa" else 5  # what has alpha is multiplied with it in a copy
+
+
+def _is_memory(size: int) -> bool:
+    """Whether so many bytes could be had now; none of them is touched."""
+    try:
+        mmap.mmap(-1, size).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -300,13 +313,16 @@ def decode_pixels(
     Raises:
         BadImage: the bytes are no image of these formats, or a broken, truncated or oversized one, or one that takes
             too long to decode.
+        MemoryError: there is no memory to decode it in, which says nothing of the image.
+        OSError: there is none of the files that a process may have open left, which says nothing of it either.
     """
     if not encoded:
         raise BadImage("0 bytes")
-    file = _Patient(encoded)
+    file, memory_taken = _Patient(encoded), _LEAST_MEMORY
     try:
         with Image.open(file, formats=formats or image_formats()) as image:
             file.allow(image.width * image.height)
+            memory_taken += image.width * image.height * _bytes_a_pixel(image)
             _require_quick(image, encoded)
             if reduced:
                 reduce_scale(image, resolution)
@@ -317,10 +333,16 @@ def decode_pixels(
         return np.asarray(resized.convert("RGB"))
     except BadImage:
         raise
-    # Pillow's decoders raise nearly anything on hostile files: OSError, SyntaxError, struct.error, MemoryError, ...
+    # Pillow's decoders raise nearly anything on hostile files: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         if file.refusal is not None:  # of what some make an error of their own
             raise file.refusal from error
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise OSError(error.errno, error.strerror) from error
+        # The C libraries know no want of memory: to them it is a broken file. And where there is memory, a MemoryError is
+        # of a file that claims more than it holds: asked for again, it would hold up all others for ever.
+        if not _is_memory(memory_taken):
+            raise MemoryError("there is no memory to decode images in") from error
         name, said = type(error).__name__, _OBJECT_ADDRESS.sub("", str(error)).strip()
         # What names a file, or the system's own words, are the server's affair.
         private = re.search(r"[/\\\n]", said) or getattr(error, "errno", None) is not None

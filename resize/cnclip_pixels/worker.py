@@ -4,8 +4,8 @@ A process and not a thread, since threads of one Python process hold each other 
 gRPC bears none; and one in which Pillow's settings, which hold for a whole process, are ours to set.
 
 A message is its length, in four bytes of little endian, and so many bytes. In comes first the settings, JSON, and then
-image files. Out comes first who we are, JSON, and then for each file one byte and, behind it, its pixels (`+`) or why
-it has none (`-`). It ends when its input does.
+image files. Out comes first who we are, JSON, and then for each file one byte and, behind it, its pixels (`+`), why it
+has none (`-`), or why it cannot be decoded here and now (`!`). It ends when its input does.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ def main() -> None:
             answer = b"+" + pixels.tobytes()
         except BadImage as error:
             answer = b"-" + str(error).encode("utf-8", "replace")
+        except (MemoryError, OSError) as error:
+            answer = b"!" + str(error).encode("utf-8", "replace")
         _write(answers, answer)
 
 

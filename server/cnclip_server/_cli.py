@@ -16,9 +16,9 @@ from types import FrameType
 from typing import IO, Annotated
 
 import typer
-from cnclip_console import Version, option, plain_app, told, visible
+from cnclip_console import Version, counted, option, plain_app, told, visible
 
-from cnclip_server._errors import RepositoryError, ServerError
+from cnclip_server._errors import RepositoryError, ServerError, StartupFailed
 from cnclip_server._folder import make_folder, told_by_name
 from cnclip_server._manifest import MANIFEST, changed_files
 from cnclip_server._process import how_it_ended, was_killed
@@ -195,14 +195,14 @@ def _serve(server: TritonServer, max_restarts: int, window_s: float, renewals: R
         print(f"model    {model}")
     sys.stdout.flush()
     restarts: list[float] = []
-    while (status := server.wait(_WATCH_INTERVAL_S)) is None or was_killed(status):
-        if troubles := server.troubles():
-            what = "; ".join(troubles)
+    not_started = ""
+    while not_started or (status := server.wait(_WATCH_INTERVAL_S)) is None or was_killed(status):
+        if what := not_started or "; ".join(server.troubles()):
             restarts = [at for at in restarts if time.monotonic() - at < window_s]
             if len(restarts) >= max_restarts:
+                tried = counted(len(restarts), "restart")
                 raise ServerError(
-                    f"{what}; gave up after {len(restarts)} restarts (--max-restarts) within {window_s:g} s; "
-                    "run with -v to see why"
+                    f"{what}; gave up after {tried} (--max-restarts) within {window_s:g} s; run with -v to see why"
                 )
             restarts.append(time.monotonic())
             print(f"{what}: restarting the server ({len(restarts)} of {max_restarts})", file=sys.stderr, flush=True)
@@ -210,8 +210,13 @@ def _serve(server: TritonServer, max_restarts: int, window_s: float, renewals: R
             print("the certificate was renewed: restarting the server", file=sys.stderr, flush=True)
         else:
             continue
-        server.restart()
-        print("the server is back", file=sys.stderr, flush=True)
+        try:
+            server.restart()
+        except StartupFailed as error:  # such as one that is killed as it starts: what killed it before is there still
+            not_started = str(error)
+        else:
+            not_started = ""
+            print("the server is back", file=sys.stderr, flush=True)
     raise ServerError(f"tritonserver ended by itself ({how_it_ended(status)}); run with -v to see its log")
 
 

@@ -21,6 +21,7 @@ _TRACEBACK = re.compile(r"\s*\n\nAt:\n.*", re.DOTALL)
 _NO_THREAD = re.compile("Resource temporarily unavailable|can't start new thread")
 # What opens a restricted API, as the flags write it: APIS:HEADER=KEY.
 _KEY = re.compile(r"(--(?:grpc-restricted-protocol|http-restricted-api)[= ][^\s=]+=)\S+")
+MORE_THREADS = "let more threads run here, some 200 for a model (a container's limit of PIDs, ulimit -u)"
 _ESCAPES = {r"\n": "\n", r"\"": '"', r"\t": "\t", r"\\": "\\"}
 
 
@@ -47,9 +48,7 @@ def failure_reason(log: str) -> str | None:
 
 def lack_of_threads(log: str) -> str | None:
     """What mends it if no more threads could be started, which no other word of the log tells; else None."""
-    if not _NO_THREAD.search(log):
-        return None
-    return "let more threads run here, some 200 for a model (a container's limit of PIDs, ulimit -u)"
+    return MORE_THREADS if _NO_THREAD.search(log) else None
 
 
 def without_keys(text: str, keys: Iterable[str] = ()) -> str:

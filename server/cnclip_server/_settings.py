@@ -16,6 +16,8 @@ HTTP_RESTRICTION = "--http-restricted-api"
 
 # What this package has to know to ask its server how it does, and tells where that is.
 _PORTS = ("--grpc-port", "--http-port", "--metrics-port")
+_ADDRESSES = ("--grpc-address", "--http-address", "--metrics-address")
+_ANY_ADDRESS = "0.0.0.0"  # noqa: S104
 _ALLOW_HTTP = "--allow-http"
 
 
@@ -110,11 +112,16 @@ class Settings:
 
 def reachable(host: str) -> str:
     """The address to reach a server at that listens on one, or on all of them."""
-    return "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104
+    return "127.0.0.1" if host == _ANY_ADDRESS else host
 
 
-def check_flags(extra_args: Sequence[str]) -> None:
+def check_flags(extra_args: Sequence[str], grpc_at: str, http_at: str) -> None:
     """Refuses flags with which the server would be where nobody asks it, and count as not ready until its time is over.
+
+    Args:
+        extra_args: The flags.
+        grpc_at: The address that is told for gRPC and the metrics.
+        http_at: That at which it is asked whether it is ready.
 
     Raises:
         SettingError: Naming the flag.
@@ -122,6 +129,8 @@ def check_flags(extra_args: Sequence[str]) -> None:
     for flag, value in _flag_values(extra_args):
         if flag in _PORTS:
             raise SettingError(f"{flag} must be known here: give it to cnclip-serve itself, before `--`")
+        if flag in _ADDRESSES and value not in (http_at if "http" in flag else grpc_at, _ANY_ADDRESS):
+            raise SettingError(f"{flag}={value} would be where the server is not asked: give --host, before `--`")
         if flag == _ALLOW_HTTP and value.lower() in ("false", "off", "0"):
             raise SettingError(f"{flag}={value} can't be served: by HTTP it is found out whether models are ready")
 

@@ -9,6 +9,8 @@ import shutil
 import time
 from pathlib import Path
 
+from cnclip_machine import refused_threads
+
 from cnclip_server._backends import check_backends
 from cnclip_server._binary import Binary, find_binary
 from cnclip_server._command import linked_repository, server_command
@@ -16,6 +18,7 @@ from cnclip_server._errors import PortInUse, RepositoryError, ServerError, Start
 from cnclip_server._folder import SHELL_SAFE, make_folder, told_by_name
 from cnclip_server._host import check_glibc, check_numpy, check_open_files, environment, wheel_libraries
 from cnclip_server._log import (
+    MORE_THREADS,
     failure_reason,
     lack_of_threads,
     last_line,
@@ -26,7 +29,7 @@ from cnclip_server._log import (
 )
 from cnclip_server._ports import FLAGS
 from cnclip_server._process import GuardedProcess, how_it_ended, was_killed
-from cnclip_server._settings import Settings, check_flags
+from cnclip_server._settings import Settings, check_flags, reachable
 from cnclip_server._stub_python import lay_out_stub_python
 from cnclip_server._watch import ModelWatch
 
@@ -66,7 +69,7 @@ def _environment_of(binary: Binary) -> dict[str, str]:
 def check_settings(settings: Settings) -> Binary:
     """Returns what to serve with, if there is something to serve. Raises as `TritonServer.start`."""
     _check_repository(settings.repository)
-    check_flags(settings.extra_args)
+    check_flags(settings.extra_args, reachable(settings.host), reachable(settings.http_host))
     binary = find_binary(settings.binary)
     check_open_files()
     return binary
@@ -103,6 +106,7 @@ def await_ready(process: GuardedProcess, settings: Settings) -> None:
     api = settings.api()
     pid = process.pid()
     watch = None if pid is None else ModelWatch(pid)
+    refused = refused_threads()
     while (status := process.wait(_POLL_INTERVAL_S)) is None:
         if api.is_ready():
             if _is_bound(process):
@@ -113,6 +117,10 @@ def await_ready(process: GuardedProcess, settings: Settings) -> None:
             fix = lack_of_threads(log) or "see that there is memory for all models, and its log (-v, log_file)"
             raise StartupFailed(
                 f"{'; '.join(sorted(dead.values()))}; tritonserver's last word was: {last_line(log)}; {fix}", tail(log)
+            )
+        if refused_threads() > refused:  # gRPC, for one, says nothing of it, and never answers
+            raise StartupFailed(
+                f"tritonserver may start no more threads; {MORE_THREADS}", tail(_log_of(process, settings))
             )
         if time.monotonic() > deadline:
             log = _log_of(process, settings)

@@ -26,6 +26,10 @@ from cnclip_console import told
             OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
             "No space left on device; make room, or name another place",
         ),
+        (
+            OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a"),
+            "a: Too many open files; let more files be open (ulimit -n), and run it again",
+        ),
         (OSError(errno.EINVAL, os.strerror(errno.EINVAL), "a"), "a: Invalid argument"),
         # Words of our own, which end in an advice themselves.
         (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from cnclip_console import told, visible
+from cnclip_console import counted, told, visible
 from cnclip_console.table import columns_of, table_lines
 
 
@@ -37,3 +37,7 @@ def test_tables_and_errors_are_made_so() -> None:
         == r"a\x1b[2J: No such file or directory; check the path"
     )
     assert told(ValueError("a\nb")) == r"a\nb"
+
+
+def test_one_of_a_thing_is_none_of_several() -> None:
+    assert [counted(count, "item") for count in (0, 1, 2, 2000)] == ["0 items", "1 item", "2 items", "2,000 items"]

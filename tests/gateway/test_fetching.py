@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 import time
@@ -12,8 +13,11 @@ from typing import Any
 
 import pytest
 from cnclip_gateway import _fetching
+from cnclip_gateway._bodies import Held
+from cnclip_gateway._errors import NotNow
 from cnclip_gateway._fetching import Fetcher, public_address
 from cnclip_gateway._items import Address
+from cnclip_gateway._metrics import Metrics
 
 from tests.client.conftest import FakeTriton
 from tests.gateway.conftest import Running
@@ -64,7 +68,8 @@ def site() -> Iterator[ThreadingHTTPServer]:
 
 def fetched(fetcher: Fetcher, *urls: str) -> list[Any]:
     try:
-        return fetcher.filled([Address(url) for url in urls])
+        with fetcher.filled([Address(url) for url in urls]) as items:
+            return items
     finally:
         fetcher.close()
 
@@ -117,8 +122,20 @@ def test_hosts_that_were_not_named_are_not_even_looked_up(monkeypatch: pytest.Mo
         *("http://images.example.com:99999/a", "http://images.example.com:x/a", "http://[::1/a", "http://[::1]/a"),
         *("https://evil.example\\@images.example.com/a", "http://images.example.com\t.evil.example/"),
     )
-    for url, found in zip(urls, fetched(Fetcher(["images.example.com"], 1000, 1), *urls), strict=True):
+    for url, found in zip(
+        urls, fetched(Fetcher(["images.example.com"], 1000, 1, Held(10**9, Metrics())), *urls), strict=True
+    ):
         assert isinstance(found, ValueError), url
+
+
+def test_no_more_open_files_is_not_the_pictures_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "getaddrinfo", full)
+    with pytest.raises(NotNow, match="the gateway has no room") as refused:
+        fetched(Fetcher(["example.com"], 1000, 1, Held(10**9, Metrics())), "http://example.com/a.png")
+    assert refused.value.status == 503
 
 
 class TestOfAHostThatIsTakenForPublic:
@@ -142,9 +159,9 @@ class TestOfAHostThatIsTakenForPublic:
     def test_they_are_bounded_together(self) -> None:
         with site() as server:
             host = f"127.0.0.1:{server.server_port}"
-            (one,) = fetched(Fetcher([host], 3_000_000, 30), f"http://{host}/large")
+            (one,) = fetched(Fetcher([host], 3_000_000, 30, Held(10**9, Metrics())), f"http://{host}/large")
             assert len(one) == 2_000_000
-            found = fetched(Fetcher([host], 3_000_000, 30), *[f"http://{host}/large"] * 2)
+            found = fetched(Fetcher([host], 3_000_000, 30, Held(10**9, Metrics())), *[f"http://{host}/large"] * 2)
             assert "all addresses of the request together" in str(next(one for one in found if type(one) is ValueError))
 
     def test_a_host_that_sends_a_byte_now_and_then_is_left(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,20 +169,33 @@ class TestOfAHostThatIsTakenForPublic:
         with site() as server:
             host = f"127.0.0.1:{server.server_port}"
             began = time.monotonic()
-            (found,) = fetched(Fetcher([host], 1_000_000, 30), f"http://{host}/slow")
+            (found,) = fetched(Fetcher([host], 1_000_000, 30, Held(10**9, Metrics())), f"http://{host}/slow")
             assert time.monotonic() - began < 20
         assert "took too long" in str(found)  # and what had come by then is no picture
+
+    def test_what_all_requests_hold_counts_them_too(self) -> None:
+        metrics = Metrics()
+        with site() as server:
+            host = f"127.0.0.1:{server.server_port}"
+            fetcher, large = Fetcher([host], 5_000_000, 30, Held(3_000_000, metrics)), Address(f"http://{host}/large")
+            with fetcher.filled([large]):
+                assert b"cnclip_gateway_held_bytes 2e+06" in metrics.text()
+                with pytest.raises(NotNow, match="requests hold too much memory at present"), fetcher.filled([large]):
+                    pass
+                assert b"cnclip_gateway_held_bytes 2e+06" in metrics.text()
+            fetcher.close()
+        assert b"cnclip_gateway_held_bytes 0.0" in metrics.text()
 
     def test_what_ends_early_is_no_picture(self) -> None:
         with site() as server:
             host = f"127.0.0.1:{server.server_port}"
-            (found,) = fetched(Fetcher([host], 1_000_000, 30), f"http://{host}/short")
+            (found,) = fetched(Fetcher([host], 1_000_000, 30, Held(10**9, Metrics())), f"http://{host}/short")
             assert "ended before its end" in str(found)
 
     def test_there_is_no_time_for_all(self) -> None:
         with site() as server:
             host = f"127.0.0.1:{server.server_port}"
-            (found,) = fetched(Fetcher([host], 1_000_000, 0.0), f"http://{host}/a")
+            (found,) = fetched(Fetcher([host], 1_000_000, 0.0, Held(10**9, Metrics())), f"http://{host}/a")
             assert "no time left" in str(found)
 
     def test_nobody_listens_there_or_the_name_is_unknown(self) -> None:
@@ -173,6 +203,9 @@ class TestOfAHostThatIsTakenForPublic:
             port = server.server_port
         hosts = [f"127.0.0.1:{port}", "no-such-host.invalid"]
         found = fetched(
-            Fetcher(hosts, 1000, 20), f"http://{hosts[0]}/a", f"http://{hosts[1]}/a", f"https://{hosts[0]}/a"
+            Fetcher(hosts, 1000, 20, Held(10**9, Metrics())),
+            f"http://{hosts[0]}/a",
+            f"http://{hosts[1]}/a",
+            f"https://{hosts[0]}/a",
         )
         assert all("could not be fetched" in str(one) for one in found)

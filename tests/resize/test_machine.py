@@ -6,7 +6,7 @@ from pathlib import Path
 
 import cnclip_machine
 import pytest
-from cnclip_machine import available_memory, usable_cores, usable_memory
+from cnclip_machine import available_memory, refused_threads, usable_cores, usable_memory
 
 GB = 10**9
 
@@ -65,6 +65,13 @@ def test_control_groups_of_version_1(machine: Path) -> None:
     limit, used = {"memory__limit_in_bytes": f"{4 * GB}\n"}, {"memory__usage_in_bytes": f"{3 * GB}\n"}
     write(machine / "groups/memory/docker/x", **limit, **used, memory__stat=f"total_inactive_file {GB}\n")
     assert (usable_memory(), available_memory()) == (4 * GB, 2 * GB)
+
+
+def test_threads_that_were_refused(machine: Path) -> None:
+    assert refused_threads() == 0
+    write(machine / "groups/slice", pids__events="max 7\n")
+    write(machine / "groups/slice/job", pids__events="max 0\n")
+    assert refused_threads() == 7
 
 
 def test_a_system_that_tells_nothing(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

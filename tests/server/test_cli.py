@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 import trustme
-from cnclip_server import ServerError, Tls
+from cnclip_server import ServerError, StartupFailed, Tls
 from cnclip_server._cli import _follow, _serve, _shown_log, app
 from cnclip_server._renewals import Renewals
 from cnclip_server._watch import children_of
@@ -110,6 +110,35 @@ class Serving:
 
     def restart(self) -> None:
         self.restarts += 1
+
+
+def test_a_server_that_is_killed_while_it_starts_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """What killed it is there still: the tries that are left are for that."""
+    server = Serving([lambda: None, lambda: None])
+    troubles = ["tritonserver has ended (killed by SIGKILL)", ""]
+    failed = "tritonserver did not start: nothing (killed by SIGKILL)"
+
+    def restart() -> None:
+        server.restarts += 1
+        if server.restarts != 3:
+            raise StartupFailed(failed, "")
+
+    server.restart = restart  # type: ignore[method-assign]
+    server.troubles = lambda: [one] if (one := troubles.pop(0)) else []  # type: ignore[method-assign]
+    with pytest.raises(ServerError, match="ended by itself"):
+        _serve(server, 3, 60.0, None)  # type: ignore[arg-type]
+    assert server.restarts == 3
+    said = capsys.readouterr().err.splitlines()
+    assert [line.rpartition(": ")[2] for line in said] == [
+        *(f"restarting the server ({number} of 3)" for number in (1, 2, 3)),
+        "the server is back",
+    ]
+    assert said[1].startswith(failed)
+    server, troubles = Serving([lambda: None]), ["it has ended"]
+    server.restart = restart  # type: ignore[method-assign]
+    server.troubles = lambda: troubles  # type: ignore[method-assign]
+    with pytest.raises(ServerError, match="killed by SIGKILL.; gave up after 2 restarts"):
+        _serve(server, 2, 60.0, None)  # type: ignore[arg-type]
 
 
 def test_a_renewed_certificate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,7 +290,7 @@ def test_a_server_that_dies_is_replaced(repository: Any) -> None:
     assert process.returncode == 1
     assert err == (
         "error: tritonserver has ended (killed by SIGKILL, as when memory runs out); "
-        "gave up after 1 restarts (--max-restarts) within 3600 s; run with -v to see why\n"
+        "gave up after 1 restart (--max-restarts) within 3600 s; run with -v to see why\n"
     )
 
 
@@ -282,7 +311,7 @@ def test_a_model_process_that_dies_is_replaced(repository: Any) -> None:
         os.kill(_stub(process.pid), signal.SIGKILL)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "gave up after 1 restarts (--max-restarts)" in err.splitlines()[-1]
+    assert "gave up after 1 restart (--max-restarts)" in err.splitlines()[-1]
     assert "Waiting for in-flight requests" in err  # -v goes on showing the log of the second start
 
 

@@ -161,5 +161,14 @@ def test_a_port_that_is_given_to_tritonserver_alone(repository: Any, flags: list
 @pytest.mark.parametrize("flags", [["--allow-http=OFF"], ["--allow-http", "0"]])
 def test_a_server_that_nobody_could_ask(flags: list[str]) -> None:
     with pytest.raises(SettingError, match=r"by HTTP it is found out whether models are ready"):
-        check_flags(flags)
-    check_flags(["--allow-http=true", "--allow-metrics=false", "--log-verbose", "1"])
+        check_flags(flags, "127.0.0.1", "127.0.0.1")
+    check_flags(["--allow-http=true", "--allow-metrics=false", "--log-verbose", "1"], "127.0.0.1", "127.0.0.1")
+
+
+@pytest.mark.parametrize("service", ["grpc", "http", "metrics"])
+def test_an_address_at_which_nobody_asks(service: str) -> None:
+    """As with a port; what is reached at the address that is asked may be narrower than --host, or wider."""
+    flag = f"--{service}-address"
+    with pytest.raises(SettingError, match=f"{flag}=10.0.0.5 would be where the server is not asked: give --host"):
+        check_flags([flag, "10.0.0.5"], "10.0.0.5" if service == "http" else "127.0.0.1", "127.0.0.1")
+    check_flags([f"{flag}=0.0.0.0", f"{flag}=127.0.0.1"], "127.0.0.1", "127.0.0.1")

@@ -335,6 +335,17 @@ def test_too_few_threads(repository: Any, tmp_path: Path) -> None:
         _server(repository.path, binary=binary).start()
 
 
+def test_too_few_threads_of_which_its_log_has_no_word(
+    repository: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gRPC then never answers, and it was waited for to the end of --startup-timeout."""
+    refused = iter(range(1000))
+    monkeypatch.setattr("cnclip_server._startup.refused_threads", lambda: next(refused))
+    binary = binary_with_its_own_backend(tmp_path, "sleep 100")
+    with pytest.raises(StartupFailed, match=r"may start no more threads; let more threads run here, some 200 for a"):
+        _server(repository.path, binary=binary).start()
+
+
 def test_one_that_is_killed_while_it_starts(repository: Any, tmp_path: Path) -> None:
     """As where memory is short; on a host without a GPU it was said to fail for want of NVML."""
     binary = binary_with_its_own_backend(tmp_path, 'echo "error: Failed to initialize NVML"\nkill -KILL $$')

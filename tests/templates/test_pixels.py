@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import mmap
 import os
 import re
 import struct
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import cnclip_pixels
 import numpy as np
@@ -269,6 +272,37 @@ def test_reasons_hold_no_paths(monkeypatch: pytest.MonkeyPatch) -> None:
         assert str(bad) == name
         assert str(error) in bad.details
     assert str(fails(OSError("Truncated File Read"))) == "OSError: Truncated File Read"
+
+
+def test_a_want_of_memory_is_no_word_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To libwebp and others it is a broken file: what tells is whether the memory could be had."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (3000, 2000)).save(buffer, "PNG")
+    torn = buffer.getvalue()[:-100]
+    with pytest.raises(BadImage):
+        decode_pixels(torn, 32)
+    with monkeypatch.context() as claiming, pytest.raises(BadImage):  # a file that claims more than it holds
+        claiming.setattr(cnclip_pixels, "resize", Mock(side_effect=MemoryError))
+        decode_pixels(buffer.getvalue(), 32)
+    there_is = mmap.mmap
+
+    def mapped(handle: int, size: int) -> mmap.mmap:
+        if size > 3000 * 2000 * 5:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return there_is(handle, size)
+
+    monkeypatch.setattr(mmap, "mmap", mapped)
+    with pytest.raises(MemoryError):
+        decode_pixels(torn, 32)
+    with pytest.raises(BadImage):
+        decode_pixels(b"no image", 32)
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files", "/dev/shm")
+
+    monkeypatch.setattr(os, "open", fails)
+    with pytest.raises(OSError, match="^.Errno 24. Too many open files$"):
+        decode_pixels(buffer.getvalue(), 32, memory=1)
 
 
 def test_threads_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from cnclip_card import Card, CardUnfit
 from cnclip_card._decoder import NvImageCodec
+from cnclip_pixels import BadImage
 from cnclip_templates import templates_folder
 
 from tests.resize.card_twin import Twin, can_compile, compile_twin
@@ -104,7 +105,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 class Refusal:
-    INVALID_ARG = "invalid"
+    INVALID_ARG, UNAVAILABLE = "invalid", "unavailable"
 
     def __init__(self, message: str, code: str) -> None:
         self.said = (message, code)
@@ -178,6 +179,21 @@ def test_answers_and_refusals_are_the_exact_ways(served: Any) -> None:
         ("cnclip_card_images", "exact"): sum(map(len, REQUESTS)) - 8,
     }
     assert sum("JPEGs are decoded by nvImageCodec" in line for line in served.logged) == 1
+
+
+def test_a_want_of_memory_blames_no_image(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request may be asked again; one that holds a bad image besides is told of that, as ever."""
+    model = served.load("exact")
+
+    def decode(encoded: bytes, *_: Any, **__: Any) -> Any:
+        raise BadImage("0 bytes") if not encoded else MemoryError("there is no memory to decode images in")
+
+    monkeypatch.setitem(model.execute.__globals__, "decode_pixels", decode)
+    monkeypatch.setitem(model.execute.__globals__, "BadImage", BadImage)
+    refused, bad = answers(model, [("420", "grey"), ("420", "nothing")])
+    assert refused.error == ("no room at present: there is no memory to decode images in", "unavailable")
+    assert bad.error == ('bad rows: {"1": "0 bytes"}', "invalid")
+    assert '"reason": "there is no memory to decode images in"' in served.logged[-3]
 
 
 @pytest.mark.usefixtures("twin")

@@ -29,15 +29,16 @@ _POINTER = b"version https://git-lfs"
 
 # What trainers keep beside tensors, and nothing here reads: numpy's numbers, one of which cn_clip's own scheduler makes
 # the learning rate, and arrays, as of random states; arguments, and paths among them; torch.__version__.
-_UNREAD = (
-    *(f"numpy.{core}.multiarray.{maker}" for core in ("core", "_core") for maker in ("scalar", "_reconstruct")),
-    *("numpy.dtype", "numpy.ndarray"),
-    *("argparse.Namespace", "pathlib.PosixPath", "pathlib._local.PosixPath", "torch.torch_version.TorchVersion"),
-)
+_UNREAD = {
+    **{f"numpy.{core}.multiarray.scalar": "number of numpy's" for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray._reconstruct": "numpy array" for core in ("core", "_core")},
+    **{"numpy.dtype": "dtype", "numpy.ndarray": "numpy array", "argparse.Namespace": "Namespace"},
+    **{"pathlib.PosixPath": "path", "pathlib._local.PosixPath": "path", "torch.torch_version.TorchVersion": "version"},
+}
 
 
-class _Unread:
-    """Stands in an object's place, whatever it is made of."""
+class Unread:
+    """Stands in an object's place, whatever it is made of; the class of each kind is called by what it stands for."""
 
     def __init__(self, *_: Any) -> None: ...
 
@@ -154,7 +155,7 @@ def _read_pytorch(path: Path) -> Any:
     import torch
 
     _require_plain_parts(path)
-    stand_ins: list[Any] = [(_Unread, name) for name in _UNREAD]
+    stand_ins: list[Any] = [(type(told, (Unread,), {}), name) for name, told in _UNREAD.items()]
     with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
         warnings.simplefilter("ignore")  # of TorchScript archives, which get an error of ours
         try:

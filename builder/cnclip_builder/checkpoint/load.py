@@ -103,11 +103,11 @@ def _check_arch(path: Path, contents: Contents, arch: Arch, *, is_detected: bool
     unknown = sorted(set(found) - set(expected))
     other_shape = sorted(name for name in set(expected) & set(found) if expected[name] != found[name])
     details = [
-        f"{len(names)} tensors {what}, such as {example(names[0])}"
+        f"{len(names)} tensor{'s' * (len(names) != 1)} {what}, such as {example(names[0])}"
         for what, names, example in (
-            ("are missing", missing, str),
-            ("are unknown", unknown, str),
-            ("have other shapes", other_shape, lambda name: f"{name}: {found[name]}, not {expected[name]}"),
+            ("missing", missing, str),
+            ("unknown", unknown, str),
+            ("of other shapes", other_shape, lambda name: f"{name}: {found[name]}, not {expected[name]}"),
         )
         if names
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cnclip_builder.checkpoint.files import Unread
 from cnclip_builder.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -77,7 +78,9 @@ def find_tensors(path: Path, loaded: Any) -> NamedTensors:
             )
         found = [(where, _tensors_in(model)) for where, model in models] or found
     if not found:
-        keys = ", ".join(map(str, list(loaded)[:5])) or "nothing"
+        shown = list(loaded.items())[:5]
+        kinds = (f" (a {type(value).__name__})" if isinstance(value, Unread) else "" for _, value in shown)
+        keys = ", ".join(f"{key}{kind}" for (key, _), kind in zip(shown, kinds, strict=True)) or "nothing"
         raise CheckpointError(
             f"{path} is not a checkpoint: it has no 'state_dict' with tensors; it holds {keys}. Save it again as "
             "torch.save({'state_dict': model.state_dict()}, path)"

@@ -94,7 +94,8 @@ def prune_repository(
         SettingError: as `plan_pruning`.
         RepositoryError: as `plan_pruning`, or the repository can't be written.
     """
-    store = RepositoryStore(url)  # first: a lock makes the folder that it is in
+    store = RepositoryStore(url)
+    plan_pruning(url, keep)  # before the lock, which makes the folders that it is in: not for what is no repository
     with _locked_here(url):
         pruning = plan_pruning(url, keep)
         vouched = store.manifest().files is not None

@@ -15,6 +15,7 @@ A publication that was cut off is run again, and goes on: versions that are whol
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -137,8 +138,10 @@ def publish_repository(
         sums = {
             (model.name, version): _sums(model.folder / str(version)) for model in models for version in model.versions
         }
-        _check_served_versions(models, sums, store)
+        copied = _check_served_versions(models, sums, store)
         vouch_for_none(store)
+        for name, version in copied:
+            store.write(f"{name}/{version}/{SUMS_NAME}", sums[name, version])
         sent = _send_versions(models, sums, store)
         _switch(models, store, lambda: sleep(settle_s))
         served = {**store.manifest().models, **{name: manifest[name] for name in chosen}}
@@ -187,16 +190,26 @@ def _require_unchanged(source: Path, names: Collection[str], told: Mapping[str, 
 
 def _check_served_versions(
     models: Sequence[_Model], sums: Mapping[tuple[str, int], bytes], store: RepositoryStore
-) -> None:
-    """Refuses to touch a version that servers may be loading at this moment."""
+) -> list[tuple[str, int]]:
+    """Refuses to touch a version that servers may be loading at this moment.
+
+    Returns:
+        The versions, with their models, that are there whole and were not published: copied by hand, say.
+    """
+    copied = []
     for model in models:
         for version in set(model.versions) & set(model.served_versions):
-            if store.read(f"{model.name}/{version}/{SUMS_NAME}") != sums[model.name, version]:
+            there = store.read(f"{model.name}/{version}/{SUMS_NAME}")
+            if there is None:
+                there = _sums_of_store(store, f"{model.name}/{version}")
+                copied.append((model.name, version))
+            if there != sums[model.name, version]:
                 raise RepositoryError(
                     f"{store.url} serves a version {version} of {model.name} with other files, and a served version "
                     "can't be replaced without a server seeing half of it: build this one as a new version "
                     "(MODEL_VERSION=, --model-version) and publish that"
                 )
+    return copied
 
 
 def _send_versions(
@@ -282,6 +295,14 @@ def _dropped(models: Sequence[_Model]) -> list[str]:
 
 def _sums(folder: Path) -> bytes:
     return "".join(f"{sha256_of_file(path)}  {path.relative_to(folder)}\n" for path in _files(folder)).encode()
+
+
+def _sums_of_store(store: RepositoryStore, version: str) -> bytes:
+    paths = sorted(Path(path) for path in store.files(version))
+    digests = ((hashlib.sha256(store.read(str(path)) or b""), path.relative_to(version)) for path in paths)
+    return "".join(
+        f"{digest.hexdigest()}  {path}\n" for digest, path in digests if "__pycache__" not in path.parts
+    ).encode()
 
 
 def _files(folder: Path) -> list[Path]:

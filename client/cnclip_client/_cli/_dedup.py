@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from cnclip_console import option
+from cnclip_console import counted, option
 
 from cnclip_client._cli._index import stages
 from cnclip_client._cli._retrieval import IndexParameters
@@ -47,6 +47,6 @@ def dedup(
                 dropped += len(group.dropped)
                 groups += 1
         complain(
-            f"{dropped:,} of {len(opened):,} items are as near as {cosine:g} to an earlier one, in {groups:,} groups; "
-            f"{len(opened) - dropped:,} are kept"
+            f"{dropped:,} of {counted(len(opened), 'item')} as near as {cosine:g} to an earlier one, in "
+            f"{counted(groups, 'group')}; {len(opened) - dropped:,} kept"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from cnclip_console import gives_options, option, plain_app
+from cnclip_console import counted, gives_options, option, plain_app
 
 from cnclip_client import (
     AccessDenied,
@@ -221,7 +221,7 @@ def _extract(server: Server, source: Source, to: Destination, job: _Job, options
             if sharding is None
             else "in the same part; search wants each once"
         )
-        complain(f"{summary.repeated:,} ids came again; {became}")
+        complain(f"{counted(summary.repeated, 'id')} came again; {became}")
     if summary.failures:
         errors = f"{output}.errors.jsonl" if sharding is None else f"the .errors.jsonl of each part in {output}"
         complain(f"what failed, and why: {errors}")
@@ -241,10 +241,9 @@ def _engine(name: str, connect: Callable[[], Client], actors: int | None) -> Eng
 
 def _words(summary: Summary) -> str:
     rate = summary.items / summary.seconds if summary.seconds else 0.0
-    parts = f" in {summary.parts:,} part{'s' * (summary.parts > 1)}" if summary.parts else ""
-    return (
-        f"{summary.items:,} items{parts}, {summary.failures:,} failures, {summary.seconds:.1f} s, {rate:,.1f} items/s"
-    )
+    parts = f" in {counted(summary.parts, 'part')}" if summary.parts else ""
+    done = f"{counted(summary.items, 'item')}{parts}, {counted(summary.failures, 'failure')}"
+    return f"{done}, {summary.seconds:.1f} s, {rate:,.1f} items/s"
 
 
 @contextmanager

@@ -27,6 +27,8 @@ _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 
 # Words of Triton's core (2.73 and 2.51 alike) in refusals that pass by themselves.
 _QUEUE_FULL = ("maximum queue size", "Request timeout expired")
+# Our preprocessing's, where it lacks memory: fewer requests at once need less.
+_NO_ROOM = "no room at present"
 _RESTRICTED = "protocol is restricted"
 # Words for a connection that ended while an answer was awaited, as it does when the process at its other end dies:
 # gRPC's own, Envoy's, and what gRPC makes of a "bad gateway". A server that stops in order says "Cancelling all calls".
@@ -117,8 +119,8 @@ def is_model_death(error: Any) -> bool:
 
 
 def is_queue_full(error: Any) -> bool:
-    """Tells whether the server refused a request since others wait already."""
-    return any(words in (error.message() or "") for words in _QUEUE_FULL)
+    """Tells whether the server refused a request since others wait already, or since it has no room for it."""
+    return any(words in (error.message() or "") for words in (*_QUEUE_FULL, _NO_ROOM))
 
 
 def map_error(
@@ -150,8 +152,9 @@ def map_error(
             timeout_s=timeout_s,
         )
     if is_queue_full(error):
+        why = detail[detail.index(_NO_ROOM) :] if _NO_ROOM in detail else "its queue is full"
         return ServerBusy(
-            f"{url} refuses requests, its queue is full; lower Limits.in_flight (--in-flight), or wait for longer "
+            f"{url} refuses requests, {why}; lower Limits.in_flight (--in-flight), or wait for longer "
             "(Retry.patient; --wait-for-server of cnclip extract)",
             url=url,
         )

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable
 from typing import Any, Protocol, TypeAlias
 
+from cnclip_client._blame import is_of_all
 from cnclip_client._exceptions import BadFile, StoreError
 from cnclip_client._remote import RemotePath, is_remote
 from cnclip_client._texts import NO_UTF8
@@ -82,6 +83,7 @@ def image_bytes(item: object, item_bytes: int) -> bytes:
 
     Raises:
         Unsendable: It is none of these, or cannot be read, or is empty, or is too large.
+        OSError: Nothing can be read at present, such as for want of open files.
     """
     if isinstance(item, (bytes, bytearray, memoryview)):
         data = bytes(item)
@@ -149,6 +151,8 @@ def _read(path: str | os.PathLike[Any], item_bytes: int) -> bytes:
     except FileNotFoundError as error:
         raise Unsendable(f"{error.strerror}{_why_absent(name)}") from error
     except OSError as error:
+        if is_of_all(error):
+            raise
         raise Unsendable(error.strerror or str(error)) from error
     except ValueError as error:  # a NUL in the path
         raise Unsendable(f"is no path: {error}") from error

@@ -97,6 +97,7 @@ class Preparation:
 
         Raises:
             Unsendable: It is no image that is decoded here; the reason is the server's, word for word.
+            CnclipError: There is no memory for it, or the like, which is not its fault.
             RuntimeError: It was closed.
         """
         worker = self._idle.get()
@@ -104,11 +105,16 @@ class Preparation:
             for _ in range(2):
                 worker = worker or self._start()
                 answer = worker.ask(encoded)
-                if answer is not None:
+                if answer is not None and answer[:1] != b"!":
                     break
                 died = self._drop(worker)
                 worker = None
             else:
+                if answer is not None:
+                    raise CnclipError(
+                        f"images cannot be prepared here: {answer[1:].decode()}; let fewer processes do it "
+                        "(Limits.preparers, CNCLIP_PREPARERS), or leave it to the server"
+                    )
                 raise Unsendable(f"two processes died while they decoded it ({died})")
         finally:
             self._idle.put(worker)

@@ -132,8 +132,8 @@ def require_distinct(ids: Ids, parts: Sequence[Part], index: Path) -> None:
         number = int(np.searchsorted(ends, row, side="right"))
         places.append(f"{parts[number].path} row {row - ends[number] + parts[number].rows + 1}")
     raise BadFile(
-        f"the id {ids.take(rows[:1])[0]!r} comes more than once, in {' and '.join(places)}, and {count} rows in all "
-        "have an id that came before: each needs one feature; leave a file out, extract them anew with --repeated-ids "
+        f"the id {ids.take(rows[:1])[0]!r} comes more than once, in {' and '.join(places)}, and in all {count} "
+        "with an id that came before: each needs one feature; leave a file out, extract them anew with --repeated-ids "
         "first, or make the index anew with --overwrite if one takes another's place",
         path=str(index),
     )

@@ -32,7 +32,7 @@ class RepeatedId(ValueError):
     def __init__(self, id: Id, rows: tuple[int, int], count: int, places: str = "") -> None:
         places = places or f"rows {rows[0] + 1} and {rows[1] + 1}"
         super().__init__(
-            f"the id {id!r} comes more than once; in {places}, and {count} rows in all have an id that came before: "
+            f"the id {id!r} comes more than once; in {places}, and in all {count} with an id that came before: "
             "each needs one feature, so extract them anew with --repeated-ids first, or with ids that differ"
         )
         self.id = id

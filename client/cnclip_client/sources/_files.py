@@ -5,11 +5,12 @@ from __future__ import annotations
 import bisect
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from cnclip_client._blame import is_of_all
 from cnclip_client._exceptions import BadFile
 from cnclip_client._listing import files_matching
 from cnclip_client._remote import Location, RemotePath, located
@@ -95,6 +96,8 @@ def _walk(root: str, past: list[str]) -> Iterator[Item]:
             if all(identity != above.identity for above in levels):
                 levels.append(_Level(*entering, identity))
         except OSError as error:
+            if is_of_all(error):
+                raise
             if entering[2] != [""]:  # then it is itself the last that was done
                 yield Item(entering[1], None, f"cannot be listed: {error.strerror}")
         while levels:
@@ -167,16 +170,32 @@ class GlobSource:
 
     pattern: str
     kind: Literal["image"] = "image"
+    # Its paths, once they are known, and why those that are folders cannot be listed: a long listing takes minutes.
+    _found: list[tuple[list[str], dict[str, str]]] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def fingerprint(self) -> Mapping[str, str | int | None]:
         return {"format": "glob", "path": str(located(self.pattern).absolute())}
 
     def items(self, ids_only: int = 0, *, start: int = 0, after: Place = ()) -> Iterator[Item]:
+        paths, failures = self._listed()
+        is_remote = isinstance(located(self.pattern), RemotePath)
+        for path in islice(paths, start, None):
+            one = path if is_remote else named(path)
+            yield Item(one, None if path in failures else path, failures.get(path, ""))
+
+    def total(self) -> int | None:
+        return len(self._listed()[0])
+
+    def _listed(self) -> tuple[list[str], dict[str, str]]:
         # Sorting needs all the names at once: 100 bytes or so for each match.
+        if self._found:
+            return self._found[0]
         failures: dict[str, str] = {}
 
         def unlisted(folder: str, error: OSError) -> None:
+            if is_of_all(error):
+                raise error
             failures[folder] = f"cannot be listed: {error.strerror}"
 
         if isinstance(place := located(self.pattern), RemotePath):
@@ -187,12 +206,8 @@ class GlobSource:
             paths = sorted([*paths, *failures])
         if not paths:
             raise BadFile("no file matches it; check the pattern", path=self.pattern)
-        for path in islice(paths, start, None):
-            one = path if isinstance(place, RemotePath) else named(path)
-            yield Item(one, None if path in failures else path, failures.get(path, ""))
-
-    def total(self) -> int | None:
-        return sum(1 for _ in self.items())
+        self._found.append((paths, failures))
+        return paths, failures
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
 
@@ -30,6 +31,8 @@ _NO_LINES = {
     "text": "JSON lines (.jsonl) or .parquet, which have ids too",
     "image": "a .parquet file with a column of paths, or the paths alone, one a line",
 }
+# Lines of JSONL at which it is seen whether it is of texts.
+_LOOKED_AT = 10
 _SUFFIXES = {".parquet": "parquet", ".tsv": "tsv", ".jsonl": "jsonl"}
 
 
@@ -105,7 +108,7 @@ def text_source(
         format = "webdataset"
     if format != "webdataset":
         require_file(place)
-    format = format or _text_format(place)
+    told, format = format is None, format or _text_format(place)
     if format == "webdataset":
         return _checked(WebDatasetSource(os.fspath(path), Wanted("text", id_column, column, 0)))
     _refuse_columns(place, format, {"parquet", "jsonl", "samples"}, id_column, column)
@@ -114,7 +117,11 @@ def text_source(
     if format == "parquet":
         return ParquetSource(place, "text", id_column, column)
     if format == "jsonl":
-        return JsonlSource(place, id_column or "text_id", column or "text")
+        source = JsonlSource(place, id_column or "text_id", column or "text")
+        first = list(islice(source.items(), _LOOKED_AT)) if told else []
+        if first and all(one.failure for one in first):
+            raise BadFile(f"none of its first lines is a text: {first[0].id} {first[0].failure}", path=str(place))
+        return source
     return LinesSource(place)
 
 
@@ -136,6 +143,9 @@ def _image_format(place: Location, path: str) -> ImageFormat:
         glance = Glance(place)
         if glance.tars or glance.samples:
             return "webdataset" if glance.tars else "samples"
+        if glance.no_image:
+            told = f"holds no image, but files such as {glance.no_image}; give what its images are in"
+            raise BadFile(told, path=path)
         return "parquet" if glance.parquet or _begins_with_parquet(place) else "folder"
     require_file(place)
     named = _SUFFIXES.get(place.suffix.lower())

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cnclip_client._blame import is_of_all
 from cnclip_client._exceptions import BadFile
 from cnclip_client._parquet import is_no_data
 from cnclip_client._remote import Location, RemotePath
@@ -22,6 +23,8 @@ __all__ = ["Glance", "SampleFolderSource"]
 
 _STATISTICS = re.compile(r"\d+_stats\.json")
 _BESIDE = re.compile(r"\d+(_stats\.json|\.parquet|\.csv|\.json)")
+# What no image ends in; most of it is what commands of ours write.
+_NO_IMAGES = frozenset(["json", "jsonl", "npy", "npz", "faiss", "txt", "csv", "tsv", "html", "onnx", "pt", "mdb"])
 _NO_FILE = "a link that leads nowhere, or a device"
 
 
@@ -32,18 +35,25 @@ class Glance:
         tars: Whether there are tars, and no images beside them.
         parquet: Whether there are parquet files.
         samples: Whether img2dataset wrote it as files: `00000/`, and its `00000_stats.json` beside it.
+        no_image: The name of one of its files, if all that is in it are files that no images are; else empty.
     """
 
     def __init__(self, folder: Location) -> None:
-        tars = images = parquet = False
+        tars = images = parquet = others = False
+        no_image = ""
         shards, fetched = set(), set()
         for name, is_folder in folder.names() if isinstance(folder, RemotePath) else _names(folder):
             # In a loop, and without keeping the names: there may be millions.
             if is_folder:
+                others = True
                 if name.isdecimal():
                     shards.add(name)
                 continue
             ending = name.lower().rpartition(".")[2]
+            if ending in _NO_IMAGES:
+                no_image = no_image or name
+            else:
+                others = True
             tars = tars or name.lower().endswith((*TAR_ENDINGS, *PACKED_ENDINGS))
             images = images or ending in IMAGE_ENDINGS
             parquet = parquet or (ending == "parquet" and not is_no_data(name))
@@ -52,6 +62,7 @@ class Glance:
         self.tars = tars and not images
         self.parquet = parquet
         self.samples = bool(shards & fetched)
+        self.no_image = "" if others else no_image
 
 
 def _names(folder: Path) -> Iterator[tuple[str, bool]]:
@@ -116,4 +127,6 @@ class SampleFolderSource:
             with Path(path).open("rb") as file:
                 return file.read(MOST_TEXT_BYTES + 1)
         except OSError as error:
+            if is_of_all(error):
+                raise
             raise TornTar(f"cannot be read: {error.strerror}") from error

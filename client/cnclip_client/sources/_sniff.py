@@ -116,7 +116,7 @@ def _told(suffix: str, start: bytes) -> str:
         return "binary, and not {what} a line; give a file of text"
     stripped = start.lstrip()
     first = stripped.partition(b"\n")[0].strip()
-    if suffix in (".json", ".geojson") or _ARRAY.match(first) or first == b"{" or _is_object(first):
+    if suffix in (".json", ".jsonl", ".geojson") or _ARRAY.match(first) or first == b"{" or _is_object(first):
         return "JSON, and not {what} a line; give {instead}"
     if suffix in (".csv", ".tsv") or _is_table(start):
         return "a table (CSV or TSV), and not {what} a line; give {instead}"

@@ -7,6 +7,7 @@ import io
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ _log = logging.getLogger(__name__)
 # Small: what is passed over is not to be read.
 _BUFFER_BYTES = 64 * 1024
 _GZIP = b"\x1f\x8b"
+_ASKED_AT_ONCE = 32
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _MAGIC_BYTES = 8
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -149,7 +151,9 @@ class WebDatasetSource:
         if not is_remote(self.path) and path.exists():
             tars = files_below(path, *TAR_ENDINGS, *PACKED_ENDINGS) if path.is_dir() else [path]
             return [(one, state_of(one)) for one in tars]
-        found = [tar for one in braces(self.path) for tar in _matching(one)]
+        # In a store each tar that is named is asked for by itself, and a data set may have ten thousand.
+        with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+            found = [tar for tars in pool.map(_matching, braces(self.path)) for tar in tars]
         if not found:
             raise BadFile("there is no tar that it stands for", path=self.path)
         return found

@@ -196,9 +196,9 @@ def test_vocabularies(tmp_path: Path) -> None:
         (
             "visual.transformer.resblocks.1.ln_1.weight",
             None,
-            "sizes: 1 tensors are missing, such as visual.*blocks.1.ln_1.weight; save the whole model again",
+            "sizes: 1 tensor missing, such as visual.*blocks.1.ln_1.weight; save the whole model again",
         ),
-        ("kd_head.weight", (8, 512), r"1 tensors are unknown, such as kd_head.weight; if features don't .* leave them"),
+        ("kd_head.weight", (8, 512), r"1 tensor unknown, such as kd_head.weight; if features don't .* leave them"),
         ("bert.encoder.layer.11.output.dense.weight", (768, 3071), "other shapes, such as bert.encoder.layer.11"),
         ("visual.transformer.resblocks.40.ln_1.weight", (768,), r"resblocks\.12 is missing"),
     ],

@@ -462,7 +462,7 @@ def test_tensors_that_are_missing_or_too_many(tmp_path: Path, saved: Path) -> No
     save_file({**tensors, "text_model.pooler.dense.bias": torch.zeros(1)}, folder / "model.safetensors")
     load_checkpoint(folder, arch)
     save_file({**tensors, "text_model.crown": torch.zeros(1)}, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"1 tensors are unknown, such as bert\.crown"):
+    with pytest.raises(CheckpointError, match=r"1 tensor unknown, such as bert\.crown"):
         load_checkpoint(folder, arch)
 
 

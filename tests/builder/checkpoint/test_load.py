@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cn_clip.clip.model import CLIP, convert_weights
@@ -143,8 +144,8 @@ def test_unknown_arch_says_what_differs(tmp_path: Path, tiny_vit: Arch, weights:
         load_checkpoint(path, tiny_vit)
     message = str(caught.value)
     assert "no tiny-vit checkpoint" in message
-    assert "1 tensors are missing, such as logit_scale" in message
-    assert "1 tensors are unknown, such as extra" in message
+    assert "1 tensor missing, such as logit_scale" in message
+    assert "1 tensor unknown, such as extra" in message
     assert "text_projection: (32, 47), not (32, 48)" in message
     assert message.endswith("leave ARCH out to have it read off the tensors, or describe it in a .json file")
 
@@ -213,6 +214,11 @@ def test_an_html_page_instead(tmp_path: Path, tiny_vit: Arch) -> None:
     [
         ({"epoch": 1}, "no 'state_dict' with tensors; it holds epoch"),
         ([1], "holds a list"),
+        (np.zeros(2), "holds a numpy array, not a checkpoint"),
+        (
+            {"visual.proj": np.zeros(2), "lr": np.float64(1)},
+            r"visual.proj \(a numpy array\), lr \(a number of numpy's\)\. ",
+        ),
         ({"state_dict": 3}, "not a checkpoint"),
     ],
 )

@@ -120,7 +120,7 @@ def test_several_models_are_not_chosen_from(tmp_path: Path, tiny_vit: Arch, weig
         load_checkpoint(path, tiny_vit)
     headless = {name: value for name, value in weights.items() if name != "text_projection"}
     torch.save({"state_dict": headless, "ema": weights}, path)
-    with pytest.raises(CheckpointError, match="1 tensors are missing, such as text_projection"):
+    with pytest.raises(CheckpointError, match="1 tensor missing, such as text_projection"):
         load_checkpoint(path, tiny_vit)
     torch.save({"state_dict": {**weights, **under("module.", weights)}}, path)
     with pytest.raises(CheckpointError, match=r"holds \S+ twice, one of them as module\."):

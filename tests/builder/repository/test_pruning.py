@@ -116,6 +116,9 @@ def test_refusals(tmp_path: Path) -> None:
         plan_pruning(str(tmp_path), 0)
     with pytest.raises(RepositoryError, match="holds no models"):
         plan_pruning(str(tmp_path))
+    with pytest.raises(RepositoryError, match="holds no models"):
+        prune_repository(str(tmp_path / "mistyped" / "path"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dry_run_changes_nothing(tmp_path: Path, tiny_vit: Arch) -> None:

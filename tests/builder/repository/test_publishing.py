@@ -195,6 +195,23 @@ def test_a_served_version_is_never_replaced(tmp_path: Path, tiny_vit: Arch, dest
     assert {path: store.read(path) for path in store.files("")} == before
 
 
+def test_a_repository_that_was_copied_by_hand_is_the_same_one(tmp_path: Path, tiny_vit: Arch, destination: str) -> None:
+    """Then what was published before has no SHA256SUMS."""
+    source = write_repository(tmp_path / "1", tiny_vit, "a", {1: 1})
+    publish(source, destination)
+    store = RepositoryStore(destination)
+    whole = {path: store.read(path) for path in store.files("")}
+    sums = [path for path in whole if path.endswith(SUMS_NAME)]
+    for path in sums:
+        store.delete(path)
+    assert publish(source, destination) == Publication((), ())
+    assert {path: store.read(path) for path in store.files("")} == whole
+    store.delete(sums[0])
+    store.write(f"{sums[0].rpartition('/')[0]}/model.onnx", b"other")
+    with pytest.raises(RepositoryError, match="with other files"):
+        publish(source, destination)
+
+
 def test_a_repository_that_was_served_here_is_the_same_one(tmp_path: Path, tiny_vit: Arch, destination: str) -> None:
     """Python leaves its bytecode beside the models."""
     source = write_repository(tmp_path / "1", tiny_vit, "a", {1: 1})

@@ -132,6 +132,11 @@ def test_bad_items_cost_status_1_and_no_neighbours(tmp_path: Path, triton: Any) 
     assert "2 items failed, more than the 1 allowed, the last one: c.jpg: is empty" in said
     assert "run the same" not in said
     extract(triton.url, "images", folder, "-o", tmp_path / "b.jsonl", "--max-errors", "2", status=1)
+    (folder / "b.jpg").unlink()
+    (folder / "a.jpg").unlink()
+    (folder / "d.jpg").unlink()
+    said = extract(triton.url, "images", folder, "-o", tmp_path / "c.jsonl", status=1)
+    assert said.startswith("cnclip: 1 item, 1 failure, ")
 
 
 def test_a_server_that_stays_away_costs_status_3_and_says_how_to_go_on(
@@ -182,11 +187,14 @@ def test_ctrl_c_keeps_the_work_and_says_so(tmp_path: Path, triton: Any, texts: P
     ("arguments", "message"),
     [
         (("texts", "none.txt", "-o", "a.jsonl"), "none.txt: No such file or directory"),
-        (("images", ".", "-o", "/nowhere/a.jsonl"), "/nowhere/a.jsonl.partial: No such file or directory"),
+        (
+            ("images", ".", "--format", "folder", "-o", "/nowhere/a.jsonl"),
+            "/nowhere/a.jsonl.partial: No such file or directory",
+        ),
         (("texts", "texts.txt", "-o", "a.csv"), "a.csv ends in none of .jsonl, .parquet and .npy"),
         (("texts", "texts.txt", "-o", "a.jsonl", "--dtype", "float16"), "JSON has no float16"),
         (("texts", "texts.txt", "-o", "a.jsonl", "--column", "x"), "lines has no columns"),
-        (("images", ".", "-o", "a.npy"), "is inside"),
+        (("images", ".", "--format", "folder", "-o", "a.npy"), "is inside"),
         (("images", "a.jpg", "b.jpg", "-o", "a.npy"), "unexpected extra argument"),
     ],
 )

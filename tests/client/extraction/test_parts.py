@@ -464,7 +464,7 @@ def test_a_folder_that_holds_something_else(tmp_path: Path, client: Client) -> N
     with pytest.raises(JobRefused, match="is a file, and the parts need a folder"):
         extract_parts(client, source, out / "notes.txt")
     with pytest.raises(ValueError, match="is inside"):
-        extract_parts(client, image_source(out), out / "features")
+        extract_parts(client, image_source(out, format="folder"), out / "features")
     (tmp_path / "tables").mkdir()
     pq.write_table(pa.table({"text": ["猫"]}), tmp_path / "tables" / "a.parquet")
     tables = text_source(tmp_path / "tables")

@@ -171,13 +171,20 @@ def test_a_full_queue_is_waited_for_with_fewer_requests(triton: Any, fake: Any) 
     assert len(triton.requests) < 130
 
 
-def test_a_queue_that_stays_full(triton: Any, fake: Any) -> None:
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("Exceeds maximum queue size", "its queue is full"),
+        ("no room at present: there is no memory", "refuses requests, no room at present: there is no memory; lower"),
+    ],
+)
+def test_a_queue_that_stays_full(triton: Any, fake: Any, said: str, told: str) -> None:
     def before(attempt: int, items: list[bytes]) -> None:
-        raise fake.Fault(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+        raise fake.Fault(grpc.StatusCode.UNAVAILABLE, said)
 
     triton.before_infer = before
     with connect(triton.url, retry=Retry(attempts=3, first_delay_s=0.01)) as client:
-        with pytest.raises(ServerBusy, match="its queue is full"):
+        with pytest.raises(ServerBusy, match=told):
             client.encode_texts(["a"])
     assert len(triton.requests) == 3
 

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import os
 import re
+import resource
 import signal
 import threading
 import time
@@ -136,6 +137,20 @@ def test_what_kills_twice_is_to_blame_and_nothing_else(
     with pytest.raises(Unsendable, match=r"^two processes died while they decoded it \(signal 9\)$"):
         preparation.prepare(b"poison")
     assert preparation.prepare(picture(3)) == decode_pixels(picture(3), SIDE).tobytes()
+
+
+def test_a_want_of_memory_is_not_the_images_fault(preparation: Preparation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process without any is replaced; that there is none for long ends the run, and no item fails of it."""
+    image = picture(1, (3000, 2000), "BMP")
+    for worker in preparation._workers:
+        resource.prlimit(worker._process.pid, resource.RLIMIT_AS, (1, resource.RLIM_INFINITY))
+    assert preparation.prepare(image) == decode_pixels(image, SIDE).tobytes()
+    (worker, _) = preparation._workers
+    monkeypatch.setattr(worker, "ask", lambda _: b"!no memory")
+    monkeypatch.setattr(preparation, "_drop", lambda _: "")
+    monkeypatch.setattr(preparation, "_start", lambda: worker)
+    with pytest.raises(CnclipError, match="cannot be prepared here: no memory; let fewer processes do it"):
+        preparation.prepare(image)
 
 
 def test_what_keeps_images_from_being_prepared_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def test_the_command(tmp_path: Path) -> None:
         {"kept": "a", "dropped": ["c", "f"], "cosines": [1.0, 1.0]},
         {"kept": "b", "dropped": ["e"], "cosines": [1.0]},
     ]
-    assert done.stderr == "cnclip: 3 of 6 items are as near as 0.9 to an earlier one, in 2 groups; 3 are kept\n"
+    assert done.stderr == "cnclip: 3 of 6 items as near as 0.9 to an earlier one, in 2 groups; 3 kept\n"
     parquet(file, ["a", "b", "c", "d", "e", "f"], features[::-1].copy())
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 2

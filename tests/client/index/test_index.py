@@ -187,7 +187,7 @@ def test_an_id_that_comes_twice_is_named_with_its_files_and_rows(tmp_path: Path,
     features = clustered(6)
     first = formats.jsonl(tmp_path / "a", ids[:2], features[:2])
     second = formats.jsonl(tmp_path / "b", ids[2:], features[2:])
-    expected = rf"the id {ids[1]!r} comes more than once, in \S*a.jsonl row 2 and \S*b.jsonl row 2, and 3 rows in all"
+    expected = rf"the id {ids[1]!r} comes more than once, in \S*a.jsonl row 2 and \S*b.jsonl row 2, and in all 3 with"
     with pytest.raises(BadFile, match=expected):
         build_index([first, second], tmp_path / "index", "image")
     assert not (tmp_path / "index").exists()

@@ -153,7 +153,7 @@ def test_the_command_names_file_and_rows_of_an_id_that_comes_twice(tmp_path: Pat
         done = CliRunner().invoke(app, ["search", *sides, "-o", str(tmp_path / "out.jsonl")])
         assert done.exit_code == 2
         assert done.stderr.startswith(
-            f"cnclip: {tmp_path / name}: the id {ids[1]!r} comes more than once; in {places}, and 3 rows in all have"
+            f"cnclip: {tmp_path / name}: the id {ids[1]!r} comes more than once; in {places}, and in all 3 with"
         )
         assert "with --repeated-ids first" in done.stderr
         assert done.stderr.count("\n") == 1

@@ -50,7 +50,7 @@ def test_what_is_remote() -> None:
     assert RemotePath("https://example.org/d/a.tar?token=x/y").name == "a.tar"
 
 
-def test_a_folder(tmp_path: Path, memory: str) -> None:
+def test_a_folder(tmp_path: Path, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.jpg", "d/b.jpg", "d/e/c.jpg", ".hidden"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
@@ -59,7 +59,13 @@ def test_a_folder(tmp_path: Path, memory: str) -> None:
     found = values(source)
     assert [one for one, _ in found] == [one for one, _ in values(image_source(tmp_path))]
     assert [image_bytes(value, 100) for _, value in found] == [b"a.jpg", b"d/b.jpg", b"d/e/c.jpg"]
-    globbed = values(image_source(f"{memory}/photos/d/*.jpg"))
+    listings: list[str] = []
+    matching = RemotePath.matching
+    monkeypatch.setattr(RemotePath, "matching", lambda self: listings.append(self.url) or matching(self))
+    source = image_source(f"{memory}/photos/d/*.jpg")
+    assert source.total() == 1
+    globbed = values(source)
+    assert len(listings) == 1
     assert [image_bytes(value, 100) for _, value in globbed] == [b"d/b.jpg"]
     with pytest.raises(BadFile, match="no file matches it; check the pattern"):
         image_source(f"{memory}/photos/d/*.gif")
@@ -83,6 +89,15 @@ def test_tars(tmp_path: Path, memory: str) -> None:
     assert found[-5][0] == "00001.tar"
     assert found[-5][1].startswith("!is cut off at byte")
     assert found[-4:] == list(images.items())[-4:]
+
+
+def test_tars_of_braces_are_asked_for_together(tmp_path: Path, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, ten thousand of a store took minutes, five times over."""
+    images = dataset(tmp_path / "d")
+    upload(tmp_path / "d", f"{memory}/d")
+    together, state = threading.Barrier(3), RemotePath.state
+    monkeypatch.setattr(RemotePath, "state", lambda self: state(self) if together.wait(5) >= 0 else None)
+    assert values(image_source(f"{memory}/d/{{00000..00002}}.tar")) == list(images.items())
 
 
 @pytest.mark.parametrize("compression", ["NONE", "ZSTD"])

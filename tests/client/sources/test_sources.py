@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import resource
 import string
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cnclip_client import BadFile, MissingExtra
-from cnclip_client._flow.items import too_large
+from cnclip_client._flow.items import image_bytes, too_large
 from cnclip_client._texts import NO_UTF8
 from cnclip_client.sources import image_source, text_source
 from cnclip_client.sources._item import parse_id
@@ -55,6 +56,26 @@ def test_a_path_that_cannot_be_looked_at_costs_no_other(tmp_path: Path) -> None:
     ]
     assert str(read[6]).startswith("!is no path: ")
     assert len(values(image_source(f"{tmp_path}/*"))) == 4
+
+
+def test_no_more_open_files_is_no_items_fault(tmp_path: Path) -> None:
+    """Nor the machine's other wants: all that is left to read would fail of them."""
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "a.jpg").touch()
+    (tmp_path / "list").write_text(f"{tmp_path}/a.jpg\n")
+    listed = image_source(tmp_path / "list", format="list")
+    sources = [image_source(place, format="folder") for place in (tmp_path, tmp_path / "below")]
+    sources.append(image_source(f"{tmp_path}/*/*.jpg"))
+    ((_, path),) = values(listed)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with (tmp_path / "list").open() as last:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last.fileno() + 1, hard))
+        try:
+            for read in (lambda: image_bytes(path, 99), *(lambda source=one: values(source) for one in sources)):  # type: ignore[misc]
+                with pytest.raises(OSError, match="Too many open files"):
+                    read()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_ids_and_texts_that_are_encoded_by_a_dictionary(tmp_path: Path) -> None:
@@ -542,7 +563,7 @@ def test_what_holds_images_is_told(tmp_path: Path, name: str, content: bytes, ex
     ("name", "content", "expected"),
     [
         ("a.jsonl", b"", "jsonl"),
-        ("noname", b'\n{"text_id": 1}', "jsonl"),
+        ("noname", b'\n{"text_id": 1, "text": "a"}', "jsonl"),
         ("a.txt", b"{}", "lines"),
         ("noname", b"x", "lines"),
         ("noname", b"PAR1", "parquet"),
@@ -551,6 +572,32 @@ def test_what_holds_images_is_told(tmp_path: Path, name: str, content: bytes, ex
 def test_what_holds_texts_is_told(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
     (tmp_path / name).write_bytes(content)
     assert text_source(tmp_path / name).fingerprint["format"] == expected
+
+
+def test_what_commands_wrote_is_refused_at_once(tmp_path: Path) -> None:
+    """Each file and each line failed by itself."""
+    for folder, names in {
+        "parts": ["job.json", "part-00000.npy", "part-00000.ids.jsonl"],
+        "index": ["ids.jsonl", "index.faiss", "index.json", "queries.npz"],
+    }.items():
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).touch()
+        with pytest.raises(BadFile, match="holds no image, but files such as .*; give what its images are in"):
+            image_source(tmp_path / folder)
+        assert len(values(image_source(tmp_path / folder, format="folder"))) == len(names)
+        (tmp_path / folder / "a picture without an ending").touch()
+        assert len(values(image_source(tmp_path / folder))) == len(names) + 1
+    features = tmp_path / "features.jsonl"
+    features.write_text('{"image_id": 1, "feature": [0.5]}\n' * 20)
+    with pytest.raises(BadFile, match="none of its first lines is a text: line 1 is no .*: image_id, feature"):
+        text_source(features)
+    with features.open("a") as file:
+        file.write('{"text_id": 1, "text": "a"}\n')
+    assert len(values(text_source(features, format="jsonl"))) == 21
+    (tmp_path / "ids.jsonl").write_text('"a.jpg"\n')
+    with pytest.raises(BadFile, match="is JSON, and not a path a line"):
+        image_source(tmp_path / "ids.jsonl")
 
 
 _ARRAY = json.dumps([{"text_id": 5, "text": "猫"}, {"text_id": 6, "text": "狗"}])

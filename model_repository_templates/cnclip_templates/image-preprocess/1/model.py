@@ -18,7 +18,7 @@ import triton_python_backend_utils as pb_utils
 # in place of what was proved with this repository, and is compared with its manifest.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from cnclip_bad_rows import bad_rows_message
+from cnclip_bad_rows import NO_ROOM, bad_rows_message
 from cnclip_card_log import CardLog
 from cnclip_handover import server_arguments, why_by_host
 from cnclip_pixels import (
@@ -97,7 +97,7 @@ class TritonPythonModel:
             return decode_pixels(
                 encoded, self._resolution, reduced=self._reduced, formats=self._formats, memory=self._memory
             )
-        except BadImage as error:
+        except (BadImage, MemoryError, OSError) as error:
             return error
 
     def _respond(self, request: Any, images: Any, rows: list[Any], squares: Any, first: int) -> Any:
@@ -106,6 +106,12 @@ class TritonPythonModel:
             self._log.refused(images, {index: row.details for index, row in bad.items()}, request.request_id())
             message = bad_rows_message({index: str(row) for index, row in bad.items()})
             error = pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
+            return pb_utils.InferenceResponse(error=error)
+        wants = {index: str(row) for index, row in enumerate(rows) if isinstance(row, (MemoryError, OSError))}
+        if wants:  # which says nothing of the images: whoever asks may ask again
+            self._log.refused(images, wants, request.request_id())
+            message = f"{NO_ROOM}: {next(iter(wants.values()))}"
+            error = pb_utils.TritonError(message, pb_utils.TritonError.UNAVAILABLE)
             return pb_utils.InferenceResponse(error=error)
         if squares is None:
             pixels = pb_utils.Tensor("pixels", np.stack(rows))

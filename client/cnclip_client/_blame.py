@@ -1,0 +1,19 @@
+"""Tells a file's own troubles from those that every other file would have now as well."""
+
+from __future__ import annotations
+
+import errno
+
+__all__ = ["is_of_all"]
+
+_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+# A network disk, or what FUSE mounts, that is away.
+_OF_THE_DISK = (errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN)
+
+
+def is_of_all(error: OSError) -> bool:
+    """Whether an error of one file is a want of the machine, or of the disk, and no word of that file.
+
+    What is read next would fail too: a job that noted it as an item's failure would go through all that is left so.
+    """
+    return error.errno in _OF_THE_MACHINE or error.errno in _OF_THE_DISK
