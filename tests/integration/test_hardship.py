@@ -155,7 +155,7 @@ def resident_kib(pid: int) -> int:
 
 def test_memory_after_the_largest_batches(demo_server: TritonServer) -> None:
     """It keeps what the largest took, for the next one, and no more after many than after some."""
-    images = [heavy_picture(1200, seed) for seed in range(2)] * 8
+    images = [heavy_picture(400, seed) for seed in range(2)] * 8
     with Client(demo_server.grpc_url, model=MODEL) as client:
         sizes = []
         for _ in range(60):  # the first fill a fresh server's arenas; one message of 14 MB kept of each would be 280 MB
