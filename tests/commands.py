@@ -82,9 +82,12 @@ def run_command(
     return _run(name, f"from {MAINS[name]} import main; main()", arguments, stdin, cwd, env)
 
 
-def run_script(code: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """Runs a script that uses the client, as `python -c` would. It must not mind what else is imported."""
-    return _run("cnclip", code, arguments, b"", None, os.environ)
+def run_script(code: str, *arguments: str, name: str = "cnclip") -> subprocess.CompletedProcess[bytes]:
+    """Runs a script as `python -c` would, where what it uses is imported: a command of `MAINS`, or a module.
+
+    It must not mind what else is.
+    """
+    return _run(name, code, arguments, b"", None, os.environ)
 
 
 def _run(
@@ -116,7 +119,7 @@ class _Forks:
     def __init__(self, name: str) -> None:
         self._lock = threading.Lock()
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        command = [sys.executable, "-X", "utf8", "-c", _FORKS, MAINS[name], *LATER.get(name, [])]
+        command = [sys.executable, "-X", "utf8", "-c", _FORKS, MAINS.get(name, name), *LATER.get(name, [])]
         self._process = subprocess.Popen(command, encoding="utf-8", **pipes)
         atexit.register(self._end)
 

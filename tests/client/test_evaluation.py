@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from cnclip_client.evaluation import Prediction, annotated, read_annotations, re
 from cnclip_client.report import image_ids
 from cnclip_client.retrieval import Features, Gallery, read_features, search
 
-from tests.commands import run_command_text
+from tests.commands import run_command_text, run_script
 
 # The scripts move tensors to a GPU; on a machine without one they stay where they are.
 _RUN_SCRIPTS = """
@@ -30,14 +29,13 @@ for argv in json.loads(sys.argv[1]):
 
 
 def cn_clip(*commands: tuple[object, ...]) -> None:
-    """Runs cn_clip's scripts one after the other, in one process for the sake of torch's import."""
+    """Runs cn_clip's scripts one after the other, in a process that has torch."""
     import cn_clip.eval
 
     folder = Path(next(iter(cn_clip.eval.__path__)))
     given = [[str(folder / f"{script}.py"), *map(str, arguments)] for script, *arguments in commands]
-    command = [sys.executable, "-c", _RUN_SCRIPTS, json.dumps(given)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run_script(_RUN_SCRIPTS, json.dumps(given), name="torch")
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def cnclip(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:

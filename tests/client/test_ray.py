@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from cnclip_client import Client, ModelChanged, Retry, ServerError, TooManyFailures
 from cnclip_client.extraction import ExtractOptions, Sharding, extract, extract_parts
@@ -67,9 +66,12 @@ def test_actors_prepare_for_a_server_of_encoders_alone(cluster: None, serve: Any
         Image.new("RGB", (40, 30), (number, 0, 0)).save(tmp_path / f"images/{number:02}.png")
     (tmp_path / "images/20.png").write_bytes(b"no image")
     (tmp_path / "texts.txt").write_text("".join(f"第{number}张图\n" for number in range(70)), encoding="utf-8")
-    for source in (image_source(str(tmp_path / "images")), text_source(str(tmp_path / "texts.txt"), format="lines")):
+    for source, actors in (
+        (image_source(str(tmp_path / "images")), 2),
+        (text_source(str(tmp_path / "texts.txt"), format="lines"), 1),
+    ):
         found = []
-        for engine in (None, RayEngine(connect, actors=2)):
+        for engine in (None, RayEngine(connect, actors=actors)):
             output = tmp_path / f"{source.kind}-{engine is None}.jsonl"
             with connect() as client:
                 extract(client, source, output, ExtractOptions(), engine=engine)
@@ -145,9 +147,12 @@ def test_the_command_starts_a_cluster_of_its_own(tmp_path: Path, triton: Any) ->
 
 def test_the_same_files_as_without_it(tmp_path: Path, cluster: None, serve: Any, fake: Any, sources: list[Any]) -> None:
     servers = [serve(*fake.both("vit-b-16")) for _ in range(2)]
-    engine = RayEngine(connecting(*servers), actors=2)
     with connecting(*servers)() as client:
-        for number, (source, ending) in enumerate(zip(sources, ("jsonl", "parquet", "npy"), strict=True)):
+        # No more actors than there are chunks for: each is a process that imports all of it.
+        for number, (source, ending, actors) in enumerate(
+            zip(sources, ("jsonl", "parquet", "npy"), (1, 1, 2), strict=True)
+        ):
+            engine = RayEngine(connecting(*servers), actors=actors)
             here, there = f"here{number}.{ending}", f"there{number}.{ending}"
             local = extract(client, source, tmp_path / here)
             far = extract(client, source, tmp_path / there, engine=engine)
@@ -162,7 +167,7 @@ def test_killed_actors_lose_nothing(tmp_path: Path, cluster: None, triton: Any, 
     stop, killed = threading.Event(), []
 
     def kill() -> None:
-        while not stop.wait(0.7) and len(killed) < 3:
+        while not stop.wait(0.7) and len(killed) < 2:
             if triton.requests and (found := actor_processes()):
                 os.kill(found[0], signal.SIGKILL)
                 killed.append(found[0])
@@ -175,7 +180,7 @@ def test_killed_actors_lose_nothing(tmp_path: Path, cluster: None, triton: Any, 
         finally:
             stop.set()
             killing.join()
-        assert len(killed) >= 2
+        assert len(killed) == 2
         triton.forget()
         extract(client, sources[2], tmp_path / "near.jsonl")
     same(tmp_path, "far.jsonl", "near.jsonl")
@@ -246,7 +251,7 @@ def test_what_fails_in_an_actor_is_one_line(tmp_path: Path, cluster: None, trito
         extract(client, sources[2], tmp_path / "a.jsonl", engine=RayEngine(broken, actors=1))
 
 
-def test_a_dataset_gets_features_and_reasons(cluster: None, triton: Any, fake: Any, tmp_path: Path) -> None:
+def test_a_dataset_gets_features_and_reasons(cluster: None, triton: Any, fake: Any) -> None:
     import ray.data
 
     images: list[bytes | None] = [b"image %d" % number for number in range(300)]
@@ -265,8 +270,8 @@ def test_a_dataset_gets_features_and_reasons(cluster: None, triton: Any, fake: A
         batch_size=64,
         concurrency=1,
     )
-    dataset.write_parquet(str(tmp_path / "out"))
-    found = pq.read_table(tmp_path / "out").sort_by("id")
+    # Not written to files: that is Ray's own, and tasks for it are processes more.
+    found = pa.concat_tables(dataset.iter_batches(batch_size=None, batch_format="pyarrow")).sort_by("id")
     assert found.column_names == ["id", "feature", "error"]
     assert found["id"].to_pylist() == list(range(300))
     assert {row: reason for row, reason in enumerate(found["error"].to_pylist()) if reason} == {7: "torn", 8: "is null"}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import stat
-import subprocess
-import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -154,27 +152,33 @@ def test_a_device_stays_one(tmp_path: Path, link: bool) -> None:
     assert not list(Path("/dev").glob("null.*"))
 
 
-_TO_STDOUT = """
-import sys
-from pathlib import Path
-from cnclip_client._replacing import replacing
-with replacing(Path(sys.argv[1])) as file:
-    file.write(b"new")
-"""
+def write_to(stdout: int, name: str) -> None:
+    """With stdout leading there."""
+    before = os.dup(1)
+    os.dup2(stdout, 1)
+    try:
+        with replacing(Path(name)) as file:
+            file.write(b"new")
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
 
 
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
 def test_what_is_open_already_is_written_where_it_stands(tmp_path: Path, name: str) -> None:
-    command = [sys.executable, "-c", _TO_STDOUT, name]
-    assert subprocess.run(command, capture_output=True, check=True).stdout == b"new"
+    out, into = os.pipe()
+    with os.fdopen(out, "rb") as reader:
+        with os.fdopen(into, "wb") as pipe:
+            write_to(pipe.fileno(), name)
+        assert reader.read() == b"new"
     with (tmp_path / "log").open("ab") as log:
         log.write(b"before, ")
         log.flush()
-        subprocess.run(command, stdout=log, check=True)
+        write_to(log.fileno(), name)
     assert (tmp_path / "log").read_bytes() == b"before, new"
     ours, its = socket.socketpair()
     with ours, its:
-        subprocess.run(command, stdout=its, check=True)
+        write_to(its.fileno(), name)
         assert ours.recv(100) == b"new"
 
 

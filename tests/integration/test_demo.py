@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where both run: the second finds what the first has built, and builds it where it runs alone."""
-    return tmp_path_factory.mktemp("demo")
+def folder(demo_artefacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where both run: with the encoders that other tests export, the second with the first's repository too."""
+    folder = tmp_path_factory.mktemp("demo")
+    shutil.copytree(demo_artefacts, folder / "build/demo/artefacts/demo")
+    return folder
 
 
 def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:

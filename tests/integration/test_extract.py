@@ -83,7 +83,7 @@ def test_cn_clips_scripts_take_ours_unchanged(tmp_path: Path, client: Client) ->
 
 def test_a_real_server_that_restarts_in_mid_job(demo_repository: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
-    texts.write_text("".join(f"图片中间有{row}个圆形\n" for row in range(3000)), encoding="utf-8")
+    texts.write_text("".join(f"图片中间有{row}个圆形\n" for row in range(1500)), encoding="utf-8")
     ports = {"http_port": 0, "metrics_port": 0}
     reached = threading.Event()
     with TritonServer(demo_repository, grpc_port=0, **ports) as first:
@@ -92,7 +92,7 @@ def test_a_real_server_that_restarts_in_mid_job(demo_repository: Path, tmp_path:
         done: list[Any] = []
 
         def report(items: int, failures: int) -> None:
-            if items >= 500:
+            if items >= 250:
                 reached.set()
                 # Some way to go when the server goes.
                 time.sleep(0.002)
@@ -107,25 +107,24 @@ def test_a_real_server_that_restarts_in_mid_job(demo_repository: Path, tmp_path:
         assert reached.wait(60)
     with TritonServer(demo_repository, grpc_port=int(url.rpartition(":")[2]), **ports) as second:
         job.join(120)
-        assert [one.items for one in done] == [3000]
+        assert [one.items for one in done] == [1500]
         with Client(second.grpc_url, model="demo") as client:
             expected = client.encode_texts(texts.read_text(encoding="utf-8").splitlines())
-    assert (tmp_path / "out.ids.jsonl").read_text().split() == [str(number) for number in range(1, 3001)]
+    assert (tmp_path / "out.ids.jsonl").read_text().split() == [str(number) for number in range(1, 1501)]
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-5)
 
 
-def test_three_jobs_that_are_killed_are_one_run(
-    tmp_path: Path, client: Client, demo_server: TritonServer, shared_images: list[Path]
-) -> None:
+def test_three_jobs_that_are_killed_are_one_run(tmp_path: Path, client: Client, demo_server: TritonServer) -> None:
     folder, out = tmp_path / "images", tmp_path / "features"
     folder.mkdir()
-    for row in range(240):
+    pictures = sorted((DEMO / "images").iterdir())
+    for row in range(120):
         (folder / f"{row:03}.jpg").write_bytes(
-            b"no image" if row % 50 == 7 else shared_images[row % len(shared_images)].read_bytes()
+            b"no image" if row % 20 == 7 else pictures[row % len(pictures)].read_bytes()
         )
     whole = extract(client, image_source(folder), tmp_path / "whole.parquet")
     given = ["extract", "images", str(folder), "--url", demo_server.grpc_url, "--model", "demo"]
-    given += ["--shard-items", "30", "--batch-size", "1"]
+    given += ["--shard-items", "15", "--batch-size", "1"]
     done = run_script(KILLED, json.dumps([given, 3, 4, str(out), ""]))
     assert done.returncode == 0, done.stderr.decode()
     assert int(done.stdout) > 0

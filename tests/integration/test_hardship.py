@@ -154,12 +154,14 @@ def resident_kib(pid: int) -> int:
 
 
 def test_memory_after_the_largest_batches(demo_server: TritonServer) -> None:
-    """It keeps what the largest took, for the next one, and no more after many than after some."""
-    images = [heavy_picture(1200, seed) for seed in range(2)] * 8
+    """It keeps what the largest took, for the next one, and no more after many than after some; refused ones as well."""
+    images = [heavy_picture(400, seed) for seed in range(2)] * 8
+    images[5] = images[5][:-100]  # its last lines are missing
     with Client(demo_server.grpc_url, model=MODEL) as client:
         sizes = []
         for _ in range(60):  # the first fill a fresh server's arenas; one message of 14 MB kept of each would be 280 MB
-            client.encode_images(images, batch_size=16)
+            block = client.encode_images(images, batch_size=16, errors="collect")
+            assert list(block.failures) == [5]
             sizes.append(resident_kib(demo_server.pid))
     assert max(sizes[40:]) - max(sizes[:40]) < 100_000
     time.sleep(1)

@@ -339,7 +339,7 @@ def live_and_die(tmp_path: Path, url: str, kind: str, source: Path, format: str,
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("kind", ["image", "text"])
 def test_killed_at_random_it_comes_to_the_same_bytes(tmp_path: Path, triton: Any, kind: str, format: str) -> None:
-    source = images_folder(tmp_path) if kind == "image" else texts_file(tmp_path)
+    source = images_folder(tmp_path, 80) if kind == "image" else texts_file(tmp_path, 100)
     live_and_die(tmp_path, triton.url, kind, source, format, seed=0, kills=5)
 
 
@@ -351,7 +351,7 @@ def test_killed_a_hundred_times(tmp_path: Path, triton: Any, format: str, seed: 
 
 
 DYING = """
-import json, os, signal, sys
+import json, os, shutil, signal, sys
 from pathlib import Path
 from cnclip_client import Client
 from cnclip_client.extraction import ExtractOptions, Sharding, extract, extract_parts
@@ -387,16 +387,17 @@ url, source, folder, name, overwrite = json.loads(sys.argv[1])
 def work(client, output):
     extract(client, text_source(source), output, ExtractOptions(checkpoint_s=1000.0, overwrite=overwrite))
 
+finished = Path(folder) / "finished"
+finished.mkdir()
+if overwrite:
+    assert live(finished / name, 10**9) == 0
 step = 0
 while True:
     output = Path(folder) / str(step) / name
-    output.parent.mkdir()
-    if overwrite:
-        assert live(output, 10**9) == 0
-        before = set(output.parent.iterdir())
+    shutil.copytree(finished, output.parent)
+    before = set(output.parent.iterdir())
     code = live(output, step)
-    if overwrite:
-        assert set(output.parent.iterdir()) >= before, step
+    assert set(output.parent.iterdir()) >= before, step
     if code == 0:
         break
     assert code == signal.SIGKILL, code
@@ -406,7 +407,15 @@ print(step)
 """
 
 
-@pytest.mark.parametrize(("format", "overwrite"), [*((format, False) for format in FORMATS), ("npy", True)])
+# The others are killed at random above.
+@pytest.mark.parametrize(
+    ("format", "overwrite"),
+    [
+        ("parquet", False),
+        ("npy", True),
+        *(pytest.param(one, False, marks=pytest.mark.slow) for one in ("jsonl", "npy")),
+    ],
+)
 def test_killed_before_each_step_on_the_disk(tmp_path: Path, triton: Any, format: str, overwrite: bool) -> None:
     """Assembling and putting in place are short; here every rename, removal and fsync is somebody's last.
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import signal
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -20,7 +18,7 @@ from cnclip_client.index import Index, IndexOptions, build_index
 from tests.client.features import test_feature_files as formats
 from tests.client.index.making import OTHER_SHA, SHA, asking, clustered, parquet
 from tests.client.index.test_index import contents
-from tests.conftest import ROOT
+from tests.commands import run_script
 
 
 @pytest.fixture
@@ -299,13 +297,9 @@ build_index([Path(one) for one in sys.argv[4:]], sys.argv[1], "image", IndexOpti
 @pytest.mark.parametrize("stage", ["reading", "training", "indexing", "measuring", "putting"])
 def test_killed_at_any_moment_it_leaves_the_old_one_or_none(tmp_path: Path, images: Path, stage: str) -> None:
     index = tmp_path / "index"
-    command = [sys.executable, "-c", _KILLED, str(index), "IVF4,PQ8x4fs", stage]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
     def kill(*features: Path) -> None:
-        done = subprocess.run(
-            [*command, *map(str, features)], env=environment, cwd=ROOT, capture_output=True, check=False
-        )
+        done = run_script(_KILLED, str(index), "IVF4,PQ8x4fs", stage, *map(str, features))
         assert done.returncode == -signal.SIGKILL, done.stderr
 
     kill(images)
