@@ -339,8 +339,8 @@ def decode_pixels(
             raise file.refusal from error
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             raise OSError(error.errno, error.strerror) from error
-        # The C libraries know no want of memory: to them it is a broken file. And where there is memory, a MemoryError is
-        # of a file that claims more than it holds: asked for again, it would hold up all others for ever.
+        # The C libraries know no want of memory: to them it is a broken file. And where there is memory, a MemoryError
+        # is of a file that claims more than it holds: asked for again, it would hold up all others for ever.
         if not _is_memory(memory_taken):
             raise MemoryError("there is no memory to decode images in") from error
         name, said = type(error).__name__, _OBJECT_ADDRESS.sub("", str(error)).strip()
