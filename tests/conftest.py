@@ -79,9 +79,14 @@ TINY_RESNET: dict[str, Any] = {
 }
 
 
+# Until all is imported there is none, and looking for it takes two of the fifteen seconds.
+gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Leaves what torch, Ray and all tests brought out of every later collection of garbage."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
