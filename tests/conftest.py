@@ -83,7 +83,8 @@ TINY_RESNET: dict[str, Any] = {
 gc.disable()
 
 
-def pytest_collection_finish() -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
     """Leaves what torch, Ray and all tests brought out of every later collection of garbage."""
     gc.freeze()
     gc.enable()
