@@ -87,9 +87,15 @@ def pytest_configure() -> None:
     sys.unraisablehook = lambda told: None if isinstance(told.exc_value, RecursionError) else report(told)
 
 
-def pytest_collection_finish() -> None:
+# Until all is imported there is none, and looking for it takes two of the fifteen seconds.
+gc.disable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
     """Leaves what torch, Ray and all tests brought out of every later collection of garbage."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -165,20 +165,29 @@ def test_every_module_of_the_client_imports_without_extras(bare: Path) -> None:
 
 # Every subcommand, found by asking the command itself, in a child each: nothing that one imports is there for another.
 HELP = """
-import importlib, os, sys, typer.main
+import gc, importlib, os, sys, typer.main
+from contextlib import suppress
 name, module = sys.argv[1:]
 main, command = (getattr(importlib.import_module(module), part) for part in ("main", "app"))
 def walk(command, path):
     yield path
     for name, below in getattr(command, "commands", {}).items():
         yield from walk(below, [*path, name])
+with suppress(ImportError):
+    import pydantic.type_adapter  # which typer imports as it parses
+gc.freeze()
 for path in walk(typer.main.get_command(command), []):
     sys.stdout.flush()
     if not (child := os.fork()):
         print("asked", *path)
         sys.argv[:] = [name, *path, "--help"]
-        main()
-        sys.exit()
+        status = 1
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code or 0
+        sys.stdout.flush()
+        os._exit(status)
     if status := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
         sys.exit(f"{name} {' '.join(path)} --help: status {status}")
 """

@@ -139,8 +139,6 @@ def test_options_stand_under_their_headings_in_the_order_of_the_first() -> None:
     [
         ("cnclip ex", "extract"),
         ("cnclip extract images --over", "--overwrite"),
-        ("cnclip-build repo", "repository"),
-        ("cnclip-build repository --arch RN50 --least", "--least-int8-speed-up"),
         ("cnclip-build repository --precision int", "int8"),
         ("cnclip-serve --grpc", "--grpc-port"),
         ("cnclip-bench gpu", "gpu-report"),

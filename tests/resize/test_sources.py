@@ -43,7 +43,7 @@ def fuzz(program: Path, seed: int, rounds: int) -> None:
 
 
 def test_the_vector_path_is_the_plain_one(tmp_path: Path) -> None:
-    fuzz(fuzzer(tmp_path, "-O2"), seed=1, rounds=200)
+    fuzz(fuzzer(tmp_path, "-O2"), seed=1, rounds=80)
 
 
 @pytest.mark.slow

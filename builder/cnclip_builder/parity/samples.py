@@ -24,6 +24,7 @@ def sample_images() -> Mapping[str, bytes]:
     grey = rgb.convert("L")
     grey_alpha = grey.copy()
     grey_alpha.putalpha(alpha)
+    palette = rgb.quantize(64, Image.Quantize.FASTOCTREE)  # Pillow's other ways take half a second
     turned = Image.Exif()
     turned[0x0112] = 6  # orientation: cn_clip ignores it, and so must the server
     return {
@@ -35,12 +36,12 @@ def sample_images() -> Mapping[str, bytes]:
         "turned-by-exif.jpg": _encode(rgb, "JPEG", quality=85, exif=turned),
         "grey.jpg": _encode(grey, "JPEG", quality=85),
         "cmyk.jpg": _encode(rgb.convert("CMYK"), "JPEG", quality=85),
-        "palette.png": _encode(rgb.quantize(64), "PNG"),
+        "palette.png": _encode(palette, "PNG"),
         "alpha.png": _encode(with_alpha, "PNG"),
         "grey-alpha.png": _encode(grey_alpha, "PNG"),
         "one-bit.png": _encode(rgb.convert("1"), "PNG"),
         "sixteen-bit.png": _encode(grey.convert("I").point(lambda value: value * 257).convert("I;16"), "PNG"),
-        "animated.gif": _encode(rgb, "GIF", save_all=True, append_images=[rgb.rotate(180)]),
+        "animated.gif": _encode(palette, "GIF", save_all=True, append_images=[palette.rotate(180)]),
         "lossy.webp": _encode(rgb, "WEBP", quality=60),
     }
 
