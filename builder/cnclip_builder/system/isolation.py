@@ -56,11 +56,6 @@ class StageProcess:
             except (EOFError, ConnectionError) as error:  # of what stages are forked from: the first one waits for it
                 raise BrokenProcessPool from error
             return done.result()
-        except KeyboardInterrupt:
-            for pid in list(self._executor._processes):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGINT)
-            raise
         except BrokenProcessPool as error:
             raise MissingRequirementError(
                 f"the process of stage {function.__name__} was killed, most likely for want of memory: {_MEMORY} (or a "
@@ -100,7 +95,6 @@ def stage_process(*, on_gpu: bool = False) -> Iterator[StageProcess]:
 def _prepare(level: int) -> None:
     gc.freeze()  # what was imported before the fork: the first collection would go through all of it, for 0.3 s
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a stage tidies up
-    os.setsid()  # Ctrl-C is for the build alone, which passes it on, as it does with a signal that nobody else got
     configure_logging(level)
     threading.Thread(target=_end_with_the_build, daemon=True).start()
 

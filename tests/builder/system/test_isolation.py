@@ -61,26 +61,6 @@ def test_a_killed_build_leaves_no_stage_behind(tmp_path: Path) -> None:
         assert not is_there(stage)
 
 
-def test_an_interrupt_of_the_build_alone_reaches_its_stage(tmp_path: Path) -> None:
-    """Nobody sends it to a whole group but a terminal; there the stage has it once all the same."""
-    script = tmp_path / "build.py"
-    script.write_text(
-        SCRIPT.replace("print(process.run(os.getpid), flush=True)", "pid = process.run(os.getpid)").replace(
-            "time.sleep(600)",
-            "print(pid, os.getpgid(pid) == pid, flush=True)\n        process.run(time.sleep, 600)",
-        )
-    )
-    with subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as build:
-        assert build.stdout is not None
-        stage, alone = build.stdout.readline().split()
-        assert alone == "True"
-        build.send_signal(signal.SIGINT)
-        build.wait(20)
-    assert not is_there(int(stage))
-
-
 # As NVIDIA's: in a child of the process that has initialised it, it answers CUDA_ERROR_NOT_INITIALIZED.
 DRIVER = """
 #include <string.h>
