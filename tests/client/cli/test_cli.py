@@ -419,7 +419,8 @@ def test_outputs_that_are_no_files(triton: Any, tmp_path: Path) -> None:
     (tmp_path / "link.npy").symlink_to("/dev/stdout")
     done = piped("features", "texts", "猫", "狗", "-o", tmp_path / "link.npy", "--url", triton.url)
     assert np.load(io.BytesIO(done.stdout)).shape == (2, 16)
-    done = cnclip("extract", "texts", tmp_path / "text.jsonl", "-o", tmp_path / "link.npy", "--url", triton.url)
+    (tmp_path / "texts.txt").write_text("猫\n", encoding="utf-8")
+    done = cnclip("extract", "texts", tmp_path / "texts.txt", "-o", tmp_path / "link.npy", "--url", triton.url)
     assert done.returncode == 2
     assert b"is an open file of this process, and a job's output a file" in done.stderr
 

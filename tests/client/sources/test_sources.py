@@ -65,17 +65,17 @@ def test_no_more_open_files_is_no_items_fault(tmp_path: Path) -> None:
     (tmp_path / "list").write_text(f"{tmp_path}/a.jpg\n")
     listed = image_source(tmp_path / "list", format="list")
     sources = [image_source(place, format="folder") for place in (tmp_path, tmp_path / "below")]
-    sources.append(image_source(f"{tmp_path}/*/*.jpg"))
     ((_, path),) = values(listed)
+    reads = [lambda: image_bytes(path, 99), lambda: image_source(f"{tmp_path}/*/*.jpg")]
+    reads += [lambda source=one: values(source) for one in sources]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with (tmp_path / "list").open() as last:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (last.fileno() + 1, hard))
-        try:
-            for read in (lambda: image_bytes(path, 99), *(lambda source=one: values(source) for one in sources)):  # type: ignore[misc]
-                with pytest.raises(OSError, match="Too many open files"):
-                    read()
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        for read in reads:
+            with pytest.raises(OSError, match="Too many open files"):
+                read()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_ids_and_texts_that_are_encoded_by_a_dictionary(tmp_path: Path) -> None:
