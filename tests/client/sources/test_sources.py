@@ -595,6 +595,8 @@ def test_what_commands_wrote_is_refused_at_once(tmp_path: Path) -> None:
     with features.open("a") as file:
         file.write('{"text_id": 1, "text": "a"}\n')
     assert len(values(text_source(features, format="jsonl"))) == 21
+    features.write_text('{"text_id": 1, "text": null}\n' * 10 + '{"text_id": 2, "text": "a"}\n')
+    assert len(values(text_source(features))) == 11
     (tmp_path / "ids.jsonl").write_text('"a.jpg"\n')
     with pytest.raises(BadFile, match="is JSON, and not a path a line"):
         image_source(tmp_path / "ids.jsonl")
