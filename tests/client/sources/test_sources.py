@@ -58,6 +58,15 @@ def test_a_path_that_cannot_be_looked_at_costs_no_other(tmp_path: Path) -> None:
     assert len(values(image_source(f"{tmp_path}/*"))) == 4
 
 
+def test_a_pattern_that_was_read_is_listed_anew(tmp_path: Path) -> None:
+    """By the next job of the same process, to which files that came meanwhile were not there."""
+    (tmp_path / "a.jpg").touch()
+    source = image_source(f"{tmp_path}/*.jpg")
+    assert len(values(source)) == 1
+    (tmp_path / "b.jpg").touch()
+    assert len(values(source)) == 2
+
+
 def test_no_more_open_files_is_no_items_fault(tmp_path: Path) -> None:
     """Nor the machine's other wants: all that is left to read would fail of them."""
     (tmp_path / "below").mkdir()
