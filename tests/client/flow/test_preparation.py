@@ -145,8 +145,8 @@ def test_a_want_of_memory_is_not_the_images_fault(preparation: Preparation, monk
     for worker in preparation._workers:
         resource.prlimit(worker._process.pid, resource.RLIMIT_AS, (1, resource.RLIM_INFINITY))
     assert preparation.prepare(image) == decode_pixels(image, SIDE).tobytes()
-    (worker, _) = preparation._workers
-    monkeypatch.setattr(worker, "ask", lambda _: b"!no memory")
+    for worker in preparation._workers:
+        monkeypatch.setattr(worker, "ask", lambda _: b"!no memory")
     monkeypatch.setattr(preparation, "_drop", lambda _: "")
     monkeypatch.setattr(preparation, "_start", lambda: worker)
     with pytest.raises(CnclipError, match="cannot be prepared here: no memory; let fewer processes do it"):
