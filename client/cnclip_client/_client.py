@@ -213,6 +213,7 @@ class Client:
             TypeError: `images` is a single image.
             BadInput: Some items are bad; the others' features are in its `encoded`.
             CnclipError: The server could not be had; see the tree in the package's docstring.
+            OSError: Nothing can be read at present, such as for want of open files.
         """
         return self._encode("image", images, normalize, batch_size, errors)
 
@@ -285,6 +286,7 @@ class Client:
         Raises:
             TypeError: `images` is a single image.
             CnclipError: The server could not be had.
+            OSError: Nothing can be read at present, such as for want of open files.
         """
         return self._iterate("image", images, normalize, batch_size)
 

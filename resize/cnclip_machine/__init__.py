@@ -46,8 +46,9 @@ def available_memory() -> int:
 
 def refused_threads() -> int:
     """How many threads and processes its control groups have refused so far, as more than they may have."""
-    events = (re.search(r"^max (\d+)$", _read(group / "pids.events"), re.MULTILINE) for group in _groups("pids"))
-    return sum(int(found[1]) for found in events if found)
+    # A newer kernel's `pids.events` counts also what the limits of all groups below it refuse, and those are others'.
+    events = (_read(group / "pids.events.local") or _read(group / "pids.events") for group in _groups("pids"))
+    return sum(int(found[1]) for one in events if (found := re.search(r"^max (\d+)$", one, re.MULTILINE)))
 
 
 def _groups(controller: str) -> Iterator[Path]:

@@ -86,6 +86,8 @@ EpsImagePlugin.gs_binary = False
 _SHARE_OF_MEMORY = 0.5
 # Who has less left than this has no memory to decode in, however small a picture is.
 _LEAST_MEMORY = 16 * 1024 * 1024
+# And who has this, has some: a picture that wants more, or says so, may never find it here.
+_AMPLE_MEMORY = 256 * 1024 * 1024
 # A folder that all processes of a server see, Triton's own ones among them. Whoever locks it is alone.
 _SHARED_FOLDER = Path("/dev/shm")  # noqa: S108
 
@@ -341,7 +343,7 @@ def decode_pixels(
             raise OSError(error.errno, error.strerror) from error
         # The C libraries know no want of memory: to them it is a broken file. And where there is memory, a MemoryError
         # is of a file that claims more than it holds: asked for again, it would hold up all others for ever.
-        if not _is_memory(memory_taken):
+        if not _is_memory(min(memory_taken, _AMPLE_MEMORY)):
             raise MemoryError("there is no memory to decode images in") from error
         name, said = type(error).__name__, _OBJECT_ADDRESS.sub("", str(error)).strip()
         # What names a file, or the system's own words, are the server's affair.

@@ -198,7 +198,8 @@ def _serve(server: TritonServer, max_restarts: int, window_s: float, renewals: R
     not_started = ""
     while not_started or (status := server.wait(_WATCH_INTERVAL_S)) is None or was_killed(status):
         if what := not_started or "; ".join(server.troubles()):
-            restarts = [at for at in restarts if time.monotonic() - at < window_s]
+            if not not_started:  # starts that fail in a row all count, however long each took
+                restarts = [at for at in restarts if time.monotonic() - at < window_s]
             if len(restarts) >= max_restarts:
                 tried = counted(len(restarts), "restart")
                 raise ServerError(

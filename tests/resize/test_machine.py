@@ -72,6 +72,9 @@ def test_threads_that_were_refused(machine: Path) -> None:
     write(machine / "groups/slice", pids__events="max 7\n")
     write(machine / "groups/slice/job", pids__events="max 0\n")
     assert refused_threads() == 7
+    # A newer kernel counts in the slice what another job's own limit refused that one.
+    write(machine / "groups/slice", pids__events__local="max 2\n")
+    assert refused_threads() == 2
 
 
 def test_a_system_that_tells_nothing(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,6 +141,23 @@ def test_a_server_that_is_killed_while_it_starts_again(capsys: pytest.CaptureFix
         _serve(server, 2, 60.0, None)  # type: ignore[arg-type]
 
 
+def test_starts_that_fail_in_a_row_take_longer_than_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each was forgotten before the last allowed one, and the server started for ever."""
+    server = Serving([lambda: None])
+
+    def restart() -> None:
+        server.restarts += 1
+        if server.restarts > 5:
+            raise AssertionError("started again and again")
+        monkeypatch.setattr(time, "monotonic", lambda: 100.0 * server.restarts)
+        raise StartupFailed("tritonserver was not ready within 100 s", "")
+
+    server.restart = restart  # type: ignore[method-assign]
+    server.troubles = lambda: ["it has ended"]  # type: ignore[method-assign]
+    with pytest.raises(ServerError, match="not ready within 100 s; gave up after 3 restarts"):
+        _serve(server, 3, 60.0, None)  # type: ignore[arg-type]
+
+
 def test_a_renewed_certificate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Tritonserver reads it at its start alone: it is started again, once both halves are there."""
     issued = [trustme.CA().issue_cert("127.0.0.1") for _ in range(2)]

@@ -284,10 +284,10 @@ def test_a_want_of_memory_is_no_word_of_the_picture(monkeypatch: pytest.MonkeyPa
     with monkeypatch.context() as claiming, pytest.raises(BadImage):  # a file that claims more than it holds
         claiming.setattr(cnclip_pixels, "resize", Mock(side_effect=MemoryError))
         decode_pixels(buffer.getvalue(), 32)
-    there_is = mmap.mmap
+    there_is, most_bytes = mmap.mmap, 3000 * 2000 * 5
 
     def mapped(handle: int, size: int) -> mmap.mmap:
-        if size > 3000 * 2000 * 5:
+        if size > most_bytes:
             raise OSError(errno.ENOMEM, "Cannot allocate memory")
         return there_is(handle, size)
 
@@ -296,6 +296,9 @@ def test_a_want_of_memory_is_no_word_of_the_picture(monkeypatch: pytest.MonkeyPa
         decode_pixels(torn, 32)
     with pytest.raises(BadImage):
         decode_pixels(b"no image", 32)
+    most_bytes = 500_000_000
+    with pytest.raises(BadImage):  # it may never find so much: a job would end at it, each time that it goes on
+        decode_pixels(b"P6 12000 12000 255\n", 32)
 
     def fails(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files", "/dev/shm")

@@ -217,7 +217,7 @@ def _encode_pil(image: Any) -> bytes:
         image.save(buffer, format=container, icc_profile=None, **options)
     # Pillow loads lazily: a broken file comes up only here, as whatever its decoder happens to raise.
     except Exception as error:
-        raise Unsendable(f"PIL cannot read or write it: {error}") from error
+        raise Unsendable(f"PIL cannot read or write it: {str(error) or type(error).__name__}") from error
     return buffer.getvalue()
 
 

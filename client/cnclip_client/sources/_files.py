@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -170,7 +171,8 @@ class GlobSource:
 
     pattern: str
     kind: Literal["image"] = "image"
-    # Its paths, once they are known, and why those that are folders cannot be listed: a long listing takes minutes.
+    # Its paths, once they are known, and why those that are folders cannot be listed: a long listing takes minutes. Who
+    # reads it anew after its end, such as another job of this process, is to see what has come since.
     _found: list[tuple[list[str], dict[str, str]]] = field(default_factory=list, repr=False, compare=False)
 
     @property
@@ -183,13 +185,14 @@ class GlobSource:
         for path in islice(paths, start, None):
             one = path if is_remote else named(path)
             yield Item(one, None if path in failures else path, failures.get(path, ""))
+        self._found.clear()
 
     def total(self) -> int | None:
         return len(self._listed()[0])
 
     def _listed(self) -> tuple[list[str], dict[str, str]]:
         # Sorting needs all the names at once: 100 bytes or so for each match.
-        if self._found:
+        with suppress(IndexError):
             return self._found[0]
         failures: dict[str, str] = {}
 

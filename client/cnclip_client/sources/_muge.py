@@ -17,7 +17,10 @@ from cnclip_client._texts import NO_UTF8
 from cnclip_client.sources._item import Item, Place, checked_id, parse_id, told_by
 from cnclip_client.sources._lines import Line, about_lines, bounded_lines
 
-__all__ = ["JsonlSource", "LinesSource", "TsvSource", "decode_base64"]
+__all__ = ["OTHER_KEYS", "JsonlSource", "LinesSource", "TsvSource", "decode_base64"]
+
+OTHER_KEYS = "; name one with "
+"""What is in the failure of a line that has other keys than those that were asked for."""
 
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 _MOST_TEXT_BYTES = 4 * 1024 * 1024
@@ -146,7 +149,7 @@ class JsonlSource:
 def _keys(found: Any, option: str) -> str:
     """Returns what a JSON object has, to choose from; nothing of what is none."""
     named = ", ".join(islice(found, _NAMED)) if isinstance(found, dict) else ""
-    return f"; name one with {option}: {named[:_LONGEST_NAMES]}" if named else ""
+    return f"{OTHER_KEYS}{option}: {named[:_LONGEST_NAMES]}" if named else ""
 
 
 @dataclass(frozen=True, slots=True)

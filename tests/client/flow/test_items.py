@@ -89,6 +89,16 @@ def test_a_truncated_pil_image_is_refused() -> None:
         image_bytes(torn, LIMIT)
 
 
+def test_a_pil_image_that_claims_to_be_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    with Image.open(io.BytesIO(b"P6 9000 9000 255\n")) as claims:
+        monkeypatch.setattr(Image.core, "new", full)
+        with pytest.raises(Unsendable, match="PIL cannot read or write it: MemoryError$"):
+            image_bytes(claims, LIMIT)
+
+
 def test_paths_and_bytes_travel_as_they_are(tmp_path: Path) -> None:
     file = tmp_path / "图片.jpg"
     file.write_bytes(b"content")

@@ -58,6 +58,15 @@ def test_a_path_that_cannot_be_looked_at_costs_no_other(tmp_path: Path) -> None:
     assert len(values(image_source(f"{tmp_path}/*"))) == 4
 
 
+def test_a_pattern_that_was_read_is_listed_anew(tmp_path: Path) -> None:
+    """By the next job of the same process, to which files that came meanwhile were not there."""
+    (tmp_path / "a.jpg").touch()
+    source = image_source(f"{tmp_path}/*.jpg")
+    assert len(values(source)) == 1
+    (tmp_path / "b.jpg").touch()
+    assert len(values(source)) == 2
+
+
 def test_no_more_open_files_is_no_items_fault(tmp_path: Path) -> None:
     """Nor the machine's other wants: all that is left to read would fail of them."""
     (tmp_path / "below").mkdir()
@@ -595,6 +604,8 @@ def test_what_commands_wrote_is_refused_at_once(tmp_path: Path) -> None:
     with features.open("a") as file:
         file.write('{"text_id": 1, "text": "a"}\n')
     assert len(values(text_source(features, format="jsonl"))) == 21
+    features.write_text('{"text_id": 1, "text": null}\n' * 10 + '{"text_id": 2, "text": "a"}\n')
+    assert len(values(text_source(features))) == 11
     (tmp_path / "ids.jsonl").write_text('"a.jpg"\n')
     with pytest.raises(BadFile, match="is JSON, and not a path a line"):
         image_source(tmp_path / "ids.jsonl")
