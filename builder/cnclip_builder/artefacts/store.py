@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _RECIPE = 3
 
 # The same for INT8 alone, and for what it is calibrated on.
-_INT8_RECIPE = 1
+_INT8_RECIPE = 2
 
 _LIBRARIES = ("torch", "onnx", "onnxruntime", "cn_clip")
 

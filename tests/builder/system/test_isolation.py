@@ -53,12 +53,14 @@ def test_a_killed_build_leaves_no_stage_behind(tmp_path: Path) -> None:
         assert build.stdout is not None
         stage = int(build.stdout.readline())
         assert is_there(stage)
+        groups = {os.getpgid(stage), os.getpgid(build.pid)}
         build.send_signal(signal.SIGKILL)
         build.wait()
         until = time.monotonic() + 120
         while is_there(stage) and time.monotonic() < until:
             time.sleep(0.05)
         assert not is_there(stage)
+    assert len(groups) == 1  # a terminal's Ctrl-C, Ctrl-\ and Ctrl-Z are for both
 
 
 # As NVIDIA's: in a child of the process that has initialised it, it answers CUDA_ERROR_NOT_INITIALIZED.
