@@ -15,7 +15,6 @@ A publication that was cut off is run again, and goes on: versions that are whol
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -298,11 +297,8 @@ def _sums(folder: Path) -> bytes:
 
 
 def _sums_of_store(store: RepositoryStore, version: str) -> bytes:
-    paths = sorted(Path(path) for path in store.files(version))
-    digests = ((hashlib.sha256(store.read(str(path)) or b""), path.relative_to(version)) for path in paths)
-    return "".join(
-        f"{digest.hexdigest()}  {path}\n" for digest, path in digests if "__pycache__" not in path.parts
-    ).encode()
+    paths = sorted(path for path in map(Path, store.files(version)) if "__pycache__" not in path.parts)
+    return "".join(f"{store.sha256(str(path))}  {path.relative_to(version)}\n" for path in paths).encode()
 
 
 def _files(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ CONFIG_NAME = "config.pbtxt"
 # Where an upload appears whole or not at all. Elsewhere it is written under another name and renamed.
 _OBJECT_STORES = frozenset({"abfs", "abfss", "adl", "az", "gcs", "gs", "memory", "oss", "s3", "s3a"})
 _PARTIAL = ".partial"
+
+_BLOCK_BYTES = 1 << 22
 
 _FIXES = {
     errno.EACCES: "see to it that you may write there",
@@ -136,6 +139,14 @@ class RepositoryStore:
                 return bytes(self._fs.cat_file(self._path(path)))
             except FileNotFoundError:
                 return None
+
+    def sha256(self, path: str) -> str:
+        """The hex digest of a file's bytes, which may be more than memory holds."""
+        digest = hashlib.sha256()
+        with self._explaining(path), self._fs.open(self._path(path), "rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+        return digest.hexdigest()
 
     def files(self, folder: str) -> list[str]:
         """The paths of all files below a folder."""
