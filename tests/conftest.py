@@ -202,19 +202,25 @@ def tiny_artefacts(tiny_vit: Arch, once: Any, tmp_path_factory: pytest.TempPathF
     return replace(artefacts, checkpoint=replace(artefacts.checkpoint, file=file), items=tuple(items))
 
 
+def demo_request(folder: Path, **changes: Any) -> BuildRequest:
+    """To build the bundled checkpoint in a folder, FP32, for a CPU: `repository`, and `artefacts` beside it."""
+    request = BuildRequest(
+        arch=get_arch(str(DEMO / "demo.json")),
+        checkpoint=str(DEMO / "clip_cn_demo.pt"),
+        serving=ServingConfig(target="cpu", precision="fp32", context_length=52, max_batch_size=16),
+        repository=folder / "repository",
+        artefacts=folder / "artefacts",
+        download_root=folder,
+    )
+    return replace(request, **changes)
+
+
 @pytest.fixture(scope="session")
 def demo_repository(once: Any) -> Path:
     """The repository of the bundled checkpoint, model `demo`, FP32; `artefacts` is beside it."""
 
     def make(folder: Path) -> Path:
-        request = BuildRequest(
-            arch=get_arch(str(DEMO / "demo.json")),
-            checkpoint=str(DEMO / "clip_cn_demo.pt"),
-            serving=ServingConfig(target="cpu", precision="fp32", context_length=52, max_batch_size=16),
-            repository=folder / "repository",
-            artefacts=folder / "artefacts",
-            download_root=folder,
-        )
+        request = demo_request(folder)
         build_repository(request)
         return request.repository
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
-from cnclip_builder.arch import get_arch
-from cnclip_builder.build import BuildRequest, build_repository
+from cnclip_builder.build import build_repository
 from cnclip_builder.repository.manifest import load_manifest
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_client import Client, Limits, ModelNotFound, served_models
@@ -22,7 +21,7 @@ from cnclip_server import TritonServer
 from cnclip_server._watch import children_of
 
 from tests.commands import run_command_text
-from tests.conftest import DEMO
+from tests.conftest import DEMO, demo_request
 
 pytestmark = pytest.mark.triton
 
@@ -49,17 +48,10 @@ def repository(demo_artefacts: Path, tmp_path_factory: pytest.TempPathFactory) -
     """Built, and served and compared with PyTorch as it is built."""
     folder = tmp_path_factory.mktemp("alone")
     shutil.copytree(demo_artefacts, folder / "artefacts" / "demo")
-    request = BuildRequest(
-        arch=get_arch(str(DEMO / "demo.json")),
-        checkpoint=str(DEMO / "clip_cn_demo.pt"),
-        serving=ServingConfig(
-            target="cpu", precision="fp32", context_length=52, max_batch_size=16, text_lengths=(24,), encoders_only=True
-        ),
-        repository=folder / "repository",
-        artefacts=folder / "artefacts",
-        download_root=folder,
-        verify=True,
+    serving = ServingConfig(
+        target="cpu", precision="fp32", context_length=52, max_batch_size=16, text_lengths=(24,), encoders_only=True
     )
+    request = demo_request(folder, serving=serving, verify=True)
     build_repository(request)
     return request.repository
 

@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from cnclip_builder.arch import get_arch
-from cnclip_builder.build import BuildRequest, build_repository
+from cnclip_builder.build import build_repository
 from cnclip_builder.repository.pruning import prune_repository
 from cnclip_builder.repository.publishing import publish_repository
-from cnclip_builder.repository.serving import ServingConfig
 from cnclip_client import Client, ModelChanged
 from cnclip_server import TritonServer
 
-from tests.conftest import DEMO
+from tests.conftest import demo_request
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
@@ -71,15 +69,7 @@ def test_a_reader_notices_nothing(demo_repository: Path, tmp_path: Path) -> None
             reader.await_version("1")
             client.encode_texts(["皮卡丘"])
             build_repository(
-                BuildRequest(
-                    arch=get_arch(str(DEMO / "demo.json")),
-                    checkpoint=str(DEMO / "clip_cn_demo.pt"),
-                    serving=ServingConfig(target="cpu", precision="fp32", context_length=52, max_batch_size=16),
-                    repository=built,
-                    artefacts=demo_repository.parent / "artefacts",
-                    download_root=tmp_path,
-                    version=2,
-                )
+                demo_request(tmp_path, repository=built, artefacts=demo_repository.parent / "artefacts", version=2)
             )
             publish_repository(built, destination, settle_s=SETTLE_S)
             reader.await_version("2")

@@ -14,15 +14,13 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from cnclip_builder.arch import get_arch
-from cnclip_builder.build import BuildRequest, build_repository
+from cnclip_builder.build import build_repository
 from cnclip_builder.parity.samples import sample_images
-from cnclip_builder.repository.serving import ServingConfig
 from cnclip_client.sources import text_source
 from cnclip_server import TritonServer
 
 from tests.apps import APPS
-from tests.conftest import DEMO, ROOT
+from tests.conftest import ROOT, demo_request
 
 # Those in Chinese have the same commands: tests/test_translations.py.
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if ".zh" not in page.suffixes)]
@@ -93,16 +91,7 @@ def desk(demo_artefacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         (folder / name).write_bytes(data)
     captions = ({"text_id": row, "text": "一只鸟", "image_ids": [f"{row}.jpg"]} for row in (1, 2))
     (folder / "captions.jsonl").write_text("".join(json.dumps(caption) + "\n" for caption in captions))
-    request = BuildRequest(
-        arch=get_arch(str(DEMO / "demo.json")),
-        checkpoint=str(DEMO / "clip_cn_demo.pt"),
-        serving=ServingConfig(target="cpu", precision="fp32", context_length=52, max_batch_size=16),
-        repository=folder / "build/repository",
-        artefacts=folder / "build/artefacts",
-        download_root=folder,
-        name="vit-b-16",
-    )
-    build_repository(request)
+    build_repository(demo_request(folder / "build", name="vit-b-16"))
     with TritonServer(folder / "build/repository", grpc_port=0, http_port=0, metrics_port=0) as server:
         yield folder, server.grpc_url
 
