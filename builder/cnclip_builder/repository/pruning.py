@@ -94,10 +94,9 @@ def prune_repository(
         SettingError: as `plan_pruning`.
         RepositoryError: as `plan_pruning`, or the repository can't be written.
     """
-    store = RepositoryStore(url)
-    plan_pruning(url, keep)  # before the lock, which makes the folders that it is in: not for what is no repository
     with _locked_here(url):
         pruning = plan_pruning(url, keep)
+        store = RepositoryStore(url)
         vouched = store.manifest().files is not None
         if pruning.contracted or pruning.unserved:
             vouch_for_none(store)
@@ -119,8 +118,8 @@ def prune_repository(
 
 
 def _locked_here(url: str) -> contextlib.AbstractContextManager[None]:
-    """Keeps builds out of a local repository meanwhile."""
-    return contextlib.nullcontext() if "://" in url else locked(Path(url))
+    """Keeps builds out of a local repository meanwhile; a lock would make the folders above one that is not there."""
+    return locked(Path(url)) if Path(url).is_dir() else contextlib.nullcontext()
 
 
 def _pinned(configs: Mapping[str, Any]) -> dict[str, set[int]]:

@@ -14,7 +14,7 @@ from typing import Literal
 from cnclip_client._blame import is_of_all
 from cnclip_client._exceptions import BadFile
 from cnclip_client._listing import files_matching
-from cnclip_client._remote import Location, RemotePath, located
+from cnclip_client._remote import Location, RemotePath, is_remote, located
 from cnclip_client.sources._item import Item, Place, told_by
 from cnclip_client.sources._lines import about_lines, bounded_lines
 
@@ -181,9 +181,8 @@ class GlobSource:
 
     def items(self, ids_only: int = 0, *, start: int = 0, after: Place = ()) -> Iterator[Item]:
         paths, failures = self._listed()
-        is_remote = isinstance(located(self.pattern), RemotePath)
         for path in islice(paths, start, None):
-            one = path if is_remote else named(path)
+            one = path if is_remote(self.pattern) else named(path)
             yield Item(one, None if path in failures else path, failures.get(path, ""))
         self._found.clear()
 
