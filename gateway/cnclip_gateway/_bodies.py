@@ -26,9 +26,20 @@ class Held:
         self._held = 0
         self._lock = threading.Lock()
 
-    def take(self, count: int) -> int:
-        """Counts so many bytes more, or fewer, and returns the number. Raises NotNow where that is too much."""
+    def take(self, count: int, own: int = 0) -> int:
+        """Counts so many bytes more, or fewer, and returns the number.
+
+        Args:
+            count: The bytes.
+            own: Those that the same request holds already.
+
+        Raises:
+            BadRequest: That is too much even for one request alone.
+            NotNow: It is too much at present.
+        """
         with self._lock:
+            if own + count > self._most_bytes:
+                raise BadRequest("the request takes too much memory; send fewer items", status=413, code="too_large")
             if count > 0 and self._held + count > self._most_bytes:
                 raise NotNow("requests hold too much memory at present; try again, with fewer items", code="busy")
             self._held += count
@@ -62,7 +73,7 @@ class Bodies:
             try:
                 with anyio.fail_after(self._settings.sender_s):
                     async for part in request.stream():
-                        taken += self._take(len(part))
+                        taken += self._take(len(part), taken)
                         if taken > self._settings.body_bytes:
                             raise self._too_large()
                         parts.append(part)
@@ -74,7 +85,7 @@ class Bodies:
                 ) from None
             body = b"".join(parts)
             if json:
-                taken += self._take(parsed_bytes(body))
+                taken += self._take(parsed_bytes(body), taken)
             yield body
         finally:
             self._take(-taken)

@@ -121,8 +121,10 @@ def gateway(
             raise typer.BadParameter("--tls-cert and --tls-key go together")
         if images and index is None:
             raise typer.BadParameter("--images are for the page; say with --index what it searches")
-        if held_mib < body_mib:
-            raise typer.BadParameter("--held-mib is less than --body-mib: no request of that size could come in")
+        if held_mib <= body_mib:
+            raise typer.BadParameter(
+                "--held-mib must be more than --body-mib, or none of that size could come in, nor be fetched"
+            )
         for module in ("starlette", "uvicorn", "prometheus_client"):
             require(module, extra="gateway")
         from cnclip_gateway._app import Gateway

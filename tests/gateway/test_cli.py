@@ -199,7 +199,7 @@ def test_a_renewed_certificate_is_taken(tmp_path: Path) -> None:
     [
         (["--tls-cert", "a.pem"], "--tls-cert and --tls-key go together"),
         (["--images", "photos/"], "say with --index what it searches"),
-        (["--body-mib", "64", "--held-mib", "32"], "--held-mib is less than --body-mib"),
+        (["--body-mib", "64", "--held-mib", "64"], "--held-mib must be more than --body-mib"),
         (["--api-key-file", "no-such-file"], "no-such-file: cannot be read"),
         (["--api-key-file", "/dev/null"], "/dev/null: holds no key"),
         (["--index", "no-such-folder"], "no-such-folder"),
