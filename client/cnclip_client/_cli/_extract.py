@@ -52,7 +52,10 @@ IdColumn = Annotated[str | None, option("The column of ids: of parquet, JSONL or
 Column = Annotated[str | None, option("The column of images, paths or texts; a tar's ending.", metavar="NAME")]
 DtypeOption = Annotated[Dtype, option("Of the numbers in a .parquet or .npy file.", "--dtype")]
 MaxErrors = Annotated[
-    int | None, option("Stop, with status 4, once more than N items have failed.", metavar="N", min=0)
+    int | None,
+    option(
+        "Stop, with status 4, once more than N items have failed. Default: if the first 1,000 do.", metavar="N", min=0
+    ),
 ]
 Overwrite = Annotated[bool, option("Replace what there is of OUTPUT, once the new one is whole.", "--overwrite")]
 RepeatedIdsOption = Annotated[

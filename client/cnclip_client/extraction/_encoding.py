@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from cnclip_client._blocks import Block
 from cnclip_client._client import Client
+from cnclip_client._exceptions import TooManyFailures
 from cnclip_client._flow.items import Unsendable, image_bytes
 from cnclip_client._flow.prefetch import Prefetch
 from cnclip_client._info import ModelInfo
@@ -24,6 +26,10 @@ from cnclip_client.extraction._options import ExtractOptions
 from cnclip_client.sources import Item
 
 __all__ = ["Encoded", "Engine", "Failure", "encode_items", "encoding_of"]
+
+# So many items of a run that fail without one that does not: what is wrong is not they, but the folder that a list's
+# paths are taken from, a disk that is not mounted, a right to a store that is missing.
+_NO_ITEMS_FAULT = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +160,7 @@ def encoding_of(
 ) -> Callable[[Iterator[Item]], Iterator[Encoded]]:
     """Returns what encodes a job's items: the client in this process, or an engine that is held to its model."""
     encode = partial(encode_items, client) if engine is None else partial(engine.encode, expected=client.info_of(kind))
-    return partial(
+    encode = partial(
         encode,
         kind,
         normalize=options.normalize,
@@ -163,6 +169,27 @@ def encoding_of(
         refusal=refusal,
         preprocess=options.preprocess,
     )
+    return encode if options.max_errors is not None else lambda items: _once_one_is_encoded(encode(items))
+
+
+def _once_one_is_encoded(outcomes: Iterator[Encoded]) -> Iterator[Encoded]:
+    """Yields outcomes from when an item could be encoded: until then none is noted as failed.
+
+    Raises:
+        TooManyFailures: The first thousand failed.
+    """
+    held = []
+    failures = 0
+    for encoded in outcomes:
+        held.append(encoded)
+        failures += len(encoded.failures)
+        if encoded.ids:
+            break
+        if failures >= _NO_ITEMS_FAULT:
+            last = encoded.failures[-1]
+            raise TooManyFailures(failures=failures, max_errors=None, last=f"{last.id}: {last.reason}")
+    yield from held
+    yield from outcomes
 
 
 def _loaded(client: Client, kind: Kind, items: Iterable[Item]) -> AbstractContextManager[Iterator[Item]]:
@@ -178,7 +205,10 @@ def _loaded(client: Client, kind: Kind, items: Iterable[Item]) -> AbstractContex
         except Unsendable as error:
             # Of a column of paths the id tells nothing of which file it was.
             is_named = item.value.endswith(str(item.id)) or is_remote(item.value)
-            return Item(item.id, None, str(error) if is_named else f"{item.value}: {error}")
+            reason = str(error) if is_named else f"{item.value}: {error}"
+            if isinstance(error.__cause__, FileNotFoundError) and not Path(item.value).is_absolute():
+                reason += f"; relative paths are taken from {Path.cwd()}"
+            return Item(item.id, None, reason)
 
     return Prefetch(iter(items), load, lambda item: len(item.value or b""), threads=client.limits.readers)
 

@@ -154,7 +154,7 @@ class _Job:
             for encoded in self._encode_items(items):
                 writing.add(encoded)
                 self._report(writing.progress.items, writing.progress.failures)
-                require_few(writing.progress.failures, encoded, self._options)
+                require_few(writing.progress.failures, encoded, self._options, self._output.work)
             self._look_again(writing.progress.items, digest)
             return writing.complete(state=self._state)  # the client has asked after its last answer
 
@@ -190,14 +190,12 @@ class _Job:
         return digest
 
 
-def require_few(
-    failures: int, encoded: Encoded, options: ExtractOptions, *, anew: str = "start anew with --overwrite"
-) -> None:
-    """Raises TooManyFailures, which says how to start anew, if more items have failed than may."""
+def require_few(failures: int, encoded: Encoded, options: ExtractOptions, work: object) -> None:
+    """Raises TooManyFailures, which names the folder of work to remove, if more items have failed than may."""
     allowed = options.max_errors
     if allowed is not None and failures > allowed and encoded.failures:
         last = encoded.failures[-1]
-        raise TooManyFailures(failures=failures, max_errors=allowed, last=f"{last.id}: {last.reason}", anew=anew)
+        raise TooManyFailures(failures=failures, max_errors=allowed, last=f"{last.id}: {last.reason}", work=str(work))
 
 
 def require_kept(fingerprint: Mapping[str, Any], output: Path, places: Iterable[Path]) -> None:

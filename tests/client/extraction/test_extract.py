@@ -778,10 +778,35 @@ def test_a_job_runs_once_at_a_time(tmp_path: Path, client: Client, triton: Any) 
 def test_max_errors_stops_and_keeps_the_work(tmp_path: Path, client: Client) -> None:
     path, output = texts_file(tmp_path), tmp_path / "out.jsonl"
     options = ExtractOptions(max_errors=3, batch_size=4)
-    with pytest.raises(TooManyFailures, match=r"4 items failed, more than the 3 allowed, the last one: "):
+    with pytest.raises(TooManyFailures, match=r"4 items failed, more than the 3 allowed, the last one: ") as caught:
         extract(client, text_source(path), output, options)
+    assert f"mend the items and remove {output}.partial to begin anew, or go on" in str(caught.value)
     assert json.loads((tmp_path / "out.jsonl.partial" / "progress.json").read_text())["failures"] == 4
     assert extract(client, text_source(path), output, ExtractOptions(max_errors=100)).failures > 4
+
+
+def test_a_list_whose_files_are_elsewhere_stops_early_and_goes_on_from_there(
+    tmp_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"photos/{row:04}.jpg" for row in range(1200)]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    (tmp_path / "there" / "photos").mkdir(parents=True)
+    for name in names[-100:]:
+        (tmp_path / "there" / name).write_bytes(name.encode())
+    source, output = image_source(tmp_path / "list.txt"), tmp_path / "out.jsonl"
+    monkeypatch.chdir(tmp_path)
+    told = rf"none of the first 1,0\d\d items .*: No such file or directory; relative paths are taken from {tmp_path}; "
+    for _ in range(2):  # it stands where it stood
+        with pytest.raises(TooManyFailures, match=told):
+            extract(client, source, output, ExtractOptions(batch_size=100))
+    monkeypatch.chdir(tmp_path / "there")
+    for name in names[:50]:
+        Path(name).write_bytes(name.encode())
+    assert extract(client, source, output).failures == 1050
+    # Who says how many may fail is not stopped before.
+    (tmp_path / "there" / "photos").rename(tmp_path / "there" / "gone")
+    options = ExtractOptions(max_errors=2000)
+    assert extract(client, source, tmp_path / "none.jsonl", options).failures == 1200
 
 
 def test_an_interrupt_keeps_what_was_done(tmp_path: Path, client: Client) -> None:
@@ -854,11 +879,13 @@ def test_encode_items_takes_items_of_any_origin(client: Client, fake: Any) -> No
 
 def test_a_file_that_its_id_does_not_tell_is_named(tmp_path: Path, client: Client) -> None:
     path = str(tmp_path / "d" / "none.jpg")
-    (found,) = encode_items(client, "image", [Item(7, path), Item("d/none.jpg", path), Item(path, path)])
+    items = [Item(7, path), Item("d/none.jpg", path), Item(path, path), Item(8, "none.jpg")]
+    (found,) = encode_items(client, "image", items)
     assert [failure.reason for failure in found.failures] == [
         f"{path}: No such file or directory",
         "No such file or directory",
         "No such file or directory",
+        f"none.jpg: No such file or directory; relative paths are taken from {Path.cwd()}",
     ]
 
 
