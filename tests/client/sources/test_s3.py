@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cnclip_client import BadFile, StoreError
+from cnclip_client import BadFile, Client, StoreError, extraction
 from cnclip_client._flow.items import image_bytes
 from cnclip_client._remote import RemotePath
 from cnclip_client.sources import image_source, text_source
@@ -24,10 +24,7 @@ from tests.client.sources.reading import values
 from tests.client.sources.test_remote import upload
 from tests.client.sources.test_webdataset import dataset
 
-_EXPIRED = (
-    b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>ExpiredToken</Code>'
-    b"<Message>The provided token has expired.</Message></Error>"
-)
+_REFUSAL = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>%s</Code><Message>No.</Message></Error>'
 
 
 class Gateway:
@@ -36,11 +33,15 @@ class Gateway:
     Attributes:
         left: How many more it gives; None for any number.
         gets: How many objects, or pieces of them, were asked for.
+        code: What it then calls its reason.
+        forbidden: What the name of an object ends in that it never gives.
     """
 
     def __init__(self, behind: str) -> None:
         self.left: int | None = None
         self.gets = 0
+        self.code = "ExpiredToken"
+        self.forbidden = "-"
         host = urlsplit(behind).netloc
         outer = self
 
@@ -55,7 +56,10 @@ class Gateway:
                 if self.command == "GET" and "list-type" not in self.path:
                     outer.gets += 1
                 if outer.left is not None and outer.gets > outer.left:
-                    self._answer(403, {}, _EXPIRED)
+                    self._answer(403, {}, (_REFUSAL % outer.code).encode())
+                    return
+                if urlsplit(self.path).path.endswith(outer.forbidden):
+                    self._answer(403, {}, (_REFUSAL % "AccessDenied").encode())
                     return
                 to = http.client.HTTPConnection(host, timeout=60)
                 to.request(self.command, self.path, body, dict(self.headers))
@@ -143,6 +147,25 @@ def test_a_refused_token(bucket: str, gateway: Gateway) -> None:
     gateway.gets = 1
     with pytest.raises(StoreError, match=r"(token has run out|credentials|forbids)"):
         image_source(f"s3://{bucket}/")
+
+
+def test_a_right_that_is_lost_in_mid_job_is_no_items_fault(
+    tmp_path: Path, triton: Any, bucket: str, gateway: Gateway
+) -> None:
+    names = [f"s3://{bucket}/{row:02}.jpg" for row in range(40)]
+    for row, name in enumerate(names):
+        RemotePath(name).write(b"image %d" % row)
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    source, output = image_source(tmp_path / "list.txt"), tmp_path / "out.jsonl"
+    gateway.code, gateway.forbidden = "AccessDenied", "/07.jpg"  # as one that is missing, where nothing may be listed
+    gateway.gets, gateway.left = 0, 20
+    with Client(triton.url, model="vit-b-16") as client:
+        with pytest.raises(StoreError, match="the store forbids it"):
+            extraction.extract(client, source, output)
+        gateway.left = None
+        assert extraction.extract(client, source, output).failures == 1
+    failed = (tmp_path / "out.jsonl.errors.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in failed] == [names[7]]
 
 
 @pytest.mark.parametrize("kind", ["tars", "photos"])
