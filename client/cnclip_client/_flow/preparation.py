@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import queue
+import signal
 import struct
 import subprocess
 import sys
@@ -204,7 +205,8 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             status = self._process.wait()
-        return f"signal {-status}" if status < 0 else f"exit status {status}"
+        killed = ", as when memory runs out" if status == -signal.SIGKILL else ""
+        return f"signal {-status}{killed}" if status < 0 else f"exit status {status}"
 
 
 def _preparers_of_environment() -> int | None:
