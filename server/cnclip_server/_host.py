@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes.util
 import os
 import re
@@ -97,6 +98,22 @@ def check_open_files() -> None:
             f"no more than {most} files may be open here at a time, and tritonserver needs {_FEWEST_OPEN_FILES} or "
             "more, one for each client beside; raise the limit, as by `ulimit -n 65536`"
         )
+
+
+def has_all_its_threads() -> bool:
+    """Whether as many threads of this user run as it may have (`ulimit -u`), which root always may have more of."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    return os.getuid() != 0 and most != resource.RLIM_INFINITY and _threads_of(os.getuid()) >= most
+
+
+def _threads_of(user: int) -> int:
+    """How many threads a user's processes have, as far as they are seen from here."""
+    count = 0
+    for folder in Path("/proc").glob("[0-9]*/task"):
+        with contextlib.suppress(OSError):  # a process that has just ended
+            status = folder.stat()
+            count += status.st_nlink - 2 if status.st_uid == user else 0
+    return count
 
 
 def wheel_libraries(binary: Binary) -> Path | None:

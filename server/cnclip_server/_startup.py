@@ -16,7 +16,14 @@ from cnclip_server._binary import Binary, find_binary
 from cnclip_server._command import linked_repository, server_command
 from cnclip_server._errors import PortInUse, RepositoryError, ServerError, StartupFailed, unreadable
 from cnclip_server._folder import SHELL_SAFE, make_folder, told_by_name
-from cnclip_server._host import check_glibc, check_numpy, check_open_files, environment, wheel_libraries
+from cnclip_server._host import (
+    check_glibc,
+    check_numpy,
+    check_open_files,
+    environment,
+    has_all_its_threads,
+    wheel_libraries,
+)
 from cnclip_server._log import (
     MORE_THREADS,
     failure_reason,
@@ -39,6 +46,8 @@ ABANDON_S = 3.0
 # How long after readiness the metrics, the last of the three services, may take to start; all of it is waited
 # only where they are turned off.
 _METRICS_TIMEOUT_S = 1.0
+# How many looks in a row must see that the user has all the threads that it may, some two seconds.
+_FULL_LOOKS = 40
 # Triton logs that a service has started and finds its port taken some 5 ms later.
 _SETTLE_S = 0.1
 
@@ -106,7 +115,7 @@ def await_ready(process: GuardedProcess, settings: Settings) -> None:
     api = settings.api()
     pid = process.pid()
     watch = None if pid is None else ModelWatch(pid)
-    refused = refused_threads()
+    refused, full = refused_threads(), 0
     while (status := process.wait(_POLL_INTERVAL_S)) is None:
         if api.is_ready():
             if _is_bound(process):
@@ -118,7 +127,8 @@ def await_ready(process: GuardedProcess, settings: Settings) -> None:
             raise StartupFailed(
                 f"{'; '.join(sorted(dead.values()))}; tritonserver's last word was: {last_line(log)}; {fix}", tail(log)
             )
-        if refused_threads() > refused:  # gRPC, for one, says nothing of it, and never answers
+        full = full + 1 if has_all_its_threads() else 0
+        if refused_threads() > refused or full > _FULL_LOOKS:  # gRPC, for one, says nothing of it, and never answers
             raise StartupFailed(
                 f"tritonserver may start no more threads; {MORE_THREADS}", tail(_log_of(process, settings))
             )

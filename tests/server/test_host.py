@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import stat
 import sys
@@ -9,10 +10,17 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
-from cnclip_server import BinaryNotFound, UnsupportedHost, require_tritonserver
+from cnclip_server import BinaryNotFound, UnsupportedHost, _host, require_tritonserver
 from cnclip_server._backends import STAND_IN, assemble_backends
 from cnclip_server._binary import Binary
-from cnclip_server._host import check_glibc, check_numpy, environment, libpython_folder, python_version
+from cnclip_server._host import (
+    check_glibc,
+    check_numpy,
+    environment,
+    has_all_its_threads,
+    libpython_folder,
+    python_version,
+)
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -232,3 +240,12 @@ def test_without_onnx_runtime_it_is_said_before_anything_starts(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UnsupportedHost, match=r"pip install 'cn-clip-triton\[server,cpu\]', or \[server,gpu\]"):
         assemble_backends(wheel, tmp_path)
+
+
+def test_a_user_who_has_all_the_threads_that_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _host._threads_of(os.getuid()) > _host._threads_of(54_321) == 0
+    monkeypatch.setattr(_host, "_threads_of", {1: 40}.__getitem__)
+    for user, most, has_all in ((1, 40, True), (1, 41, False), (1, resource.RLIM_INFINITY, False), (0, 40, False)):
+        monkeypatch.setattr(os, "getuid", lambda user=user: user)
+        monkeypatch.setattr(resource, "getrlimit", lambda _, most=most: (most, most))
+        assert has_all_its_threads() == has_all

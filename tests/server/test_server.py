@@ -346,6 +346,15 @@ def test_too_few_threads_of_which_its_log_has_no_word(
         _server(repository.path, binary=binary).start()
 
 
+def test_too_few_threads_for_a_user(repository: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ulimit -u` refuses without a word, and nothing counts it."""
+    monkeypatch.setattr("cnclip_server._startup.has_all_its_threads", lambda: True)
+    monkeypatch.setattr("cnclip_server._startup._FULL_LOOKS", 2)
+    binary = binary_with_its_own_backend(tmp_path, "sleep 100")
+    with pytest.raises(StartupFailed, match=r"may start no more threads; .*ulimit -u\)$"):
+        _server(repository.path, binary=binary).start()
+
+
 def test_one_that_is_killed_while_it_starts(repository: Any, tmp_path: Path) -> None:
     """As where memory is short; on a host without a GPU it was said to fail for want of NVML."""
     binary = binary_with_its_own_backend(tmp_path, 'echo "error: Failed to initialize NVML"\nkill -KILL $$')
