@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,10 +130,19 @@ def check_flags(extra_args: Sequence[str], grpc_at: str, http_at: str) -> None:
     for flag, value in _flag_values(extra_args):
         if flag in _PORTS:
             raise SettingError(f"{flag} must be known here: give it to cnclip-serve itself, before `--`")
-        if flag in _ADDRESSES and value not in (http_at if "http" in flag else grpc_at, _ANY_ADDRESS):
+        asked_at = http_at if "http" in flag else grpc_at
+        if flag in _ADDRESSES and value != _ANY_ADDRESS and _address(value) != _address(asked_at):
             raise SettingError(f"{flag}={value} would be where the server is not asked: give --host, before `--`")
         if flag == _ALLOW_HTTP and value.lower() in ("false", "off", "0"):
             raise SettingError(f"{flag}={value} can't be served: by HTTP it is found out whether models are ready")
+
+
+def _address(host: str) -> str:
+    """The address of a name, `localhost` and 127.0.0.1 being one; the name where it has none."""
+    try:
+        return socket.gethostbyname(host)
+    except (OSError, UnicodeError):
+        return host
 
 
 def _flag_values(extra_args: Sequence[str]) -> list[tuple[str, str]]:

@@ -172,3 +172,4 @@ def test_an_address_at_which_nobody_asks(service: str) -> None:
     with pytest.raises(SettingError, match=f"{flag}=10.0.0.5 would be where the server is not asked: give --host"):
         check_flags([flag, "10.0.0.5"], "10.0.0.5" if service == "http" else "127.0.0.1", "127.0.0.1")
     check_flags([f"{flag}=0.0.0.0", f"{flag}=127.0.0.1"], "127.0.0.1", "127.0.0.1")
+    check_flags([f"{flag}=127.0.0.1"], "localhost", "localhost")
