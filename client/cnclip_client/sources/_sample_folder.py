@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,7 +70,10 @@ def _names(folder: Path) -> Iterator[tuple[str, bool]]:
     with os.scandir(folder) as scanned:
         for entry in scanned:
             if not entry.name.startswith("."):
-                yield entry.name, entry.is_dir(follow_symlinks=False)
+                is_folder = False
+                with suppress(OSError):  # of a link to itself
+                    is_folder = entry.is_dir()
+                yield entry.name, is_folder
 
 
 @dataclass(frozen=True, slots=True)

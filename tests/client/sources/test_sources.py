@@ -597,6 +597,12 @@ def test_what_commands_wrote_is_refused_at_once(tmp_path: Path) -> None:
         assert len(values(image_source(tmp_path / folder, format="folder"))) == len(names)
         (tmp_path / folder / "a picture without an ending").touch()
         assert len(values(image_source(tmp_path / folder))) == len(names) + 1
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "loop.csv").symlink_to("loop.csv")
+    with pytest.raises(BadFile, match="holds no image, but files such as loop.csv"):
+        image_source(tmp_path / "links")
+    (tmp_path / "links" / "set.txt").symlink_to(tmp_path / "index")
+    assert len(values(image_source(tmp_path / "links"))) == 6
     features = tmp_path / "features.jsonl"
     features.write_text('{"image_id": 1, "feature": [0.5]}\n' * 20)
     with pytest.raises(BadFile, match="none of its first lines is a text: line 1 is no .*: image_id, feature"):
