@@ -202,8 +202,9 @@ def _serve(server: TritonServer, max_restarts: int, window_s: float, renewals: R
                 restarts = [at for at in restarts if time.monotonic() - at < window_s]
             if len(restarts) >= max_restarts:
                 tried = counted(len(restarts), "restart")
+                within_s = max([window_s, *(time.monotonic() - at for at in restarts)])
                 raise ServerError(
-                    f"{what}; gave up after {tried} (--max-restarts) within {window_s:g} s; run with -v to see why"
+                    f"{what}; gave up after {tried} (--max-restarts) within {within_s:.0f} s; run with -v to see why"
                 )
             restarts.append(time.monotonic())
             print(f"{what}: restarting the server ({len(restarts)} of {max_restarts})", file=sys.stderr, flush=True)
