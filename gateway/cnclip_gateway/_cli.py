@@ -224,6 +224,4 @@ def _keys(file: Path | None) -> tuple[bytes, ...]:
 
 def main() -> None:
     """Entry point of `cnclip-gateway`."""
-    # gRPC's C++ core otherwise writes lines of its own to stderr when a connection is lost.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     app()

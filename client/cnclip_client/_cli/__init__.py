@@ -7,8 +7,6 @@ the reader of the output went away. docs/client.md has them for all five command
 
 from __future__ import annotations
 
-import os
-
 from cnclip_console import Version, plain_app
 
 from cnclip_client._cli._classify import classify
@@ -46,8 +44,6 @@ app.command("classify")(classify)
 
 def main() -> None:
     """Runs the command."""
-    # gRPC's C++ core otherwise writes lines of its own to stderr when a connection is lost.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     app()
 
 

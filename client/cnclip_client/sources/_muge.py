@@ -11,17 +11,18 @@ from typing import Any, Literal
 
 import pybase64
 
+from cnclip_client._exceptions import BadFile
 from cnclip_client._flow.items import too_large
 from cnclip_client._remote import Location
 from cnclip_client._texts import NO_UTF8
 from cnclip_client.sources._item import Item, Place, checked_id, parse_id, told_by
 from cnclip_client.sources._lines import Line, about_lines, bounded_lines
 
-__all__ = ["OTHER_KEYS", "JsonlSource", "LinesSource", "TsvSource", "decode_base64"]
+__all__ = ["JsonlSource", "LinesSource", "TsvSource", "decode_base64"]
 
-OTHER_KEYS = "; name one with "
-"""What is in the failure of a line that has other keys than those that were asked for."""
-
+# What is in the failure of a line that has other keys than those that were asked for; lines that are looked at for it.
+_OTHER_KEYS = "; name one with "
+_LOOKED_AT = 10
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 _MOST_TEXT_BYTES = 4 * 1024 * 1024
 _LONGEST_ID = 4096
@@ -118,6 +119,12 @@ class JsonlSource:
                 if seen > start:
                     yield self._item(line)
 
+    def require_keys(self) -> None:
+        """Refuses a file of objects with other keys. Raises BadFile if its first lines all are."""
+        first = list(islice(self.items(), _LOOKED_AT))
+        if first and all(_OTHER_KEYS in one.failure for one in first):
+            raise BadFile(f"none of its first lines is a text: {first[0].id} {first[0].failure}", path=str(self.path))
+
     def _item(self, line: Line) -> Item:
         name = f"line {line.number}"
         if not line.whole:
@@ -149,7 +156,7 @@ class JsonlSource:
 def _keys(found: Any, option: str) -> str:
     """Returns what a JSON object has, to choose from; nothing of what is none."""
     named = ", ".join(islice(found, _NAMED)) if isinstance(found, dict) else ""
-    return f"{OTHER_KEYS}{option}: {named[:_LONGEST_NAMES]}" if named else ""
+    return f"{_OTHER_KEYS}{option}: {named[:_LONGEST_NAMES]}" if named else ""
 
 
 @dataclass(frozen=True, slots=True)

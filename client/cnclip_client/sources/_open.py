@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
 
@@ -15,7 +14,7 @@ from cnclip_client._settings import Limits
 from cnclip_client.sources._files import FolderSource, GlobSource, ListSource
 from cnclip_client.sources._item import Source
 from cnclip_client.sources._lmdb import LmdbSource, imgs_folder
-from cnclip_client.sources._muge import OTHER_KEYS, JsonlSource, LinesSource, TsvSource
+from cnclip_client.sources._muge import JsonlSource, LinesSource, TsvSource
 from cnclip_client.sources._parquet import ParquetSource
 from cnclip_client.sources._sample_folder import Glance, SampleFolderSource
 from cnclip_client.sources._samples import Wanted
@@ -31,8 +30,6 @@ _NO_LINES = {
     "text": "JSON lines (.jsonl) or .parquet, which have ids too",
     "image": "a .parquet file with a column of paths, or the paths alone, one a line",
 }
-# Lines of JSONL whose keys tell whether it is of texts.
-_LOOKED_AT = 10
 _SUFFIXES = {".parquet": "parquet", ".tsv": "tsv", ".jsonl": "jsonl"}
 
 
@@ -118,9 +115,8 @@ def text_source(
         return ParquetSource(place, "text", id_column, column)
     if format == "jsonl":
         source = JsonlSource(place, id_column or "text_id", column or "text")
-        first = list(islice(source.items(), _LOOKED_AT)) if told else []
-        if first and all(OTHER_KEYS in one.failure for one in first):
-            raise BadFile(f"none of its first lines is a text: {first[0].id} {first[0].failure}", path=str(place))
+        if told:
+            source.require_keys()
         return source
     return LinesSource(place)
 

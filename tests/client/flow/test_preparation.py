@@ -134,7 +134,9 @@ def test_what_kills_twice_is_to_blame_and_nothing_else(
         return ask(worker, message)
 
     monkeypatch.setattr(module._Worker, "ask", dies_of_it)
-    with pytest.raises(Unsendable, match=r"^two processes died while they decoded it \(signal 9, as when memory runs out\)$"):
+    with pytest.raises(
+        Unsendable, match=r"^two processes died while they decoded it \(signal 9, as when memory runs out\)$"
+    ):
         preparation.prepare(b"poison")
     assert preparation.prepare(picture(3)) == decode_pixels(picture(3), SIDE).tobytes()
 
