@@ -281,14 +281,14 @@ class TooManyFailures(CnclipError):
 
     Attributes:
         failures: How many failed.
-        max_errors: How many were allowed to; None where any number was, and not one item could be encoded.
+        max_errors: How many were allowed to; None where any number was, and not one item could be read.
         last: The last one's id and reason.
     """
 
     def __init__(self, *, failures: int, max_errors: int | None, last: str, work: str = "") -> None:
         super().__init__(
-            f"none of the first {failures:,} items of this run could be encoded, the last one: {last}; none is noted "
-            "as failed yet: mend what is wrong and run it again, or go on with --max-errors"
+            f"none of the first {failures:,} items of this run could be read, the last one: {last}; none is noted as "
+            "failed yet: mend what is wrong and run it again, or go on with --max-errors"
             if max_errors is None
             else f"{failures} item{'s' * (failures != 1)} failed, more than the {max_errors} allowed, the last one: "
             f"{last}; what was done is kept: mend the items and remove {work} to begin anew, or go on with a higher "

@@ -54,7 +54,9 @@ DtypeOption = Annotated[Dtype, option("Of the numbers in a .parquet or .npy file
 MaxErrors = Annotated[
     int | None,
     option(
-        "Stop, with status 4, once more than N items have failed. Default: if the first 1,000 do.", metavar="N", min=0
+        "Stop, with status 4, once more than N items have failed. Default: if none of the first 1,000 can be read.",
+        metavar="N",
+        min=0,
     ),
 ]
 Overwrite = Annotated[bool, option("Replace what there is of OUTPUT, once the new one is whole.", "--overwrite")]

@@ -27,8 +27,8 @@ from cnclip_client.sources import Item
 
 __all__ = ["Encoded", "Engine", "Failure", "encode_items", "encoding_of"]
 
-# So many items of a run that fail without one that does not: what is wrong is not they, but the folder that a list's
-# paths are taken from, a disk that is not mounted, a right to a store that is missing.
+# So many items of a run of which none can be read: what is wrong is not they, but the folder that a list's paths are
+# taken from, a disk that is not mounted, a right to a store that is missing.
 _NO_ITEMS_FAULT = 1000
 
 
@@ -169,21 +169,21 @@ def encoding_of(
         refusal=refusal,
         preprocess=options.preprocess,
     )
-    return encode if options.max_errors is not None else lambda items: _once_one_is_encoded(encode(items))
+    return encode if options.max_errors is not None else lambda items: _once_one_is_read(encode(items))
 
 
-def _once_one_is_encoded(outcomes: Iterator[Encoded]) -> Iterator[Encoded]:
-    """Yields outcomes from when an item could be encoded: until then none is noted as failed.
+def _once_one_is_read(outcomes: Iterator[Encoded]) -> Iterator[Encoded]:
+    """Yields outcomes from when an item could be read, whatever came of it: until then none is noted as failed.
 
     Raises:
-        TooManyFailures: The first thousand failed.
+        TooManyFailures: The first thousand could not be.
     """
     held = []
     failures = 0
     for encoded in outcomes:
         held.append(encoded)
         failures += len(encoded.failures)
-        if encoded.ids:
+        if not all(item.failure for item in encoded.items):
             break
         if failures >= _NO_ITEMS_FAULT:
             last = encoded.failures[-1]

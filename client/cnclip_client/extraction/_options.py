@@ -22,8 +22,8 @@ class ExtractOptions:
     Attributes:
         normalize: Whether each feature is divided by its length.
         dtype: Of the numbers in a .parquet or .npy file.
-        max_errors: How many items may fail before the job stops; without it, any number, unless the first 1,000 of a
-            run all do.
+        max_errors: How many items may fail before the job stops; without it, any number, unless none of the first
+            1,000 of a run can be read.
         overwrite: Whether what there is of the output may be replaced, by something else or by the same made anew.
             It stays until what takes its place is whole. Work on this very job is gone on with, that on another goes.
         batch_size: Items a request; by default the client's.

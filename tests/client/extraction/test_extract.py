@@ -803,7 +803,9 @@ def test_a_list_whose_files_are_elsewhere_stops_early_and_goes_on_from_there(
     for name in names[:50]:
         Path(name).write_bytes(name.encode())
     assert extract(client, source, output).failures == 1050
-    # Who says how many may fail is not stopped before.
+    # What can be read and is no image is told item by item; and who says how many may fail is not stopped before.
+    torn = Items([Item(row, b"BAD:torn") for row in range(1200)], "image")
+    assert extract(client, torn, tmp_path / "torn.jsonl").failures == 1200
     (tmp_path / "there" / "photos").rename(tmp_path / "there" / "gone")
     options = ExtractOptions(max_errors=2000)
     assert extract(client, source, tmp_path / "none.jsonl", options).failures == 1200
