@@ -117,6 +117,20 @@ def test_folders_deeper_than_calls_may_be_nested(tmp_path: Path, monkeypatch: py
     assert globbed == [name]
 
 
+def test_a_folder_that_is_gone_is_no_fault_of_those_in_it(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "1.jpg").touch()
+    items = image_source(tmp_path / "photos").items()
+    assert next(items).id == "a/1.jpg"
+    (tmp_path / "photos" / "b").rename(tmp_path / "b")
+    assert next(items).failure == "cannot be listed: No such file or directory"
+    (tmp_path / "photos").rename(tmp_path / "gone")
+    (tmp_path / "photos").mkdir()  # as where a disk was mounted
+    with pytest.raises(FileNotFoundError):
+        next(items)
+
+
 def test_tars_and_parquet_that_cannot_be_listed_stop_the_job(tmp_path: Path, forbid: Callable[[Path], None]) -> None:
     for name in ("ok", "no"):
         (tmp_path / "t" / name).mkdir(parents=True)

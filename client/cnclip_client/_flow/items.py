@@ -190,39 +190,15 @@ def _all_of_a_stream(handle: int, most: int) -> bytes:
     return (first or b"") + _all_of(handle, most - len(first or b""))
 
 
-# What was read last of each bucket.
-_last_read: dict[str, RemotePath] = {}
-
-
 def _fetch(place: RemotePath, item_bytes: int) -> bytes:
-    bucket = "/".join(place.url.split("/", 3)[:3])
     try:
-        data = place.read(item_bytes + 1)
+        return place.read(item_bytes + 1)
     except BadFile as error:
         raise Unsendable(str(error)) from error
     except StoreError as error:
-        if error.of_all or _is_refused_by_now(_last_read.get(bucket)):
+        if error.of_all:
             raise
         raise Unsendable(str(error)) from error
-    _last_read[bucket] = place
-    return data
-
-
-def _is_refused_by_now(place: RemotePath | None) -> bool:
-    """Whether what was given before is refused: a right was lost, which is the fault of no item.
-
-    One that is refused while others are not may as well be missing: S3 forbids that too, where nothing may be listed.
-    Of hosts of the web, a list names many, and what one of them says is nothing of the others.
-    """
-    if place is None or place.url.startswith(("http://", "https://")):
-        return False
-    try:
-        place.read(1)
-    except StoreError:
-        return True
-    except BadFile:
-        pass
-    return False
 
 
 def _encode_pil(image: Any) -> bytes:

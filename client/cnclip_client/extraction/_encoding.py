@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -15,11 +16,11 @@ from numpy.typing import NDArray
 
 from cnclip_client._blocks import Block
 from cnclip_client._client import Client
-from cnclip_client._exceptions import TooManyFailures
+from cnclip_client._exceptions import BadFile, StoreError, TooManyFailures
 from cnclip_client._flow.items import Unsendable, image_bytes
 from cnclip_client._flow.prefetch import Prefetch
 from cnclip_client._info import ModelInfo
-from cnclip_client._remote import is_remote
+from cnclip_client._remote import RemotePath, is_remote
 from cnclip_client._texts import preprocess_text
 from cnclip_client._vocabulary import Id, Kind
 from cnclip_client.extraction._options import ExtractOptions
@@ -197,20 +198,46 @@ def _loaded(client: Client, kind: Kind, items: Iterable[Item]) -> AbstractContex
         # Cheap to read; handing them from thread to thread would cost more.
         return nullcontext(iter(items))
 
+    last = ""
+
     def load(item: Item) -> Item:
+        nonlocal last
         if not isinstance(item.value, str):
             return item
         try:
-            return Item(item.id, image_bytes(item.value, client.limits.item_bytes))
+            data = image_bytes(item.value, client.limits.item_bytes)
         except Unsendable as error:
+            _require_still_there(last, error.__cause__)
             # Of a column of paths the id tells nothing of which file it was.
             is_named = item.value.endswith(str(item.id)) or is_remote(item.value)
             reason = str(error) if is_named else f"{item.value}: {error}"
             if isinstance(error.__cause__, FileNotFoundError) and not Path(item.value).is_absolute():
                 reason += f"; relative paths are taken from {Path.cwd()}"
             return Item(item.id, None, reason)
+        last = item.value
+        return Item(item.id, data)
 
     return Prefetch(iter(items), load, lambda item: len(item.value or b""), threads=client.limits.readers)
+
+
+def _require_still_there(last: str, problem: BaseException | None) -> None:
+    """Raises what is wrong with a file if it is with the last that was read, too: that is the fault of no item.
+
+    A disk is not mounted any more, or a right to a bucket was lost; where that forbids one object and not another, it
+    may as well be missing. Hosts of the web, of which a list may name many, speak for themselves.
+    """
+    if isinstance(problem, FileNotFoundError) and last and not is_remote(last) and not os.path.exists(last):  # noqa: PTH110
+        words = (
+            f"{problem.strerror}, nor is {last}, which was read before; see that its disk is mounted, and run it again"
+        )
+        raise FileNotFoundError(problem.errno, words, problem.filename) from problem
+    if isinstance(problem, StoreError) and is_remote(last) and not last.startswith(("http://", "https://")):
+        try:
+            RemotePath(last).read(1)
+        except StoreError:
+            raise problem from None
+        except BadFile:
+            pass
 
 
 def _encoded(block: Block, items: tuple[Item, ...], dtype: str) -> Encoded:

@@ -92,12 +92,11 @@ def _walk(root: str, past: list[str]) -> Iterator[Item]:
     entering = (root, "", past)
     while True:
         try:
-            status = Path(entering[0]).stat()
-            identity = (status.st_dev, status.st_ino)
+            identity = _identity(entering[0])
             if all(identity != above.identity for above in levels):
                 levels.append(_Level(*entering, identity))
         except OSError as error:
-            if is_of_all(error):
+            if is_of_all(error) or not levels or not _is_still(root, levels[0].identity):
                 raise
             if entering[2] != [""]:  # then it is itself the last that was done
                 yield Item(entering[1], None, f"cannot be listed: {error.strerror}")
@@ -118,6 +117,19 @@ def _walk(root: str, past: list[str]) -> Iterator[Item]:
                 yield Item(shown, None, what) if what else Item(shown, path)
         else:
             return
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = Path(folder).stat()
+    return status.st_dev, status.st_ino
+
+
+def _is_still(folder: str, identity: tuple[int, int]) -> bool:
+    """Whether a folder is what it was: its disk may not be mounted any more, which is no fault of what was in it."""
+    try:
+        return _identity(folder) == identity
+    except OSError:
+        return False
 
 
 def _scanned(folder: str) -> tuple[list[str], dict[str, str]]:

@@ -31,6 +31,7 @@ from cnclip_client import (
     Client,
     CnclipError,
     JobRefused,
+    Limits,
     ModelChanged,
     Retry,
     ServerUnreachable,
@@ -809,6 +810,27 @@ def test_a_list_whose_files_are_elsewhere_stops_early_and_goes_on_from_there(
     (tmp_path / "there" / "photos").rename(tmp_path / "there" / "gone")
     options = ExtractOptions(max_errors=2000)
     assert extract(client, source, tmp_path / "none.jsonl", options).failures == 1200
+
+
+def test_files_that_are_gone_with_those_before_them_are_no_items_fault(tmp_path: Path, triton: Any, fake: Any) -> None:
+    """As of a disk that is not mounted any more: all that was left failed, and the job was done."""
+    photos = images_folder(tmp_path)
+    gone = tmp_path / "gone"
+
+    def items() -> Iterator[Item]:
+        for row in range(40):
+            if row == 20:
+                photos.rename(gone)
+            name = f"{row % 7}/{row}.jpg" if row != 10 else "none.jpg"
+            yield Item(name, f"{photos}/{name}")
+
+    with Client(triton.url, model="vit-b-16", limits=Limits(readers=1)) as client:
+        found = encode_items(client, "image", items(), batch_size=4)
+        done: list[Any] = []
+        with pytest.raises(FileNotFoundError, match=r"No such file or directory, nor is .*/5/19.jpg, which was read"):
+            done.extend(found)
+    assert sum(len(one.items) for one in done) == 20
+    assert ("none.jpg", "No such file or directory") in [(f.id, f.reason) for one in done for f in one.failures]
 
 
 def test_an_interrupt_keeps_what_was_done(tmp_path: Path, client: Client) -> None:
