@@ -223,19 +223,22 @@ def _loaded(client: Client, kind: Kind, items: Iterable[Item]) -> AbstractContex
 def _require_still_there(last: str, problem: BaseException | None) -> None:
     """Raises what is wrong with a file if it is with the last that was read, too: that is the fault of no item.
 
-    A disk is not mounted any more, or a right to a bucket was lost; where that forbids one object and not another, it
-    may as well be missing. Hosts of the web, of which a list may name many, speak for themselves.
+    A disk is not mounted any more, a right to a bucket was lost, or the network. What one host of the web refuses says
+    nothing of another, and an object that S3 forbids while others are given may as well be missing.
     """
-    if isinstance(problem, FileNotFoundError) and last and not is_remote(last) and not os.path.exists(last):  # noqa: PTH110
+    if not last:
+        return
+    if isinstance(problem, FileNotFoundError) and not is_remote(last) and not os.path.exists(last):  # noqa: PTH110
         words = (
             f"{problem.strerror}, nor is {last}, which was read before; see that its disk is mounted, and run it again"
         )
         raise FileNotFoundError(problem.errno, words, problem.filename) from problem
-    if isinstance(problem, StoreError) and is_remote(last) and not last.startswith(("http://", "https://")):
+    if isinstance(problem, StoreError) and is_remote(last):
         try:
             RemotePath(last).read(1)
-        except StoreError:
-            raise problem from None
+        except StoreError as also:
+            if also.passing or not last.startswith(("http://", "https://")):
+                raise problem from None
         except BadFile:
             pass
 

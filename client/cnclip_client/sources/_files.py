@@ -148,6 +148,8 @@ def _scanned(folder: str) -> tuple[list[str], dict[str, str]]:
                 elif not entry.is_file():
                     others[entry.name] = "is no file, or a broken link"
             except OSError as error:  # a link to itself
+                if is_of_all(error):
+                    raise
                 others[entry.name] = str(error.strerror)
     names.sort()
     return names, others

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from cnclip_client import BadFile, MissingExtra, StoreError
+from cnclip_client import BadFile, Client, Limits, MissingExtra, StoreError
 from cnclip_client._flow.items import Unsendable, image_bytes
 from cnclip_client._remote import RemotePath, is_remote, located
 from cnclip_client._remote.reading import RangedFile
-from cnclip_client.sources import image_source, text_source
+from cnclip_client.extraction import encode_items
+from cnclip_client.sources import Item, image_source, text_source
 
 from tests.client.sources.reading import values
 from tests.client.sources.test_webdataset import dataset, sample, write_tar
@@ -346,6 +347,29 @@ def test_a_web_server(tmp_path: Path, web: str) -> None:
         image_bytes(f"{web}/a.tar", 100)
     with pytest.raises(BadFile, match="there is nothing"):
         image_source(f"{web}/none.tar")
+
+
+def test_a_network_that_is_lost_is_no_items_fault(
+    tmp_path: Path, web: str, triton: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cnclip_client._remote.reading._FIRST_DELAY_S", 0.0)
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    nobody = "http://127.0.0.1:1/a.jpg"
+    fetch = RemotePath.read
+
+    def items() -> Iterator[Item]:
+        for name in ("a.jpg", "403.jpg"):
+            yield Item(name, f"{web}/{name}")
+        yield Item("nobody", nobody)
+        monkeypatch.setattr(RemotePath, "read", lambda self, *more: fetch(RemotePath(nobody), *more))
+        yield Item("lost", f"{web}/a.jpg")
+
+    with Client(triton.url, model="vit-b-16", limits=Limits(readers=1)) as client:
+        done: list[Any] = []
+        with pytest.raises(StoreError, match="cannot be had"):
+            done.extend(encode_items(client, "image", items(), batch_size=1))
+    assert [failure.id for one in done for failure in one.failures] == ["403.jpg", "nobody"]
+    assert [one.ids for one in done if one.ids] == [("a.jpg",)]
 
 
 @pytest.mark.parametrize(

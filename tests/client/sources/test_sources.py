@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import gzip
 import json
 import os
@@ -85,6 +86,14 @@ def test_no_more_open_files_is_no_items_fault(tmp_path: Path) -> None:
                 read()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_links_to_a_disk_that_is_away_are_no_items_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jpg").symlink_to("a.jpg")
+    assert values(image_source(tmp_path)) == [("a.jpg", "!Too many levels of symbolic links")]
+    monkeypatch.setattr("cnclip_client._blame._OF_THE_DISK", (errno.ELOOP,))
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        values(image_source(tmp_path))
 
 
 def test_ids_and_texts_that_are_encoded_by_a_dictionary(tmp_path: Path) -> None:
