@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from cnclip_client._exceptions import BadFile, CnclipError, MissingExtra, StoreError
 
@@ -71,8 +72,11 @@ def _told(url: str, error: Exception) -> CnclipError:
     if isinstance(error, PermissionError) or status == 403:
         words = f"the store forbids it ({_words(error)})"
         return StoreError(f"{words}; have it allowed, or {who}", path=url, of_all=False)
-    if isinstance(status, int) and 400 <= status < 500 and status not in _BUSY:
-        return StoreError(f"the store refuses it ({_words(error)}); check the address", path=url, of_all=of_all)
+    status = status or _response_of(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    # S3's words for a timeout come with a 400, too.
+    is_refused = isinstance(status, int) and 400 <= status < 500 and not isinstance(error, TimeoutError)
+    if is_refused and status not in (*_BUSY, 403):
+        return StoreError(f"the store refuses it ({_words(error)}); check the address", path=url, of_all=False)
     return StoreError(
         f"the store cannot be had ({_words(error)}); see that it can be reached, and run it again",
         path=url,
@@ -82,14 +86,19 @@ def _told(url: str, error: Exception) -> CnclipError:
 
 
 def code_of(error: BaseException | None) -> str:
-    """Returns the store's own name of what is wrong, which is in botocore's error behind the one that is raised."""
+    """Returns the store's own name of what is wrong."""
+    return str(_response_of(error).get("Error", {}).get("Code", ""))
+
+
+def _response_of(error: BaseException | None) -> dict[str, Any]:
+    """Returns what a store answered, which is in botocore's error behind the one that is raised."""
     seen = 0
     while error is not None and seen < 8:
         response = getattr(error, "response", None)
         if isinstance(response, dict) and isinstance(response.get("Error"), dict):
-            return str(response["Error"].get("Code", ""))
+            return response
         error, seen = error.__cause__ or error.__context__, seen + 1
-    return ""
+    return {}
 
 
 def _words(error: Exception) -> str:

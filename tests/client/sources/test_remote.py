@@ -230,7 +230,10 @@ class _ClientError(Exception):
 
     def __init__(self, code: str) -> None:
         super().__init__(code)
-        self.response = {"Error": {"Code": code}}
+        self.response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": _STATUS.get(code, 403)}}
+
+
+_STATUS = {"NoSuchBucket": 404, "400": 400, "SlowDown": 503, "InvalidRequest": 400, "RequestTimeout": 400}
 
 
 @pytest.mark.parametrize(
@@ -242,6 +245,8 @@ class _ClientError(Exception):
         ("NoSuchBucket", FileNotFoundError, "there is no bucket bucket; check the name", False),
         ("400", OSError, "or they have run out (400); set AWS_PROFILE", True),
         ("SlowDown", OSError, "cannot be had", True),
+        ("RequestTimeout", TimeoutError, "cannot be had", True),
+        ("InvalidRequest", OSError, "the store refuses it (No); check the address", False),  # of a key of one's own
     ],
 )
 def test_what_s3_says_is_told_with_what_to_do(
