@@ -55,7 +55,7 @@ def extract(
 
     Raises:
         JobRefused: The output, or work on it, is another job's; or the source has changed; or it is being worked on.
-        TooManyFailures: More than `max_errors` items failed.
+        TooManyFailures: More than `max_errors` items failed; or, without it, none of the first 1,000 could be read.
         CnclipError: The server could not be had, or a file is not what it should be.
         OSError: A file cannot be read or written.
         ValueError: The output's name or the options do not go together.

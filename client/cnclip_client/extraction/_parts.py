@@ -78,7 +78,7 @@ def extract_parts(
     Raises:
         JobRefused: The folder, or a part, is another job's or holds something else; the source has changed; or the
             same parts are being worked on.
-        TooManyFailures: More than `max_errors` items of this job's parts failed.
+        TooManyFailures: As `extract`, of the items of this job's parts.
         CnclipError: As `extract`.
         OSError: As `extract`.
         ValueError: The options do not go together.
