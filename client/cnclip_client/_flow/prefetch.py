@@ -9,13 +9,14 @@ from typing import Generic, TypeVar
 
 __all__ = ["Prefetch"]
 
-_T = TypeVar("_T")
+_Item = TypeVar("_Item")
+_Loaded = TypeVar("_Loaded")
 
 # Another thread is worth it once the caller waits for so long: the files of a warm disk are there sooner.
 _PATIENCE_S = 0.002
 
 
-class Prefetch(Generic[_T]):
+class Prefetch(Generic[_Item, _Loaded]):
     """Items with what it takes to load each done by a few threads, in their order and within bounds.
 
         with Prefetch(items, load, size_of) as loaded:
@@ -28,9 +29,9 @@ class Prefetch(Generic[_T]):
 
     def __init__(
         self,
-        items: Iterator[_T],
-        load: Callable[[_T], _T],
-        size_of: Callable[[_T], int],
+        items: Iterator[_Item],
+        load: Callable[[_Item], _Loaded],
+        size_of: Callable[[_Loaded], int],
         *,
         threads: int = 32,
         max_items: int = 64,
@@ -53,7 +54,7 @@ class Prefetch(Generic[_T]):
         self._max_bytes = max_bytes
         self._changed = threading.Condition()
         self._taking = threading.Lock()
-        self._ready: dict[int, _T] = {}
+        self._ready: dict[int, _Loaded] = {}
         self._errors: dict[int, BaseException] = {}
         self._taken = 0
         self._given = 0
@@ -63,7 +64,7 @@ class Prefetch(Generic[_T]):
         self._most_threads = threads
         self._threads: list[threading.Thread] = []
 
-    def __enter__(self) -> Iterator[_T]:
+    def __enter__(self) -> Iterator[_Loaded]:
         self._start_one()
         return self._give()
 
@@ -81,7 +82,7 @@ class Prefetch(Generic[_T]):
         for thread in self._threads:
             thread.join(max(until - time.monotonic(), 0.0))
 
-    def _give(self) -> Iterator[_T]:
+    def _give(self) -> Iterator[_Loaded]:
         while True:
             with self._changed:
                 while not self._changed.wait_for(self._known, _PATIENCE_S):
