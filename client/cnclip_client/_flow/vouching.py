@@ -6,11 +6,12 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable
+from functools import partial
 
 from cnclip_client._connection.endpoints import PASSING
 from cnclip_client._settings import Retry
 
-__all__ = ["Vouching"]
+__all__ = ["Vouching", "vouch"]
 
 # How often a long run asks whether the model is still the same, so as not to find out at its end.
 _EVERY_S = 10.0
@@ -49,11 +50,20 @@ class Vouching:
         Raises:
             CnclipError: The model is another, or could not be had.
         """
-        started = time.monotonic()
-        for failures in itertools.count(1):
-            try:
-                return self._verify(_SINGLE_S if requests <= 1 else 0.0)
-            except PASSING:
-                if failures >= self._retry.attempts or time.monotonic() - started > self._retry.deadline_s:
-                    raise
-            time.sleep(self._retry.delay_s(failures))
+        vouch(partial(self._verify, _SINGLE_S if requests <= 1 else 0.0), self._retry)
+
+
+def vouch(verify: Callable[[], None], retry: Retry) -> None:
+    """Asks whether the model is still the same, and waits for servers that are away as `Retry` says.
+
+    Raises:
+        CnclipError: The model is another, or could not be had.
+    """
+    started = time.monotonic()
+    for failures in itertools.count(1):
+        try:
+            return verify()
+        except PASSING:
+            if failures >= retry.attempts or time.monotonic() - started > retry.deadline_s:
+                raise
+        time.sleep(retry.delay_s(failures))
