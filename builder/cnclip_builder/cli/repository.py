@@ -160,8 +160,8 @@ def repository(
     typer.echo(
         f"{repository} serves {entry.name}-image{front} and {entry.name}-text{front}, version {entry.version}{alone}: "
         f"{entry.arch.name}, "
-        f"{entry.precision} on {serving.target}, batches of up to {shown}, texts of up to "
-        f"{serving.context_length} tokens"
+        f"{entry.precision} on {serving.target}, batches of up to {shown}, texts of up to {serving.context_length} "
+        "tokens"
     )
     if verify:
         show_live_parity(load_manifest(repository).models[entry.name][str(entry.version)]["live_parity"])
