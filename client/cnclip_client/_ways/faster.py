@@ -116,14 +116,10 @@ class _Timed:
 def _moved(blocks: Iterable[Block], by: int) -> Iterator[Block]:
     """Yields blocks of a source's later part as those of the whole source."""
     for block in blocks:
-        yield (
-            block
-            if not by
-            else replace(
-                block,
-                start=block.start + by,
-                stop=block.stop + by,
-                indices=block.indices + by,
-                failures={index + by: reason for index, reason in block.failures.items()},
-            )
+        yield replace(
+            block,
+            start=block.start + by,
+            stop=block.stop + by,
+            indices=block.indices + by,
+            failures={index + by: reason for index, reason in block.failures.items()},
         )
