@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 # What an actor is sent at once: enough for a client to keep its servers busy, little enough to be done again.
 _CHUNK_ITEMS = 512
 _CHUNK_BYTES = 16 * 1024 * 1024
-# Chunks sent to an actor, one of them waiting; and those for which a slower one before them is waited.
+# Chunks sent to an actor, one of them waiting; and, as a multiple of all these, chunks read and not yet given out.
 _CHUNKS_AN_ACTOR = 2
 _WINDOWS = 2
 # Actors that may die over the same items before a job ends. Nodes come and go, but not five at one chunk.

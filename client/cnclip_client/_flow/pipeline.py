@@ -41,12 +41,13 @@ __all__ = ["Pipeline"]
 
 _log = logging.getLogger(__name__)
 
-# Batches that are held, under way or answered behind a slow one, as a multiple of those that may be under way: the pipe
-# stays full meanwhile, and memory bounded. n servers together are so at most this often n times as fast as the slowest:
-# with 2, one that was a fiftieth as fast as another brought both down to a tenth of that one.
+# How many batches may be held, under way, or answered and waiting for a slow one before them, as a multiple of those
+# that may be under way: enough to keep the pipe full, and a bound of memory. It bounds the speed, too: n servers reach
+# at most n times this multiple of the slowest one's. With 2, a server a fiftieth as fast as another brought the two
+# down to a tenth of the faster one.
 _WINDOWS = 8
-# How long a server that is away is waited for, where what is to be done is better done there or can only be done there:
-# a part of `Retry.deadline_s`, so that who is patient waits for a restart, and who is not is soon served by another.
+# How long to wait for a server that is away, where something can be done only there, or better there: as a share of
+# `Retry.deadline_s`, so that a patient client waits for a restart and any other is soon served elsewhere.
 _GRACE = 1 / 20
 # How often it is looked whether a server is free, where nothing tells.
 _POLL_S = 0.02

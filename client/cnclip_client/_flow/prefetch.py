@@ -1,4 +1,4 @@
-"""Loads items ahead, and takes them on threads of its own, so that none waits for a slow source: see `read_ahead`."""
+"""Loads items ahead of the caller, on threads that also ask the source for them: a slow one holds up nobody else."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _PATIENCE_S = 0.002
 
 
 class Prefetch(Generic[_Item, _Loaded]):
-    """Items with what it takes to load each done by a few threads, in their order and within bounds.
+    """Items, loaded ahead by a few threads: in their order, and within bounds.
 
         with Prefetch(items, load, size_of) as loaded:
             for item in loaded: ...
 
-    A thread takes the next item, one at a time, and loads it, several at a time. So at most `max_items` are ahead of
-    the caller, of `max_bytes` together and one for each thread. An error of `items` or `load` comes out in its place.
-    It begins with one thread, and one more starts each time that the caller has to wait for a while.
+    One thread at a time takes the next item; several load at once. At most `max_items` are ahead of the caller, with at
+    most `max_bytes` and one item more for each thread. An error of `items` or `load` comes out in its place. It begins
+    with one thread, and one more starts each time that the caller has to wait for a while.
     """
 
     def __init__(

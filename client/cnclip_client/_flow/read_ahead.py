@@ -108,7 +108,7 @@ class _Ahead:
         return self._bytes < _MOST_BYTES and self._taken < max(self._given + self._ahead, whole_request)
 
     def _count(self, future: Future[_Ready]) -> None:
-        # Of several threads; that one is lost now and then does no harm to a bound that is not sharp.
+        # Several threads add without a lock: the bound is a rough one, and may miss an addition now and then.
         if not future.cancelled() and future.exception() is None:
             self._bytes += _size(future.result())
 

@@ -15,7 +15,8 @@ __all__ = ["Vouching", "vouch"]
 
 # How often a long run asks whether the model is still the same, so as not to find out at its end.
 _EVERY_S = 10.0
-# How old that may be for a run of a single request, as an online service makes many of: it would double their calls.
+# How old the last answer may be for a run of a single request: an online service makes many such runs, and to ask for
+# each would double its calls.
 _SINGLE_S = 1.0
 
 
@@ -34,7 +35,7 @@ class Vouching:
         self._asked_at = time.monotonic()
 
     def now_and_then(self) -> None:
-        """Asks if it was long ago; to no great purpose if the server is busy otherwise.
+        """Asks if the last time was long ago; a server that is busy or away need not answer.
 
         Raises:
             CnclipError: The model is another.

@@ -74,7 +74,7 @@ class TsvSource:
         name, tab, text = line.text.partition(b"\t")
         if not tab or not name or len(name) > _LONGEST_ID:
             return Item(f"line {line.number}", None, "is not id<TAB>base64", line.after)
-        # Of other bytes as a key of an LMDB or a path of a list is: such an id is no other one's.
+        # Bytes that are no UTF-8 are kept, as in an LMDB's key or a list's path: no two ids become one.
         one = parse_id(name.decode("utf-8", "surrogateescape"))
         if id_only:
             return Item(one, None, after=line.after)
