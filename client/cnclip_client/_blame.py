@@ -12,8 +12,8 @@ _OF_THE_DISK = (errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN)
 
 
 def is_of_all(error: OSError) -> bool:
-    """Whether an error of one file is a want of the machine, or of the disk, and no word of that file.
+    """Whether an error that one file gave is the machine's or the disk's, so that every other file would give it now.
 
-    What is read next would fail too: a job that noted it as an item's failure would go through all that is left so.
+    A job that noted it as an item's failure would note the same of all items that are left.
     """
     return error.errno in _OF_THE_MACHINE or error.errno in _OF_THE_DISK

@@ -24,7 +24,7 @@ Unlisted: TypeAlias = Callable[[str, OSError], None]
 LeftOut: TypeAlias = Callable[[str], bool]
 """Whether a file or a folder of that name is passed over, with all that is in it."""
 
-# What a pattern speaks of need not be there everywhere, nor be a folder.
+# No error: a pattern such as `*/images/*.jpg` need not match in each folder.
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 

@@ -15,14 +15,14 @@ from cnclip_client._remote import FileState, Location, RemotePath, state_of
 
 __all__ = ["is_no_data", "opened_parquet", "parquet_files", "parquet_metadata", "parquet_places", "parquet_states"]
 
-# What is in a folder that is a table, of whose files a log tells which count: others were deleted or replaced.
+# By what a table's folder is known whose log says which of its files count: the others were deleted or replaced.
 _LOGS = {"Delta Lake": "_delta_log/*", "Hudi": ".hoodie/*", "Iceberg": "metadata/*.metadata.json"}
 
 
 def is_no_data(name: str) -> bool:
-    """Whether a name in a folder of parquet is of what Spark, Hive and pyarrow pass over, and not of data.
+    """Whether Spark, Hive and pyarrow pass over a file or folder of that name in a folder of parquet.
 
-    Such are hidden ones, `_temporary` with what failed jobs left, and `_spark_metadata`; `_day=1` is a partition.
+    They do so with hidden ones, `_temporary`, which failed jobs leave, and `_spark_metadata`; `_day=1` is a partition.
     """
     return name.startswith(".") or (name.startswith("_") and "=" not in name)
 

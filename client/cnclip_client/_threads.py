@@ -41,7 +41,7 @@ def unbroken() -> Iterator[None]:
 
 
 class Waiters:
-    """A pool of daemon threads, as many as what is asked of it at one time takes, and no more than are allowed.
+    """A pool of daemon threads: as many as there are tasks at one time, within a bound.
 
     Not a `ThreadPoolExecutor`: Python waits for its threads as it ends, and one that hangs in a read of a dead network
     disk must not keep the process from ending.

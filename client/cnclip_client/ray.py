@@ -29,6 +29,7 @@ import numpy as np
 
 from cnclip_client._exceptions import CnclipError, ServerError
 from cnclip_client._extras import require
+from cnclip_client._flow.error_last import ErrorLast
 from cnclip_client._flow.preparation import PREPARERS_VARIABLE
 from cnclip_client._info import ModelInfo
 from cnclip_client._remote import is_remote
@@ -44,7 +45,7 @@ _log = logging.getLogger(__name__)
 # What an actor is sent at once: enough for a client to keep its servers busy, little enough to be done again.
 _CHUNK_ITEMS = 512
 _CHUNK_BYTES = 16 * 1024 * 1024
-# Chunks sent to an actor, one of them waiting; and those for which a slower one before them is waited.
+# Chunks sent to an actor, one of them waiting; and, as a multiple of all these, chunks read and not yet given out.
 _CHUNKS_AN_ACTOR = 2
 _WINDOWS = 2
 # Actors that may die over the same items before a job ends. Nodes come and go, but not five at one chunk.
@@ -343,15 +344,8 @@ def _chunks(kind: Kind, items: Iterator[Item], refusal: Callable[[Id], str]) -> 
     """Yields what actors are sent at once. A path says the same on every node only if it is a whole one."""
     chunk: list[Item] = []
     size = 0
-    failure_of_source: Exception | None = None
-    while True:
-        try:
-            item = next(items)
-        except StopIteration:
-            break
-        except Exception as error:
-            failure_of_source = error
-            break
+    source = ErrorLast(items)
+    for item in source:
         value, failure = item.value, item.failure or refusal(item.id)
         if failure:
             value = value if kind == "text" else None
@@ -364,5 +358,4 @@ def _chunks(kind: Kind, items: Iterator[Item], refusal: Callable[[Id], str]) -> 
             chunk, size = [], 0
     if chunk:
         yield chunk
-    if failure_of_source is not None:
-        raise failure_of_source
+    source.raise_error()

@@ -28,7 +28,7 @@ def told(error: BaseException) -> str:
     """Returns what an error says; of an `OSError` its file, what is wrong with that, and what mends it.
 
     Python's own words for it, `[Errno 2] No such file or directory: 'a.jsonl'`, begin with what helps least. An error
-    that was raised with words of its own keeps them, without an advice of ours.
+    that was raised with a message keeps it, and no advice is added.
     """
     if not isinstance(error, OSError) or not error.strerror:
         return visible(str(error))

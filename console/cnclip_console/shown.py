@@ -9,8 +9,8 @@ import re
 
 __all__ = ["counted", "visible"]
 
-# Control characters, with which names set a terminal's title and colours; line breaks; what turns the direction of
-# what follows, so that a name reads as another; and halves of characters, which no terminal takes.
+# Control characters, with which names set a terminal's title and colours; line breaks; marks of the writing direction,
+# with which a name reads as another; and lone surrogates, which no terminal takes.
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 

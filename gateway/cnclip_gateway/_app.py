@@ -72,7 +72,7 @@ class Gateway:
         held = Held(settings.held_bytes, self._metrics)
         self._bodies = Bodies(settings, held)
         self._fetcher = Fetcher(settings.hosts, settings.body_bytes, settings.time_limit_s / 2, held)
-        # Apart: neither are pictures to keep features waiting, nor both a question after the gateway's health.
+        # Separate pools: thumbnails must not keep features waiting, nor either of them a question after our health.
         self._workers = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="work")
         self._drawers = ThreadPoolExecutor(_BUSY_THUMBNAILS, thread_name_prefix="thumbnail")
         self._askers = ThreadPoolExecutor(2, thread_name_prefix="health")
@@ -101,7 +101,7 @@ class Gateway:
             ]
         handlers: Mapping[Any, Any] = {GatewayError: _refuse, HTTPException: _refuse_http, Exception: _fail}
         app = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
-        # They would lead to wherever the request's own header says that it came to.
+        # A redirect would lead to whatever host the request's own header names.
         app.router.redirect_slashes = False
         known = frozenset(route.path for route in routes)
         return Guard(app, self._settings.keys, self._metrics, known)

@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +30,10 @@ __all__ = ["app", "main"]
 
 app = plain_app()
 
-_LISTENS, _SEARCHES, _BOUNDS = "Where it listens, and to whom", "The page to search with", "Bounds"
+# Options by the headings under which help shows them.
+_listening, _searching, _bound = (
+    partial(option, panel=panel) for panel in ("Where it listens, and to whom", "The page to search with", "Bounds")
+)
 _DEFAULT = Settings()
 
 
@@ -37,35 +41,28 @@ _DEFAULT = Settings()
 @asks_server_for("images", "texts")
 def gateway(
     server: Server,
-    host: Annotated[
-        str, option("The address to listen on. 0.0.0.0 lets other machines in.", panel=_LISTENS)
-    ] = "127.0.0.1",
-    port: Annotated[int, option("The port. 0 picks a free one.", panel=_LISTENS, min=0, max=65_535)] = 8080,
+    host: Annotated[str, _listening("The address to listen on. 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, _listening("The port. 0 picks a free one.", min=0, max=65_535)] = 8080,
     api_key_file: Annotated[
         Path | None,
-        option(
+        _listening(
             "Keys, one a line; callers send one as Authorization: Bearer. CNCLIP_API_KEY holds one itself. "
             "Without any, all are let in.",
-            panel=_LISTENS,
             metavar="FILE",
             envvar="CNCLIP_API_KEY_FILE",
         ),
     ] = None,
-    tls_cert: Annotated[
-        Path | None, option("Speak HTTPS with this certificate chain.", panel=_LISTENS, metavar="PEM")
-    ] = None,
-    tls_key: Annotated[Path | None, option("The private key to --tls-cert.", panel=_LISTENS, metavar="PEM")] = None,
+    tls_cert: Annotated[Path | None, _listening("Speak HTTPS with this certificate chain.", metavar="PEM")] = None,
+    tls_key: Annotated[Path | None, _listening("The private key to --tls-cert.", metavar="PEM")] = None,
     index: Annotated[
         Path | None,
-        option(
+        _searching(
             "What `cnclip index` made, or image features that `cnclip extract` wrote: serve a page that searches.",
-            panel=_SEARCHES,
             metavar="PATH",
         ),
     ] = None,
     images: Annotated[
-        str | None,
-        option("The pictures to show: what `cnclip extract images` read.", panel=_SEARCHES, metavar="SOURCE"),
+        str | None, _searching("The pictures to show: what `cnclip extract images` read.", metavar="SOURCE")
     ] = None,
     preprocess: Annotated[
         bool,
@@ -76,34 +73,25 @@ def gateway(
     ] = _DEFAULT.preprocess,
     fetch_from: Annotated[
         list[str] | None,
-        option(
+        _bound(
             "Fetch images from this host's http: and https: addresses; may be given many times. Default: none.",
-            panel=_BOUNDS,
             metavar="HOST[:PORT]",
         ),
     ] = None,
-    max_items: Annotated[int, option("Most items of a request.", panel=_BOUNDS, min=1)] = _DEFAULT.max_items,
-    body_mib: Annotated[int, option("Most MiB of a request.", panel=_BOUNDS, min=1)] = _DEFAULT.body_bytes // MIB,
-    held_mib: Annotated[int, option("Most MiB of all requests at once.", panel=_BOUNDS, min=1)] = _DEFAULT.held_bytes
-    // MIB,
+    max_items: Annotated[int, _bound("Most items of a request.", min=1)] = _DEFAULT.max_items,
+    body_mib: Annotated[int, _bound("Most MiB of a request.", min=1)] = _DEFAULT.body_bytes // MIB,
+    held_mib: Annotated[int, _bound("Most MiB of all requests at once.", min=1)] = _DEFAULT.held_bytes // MIB,
     time_limit: Annotated[
-        float, option("How long an answer may take.", panel=_BOUNDS, metavar="SECONDS", min=0.001)
+        float, _bound("How long an answer may take.", metavar="SECONDS", min=0.001)
     ] = _DEFAULT.time_limit_s,
     sender_timeout: Annotated[
         float,
-        option(
-            "How long a caller may take to send a request, or to go on reading an answer.",
-            panel=_BOUNDS,
-            metavar="SECONDS",
-            min=0.001,
+        _bound(
+            "How long a caller may take to send a request, or to go on reading an answer.", metavar="SECONDS", min=0.001
         ),
     ] = _DEFAULT.sender_s,
-    concurrency: Annotated[
-        int, option("Requests worked on at once; others wait.", panel=_BOUNDS, min=1)
-    ] = _DEFAULT.concurrency,
-    connections: Annotated[
-        int, option("Most connections; others are turned away.", panel=_BOUNDS, min=1)
-    ] = _DEFAULT.connections,
+    concurrency: Annotated[int, _bound("Requests worked on at once; others wait.", min=1)] = _DEFAULT.concurrency,
+    connections: Annotated[int, _bound("Most connections; others are turned away.", min=1)] = _DEFAULT.connections,
     verbose: Verbose = False,
     version: Version = False,
 ) -> None:

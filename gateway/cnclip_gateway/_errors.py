@@ -33,7 +33,7 @@ _SHOWN = 100  # characters of what a caller named
 
 
 class GatewayError(Exception):
-    """The root of this package's errors: an answer that is none of what was asked for.
+    """The root of this package's errors: what is answered instead of what was asked for.
 
     Attributes:
         status: Of HTTP.

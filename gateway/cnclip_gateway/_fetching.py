@@ -31,8 +31,8 @@ _CHUNK = 64 * 1024
 _HEADERS = {"User-Agent": "cnclip-gateway", "Accept": "image/*", "Accept-Encoding": "identity", "Connection": "close"}
 # What an address may have as it is; the percent sign too, since what it quotes is quoted already.
 _SAFE = "/%:@!$&'()*+,;=~-._?"
-# All of IPv6 that is given out to the public. Outside of it is, beside what is private, what carries an IPv4 address
-# for a translator to connect to, and what older systems kept for themselves; inside of it, the tunnels 6to4 and Teredo.
+# All of IPv6 that is given out to the public. Outside of it are private addresses, those of older systems, and those
+# that hold an IPv4 address for a translator to connect to; inside of it are the tunnels 6to4 and Teredo.
 _PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
 
 

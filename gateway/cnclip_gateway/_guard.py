@@ -22,7 +22,7 @@ __all__ = ["Guard", "refused"]
 _PUBLIC = frozenset({"/health", "/health/live", "/metrics", "/docs", "/openapi.json", "/pages/docs.css"})
 # These are answered however many connections there are: one that is busy must not be taken for dead.
 _ALWAYS = frozenset({"/health", "/health/live", "/metrics"})
-# What others, nginx first, count a request as whose caller did not wait for its answer.
+# The status that nginx, and others after it, count for a caller that did not wait for the answer.
 _LEFT = 499
 
 

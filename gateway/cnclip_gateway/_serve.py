@@ -92,7 +92,7 @@ def _require_usable(certificate: Path, key: Path) -> None:
     for file in (certificate, key):
         file.open("rb").close()  # OpenSSL does not say which one it cannot open
     try:
-        # With a password that none is: uvicorn would have whoever sits there asked for one, and nobody may.
+        # With a wrong password: without one OpenSSL would ask for it on the terminal, where nobody may sit.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "-")
     except ssl.SSLError as error:
         raise OSError(
@@ -102,7 +102,7 @@ def _require_usable(certificate: Path, key: Path) -> None:
 
 
 def _renewing(context: ssl.SSLContext, certificate: Path, key: Path) -> Callable[[], Awaitable[None]]:
-    """Returns what has new connections get the certificate that the files hold now: whoever renews it replaces them.
+    """Returns what looks whether the certificate's files were replaced, and has new connections get the new one.
 
     It is for the event loop: OpenSSL crashes where a handshake meets a context that another thread is changing.
     """

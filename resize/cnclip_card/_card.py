@@ -27,8 +27,8 @@ __all__ = ["Card", "Prepared", "Squares", "open_card"]
 _SHARE_OF_MEMORY = 1 / 16
 _MOST_MEMORY = 1 << 30
 
-# A smooth picture that is decoded, in each kind that takes a way of its own through nvJPEG; and how many grey
-# levels it may be off Pillow's on average: another order of colours, or none, is tens of them off.
+# A smooth picture that is decoded once for each kind of JPEG that nvJPEG treats differently; and by how many grey
+# levels it may differ from Pillow's on average: in another order of colours, or without them, it is tens of them off.
 _TRIED_PICTURE = (64, 48)
 _TRIED_KINDS: tuple[tuple[str, dict[str, int]], ...] = (
     ("RGB", {}),

@@ -48,10 +48,10 @@ _KNOWN: dict[str, Callable[[int, int, int], bool]] = {
 # Bytes of a pixel in Pillow's memory.
 _CHANNELS = {"RGB": 4, "L": 1}
 
-# Their plugins leave mode and size as they were when a file was opened, once its pixels are read. None: made in memory.
+# Formats whose mode and size are the same before and after the pixels are read. None: an image made in memory.
 _FORMATS = frozenset({"AVIF", "BMP", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "WEBP", None})
 
-# What pictures of several blocks of memory are cut into; such a strip stays in a processor's cache.
+# Pictures of several blocks of memory are cut into strips of so many bytes, which stay in a processor's cache.
 _STRIP_BYTES = 1 << 20
 
 # Shapes that are tried once, on this machine, by all that resizes as Pillow does: larger and smaller, and on both sides

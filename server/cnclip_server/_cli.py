@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO, Annotated
@@ -28,8 +29,10 @@ from cnclip_server._settings import Tls
 
 app = plain_app()
 
-# The headings under which help shows options.
-_LISTENS, _SECURITY, _STARTS = "Where it listens", "Who may ask", "How it starts, and starts again"
+# Options by the headings under which help shows them.
+_listening, _security, _starting = (
+    partial(option, panel=panel) for panel in ("Where it listens", "Who may ask", "How it starts, and starts again")
+)
 _FOLLOW_INTERVAL_S = 0.1
 _WATCH_INTERVAL_S = 1.0
 _MOST_SHOWN = 3
@@ -47,32 +50,22 @@ def serve(
         ),
     ] = None,
     host: Annotated[
-        str,
-        option(
-            "The address to listen on. 0.0.0.0 lets other machines in: Triton asks for no password.", panel=_LISTENS
-        ),
+        str, _listening("The address to listen on. 0.0.0.0 lets other machines in: Triton asks for no password.")
     ] = "127.0.0.1",
-    grpc_port: Annotated[
-        int, option("The port for gRPC, which `cnclip` talks to. 0 picks a free one.", panel=_LISTENS)
-    ] = 8001,
-    http_port: Annotated[int, option("The port for HTTP. 0 picks a free one.", panel=_LISTENS)] = 8000,
-    metrics_port: Annotated[int, option("The port for Prometheus metrics. 0 picks a free one.", panel=_LISTENS)] = 8002,
+    grpc_port: Annotated[int, _listening("The port for gRPC, which `cnclip` talks to. 0 picks a free one.")] = 8001,
+    http_port: Annotated[int, _listening("The port for HTTP. 0 picks a free one.")] = 8000,
+    metrics_port: Annotated[int, _listening("The port for Prometheus metrics. 0 picks a free one.")] = 8002,
     tls_cert: Annotated[
-        Path | None,
-        option(
-            "Encrypt gRPC with this certificate chain; HTTP then stays on loopback.", panel=_SECURITY, metavar="PEM"
-        ),
+        Path | None, _security("Encrypt gRPC with this certificate chain; HTTP then stays on loopback.", metavar="PEM")
     ] = None,
-    tls_key: Annotated[Path | None, option("The private key to --tls-cert.", panel=_SECURITY, metavar="PEM")] = None,
+    tls_key: Annotated[Path | None, _security("The private key to --tls-cert.", metavar="PEM")] = None,
     client_ca: Annotated[
-        Path | None,
-        option("Let in only clients with a certificate that this CA has signed.", panel=_SECURITY, metavar="PEM"),
+        Path | None, _security("Let in only clients with a certificate that this CA has signed.", metavar="PEM")
     ] = None,
     admin_key: Annotated[
         str | None,
-        option(
+        _security(
             "What opens Triton's shared-memory, trace and logging APIs. Default: nothing does.",
-            panel=_SECURITY,
             metavar="KEY",
             envvar="CNCLIP_ADMIN_KEY",
             show_envvar=True,
@@ -80,36 +73,27 @@ def serve(
     ] = None,
     tritonserver: Annotated[
         Path | None,
-        option(
+        _starting(
             "The tritonserver to run. Otherwise: $TRITONSERVER, the one on PATH, or the one inside the "
             "nvidia-pytriton package.",
-            panel=_STARTS,
             metavar="PATH",
         ),
     ] = None,
-    startup_timeout: Annotated[
-        float, option("How long the models may take to load.", panel=_STARTS, metavar="SECONDS")
-    ] = 300.0,
+    startup_timeout: Annotated[float, _starting("How long the models may take to load.", metavar="SECONDS")] = 300.0,
     max_restarts: Annotated[
         int,
-        option(
+        _starting(
             "How often within --restart-window the server is started again when it or a model's process dies or hangs.",
-            panel=_STARTS,
             metavar="N",
             min=0,
         ),
     ] = 10,
     restart_window: Annotated[
-        float,
-        option("The time within which restarts count; older ones do not.", panel=_STARTS, metavar="SECONDS", min=1),
+        float, _starting("The time within which restarts count; older ones do not.", metavar="SECONDS", min=1)
     ] = 3600.0,
     changed: Annotated[
         bool,
-        option(
-            "Serve files that differ from manifest.json, with a warning, rather than refuse.",
-            "--serve-changed",
-            panel=_STARTS,
-        ),
+        _starting("Serve files that differ from manifest.json, with a warning, rather than refuse.", "--serve-changed"),
     ] = False,
     verbose: Annotated[
         bool, option("Show tritonserver's log on stderr, and tracebacks of errors.", "--verbose", "-v")

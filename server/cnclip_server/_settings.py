@@ -15,7 +15,7 @@ from cnclip_server._ports import Ports
 
 HTTP_RESTRICTION = "--http-restricted-api"
 
-# What this package has to know to ask its server how it does, and tells where that is.
+# Flags of where the server listens. This package must know it, to ask how the server does and to tell where it is.
 _PORTS = ("--grpc-port", "--http-port", "--metrics-port")
 _ADDRESSES = ("--grpc-address", "--http-address", "--metrics-address")
 _ANY_ADDRESS = "0.0.0.0"  # noqa: S104

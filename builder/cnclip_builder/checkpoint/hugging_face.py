@@ -156,69 +156,56 @@ def read_config(path: Path) -> dict[str, Any]:
     config = read_json(path)
     if family := family_of(config):
         raise CheckpointError(f"{path.parent} is {family}, not a Chinese-CLIP: use a ChineseCLIPModel of transformers")
-    text = {**_TEXT_DEFAULTS, **_section(path, config, "text")}
-    vision = {**_VISION_DEFAULTS, **_section(path, config, "vision")}
-    for where, section, key, needed in (
-        ("vision_config", vision, "hidden_act", "quick_gelu"),
-        ("vision_config", vision, "layer_norm_eps", 1e-5),
-        ("vision_config", vision, "num_channels", 3),
-        ("text_config", text, "layer_norm_eps", 1e-12),
-        ("text_config", text, "position_embedding_type", "absolute"),
-    ):
-        if section[key] != needed:
+    settings = _settings(path, config)
+    for key, needed in _FIXED.items():
+        if settings[key] != needed:
             raise CheckpointError(
-                f"{path}: {where}.{key} is {section[key]!r}, and cn_clip's model has {needed!r}: it can't be built; "
+                f"{path}: {key} is {settings[key]!r}, and cn_clip's model has {needed!r}: it can't be built; "
                 "train with that, or mend the config if it is wrong"
             )
-    activation = _ACTIVATIONS.get(str(text["hidden_act"]))
+    activation = _ACTIVATIONS.get(str(settings["text_config.hidden_act"]))
     if activation is None:
         raise CheckpointError(
-            f"{path}: text_config.hidden_act is {text['hidden_act']!r}, and cn_clip's model has "
+            f"{path}: text_config.hidden_act is {settings['text_config.hidden_act']!r}, and cn_clip's model has "
             f"{', '.join(_ACTIVATIONS)}: train with one of them, or mend the config if it is wrong"
         )
-    sizes = {
-        "embed_dim": (config.get("projection_dim", 512), "projection_dim"),
-        "image_resolution": (_side(vision["image_size"]), "vision_config.image_size"),
-        "vision_layers": (vision["num_hidden_layers"], "vision_config.num_hidden_layers"),
-        "vision_width": (vision["hidden_size"], "vision_config.hidden_size"),
-        "vision_patch_size": (_side(vision["patch_size"]), "vision_config.patch_size"),
-        "vocab_size": (text["vocab_size"], "text_config.vocab_size"),
-        "text_hidden_size": (text["hidden_size"], "text_config.hidden_size"),
-        "text_intermediate_size": (text["intermediate_size"], "text_config.intermediate_size"),
-        "text_max_position_embeddings": (text["max_position_embeddings"], "text_config.max_position_embeddings"),
-        "text_num_attention_heads": (text["num_attention_heads"], "text_config.num_attention_heads"),
-        "text_num_hidden_layers": (text["num_hidden_layers"], "text_config.num_hidden_layers"),
-        "text_type_vocab_size": (text["type_vocab_size"], "text_config.type_vocab_size"),
-        "vision_heads": (vision["num_attention_heads"], "vision_config.num_attention_heads"),
-        "vision_intermediate_size": (vision["intermediate_size"], "vision_config.intermediate_size"),
-    }
-    for value, key in sizes.values():
+
+    def size(key: str) -> int:
+        value = settings[key]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise CheckpointError(f"{path}: {key} is {value!r} and no size: mend it, or fetch it again")
-    info = {name: value for name, (value, _) in sizes.items()}
-    heads, width = info.pop("vision_heads"), info["vision_width"]
+        return value
+
+    info = {name: size(key) for key, name in _SIZES.items()}
+    width, heads, inner = info["vision_width"], size("vision_config.num_attention_heads"), size(_INNER)
     if width % heads or info["text_hidden_size"] % info["text_num_attention_heads"]:
         raise CheckpointError(
             f"{path}: widths {width} and {info['text_hidden_size']} can't be divided among {heads} and "
             f"{info['text_num_attention_heads']} heads: mend num_attention_heads, or fetch it again"
         )
-    if info.pop("vision_intermediate_size") != 4 * width:
+    if inner != 4 * width:
         raise CheckpointError(
-            f"{path}: vision_config.intermediate_size is {sizes['vision_intermediate_size'][0]}, and in cn_clip's "
-            f"model it is 4 times hidden_size, {4 * width}: it can't be built; mend the config if it is wrong"
+            f"{path}: {_INNER} is {inner}, and in cn_clip's model it is 4 times hidden_size, {4 * width}: it can't be "
+            "built; mend the config if it is wrong"
         )
     return {**info, "vision_head_width": width // heads, "text_hidden_act": activation}
 
 
-def _section(path: Path, config: Mapping[str, Any], which: str) -> dict[str, Any]:
-    """One half's settings; in old configs a `..._config_dict` counts more than `..._config`."""
-    found: dict[str, Any] = {}
-    for key in (f"{which}_config", f"{which}_config_dict"):
-        section = config.get(key)
-        if not isinstance(section, dict | None):
-            raise CheckpointError(f"{path}: {key} is no JSON object: fetch it again")
-        found.update(section or {})
-    return found
+def _settings(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of both halves by names such as `text_config.hidden_size`.
+
+    In old configs a `..._config_dict` counts more than `..._config`.
+    """
+    settings = {**_DEFAULTS, "projection_dim": config.get("projection_dim", 512)}
+    for half in ("text_config", "vision_config"):
+        for key in (half, f"{half}_dict"):
+            section = config.get(key)
+            if not isinstance(section, dict | None):
+                raise CheckpointError(f"{path}: {key} is no JSON object: fetch it again")
+            settings.update({f"{half}.{name}": value for name, value in (section or {}).items()})
+    for key in ("vision_config.image_size", "vision_config.patch_size"):
+        settings[key] = _side(settings[key])
+    return settings
 
 
 def _side(size: Any) -> Any:
@@ -227,28 +214,52 @@ def _side(size: Any) -> Any:
 
 
 # What a config leaves out (transformers, ChineseCLIPTextConfig and ChineseCLIPVisionConfig).
-_TEXT_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 30522,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 512,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-12,
-    "type_vocab_size": 2,
-    "position_embedding_type": "absolute",
+_DEFAULTS: dict[str, Any] = {
+    "text_config.vocab_size": 30522,
+    "text_config.hidden_size": 768,
+    "text_config.intermediate_size": 3072,
+    "text_config.num_hidden_layers": 12,
+    "text_config.num_attention_heads": 12,
+    "text_config.max_position_embeddings": 512,
+    "text_config.hidden_act": "gelu",
+    "text_config.layer_norm_eps": 1e-12,
+    "text_config.type_vocab_size": 2,
+    "text_config.position_embedding_type": "absolute",
+    "vision_config.hidden_size": 768,
+    "vision_config.intermediate_size": 3072,
+    "vision_config.num_hidden_layers": 12,
+    "vision_config.num_attention_heads": 12,
+    "vision_config.num_channels": 3,
+    "vision_config.image_size": 224,
+    "vision_config.patch_size": 32,
+    "vision_config.hidden_act": "quick_gelu",
+    "vision_config.layer_norm_eps": 1e-5,
 }
-_VISION_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "num_channels": 3,
-    "image_size": 224,
-    "patch_size": 32,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
+
+# What cn_clip's model has in any case.
+_FIXED: dict[str, Any] = {
+    "vision_config.hidden_act": "quick_gelu",
+    "vision_config.layer_norm_eps": 1e-5,
+    "vision_config.num_channels": 3,
+    "text_config.layer_norm_eps": 1e-12,
+    "text_config.position_embedding_type": "absolute",
+}
+_INNER = "vision_config.intermediate_size"
+
+# cn_clip's name of each size that it takes, by transformers'.
+_SIZES = {
+    "projection_dim": "embed_dim",
+    "vision_config.image_size": "image_resolution",
+    "vision_config.num_hidden_layers": "vision_layers",
+    "vision_config.hidden_size": "vision_width",
+    "vision_config.patch_size": "vision_patch_size",
+    "text_config.vocab_size": "vocab_size",
+    "text_config.hidden_size": "text_hidden_size",
+    "text_config.intermediate_size": "text_intermediate_size",
+    "text_config.max_position_embeddings": "text_max_position_embeddings",
+    "text_config.num_attention_heads": "text_num_attention_heads",
+    "text_config.num_hidden_layers": "text_num_hidden_layers",
+    "text_config.type_vocab_size": "text_type_vocab_size",
 }
 
 # cn_clip's name of each activation that it has, by transformers'.

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from cnclip_console import option
 
-from cnclip_builder.cli.options import VerboseOption
+from cnclip_builder.cli.options import DEFAULT_REPOSITORY, VerboseOption
 from cnclip_builder.repository.serving import DEFAULT_SETTLE_S
 from cnclip_builder.system.secrets import without_secrets
 
@@ -27,9 +27,9 @@ def publish(
     destination: Annotated[
         str, typer.Argument(help="Where servers read it: a folder, s3://BUCKET/PREFIX, or what else fsspec knows.")
     ],
-    repository: Annotated[Path, option("The repository that was built here.", exists=True, file_okay=False)] = Path(
-        "build/repository"
-    ),
+    repository: Annotated[
+        Path, option("The repository that was built here.", exists=True, file_okay=False)
+    ] = DEFAULT_REPOSITORY,
     name: Annotated[
         list[str] | None, option("Publish only models of this name; may be repeated. Default: all.")
     ] = None,

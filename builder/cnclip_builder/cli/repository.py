@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from cnclip_console import gives_options, option
@@ -31,6 +31,9 @@ from cnclip_builder.repository.choosing import check_setting, choose_settings
 from cnclip_builder.repository.manifest import kept_serving, load_manifest
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.tensors import TOWERS
+
+if TYPE_CHECKING:
+    from cnclip_builder.repository.entry import RepositoryEntry
 
 
 @gives_options(ModelOptions, "model")
@@ -154,17 +157,22 @@ def repository(
         show_preview(preview_build(request), repository, as_json=as_json)
         return
     entry = build_repository(request)
-    batches = {tower: serving.encoder(tower).max_batch_size for tower in TOWERS}
-    shown = str(batches["image"]) if len(set(batches.values())) == 1 else f"{batches['image']} and {batches['text']}"
+    _tell(repository, entry)
+    if verify:
+        show_live_parity(load_manifest(repository).models[entry.name][str(entry.version)]["live_parity"])
+
+
+def _tell(repository: Path, entry: RepositoryEntry) -> None:
+    """Says what is served now."""
+    serving = entry.serving
+    images, texts = (serving.encoder(tower).max_batch_size for tower in TOWERS)
+    batches = str(images) if images == texts else f"{images} and {texts}"
     front, alone = ("-encoder", ", for clients that prepare") if serving.encoders_only else ("", "")
     typer.echo(
         f"{repository} serves {entry.name}-image{front} and {entry.name}-text{front}, version {entry.version}{alone}: "
-        f"{entry.arch.name}, "
-        f"{entry.precision} on {serving.target}, batches of up to {shown}, texts of up to "
+        f"{entry.arch.name}, {entry.precision} on {serving.target}, batches of up to {batches}, texts of up to "
         f"{serving.context_length} tokens"
     )
-    if verify:
-        show_live_parity(load_manifest(repository).models[entry.name][str(entry.version)]["live_parity"])
 
 
 def _require_used(serving: ServingConfig, of_plans: Sequence[str], card_images: Path | None) -> None:

@@ -10,13 +10,14 @@ from typing import Annotated, Any
 import typer
 from cnclip_console import option, visible
 
+from cnclip_builder.cli.options import DEFAULT_REPOSITORY
 from cnclip_builder.errors import RepositoryError
 
 
 def show(
     repository: Annotated[
         Path, typer.Argument(help="The model repository's folder.", exists=True, file_okay=False)
-    ] = Path("build/repository"),
+    ] = DEFAULT_REPOSITORY,
     as_json: Annotated[bool, option("As JSON, with every setting.", "--json")] = False,
     check: Annotated[
         bool,

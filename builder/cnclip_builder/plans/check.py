@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def read_probes(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Reads what `plan_graphs.write_plan_sources` wrote: `inputs`, and the features `pytorch` and `onnx`, `[N, D]`."""
+    """Reads what `graphs.write_plan_sources` wrote: `inputs`, and the features `pytorch` and `onnx`, `[N, D]`."""
     with np.load(path, allow_pickle=False) as probes:
         return {name: probes[name] for name in probes.files}
 

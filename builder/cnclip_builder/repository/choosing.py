@@ -18,7 +18,7 @@ from cnclip_builder.repository.serving import (
 )
 from cnclip_builder.repository.settings import PER_TOWER, Platform, Target, check_value, merged_setting
 
-# Their defaults follow from it, or they were chosen for what it can do.
+# Settings whose defaults follow from the target, or that were chosen for what it can do.
 _DEPEND_ON_TARGET = frozenset(
     {
         "target",
@@ -94,7 +94,7 @@ def choose_settings(
     for name, value in chosen.items():
         values[name] = merged_setting(values.get(name), value) if name in PER_TOWER else value
     for name in BOUNDED_BY_BATCH:
-        if name not in chosen:  # chosen for larger batches, it may be
+        if name not in chosen:  # it may have been chosen for larger batches
             values[name] = within_batches(values.get(name), values["max_batch_size"], target, platform)
     plain = ServingConfig(target=target, **defaults)
     told = tuple(

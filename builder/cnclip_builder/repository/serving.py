@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from typing import Any
 
 from cnclip_machine import usable_cores
@@ -176,59 +177,60 @@ class ServingConfig:
         """
         for field in fields(self):
             check_value(field.name, getattr(self, field.name))
+        for name in ("text_lengths", "gpus"):
+            if (numbers := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(numbers))
+        if why := next(chain(self._unfit_numbers(), self._contradictions()), ""):
+            raise SettingError(why)
 
+    def _unfit_numbers(self) -> Iterator[str]:
+        """Says which numbers other settings leave no room for."""
         for name in BOUNDED_BY_BATCH:
             for tower in TOWERS:
                 rows = _of(getattr(self, name), tower, 0)
                 most = most_rows(self.max_batch_size, tower, self.target, self.platform)
                 if rows > most:
-                    raise SettingError(
+                    yield (
                         f"{name} is {rows}, and the {tower} encoder's max_batch_size {most}: choose at most that, or "
                         "larger batches"
                     )
-        if self.text_lengths is not None:
-            object.__setattr__(self, "text_lengths", tuple(self.text_lengths))
-            for length in self.text_lengths:
-                if not MIN_CONTEXT_LENGTH <= length <= self.context_length:
-                    raise SettingError(
-                        f"text_lengths has {length}: choose lengths from {MIN_CONTEXT_LENGTH} to the context length, "
-                        f"{self.context_length}"
-                    )
-        if self.gpus is not None:
-            object.__setattr__(self, "gpus", tuple(self.gpus))
-            if self.target != "gpu" or not self.gpus or len(set(self.gpus)) < len(self.gpus):
-                raise SettingError(
-                    f"gpus is {','.join(map(str, self.gpus))!r}: name each GPU once, such as 0,2, with TARGET=gpu; or "
-                    "leave it out for all"
+        for length in self.text_lengths or ():
+            if not MIN_CONTEXT_LENGTH <= length <= self.context_length:
+                yield (
+                    f"text_lengths has {length}: choose lengths from {MIN_CONTEXT_LENGTH} to the context length, "
+                    f"{self.context_length}"
                 )
+        gpus = self.gpus
+        if gpus is not None and (self.target != "gpu" or not gpus or len(set(gpus)) < len(gpus)):
+            yield (
+                f"gpus is {','.join(map(str, gpus))!r}: name each GPU once, such as 0,2, with TARGET=gpu; or leave it "
+                "out for all"
+            )
+
+    def _contradictions(self) -> Iterator[str]:
+        """Says what does not go together."""
         if self.precision == "int8" and self.target != "cpu":
-            raise SettingError("INT8 is for CPUs: choose PRECISION=fp16 on a GPU, or TARGET=cpu")
+            yield "INT8 is for CPUs: choose PRECISION=fp16 on a GPU, or TARGET=cpu"
         if self.platform == "tensorrt" and self.target != "gpu":
-            raise SettingError("TensorRT plans run on GPUs alone: choose TARGET=gpu, or PLATFORM=onnxruntime")
+            yield "TensorRT plans run on GPUs alone: choose TARGET=gpu, or PLATFORM=onnxruntime"
         if self.accelerator != "none" and (self.target, self.platform) != ("gpu", "onnxruntime"):
-            raise SettingError(
+            yield (
                 f"accelerator {self.accelerator!r} is the onnxruntime backend's on a GPU: choose TARGET=gpu and "
                 "PLATFORM=onnxruntime, or no accelerator"
             )
         if self.preprocess == "gpu" and self.target != "gpu":
-            raise SettingError("only GPUs that serve encoders decode images: choose TARGET=gpu, or PREPROCESS=exact")
+            yield "only GPUs that serve encoders decode images: choose TARGET=gpu, or PREPROCESS=exact"
         if self.preprocess == "gpu" and self.encoders_only:
-            raise SettingError(
-                "encoders alone decode nothing, their clients do: leave PREPROCESS=gpu out, or --encoders-only"
-            )
+            yield "encoders alone decode nothing, their clients do: leave PREPROCESS=gpu out, or --encoders-only"
         if self.preprocess == "gpu" and self.reduced_decoding:
-            raise SettingError(
-                "a GPU decodes JPEGs at their full size: leave --reduced-decoding out, or choose PREPROCESS=exact"
-            )
+            yield "a GPU decodes JPEGs at their full size: leave --reduced-decoding out, or choose PREPROCESS=exact"
         if self.cuda_graphs and self.platform != "tensorrt":
-            raise SettingError("CUDA graphs are the tensorrt backend's: choose PLATFORM=tensorrt, or leave them off")
+            yield "CUDA graphs are the tensorrt backend's: choose PLATFORM=tensorrt, or leave them off"
         if self.tf32 and (self.target, self.precision) != ("gpu", "fp32"):
-            raise SettingError(
-                "TF32 is how a GPU may compute FP32: choose TARGET=gpu and PRECISION=fp32, or leave --tf32 out"
-            )
+            yield "TF32 is how a GPU may compute FP32: choose TARGET=gpu and PRECISION=fp32, or leave --tf32 out"
         if self.accelerator == "tensorrt" and self.precision == "fp32" and not self.tf32:
             # https://github.com/microsoft/onnxruntime/issues/26029
-            raise SettingError(
+            yield (
                 "ONNX Runtime's TensorRT accelerator computes FP32 in TF32 and has no switch for it: choose "
                 "PRECISION=fp16, ACCELERATOR=cuda or PLATFORM=tensorrt; or take TF32 with --tf32"
             )

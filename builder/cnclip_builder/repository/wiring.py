@@ -59,32 +59,18 @@ def _check_ensemble(ensemble: Any, configs: Mapping[str, Any]) -> None:
     makers: dict[str, str] = {}
     used: set[str] = set()
     for step in _in_order(ensemble, set(made)):
-        model = configs.get(step.model_name)
-        if model is None:
-            raise RepositoryError(f"{where} uses model {step.model_name}, which is not in the repository")
-        if ensemble.max_batch_size > model.max_batch_size:
-            raise RepositoryError(
-                f"{where} takes batches of {ensemble.max_batch_size}, its model {model.name} of "
-                f"{model.max_batch_size} only"
-            )
-        _check_version(where, step, model)
-        inputs, outputs = _tensors(model.input, model), _tensors(model.output, model)
-        _check_names(f"{where}, model {model.name}, input_map", step.input_map, inputs)
+        inputs, outputs = _check_step(where, step, ensemble, configs)
         for name, tensor in step.input_map.items():
             if not made[tensor].fits(inputs[name]):
                 raise RepositoryError(
-                    f"{where}: tensor {tensor!r} is {made[tensor]}, but input {name!r} of {model.name} is "
+                    f"{where}: tensor {tensor!r} is {made[tensor]}, but input {name!r} of {step.model_name} is "
                     f"{inputs[name]}"
                 )
             used.add(tensor)
-        missing = set(inputs) - set(step.input_map)
-        if missing:
-            raise RepositoryError(f"{where} feeds model {model.name} no {', '.join(sorted(missing))}")
-        _check_names(f"{where}, model {model.name}, output_map", step.output_map, outputs)
         for name, tensor in step.output_map.items():
             if tensor in made:
                 raise RepositoryError(f"{where} makes tensor {tensor!r} twice")
-            made[tensor], makers[tensor] = outputs[name], model.name
+            made[tensor], makers[tensor] = outputs[name], step.model_name
     for name, tensor in _tensors(ensemble.output, ensemble).items():
         if name not in made:
             raise RepositoryError(f"{where}: no step makes its output {name!r}")
@@ -96,6 +82,26 @@ def _check_ensemble(ensemble: Any, configs: Mapping[str, Any]) -> None:
     idle = set(made) - used
     if idle:
         raise RepositoryError(f"{where}: nothing uses {', '.join(sorted(idle))}")
+
+
+def _check_step(
+    where: str, step: Any, ensemble: Any, configs: Mapping[str, Any]
+) -> tuple[dict[str, _Tensor], dict[str, _Tensor]]:
+    """Checks a step against its model alone; returns the model's inputs and outputs."""
+    model = configs.get(step.model_name)
+    if model is None:
+        raise RepositoryError(f"{where} uses model {step.model_name}, which is not in the repository")
+    if ensemble.max_batch_size > model.max_batch_size:
+        raise RepositoryError(
+            f"{where} takes batches of {ensemble.max_batch_size}, its model {model.name} of {model.max_batch_size} only"
+        )
+    _check_version(where, step, model)
+    inputs, outputs = _tensors(model.input, model), _tensors(model.output, model)
+    _check_names(f"{where}, model {model.name}, input_map", step.input_map, inputs)
+    _check_names(f"{where}, model {model.name}, output_map", step.output_map, outputs)
+    if missing := set(inputs) - set(step.input_map):
+        raise RepositoryError(f"{where} feeds model {model.name} no {', '.join(sorted(missing))}")
+    return inputs, outputs
 
 
 def _check_version(where: str, step: Any, model: Any) -> None:

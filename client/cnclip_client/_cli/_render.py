@@ -22,13 +22,13 @@ __all__ = [
     "similarity_tsv",
 ]
 
-# What a terminal obeys: control characters, line breaks, what turns the direction of what follows; and halves of
-# characters, which UTF-8 has none of. A path's bytes that are no UTF-8 are not among them.
+# What a terminal obeys: control characters, line breaks and marks of the writing direction. And lone surrogates, which
+# UTF-8 cannot hold, but for those that stand for bytes of a path.
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udc7f\udd00-\udfff]")
 
 
 def harmless_json(value: Any) -> str:
-    """Returns a value as JSON in its own letters, and escaped what a terminal would obey; it means the same."""
+    """Returns a value as JSON, in which Chinese stays Chinese and only what a terminal would obey is escaped."""
     return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 

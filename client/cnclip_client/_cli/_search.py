@@ -29,7 +29,7 @@ from cnclip_client.evaluation import read_annotations
 from cnclip_client.features import require_one_checkpoint
 from cnclip_client.report import html_report, image_ids, text_ids, thumbnails
 from cnclip_client.retrieval import Direction, Hits
-from cnclip_client.sources import image_source, text_source
+from cnclip_client.sources import Source, image_source, text_source
 
 __all__ = ["search"]
 
@@ -80,15 +80,9 @@ def search(
             require_unread(place, [image_feats, text_feats, index, annotations, *listed])
         if html is not None and output != "-" and Path(output).resolve() == html.resolve():
             raise typer.BadParameter(f"--output and --html are both {html}: name another file for one of them")
-        page: IO[str] | None = None
-        pictures = words = None
+        page = None
         if html is not None:  # before minutes of searching
-            for module in ("jinja2", "PIL.Image"):
-                require(module, extra="report")
-            pictures = image_source(images) if images else None
-            words = text_source(texts) if texts else None
-            page = outputs.enter_context(writing(str(html)))
-        known = read_annotations(annotations) if annotations else None
+            page = _Page(outputs.enter_context(writing(str(html))), images, texts, annotations, html_queries)
         if index:
             opened = asked_of_index(index, image_feats, text_feats, normalize, index_parameters)
         elif image_feats and text_feats:
@@ -97,33 +91,61 @@ def search(
             opened = asked_of_features(wanted, image_feats, text_feats, normalize, memory_mib)
         else:
             raise typer.BadParameter("give --image-feats and --text-feats, or --index and the features that ask it")
-        shown: list[Hits] = []
-        count = 0
         with opened as asked:
             if image_to_text and asked.direction != "image-to-text":
                 raise typer.BadParameter(f"{index} is an index of images; leave out --image-to-text")
             with writing(output) as file:
-                sources = [source for source in (pictures, words) if source]
-                for hits in asked.hits(queries_with_ids(asked, sources), k=top_k):
+                for hits in asked.hits(queries_with_ids(asked, page.sources if page else ()), k=top_k):
                     file.write(_line(hits, asked.direction, scores))
-                    if count < html_queries:
-                        shown.append(hits)
-                    count += 1
+                    if page:
+                        page.add(hits)
             searched = len(asked.searched)
-        if page is not None:
-            ids = image_ids(shown, asked.direction, known)
-            page.write(
-                html_report(
-                    shown,
-                    asked.direction,
-                    annotations=known,
-                    texts=dict(words_in(words, text_ids(shown, asked.direction, known))) if words else {},
-                    pictures=thumbnails(pictures_in(pictures, ids), ids) if pictures else None,
-                    queries=count,
-                    searched=searched,
-                    by_index=index is not None,
-                )
+        if page:
+            page.write(asked.direction, searched, by_index=index is not None)
+
+
+class _Page:
+    """The page to look at, of the first queries; what it shows of them is opened when it is made."""
+
+    def __init__(
+        self, file: IO[str], images: str | None, texts: str | None, annotations: Path | None, most: int
+    ) -> None:
+        for module in ("jinja2", "PIL.Image"):
+            require(module, extra="report")
+        self._file = file
+        self._pictures = image_source(images) if images else None
+        self._words = text_source(texts) if texts else None
+        self._annotations = read_annotations(annotations) if annotations else None
+        self._most = most
+        self._shown: list[Hits] = []
+        self._queries = 0
+
+    @property
+    def sources(self) -> list[Source]:
+        """The images and texts to show, where they are given."""
+        return [source for source in (self._pictures, self._words) if source]
+
+    def add(self, hits: Hits) -> None:
+        """Takes what a query found."""
+        self._queries += 1
+        if self._queries <= self._most:
+            self._shown.append(hits)
+
+    def write(self, direction: Direction, searched: int, *, by_index: bool) -> None:
+        """Writes the page: reads the pictures and texts of what was found."""
+        images, texts = (ids(self._shown, direction, self._annotations) for ids in (image_ids, text_ids))
+        self._file.write(
+            html_report(
+                self._shown,
+                direction,
+                annotations=self._annotations,
+                texts=dict(words_in(self._words, texts)) if self._words else {},
+                pictures=thumbnails(pictures_in(self._pictures, images), images) if self._pictures else None,
+                queries=self._queries,
+                searched=searched,
+                by_index=by_index,
             )
+        )
 
 
 def _line(hits: Hits, direction: Direction, scores: bool) -> str:

@@ -210,7 +210,7 @@ class Towers:
 
 
 def parse_info(slug: str, name: str, version: str, parameters: Mapping[str, str], max_batch_size: int) -> ModelInfo:
-    """Reads the parameters of the config of an ensemble, or of an encoder, which is told the same.
+    """Reads the parameters of an ensemble's config, or of an encoder's, which has the same.
 
     Args:
         slug: The slug, such as `vit-b-16`.

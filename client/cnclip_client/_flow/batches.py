@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cnclip_client._blocks import Block
 from cnclip_client._connection.endpoint import Endpoint
+from cnclip_client._flow.error_last import ErrorLast
 from cnclip_client._flow.items import Unsendable
 from cnclip_client._settings import Retry
 
@@ -123,17 +124,14 @@ class Batch:
         self.size_bytes = sum(map(len, self.payloads))
 
 
-def batches(
-    items: Iterable[object], prepare: Callable[[object], bytes], batch_size: int, request_bytes: int
-) -> Iterator[Batch]:
+def batches(payloads: Iterable[bytes | Unsendable], batch_size: int, request_bytes: int) -> Iterator[Batch]:
     """Yields batches of up to `batch_size` items and `request_bytes` bytes; a larger item has one to itself.
 
     Reads no item before it is needed, save the one that does not fit any more. Failed items count as items,
     so that a long run of them still ends in a batch.
 
     Args:
-        items: The caller's, of any length.
-        prepare: Gives an item's bytes or raises `Unsendable`.
+        payloads: Of each of the caller's items, any number of them, its bytes or why it cannot be sent.
         batch_size: Items in a batch.
         request_bytes: Bytes in a batch.
 
@@ -141,35 +139,22 @@ def batches(
         Exception: What the source raises, after the items before it.
     """
     batch = Batch(0, 0)
-    index = 0
-    source = iter(items)
-    failure: Exception | None = None
-    while True:
-        payload: bytes | None = None
-        try:
-            payload = prepare(next(source))
-        except StopIteration:
-            break
-        except Unsendable as error:
-            reason = str(error)
-        except Exception as error:
-            failure = error
-            break
-        if payload is not None and batch.payloads and batch.size_bytes + len(payload) > request_bytes:
-            yield batch
-            batch = Batch(index, index)
-        batch.stop = index + 1
-        if payload is None:
-            batch.failures[index] = reason
+    source = ErrorLast(payloads)
+    for index, payload in enumerate(source):
+        if isinstance(payload, Unsendable):
+            batch.failures[index] = str(payload)
         else:
+            size_bytes = batch.size_bytes + len(payload)
+            if size_bytes > request_bytes and batch.payloads:
+                yield batch
+                batch, size_bytes = Batch(index, index), len(payload)
             batch.indices.append(index)
             batch.payloads.append(payload)
-            batch.size_bytes += len(payload)
+            batch.size_bytes = size_bytes
+        batch.stop = index + 1
         if batch.stop - batch.start == batch_size:
             yield batch
             batch = Batch(batch.stop, batch.stop)
-        index += 1
     if batch.stop > batch.start:
         yield batch
-    if failure is not None:
-        raise failure
+    source.raise_error()

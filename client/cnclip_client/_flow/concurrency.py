@@ -17,10 +17,10 @@ __all__ = ["Concurrency", "Found"]
 # Enough for decoding, encoding and both ways of travel to overlap. On two cores, server and client together, 1 gave
 # half the images a second that 4 gave, 2 three quarters, and 8 the same within noise.
 _LEAST = 4
-# A rate is that of this many seconds and answers at least. Shorter ones were seen to be mostly noise.
+# A rate is measured over at least so many seconds and answers. Over fewer it was mostly noise.
 _EPOCH_S = 0.25
 _EPOCH_ANSWERS = 8
-# A trial that was not bound by the number under way, since items or their reader were slow, tells nothing of it.
+# A trial counts only if so large a share of the allowed number was under way: else the items or their reader were slow.
 _SATURATED = 0.75
 # What a trial must reach of the rates before and after it to be kept: well more for twice as many, no less for half.
 _WORTH_DOUBLING = 1.10

@@ -8,7 +8,7 @@ import random
 import stat
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeAlias
 
 from cnclip_client._blame import is_of_all
@@ -23,6 +23,7 @@ __all__ = [
     "harmless_text",
     "image_bytes",
     "is_pil_image",
+    "loaded",
     "require_many",
     "text_bytes",
     "too_large",
@@ -51,6 +52,19 @@ ImageItem: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview |
 
 class Unsendable(Exception):
     """An item that cannot be sent; its message is the reason. It never leaves this package."""
+
+
+def loaded(load: Callable[[object], bytes], item: object) -> bytes | Unsendable:
+    """Returns an item's bytes, or why it cannot be sent.
+
+    Args:
+        load: Gives its bytes, or raises `Unsendable`.
+        item: What the caller handed over.
+    """
+    try:
+        return load(item)
+    except Unsendable as reason:
+        return reason
 
 
 def text_bytes(item: object, item_bytes: int) -> bytes:

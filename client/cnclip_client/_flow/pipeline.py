@@ -31,6 +31,7 @@ from cnclip_client._connection.wire import Tensors, bad_rows, features_output
 from cnclip_client._exceptions import CnclipError, ServerError
 from cnclip_client._flow.batches import Batch
 from cnclip_client._flow.concurrency import Concurrency, Found
+from cnclip_client._flow.error_last import ErrorLast
 from cnclip_client._flow.quarantine import Quarantine
 from cnclip_client._flow.vouching import Vouching
 from cnclip_client._settings import Limits
@@ -40,12 +41,13 @@ __all__ = ["Pipeline"]
 
 _log = logging.getLogger(__name__)
 
-# Batches that are held, under way or answered behind a slow one, as a multiple of those that may be under way: the pipe
-# stays full meanwhile, and memory bounded. n servers together are so at most this often n times as fast as the slowest:
-# with 2, one that was a fiftieth as fast as another brought both down to a tenth of that one.
+# How many batches may be held, under way, or answered and waiting for a slow one before them, as a multiple of those
+# that may be under way: enough to keep the pipe full, and a bound of memory. It bounds the speed, too: n servers reach
+# at most n times this multiple of the slowest one's. With 2, a server a fiftieth as fast as another brought the two
+# down to a tenth of the faster one.
 _WINDOWS = 8
-# How long a server that is away is waited for, where what is to be done is better done there or can only be done there:
-# a part of `Retry.deadline_s`, so that who is patient waits for a restart, and who is not is soon served by another.
+# How long to wait for a server that is away, where something can be done only there, or better there: as a share of
+# `Retry.deadline_s`, so that a patient client waits for a restart and any other is soon served elsewhere.
 _GRACE = 1 / 20
 # How often it is looked whether a server is free, where nothing tells.
 _POLL_S = 0.02
@@ -94,7 +96,6 @@ class Pipeline:
         self._answers: queue.SimpleQueue[tuple[Batch, Any, Any]] = queue.SimpleQueue()
         self._held: Batch | None = None  # read, and not sent yet
         self._ended = False  # whether the source has no more
-        self._failure: Exception | None = None  # what it raised instead
         self._fed = True  # whether it was read since a block was given out
         self._window: deque[Batch] = deque()  # sent, and not given out yet
         self._resend: list[tuple[float, int, Batch]] = []
@@ -111,9 +112,10 @@ class Pipeline:
             Exception: What the source raises, once all that it gave before has been yielded.
         """
         with self._found.kept(self._model, self._limits.in_flight, len(self._endpoints)) as self._concurrency:
-            yield from self._run(source)
+            yield from self._run(ErrorLast(source))
 
-    def _run(self, source: Iterator[Batch]) -> Iterator[Block]:
+    def _run(self, source: ErrorLast[Batch]) -> Iterator[Block]:
+        batches = iter(source)
         try:
             while True:
                 self._take_answers(wait=False)
@@ -121,16 +123,15 @@ class Pipeline:
                 self._try_suspect()
                 first = self._window[0].outcome if self._window else None
                 if self._may_read(is_one_ready=first is not None):
-                    self._read(source)
+                    self._read(batches)
                 if self._send_held() and first is None:
                     continue  # with the next one: an answer is waited for once no more can be sent
                 if first is not None:
                     yield self._given_out(first)
                 elif self._window:
                     self._take_answers(wait=True)
-                elif self._failure is not None:
-                    raise self._failure
                 elif self._ended:
+                    source.raise_error()
                     return
                 elif self._held is not None:
                     time.sleep(_POLL_S)  # all servers are kept for what another run suspects
@@ -151,13 +152,10 @@ class Pipeline:
         limit = self._concurrency.limit
         return self._active < limit and len(self._window) < _WINDOWS * limit
 
-    def _read(self, source: Iterator[Batch]) -> None:
-        """Holds the source's next batch; or what it raises, until all before that has come out."""
+    def _read(self, batches: Iterator[Batch]) -> None:
+        """Holds the source's next batch."""
         self._fed = True
-        try:
-            self._held = next(source, None)
-        except Exception as error:
-            self._failure = error
+        self._held = next(batches, None)
         if self._held is None:
             self._ended = True
             self._concurrency.pause()

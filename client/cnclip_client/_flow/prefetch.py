@@ -1,4 +1,4 @@
-"""Loads items ahead, and takes them on threads of its own, so that none waits for a slow source: see `read_ahead`."""
+"""Loads items ahead of the caller, on threads that also ask the source for them: a slow one holds up nobody else."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from typing import Generic, TypeVar
 
 __all__ = ["Prefetch"]
 
-_T = TypeVar("_T")
+_Item = TypeVar("_Item")
+_Loaded = TypeVar("_Loaded")
 
 # Another thread is worth it once the caller waits for so long: the files of a warm disk are there sooner.
 _PATIENCE_S = 0.002
 
 
-class Prefetch(Generic[_T]):
-    """Items with what it takes to load each done by a few threads, in their order and within bounds.
+class Prefetch(Generic[_Item, _Loaded]):
+    """Items, loaded ahead by a few threads: in their order, and within bounds.
 
         with Prefetch(items, load, size_of) as loaded:
             for item in loaded: ...
 
-    A thread takes the next item, one at a time, and loads it, several at a time. So at most `max_items` are ahead of
-    the caller, of `max_bytes` together and one for each thread. An error of `items` or `load` comes out in its place.
-    It begins with one thread, and one more starts each time that the caller has to wait for a while.
+    One thread at a time takes the next item; several load at once. At most `max_items` are ahead of the caller, with at
+    most `max_bytes` and one item more for each thread. An error of `items` or `load` comes out in its place. It begins
+    with one thread, and one more starts each time that the caller has to wait for a while.
     """
 
     def __init__(
         self,
-        items: Iterator[_T],
-        load: Callable[[_T], _T],
-        size_of: Callable[[_T], int],
+        items: Iterator[_Item],
+        load: Callable[[_Item], _Loaded],
+        size_of: Callable[[_Loaded], int],
         *,
         threads: int = 32,
         max_items: int = 64,
@@ -53,7 +54,7 @@ class Prefetch(Generic[_T]):
         self._max_bytes = max_bytes
         self._changed = threading.Condition()
         self._taking = threading.Lock()
-        self._ready: dict[int, _T] = {}
+        self._ready: dict[int, _Loaded] = {}
         self._errors: dict[int, BaseException] = {}
         self._taken = 0
         self._given = 0
@@ -63,7 +64,7 @@ class Prefetch(Generic[_T]):
         self._most_threads = threads
         self._threads: list[threading.Thread] = []
 
-    def __enter__(self) -> Iterator[_T]:
+    def __enter__(self) -> Iterator[_Loaded]:
         self._start_one()
         return self._give()
 
@@ -81,7 +82,7 @@ class Prefetch(Generic[_T]):
         for thread in self._threads:
             thread.join(max(until - time.monotonic(), 0.0))
 
-    def _give(self) -> Iterator[_T]:
+    def _give(self) -> Iterator[_Loaded]:
         while True:
             with self._changed:
                 while not self._changed.wait_for(self._known, _PATIENCE_S):

@@ -33,12 +33,12 @@ __all__ = ["Quarantine"]
 
 _log = logging.getLogger(__name__)
 
-# What a death in such a trial counts, that of a connection which is back at once, and what makes an item guilty: two
-# deaths, or five connections. (One that breaks every 150 ms meets an innocent trial of 5 ms five times running once in
-# some ten million.)
+# What counts against an item: a server's death in its trial, and a connection that broke and is back at once. Two
+# deaths make it guilty, or five breaks. (A connection that breaks every 150 ms hits an innocent trial of 5 ms five
+# times in a row once in some ten million.)
 _DEATH, _BREAK, _GUILTY = 5, 2, 10
-# Harmless requests to be answered before a request of many items is tried, and before one of a single item, which
-# may be blamed: with one dead process of a model's two, as many answers come once in 256 times.
+# How many harmless requests must be answered before a request of many items is tried, and before one of a single item,
+# which may be blamed: where one of a model's two processes is dead, eight in a row are answered once in 256 times.
 _PROOFS, _PROOFS_FOR_ONE = 1, 8
 
 

@@ -11,19 +11,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from cnclip_client._flow.items import Unsendable
+from cnclip_client._flow.error_last import ErrorLast
+from cnclip_client._flow.items import Unsendable, loaded
 from cnclip_client._threads import Waiters
 
-__all__ = ["reading_ahead", "ready_or_raise"]
+__all__ = ["reading_ahead"]
 
 # What is read and not yet sent holds so many bytes at most, and a file for each thread.
 _MOST_BYTES = 64 * 1024 * 1024
 # Another thread is worth it once one waits for so long: the files of a warm disk are there sooner.
 _PATIENCE_S = 0.002
 
-_Ready: TypeAlias = "object | Unsendable"
+_Ready: TypeAlias = "bytes | Unsendable"
 
 
 def reading_ahead(
@@ -44,7 +45,7 @@ def reading_ahead(
         Exception: What the source or `load` raises, after the items before it.
     """
     if isinstance(items, Sized) and len(items) <= 1:
-        yield from (_loaded(load, item) for item in items)
+        yield from (loaded(load, item) for item in items)
         return
     waiters = Waiters(readers, eager=False)
     try:
@@ -53,18 +54,12 @@ def reading_ahead(
         waiters.close()
 
 
-def ready_or_raise(ready: Any) -> bytes:
-    """Returns what is ready to be sent. Raises Unsendable for what is not."""
-    if isinstance(ready, Unsendable):
-        raise ready
-    return ready  # type: ignore[no-any-return]
-
-
 class _Ahead:
     def __init__(
         self, items: Iterable[object], load: Callable[[object], bytes], rows: int, waiters: Waiters, ahead: int
     ) -> None:
-        self._source = iter(items)
+        self._source = ErrorLast(items)
+        self._items = iter(self._source)
         self._load = load
         self._rows = rows
         self._waiters = waiters
@@ -73,7 +68,6 @@ class _Ahead:
         self._pending: deque[Future[_Ready]] = deque()
         self._bytes = 0
         self._ended = False
-        self._failure: Exception | None = None
 
     def __iter__(self) -> Iterator[_Ready]:
         while True:
@@ -86,27 +80,23 @@ class _Ahead:
                     plain = self._take()
             if plain is not None:
                 self._given += 1
-                yield _loaded(self._load, plain[0])
-            elif self._failure is not None:
-                raise self._failure
+                yield loaded(self._load, plain[0])
             elif self._ended:
+                self._source.raise_error()
                 return
 
     def _take(self) -> tuple[object] | None:
         """Takes what may be taken now; returns, alone in a tuple, an item that is no path, behind which to stop."""
         while not self._ended and self._may_take():
             try:
-                item = next(self._source)
+                item = next(self._items)
             except StopIteration:
                 self._ended = True
-                return None
-            except Exception as error:
-                self._ended, self._failure = True, error
                 return None
             self._taken += 1
             if not isinstance(item, str | os.PathLike):
                 return (item,)
-            future = self._waiters.submit(lambda item=item: _loaded(self._load, item))  # type: ignore[misc]
+            future = self._waiters.submit(lambda item=item: loaded(self._load, item))  # type: ignore[misc]
             future.add_done_callback(self._count)
             self._pending.append(future)
         return None
@@ -118,7 +108,7 @@ class _Ahead:
         return self._bytes < _MOST_BYTES and self._taken < max(self._given + self._ahead, whole_request)
 
     def _count(self, future: Future[_Ready]) -> None:
-        # Of several threads; that one is lost now and then does no harm to a bound that is not sharp.
+        # Several threads add without a lock: the bound is a rough one, and may miss an addition now and then.
         if not future.cancelled() and future.exception() is None:
             self._bytes += _size(future.result())
 
@@ -135,13 +125,6 @@ class _Ahead:
                 self._waiters.more()
         self._bytes -= _size(ready)
         return ready
-
-
-def _loaded(load: Callable[[object], bytes], item: object) -> _Ready:
-    try:
-        return load(item)
-    except Unsendable as reason:
-        return reason
 
 
 def _size(ready: _Ready) -> int:

@@ -6,15 +6,17 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable
+from functools import partial
 
 from cnclip_client._connection.endpoints import PASSING
 from cnclip_client._settings import Retry
 
-__all__ = ["Vouching"]
+__all__ = ["Vouching", "vouch"]
 
 # How often a long run asks whether the model is still the same, so as not to find out at its end.
 _EVERY_S = 10.0
-# How old that may be for a run of a single request, as an online service makes many of: it would double their calls.
+# How old the last answer may be for a run of a single request: an online service makes many such runs, and to ask for
+# each would double its calls.
 _SINGLE_S = 1.0
 
 
@@ -33,7 +35,7 @@ class Vouching:
         self._asked_at = time.monotonic()
 
     def now_and_then(self) -> None:
-        """Asks if it was long ago; to no great purpose if the server is busy otherwise.
+        """Asks if the last time was long ago; a server that is busy or away need not answer.
 
         Raises:
             CnclipError: The model is another.
@@ -49,11 +51,20 @@ class Vouching:
         Raises:
             CnclipError: The model is another, or could not be had.
         """
-        started = time.monotonic()
-        for failures in itertools.count(1):
-            try:
-                return self._verify(_SINGLE_S if requests <= 1 else 0.0)
-            except PASSING:
-                if failures >= self._retry.attempts or time.monotonic() - started > self._retry.deadline_s:
-                    raise
-            time.sleep(self._retry.delay_s(failures))
+        vouch(partial(self._verify, _SINGLE_S if requests <= 1 else 0.0), self._retry)
+
+
+def vouch(verify: Callable[[], None], retry: Retry) -> None:
+    """Asks whether the model is still the same, and waits for servers that are away as `Retry` says.
+
+    Raises:
+        CnclipError: The model is another, or could not be had.
+    """
+    started = time.monotonic()
+    for failures in itertools.count(1):
+        try:
+            return verify()
+        except PASSING:
+            if failures >= retry.attempts or time.monotonic() - started > retry.deadline_s:
+                raise
+        time.sleep(retry.delay_s(failures))

@@ -1,4 +1,4 @@
-"""Images that whoever is faster prepares."""
+"""Images, prepared by the server or here: by whichever is faster."""
 
 from __future__ import annotations
 
@@ -88,11 +88,11 @@ class Faster:
 
 
 class _Timed:
-    """Blocks, of which is counted how many items they are of and how long they took; not what the caller takes.
+    """Blocks, with a count of their items and of the time that it takes to make them, but not of the caller's own.
 
     Attributes:
-        items: So many have come out.
-        seconds: They took so long.
+        items: How many items the blocks so far are of.
+        seconds: How long those took.
     """
 
     def __init__(self, blocks: Iterator[Block]) -> None:
@@ -116,14 +116,10 @@ class _Timed:
 def _moved(blocks: Iterable[Block], by: int) -> Iterator[Block]:
     """Yields blocks of a source's later part as those of the whole source."""
     for block in blocks:
-        yield (
-            block
-            if not by
-            else replace(
-                block,
-                start=block.start + by,
-                stop=block.stop + by,
-                indices=block.indices + by,
-                failures={index + by: reason for index, reason in block.failures.items()},
-            )
+        yield replace(
+            block,
+            start=block.start + by,
+            stop=block.stop + by,
+            indices=block.indices + by,
+            failures={index + by: reason for index, reason in block.failures.items()},
         )

@@ -6,16 +6,16 @@ import logging
 import random
 import threading
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from cnclip_client._blocks import Block
 from cnclip_client._connection.wire import Tensors, pixels_of
 from cnclip_client._exceptions import CnclipError
 from cnclip_client._flow.batches import batches
-from cnclip_client._flow.items import Unsendable, harmless_image, image_bytes
+from cnclip_client._flow.items import harmless_image, image_bytes, loaded
 from cnclip_client._flow.pillow_versions import what_differs
 from cnclip_client._flow.prefetch import Prefetch
 from cnclip_client._flow.preparation import Preparation
-from cnclip_client._flow.read_ahead import ready_or_raise
 from cnclip_client._ways.served import Served, rows_of_request
 
 __all__ = ["Preparing"]
@@ -53,15 +53,14 @@ class Preparing:
             ("pixels", pixels_of(side)),
         )
 
-        def prepared(item: object) -> object:
-            try:
-                return preparation.prepare(image_bytes(item, limits.item_bytes))
-            except Unsendable as reason:
-                return reason
+        def prepare(item: object) -> bytes:
+            return preparation.prepare(image_bytes(item, limits.item_bytes))
 
-        ahead = Prefetch(iter(items), prepared, lambda _: side * side * 3, threads=preparation.processes)
+        ahead = Prefetch(
+            iter(items), partial(loaded, prepare), lambda _: side * side * 3, threads=preparation.processes
+        )
         with ahead as pixels:
-            yield from pipeline.run(batches(pixels, ready_or_raise, rows, limits.request_bytes))
+            yield from pipeline.run(batches(pixels, rows, limits.request_bytes))
 
     def start(self) -> Preparation:
         """Returns the processes that prepare, started at the first call.

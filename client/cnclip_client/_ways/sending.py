@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from cnclip_client._blocks import Block
 from cnclip_client._flow.batches import batches
-from cnclip_client._flow.items import harmless_image, harmless_text, image_bytes, text_bytes
-from cnclip_client._flow.read_ahead import reading_ahead, ready_or_raise
+from cnclip_client._flow.items import harmless_image, harmless_text, image_bytes, loaded, text_bytes
+from cnclip_client._flow.read_ahead import reading_ahead
 from cnclip_client._vocabulary import Kind
 from cnclip_client._ways.served import Served, Way, rows_of_request
 
@@ -27,15 +27,16 @@ class Sending(Way):
     def run(self, items: Iterable[object], normalize: bool, batch_size: int | None) -> Iterator[Block]:
         """Yields the features of items block by block, in their order. Files of images are read ahead."""
         kind, limits = self._kind, self._served.limits
+        to_bytes, item_bytes = _BYTES[kind], limits.item_bytes
         info = self._served.towers.one(kind)
         rows = rows_of_request(kind, info, batch_size)
 
         def load(item: object) -> bytes:
-            return _BYTES[kind](item, limits.item_bytes)
+            return to_bytes(item, item_bytes)
 
         if kind == "image":
-            ahead = reading_ahead(items, load, rows, limits.readers)
-            made = batches(ahead, ready_or_raise, rows, limits.request_bytes)
+            payloads = reading_ahead(items, load, rows, limits.readers)
         else:
-            made = batches(items, load, rows, limits.request_bytes)
-        yield from self._served.pipeline(kind, info, normalize, _HARMLESS[kind]).run(made)
+            payloads = (loaded(load, item) for item in items)
+        pipeline = self._served.pipeline(kind, info, normalize, _HARMLESS[kind])
+        yield from pipeline.run(batches(payloads, rows, limits.request_bytes))

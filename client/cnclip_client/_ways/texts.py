@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from cnclip_client._blocks import Block
 from cnclip_client._flow.batches import batches
-from cnclip_client._flow.items import harmless_text
+from cnclip_client._flow.items import harmless_text, loaded
 from cnclip_client._flow.tokenizing import Tokenizing
 from cnclip_client._ways.sending import Sending
 from cnclip_client._ways.served import Served, Way, rows_of_request
@@ -59,7 +59,8 @@ class Texts(Way):
 
         pipeline = self._served.pipeline("text", info, normalize, harmless, ("text", tokenizing.padded))
         rows = rows_of_request("text", info, batch_size)
-        yield from pipeline.run(batches(items, ids, rows, limits.request_bytes))
+        payloads = (loaded(ids, item) for item in items)
+        yield from pipeline.run(batches(payloads, rows, limits.request_bytes))
         if cut:  # what tokenises on a server counts them, too
             _log.info("%d texts have more than %d tokens, of which the rest was cut off", cut, info.context_length)
 

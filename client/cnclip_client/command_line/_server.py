@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal
 
 import typer
 from cnclip_console import gives_options, option
@@ -18,156 +19,127 @@ from cnclip_client.command_line._ending import usage
 
 __all__ = ["Server", "asks_about_server", "asks_server_for"]
 
-_Group: TypeAlias = Literal["encodes", "images", "texts", "files"]
-"""Groups of options that not every command has."""
-
-# The headings under which help shows options.
-_CONNECTION, _LIMITS = "Connection", "Limits"
-
-
-def _only(group: _Group, default: float) -> Any:
-    return field(default=default, metadata={"group": group})
+# Options by the headings under which help shows them.
+_connection, _limit = partial(option, panel="Connection"), partial(option, panel="Limits")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Server:
-    """The connection options of one command line; `asks_server_for` gives them to a command."""
+    """The connection options of one command line; `asks_server_for` gives them to a command.
+
+    Of an option that not every command has, the metadata name the group: `encodes`, `images`, `texts` or `files`.
+    """
 
     url: Annotated[
         list[str],
-        option(
+        _connection(
             "The server's gRPC address; several, with commas or given many times, share the work.",
-            panel=_CONNECTION,
             metavar="HOST:PORT",
             envvar="CNCLIP_URL",
         ),
     ] = field(default_factory=lambda: ["localhost:8001"])
     model: Annotated[
-        str | None,
-        option("The served model; not needed where the server has only one.", panel=_CONNECTION, envvar="CNCLIP_MODEL"),
+        str | None, _connection("The served model; not needed where the server has only one.", envvar="CNCLIP_MODEL")
     ] = None
-    tls: Annotated[bool, option("Speak TLS.", "--tls", panel=_CONNECTION, envvar="CNCLIP_TLS")] = False
+    tls: Annotated[bool, _connection("Speak TLS.", "--tls", envvar="CNCLIP_TLS")] = False
     ca_cert: Annotated[
         Path | None,
-        option(
+        _connection(
             "The authority that signed the server's certificate, where it is no public one. Means --tls.",
-            panel=_CONNECTION,
             metavar="FILE.pem",
             envvar="CNCLIP_CA_CERT",
         ),
     ] = None
     client_cert: Annotated[
         Path | None,
-        option(
-            "A certificate of this client's own (mutual TLS).",
-            panel=_CONNECTION,
-            metavar="FILE.pem",
-            envvar="CNCLIP_CLIENT_CERT",
+        _connection(
+            "A certificate of this client's own (mutual TLS).", metavar="FILE.pem", envvar="CNCLIP_CLIENT_CERT"
         ),
     ] = None
     client_key: Annotated[
-        Path | None, option("The key of it.", panel=_CONNECTION, metavar="FILE.pem", envvar="CNCLIP_CLIENT_KEY")
+        Path | None, _connection("The key of it.", metavar="FILE.pem", envvar="CNCLIP_CLIENT_KEY")
     ] = None
     tls_server_name: Annotated[
         str | None,
-        option(
+        _connection(
             "The name in the server's certificate, where the address has another.",
-            panel=_CONNECTION,
             metavar="NAME",
             envvar="CNCLIP_TLS_SERVER_NAME",
         ),
     ] = None
     token_file: Annotated[
         Path | None,
-        option(
+        _connection(
             "A file with a bearer token. CNCLIP_TOKEN holds one itself: an option would be seen in ps.",
-            panel=_CONNECTION,
             metavar="FILE",
             envvar="CNCLIP_TOKEN_FILE",
         ),
     ] = None
     header: Annotated[
         list[str] | None,
-        option(
+        _connection(
             "Sent with every request; may be given many times. NAME:@FILE takes the value from a file, and "
             "CNCLIP_HEADERS holds one a line: an option would be seen in ps.",
-            panel=_CONNECTION,
             metavar="NAME:VALUE",
         ),
     ] = None
     allow_plaintext: Annotated[
         bool,
-        option(
+        _connection(
             "Let tokens and headers go to another machine without TLS.",
             "--allow-plaintext",
-            panel=_CONNECTION,
             envvar="CNCLIP_ALLOW_PLAINTEXT",
         ),
     ] = False
     request_timeout: Annotated[
         float,
-        option(
+        _limit(
             "How long one request may take, the wait in the server's queue included.",
-            panel=_LIMITS,
             metavar="SECONDS",
             envvar="CNCLIP_REQUEST_TIMEOUT",
             min=0.001,
         ),
-    ] = _only("encodes", Timeout().request_s)
+    ] = field(default=Timeout().request_s, metadata={"group": "encodes"})
     in_flight: Annotated[
         int,
-        option(
+        _limit(
             "Most requests under way at once; as many of them are used as pay.",
-            panel=_LIMITS,
             metavar="N",
             envvar="CNCLIP_IN_FLIGHT",
             min=1,
         ),
-    ] = _only("encodes", Limits().in_flight)
+    ] = field(default=Limits().in_flight, metadata={"group": "encodes"})
     item_bytes: Annotated[
         int,
-        option(
-            "A larger image or text fails before it is read.",
-            panel=_LIMITS,
-            metavar="BYTES",
-            envvar="CNCLIP_ITEM_BYTES",
-            min=1,
-        ),
-    ] = _only("encodes", Limits().item_bytes)
+        _limit("A larger image or text fails before it is read.", metavar="BYTES", envvar="CNCLIP_ITEM_BYTES", min=1),
+    ] = field(default=Limits().item_bytes, metadata={"group": "encodes"})
     readers: Annotated[
         int,
-        option(
+        _limit(
             "Most threads that read files of images ahead; each takes long over a network.",
-            panel=_LIMITS,
             metavar="N",
             envvar="CNCLIP_READERS",
             min=1,
         ),
-    ] = _only("files", Limits().readers)
+    ] = field(default=Limits().readers, metadata={"group": "files"})
     prepare: Annotated[
         Prepare,
-        option(
+        _limit(
             "Who decodes and resizes images, and makes token ids of texts: the server, this machine, or whoever "
             "is faster with the first images.",
-            panel=_LIMITS,
             envvar="CNCLIP_PREPARE",
         ),
     ] = field(default="server", metadata={"group": "encodes"})
     preparers: Annotated[
         int | None,
-        option(
-            "Processes that prepare images here; one a core unless told.",
-            panel=_LIMITS,
-            metavar="N",
-            envvar=PREPARERS_VARIABLE,
-            min=1,
+        _limit(
+            "Processes that prepare images here; one a core unless told.", metavar="N", envvar=PREPARERS_VARIABLE, min=1
         ),
     ] = field(default=None, metadata={"group": "images"})
     vocabulary: Annotated[
         Path | None,
-        option(
+        _limit(
             "The vocab.txt for token ids that are made here, where the model was not built with cn_clip's.",
-            panel=_LIMITS,
             metavar="FILE",
             envvar="CNCLIP_VOCABULARY",
         ),

@@ -37,7 +37,7 @@ class End:
 
 
 class Chain:
-    """A digest of items that can be gone on with from what it came to so far, without what came before."""
+    """A digest of items that goes on from what it came to so far: the items before are not needed for it."""
 
     def __init__(self, so_far: str = "") -> None:
         self._digest = bytes.fromhex(so_far)

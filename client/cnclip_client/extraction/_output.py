@@ -203,7 +203,7 @@ class Output:
     def _require_same(self, known: Any, path: Path, repeated: int | None) -> None:
         known, now = known if isinstance(known, dict) else {}, self.job
         if repeated == 0:
-            # What would have become of repeated ids makes no difference.
+            # No id was repeated, so what was to be done with such ids makes no difference.
             known, now = ({name: value for name, value in one.items() if name != REPEATED_IDS} for one in (known, now))
         if different := differences(known, now):
             raise JobRefused(

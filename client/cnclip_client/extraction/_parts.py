@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from cnclip_client._client import Client
-from cnclip_client._exceptions import BadFile, CnclipError, JobRefused, ModelChanged
+from cnclip_client._exceptions import BadFile, CnclipError, JobRefused
+from cnclip_client._flow.vouching import vouch
 from cnclip_client.extraction._course import Chain, Course, Reader, require_same_items, state_of_source
 from cnclip_client.extraction._cutting import Piece, cut
 from cnclip_client.extraction._encoding import Encoded, Engine, encoding_of
@@ -262,7 +263,7 @@ class _PartsJob:
                 ) as writing:
                     self._write(writing, pieces, state)
                     end = course.ends[number]
-                    self._require_unchanged()
+                    vouch(self._client.require_unchanged, self._client.retry)
                     progress = writing.complete(last=end.last, after=end.after, state=state)
                 since = time.monotonic()
                 done[number] = _finish(output, progress)
@@ -283,28 +284,6 @@ class _PartsJob:
     def _stream(self, course: Course) -> Iterator[Encoded]:
         """Encodes the items of all parts in one stream, so that a server is kept busy."""
         return iter(()) if course.is_done() else self._encode_items(course.items())
-
-    def _require_unchanged(self) -> None:
-        """Asks whether the model is still the same, and waits for a server that is away just now.
-
-        Raises:
-            ModelChanged: It is another one.
-            CnclipError: The server stays away.
-        """
-        retry, failures = self._client.retry, 0
-        until = time.monotonic() + retry.deadline_s
-        while True:
-            try:
-                self._client.require_unchanged()
-            except ModelChanged:
-                raise
-            except CnclipError:
-                failures += 1
-                if time.monotonic() > until:
-                    raise
-                time.sleep(retry.delay_s(failures))
-            else:
-                return
 
 
 def _finish(output: Output, progress: Progress) -> PartRecord:

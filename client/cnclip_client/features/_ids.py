@@ -14,7 +14,7 @@ from cnclip_client._exceptions import BadFile
 __all__ = ["id_array", "id_line", "ids_of", "join_ids", "json_text", "require_id"]
 
 
-# json.dumps makes one of these for each call, and it one in C for all but strings: 3 microseconds for an integer.
+# Made once: json.dumps would make one for each call, which takes 3 microseconds.
 _json = json.JSONEncoder(ensure_ascii=False).encode
 
 

@@ -33,7 +33,7 @@ class Sink(Protocol):
         return ""
 
     def id_bytes(self, one: Id) -> bytes:
-        """Returns what an id is in this format, JSON unless it is another: where it is the same, so is the id."""
+        """Returns an id as this format writes it, by default as JSON; ids that are written alike are the same."""
         return id_line(one)
 
     def encode(self, ids: Sequence[Id], features: NDArray[np.floating[Any]]) -> Mapping[str, bytes]:

@@ -38,7 +38,7 @@ class Ids(Protocol):
         """Returns the ids of some rows."""
 
     def keys(self) -> NDArray[np.int64]:
-        """Returns int64 [N], in memory: where two differ, so do the ids; where they are the same, so are most ids."""
+        """Returns int64 [N], in memory: equal for equal ids, and different for nearly all different ones."""
 
 
 def open_ids(folder: Path, rows: int) -> Ids:
@@ -52,7 +52,7 @@ def open_ids(folder: Path, rows: int) -> Ids:
 
 
 def repeated_rows(ids: Ids) -> tuple[int, int, int] | None:
-    """Returns where an id comes first and then, and how many rows have one that came before; None if none does."""
+    """Returns two rows with the same id, and how many rows repeat an earlier one's; None if no id comes twice."""
     keys = ids.keys()
     keys.sort()
     doubtful = np.unique(keys[1:][keys[1:] == keys[:-1]])

@@ -163,7 +163,7 @@ def _tuned(searcher: Searcher, good: Callable[[str], bool]) -> str:
     effort = next((one for one in efforts if good(_joined(one, most))), efforts[-1])
     if not most:
         return effort
-    # Proposals that do not come are not scored anew: with enough effort, fewer of them may do.
+    # The effort was chosen with the most proposals scored anew; fewer may do.
     every = [_joined(effort, searcher.rescoring(one)) for one in _RESCORED]
     return next((one for one in every[:-1] if good(one)), every[-1])
 

@@ -17,7 +17,7 @@ _BASE_BYTES = 400 * _MIB
 _ID_BYTES = 16
 # HNSW32: 64 links of 4 bytes below, 32 above for a row in 32, and where they begin.
 _LINK_BYTES = 66 * 4 + 12
-# faiss's lists of clusters grow by doubling; so much more than what is in them was held at the end.
+# faiss's lists of clusters grow by doubling: at the end, they were seen to hold so many times the bytes in use.
 _GROWTH = 1.5
 # The sample of features, and what faiss makes of it.
 _TRAINING = 1.25

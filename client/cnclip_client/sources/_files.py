@@ -242,13 +242,8 @@ class ListSource:
         return told_by("list", self.path)
 
     def items(self, ids_only: int = 0, *, start: int = 0, after: Place = ()) -> Iterator[Item]:
-        seen = start if after else 0
-        for line in bounded_lines(self.path, _LONGEST_PATH, after):
-            if line.whole and not line.text:
-                continue
-            seen += 1
-            if seen <= start:
-                continue
+        filled = (line for line in bounded_lines(self.path, _LONGEST_PATH, after) if line.text)
+        for line in islice(filled, 0 if after else start, None):
             if not line.whole:
                 yield Item(f"line {line.number}", None, f"is longer than {_LONGEST_PATH:,} bytes", line.after)
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -40,18 +41,13 @@ class LmdbSource:
         return {**told_by("lmdb", self.path / "data.mdb"), "path": str(self.path.absolute())}
 
     def items(self, ids_only: int = 0, *, start: int = 0, after: Place = ()) -> Iterator[Item]:
-        seen = start if after else 0
         last = str(after[0]).encode("utf-8", "surrogateescape") if after else b""
         with LmdbFile(self.path / "data.mdb") as file:
-            for key, value in file.items(last):
-                if key == _COUNT_KEY:
-                    continue
-                seen += 1
-                if seen <= start:
-                    continue
+            entries = ((key, value) for key, value in file.items(last) if key != _COUNT_KEY)
+            for number, (key, value) in enumerate(islice(entries, 0 if after else start, None)):
                 name = key.decode("utf-8", "surrogateescape")
                 one, place = parse_id(name), (name,)
-                if seen <= start + ids_only:
+                if number < ids_only:
                     yield Item(one, None, after=place)
                 elif value.size > self.item_bytes * 4 // 3 + 64:
                     yield Item(one, None, too_large(self.item_bytes), place)

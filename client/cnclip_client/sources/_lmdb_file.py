@@ -18,7 +18,7 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from cnclip_client._exceptions import BadFile
 
@@ -26,7 +26,9 @@ __all__ = ["LmdbFile", "Value"]
 
 _MAGIC, _VERSION = 0xBEEFC0DE, 1
 _PAGE = struct.Struct("<QHHHH")  # its number, -, flags, where its nodes' offsets end, where the nodes begin
-_NODE = struct.Struct("<HHHH")  # low and high half of the value's length or of a page, flags, the key's length
+# Of a leaf the value's length and flags; of a branch the lower 32 bits of a page's number and the upper 16. Then the
+# key's length.
+_NODE = struct.Struct("<IHH")
 _NUMBER = struct.Struct("<Q")
 _HEADER_BYTES = _PAGE.size
 _BRANCH, _LEAF, _OVERFLOW, _IS_META, _LEAF2 = 0x01, 0x02, 0x04, 0x08, 0x20
@@ -34,6 +36,9 @@ _BIG, _OTHER_VALUES = 0x01, 0x06  # in pages of its own; a database in it, or se
 _NO_PAGE = 2**64 - 1
 _DEEPEST = 32  # that of liblmdb
 _FIX = "make it anew, or copy it again"
+
+_Nodes: TypeAlias = Iterator[tuple[bytes, int, int, int]]
+"""Of each node of a page its key, where on the page that ends, and the first two fields of `_NODE`."""
 
 
 class Value(NamedTuple):
@@ -103,7 +108,7 @@ class LmdbFile:
         data = self._bytes(value.start, _HEADER_BYTES + value.size)
         own, _, flags, _, _ = _PAGE.unpack_from(data)
         if own * self._page_bytes != value.start or not flags & _OVERFLOW:
-            raise self._bad(f"page {value.start // self._page_bytes} is damaged")
+            raise self._damaged(value.start // self._page_bytes)
         return data[_HEADER_BYTES:]
 
     def _newest(self) -> tuple[int, bool, int, int, int]:
@@ -139,35 +144,42 @@ class LmdbFile:
         page = self._bytes(number * self._page_bytes, self._page_bytes)
         own, _, flags, lower, _ = _PAGE.unpack_from(page)
         if own != number or not flags & (_BRANCH | _LEAF) or flags & _LEAF2 or not 16 <= lower <= len(page):
-            raise self._bad(f"page {number} is damaged")
-        child = -1  # of a branch, the page whose keys end where the next one's begin
+            raise self._damaged(number)
+        nodes = self._nodes(number, page, lower)
+        yield from self._branch(nodes, depth, after) if flags & _BRANCH else self._leaf(nodes, number, page)
+
+    def _nodes(self, number: int, page: bytes, lower: int) -> _Nodes:
+        """Yields a page's nodes, whose offsets end at `lower`."""
         for (place,) in struct.iter_unpack("<H", page[_HEADER_BYTES : lower - lower % 2]):
             if not lower <= place <= len(page) - _NODE.size:
-                raise self._bad(f"page {number} is damaged")
-            low, high, kind, key_bytes = _NODE.unpack_from(page, place)
-            key_end = place + _NODE.size + key_bytes
-            if flags & _BRANCH:
-                if child >= 0 and not (after and page[place + _NODE.size : key_end] <= after):
-                    yield from self._below(child, depth + 1, after)
-                child = low | high << 16 | kind << 32
-                continue
-            size = low | high << 16
-            end = key_end + (_NUMBER.size if kind & _BIG else size)
-            if end > len(page) or not key_bytes:
-                raise self._bad(f"page {number} is damaged")
-            key = page[place + _NODE.size : key_end]
-            if kind & _OTHER_VALUES:
+                raise self._damaged(number)
+            low, flags, key_bytes = _NODE.unpack_from(page, place)
+            key, end = place + _NODE.size, place + _NODE.size + key_bytes
+            yield page[key:end], end, low, flags
+
+    def _branch(self, nodes: _Nodes, depth: int, after: bytes) -> Iterator[tuple[bytes, Value]]:
+        child = -1  # the page whose keys end where the next one's begin
+        for key, _, low, high in nodes:
+            if child >= 0 and not (after and key <= after):
+                yield from self._below(child, depth + 1, after)
+            child = low | high << 32
+        if child >= 0:
+            yield from self._below(child, depth + 1, after)
+
+    def _leaf(self, nodes: _Nodes, number: int, page: bytes) -> Iterator[tuple[bytes, Value]]:
+        for key, end, size, flags in nodes:
+            is_big = flags & _BIG
+            if end + (_NUMBER.size if is_big else size) > len(page) or not key:
+                raise self._damaged(number)
+            if flags & _OTHER_VALUES:
                 raise self._bad(f"{key!r} holds more than one value", "make it as cn_clip does")
-            if not kind & _BIG:
-                yield key, Value(page[key_end:end], -1, size)
+            if not is_big:
+                yield key, Value(page[end : end + size], -1, size)
                 continue
-            first = _NUMBER.unpack_from(page, key_end)[0]
-            start = first * self._page_bytes
+            start = _NUMBER.unpack_from(page, end)[0] * self._page_bytes
             if start + _HEADER_BYTES + size > self._size:
                 raise self._cut(start + _HEADER_BYTES + size)
             yield key, Value(b"", start, size)
-        if child >= 0:
-            yield from self._below(child, depth + 1, after)
 
     def _bytes(self, start: int, size: int) -> bytes:
         if start + size > self._size:
@@ -178,6 +190,9 @@ class LmdbFile:
         if len(data) < size:  # it has become shorter
             raise self._cut(start + size)
         return data
+
+    def _damaged(self, page: int) -> BadFile:
+        return self._bad(f"page {page} is damaged")
 
     def _cut(self, wanted: int) -> BadFile:
         return self._bad(f"it is cut off, or damaged: it has {self._size:,} bytes and speaks of byte {wanted:,}")

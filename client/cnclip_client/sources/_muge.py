@@ -66,18 +66,16 @@ class TsvSource:
         return told_by("tsv", self.path)
 
     def items(self, ids_only: int = 0, *, start: int = 0, after: Place = ()) -> Iterator[Item]:
-        seen = start if after else 0
-        for line in bounded_lines(self.path, self.item_bytes * 4 // 3 + _LONGEST_ID, after):
-            if line.text.strip():
-                seen += 1
-                if seen > start:
-                    yield self._item(line, seen <= start + ids_only)
+        lines = bounded_lines(self.path, self.item_bytes * 4 // 3 + _LONGEST_ID, after)
+        filled = (line for line in lines if line.text.strip())
+        for number, line in enumerate(islice(filled, 0 if after else start, None)):
+            yield self._item(line, number < ids_only)
 
     def _item(self, line: Line, id_only: bool) -> Item:
         name, tab, text = line.text.partition(b"\t")
         if not tab or not name or len(name) > _LONGEST_ID:
             return Item(f"line {line.number}", None, "is not id<TAB>base64", line.after)
-        # Of other bytes as a key of an LMDB or a path of a list is: such an id is no other one's.
+        # Bytes that are no UTF-8 are kept, as in an LMDB's key or a list's path: no two ids become one.
         one = parse_id(name.decode("utf-8", "surrogateescape"))
         if id_only:
             return Item(one, None, after=line.after)
@@ -112,12 +110,9 @@ class JsonlSource:
         return told_by("jsonl", self.path, id_column=self.id_column, column=self.column)
 
     def items(self, ids_only: int = 0, *, start: int = 0, after: Place = ()) -> Iterator[Item]:
-        seen = start if after else 0
-        for line in bounded_lines(self.path, _MOST_TEXT_BYTES, after):
-            if line.text.strip():
-                seen += 1
-                if seen > start:
-                    yield self._item(line)
+        filled = (line for line in bounded_lines(self.path, _MOST_TEXT_BYTES, after) if line.text.strip())
+        for line in islice(filled, 0 if after else start, None):
+            yield self._item(line)
 
     def require_keys(self) -> None:
         """Refuses a file of objects with other keys. Raises BadFile if its first lines all are."""

@@ -24,7 +24,7 @@ __all__ = ["Glance", "SampleFolderSource"]
 
 _STATISTICS = re.compile(r"\d+_stats\.json")
 _BESIDE = re.compile(r"\d+(_stats\.json|\.parquet|\.csv|\.json)")
-# What no image ends in; most of it is what commands of ours write.
+# Endings that no image has; most are those of files that commands of ours write.
 _NO_IMAGES = frozenset(["json", "jsonl", "npy", "npz", "faiss", "txt", "csv", "tsv", "html", "onnx", "pt", "mdb"])
 _NO_FILE = "a link that leads nowhere, or a device"
 

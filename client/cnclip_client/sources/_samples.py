@@ -7,7 +7,7 @@ the first dot of its last part.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -147,41 +147,55 @@ class _Sample:
         return data.encode() if isinstance(data, str) else data
 
     def item(self, after: Place) -> Item:
-        """Returns it, once all its parts have come."""
-        wanted, value, failure = self._wanted, self._value, self._failure
-        name: Id = self._key
-        told: object = None
-        if self._json is not None:
-            try:
-                told = json.loads(self._json)
-            except UnicodeDecodeError:
-                failure = failure or f"its .json {NO_UTF8}"
-            except (ValueError, RecursionError) as error:
-                failure = failure or f"its .json is none: {' '.join(str(error).split())}"
-        if wanted.id_column and not self._skipped:
-            try:
-                name = checked_id(told.get(wanted.id_column) if isinstance(told, dict) else None)
-            except ValueError:
-                failure = failure or f"its .json has no {wanted.id_column!r} that is an integer or a string"
-        if not failure and not self._taken:
-            failure = wanted.missing([*self._endings])
-        if len(self._taken) > 1:
-            failure = (
-                f"has {len(self._taken):,} images, {_shown(self._taken)}: --column says which is meant; names of "
-                "several samples differ before their first dot"
-            )
-        if not failure and wanted.kind == "text" and not self._skipped:
-            if wanted.column:
-                found = told.get(wanted.column) if isinstance(told, dict) else None
-                value = found if isinstance(found, str) else None
-                failure = "" if value is not None else f"its .json has no {wanted.column!r} that is a string"
-            else:
-                try:
-                    # A line's end is the file's, and not the text's.
-                    value = value.decode().rstrip("\r\n") if isinstance(value, bytes) else value
-                except UnicodeDecodeError:
-                    failure = NO_UTF8
+        """Returns it, once all its parts have come. Of several things that are wrong with it the first is told."""
+        told, no_json = self._told()
+        name, no_id = self._name(told)
+        value, no_text = self._text(told) if self._wanted.kind == "text" else (self._value, "")
+        failure = self._several_images() or self._failure or no_json or no_id or self._missing() or no_text
         return Item(name, None if failure else value, failure, after)
+
+    def _told(self) -> tuple[Mapping[str, object], str]:
+        """Returns what its .json tells, or why that cannot be read."""
+        if self._json is None:
+            return {}, ""
+        try:
+            told = json.loads(self._json)
+        except UnicodeDecodeError:
+            return {}, f"its .json {NO_UTF8}"
+        except (ValueError, RecursionError) as error:
+            return {}, f"its .json is none: {' '.join(str(error).split())}"
+        return (told, "") if isinstance(told, dict) else ({}, "")
+
+    def _name(self, told: Mapping[str, object]) -> tuple[Id, str]:
+        column = self._wanted.id_column
+        if not column or self._skipped:
+            return self._key, ""
+        try:
+            return checked_id(told.get(column)), ""
+        except ValueError:
+            return self._key, f"its .json has no {column!r} that is an integer or a string"
+
+    def _text(self, told: Mapping[str, object]) -> tuple[str | None, str]:
+        column, data = self._wanted.column, self._value
+        if column and not self._skipped:
+            text = told.get(column)
+            return (text, "") if isinstance(text, str) else (None, f"its .json has no {column!r} that is a string")
+        try:
+            # A line's end is the file's, and not the text's.
+            return data.decode().rstrip("\r\n") if isinstance(data, bytes) else None, ""
+        except UnicodeDecodeError:
+            return None, NO_UTF8
+
+    def _several_images(self) -> str:
+        if len(self._taken) < 2:
+            return ""
+        return (
+            f"has {len(self._taken):,} images, {_shown(self._taken)}: --column says which is meant; names of several "
+            "samples differ before their first dot"
+        )
+
+    def _missing(self) -> str:
+        return "" if self._taken else self._wanted.missing([*self._endings])
 
 
 def items_of(

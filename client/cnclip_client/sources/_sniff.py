@@ -34,7 +34,7 @@ _MAGICS = {
 
 
 def require_file(path: Location) -> None:
-    """Refuses what can be read only once: a job tells by the first bytes what it is, and may go on another time.
+    """Refuses what can be read only once: a job reads the first bytes to tell what it is, and may be resumed later.
 
     Raises:
         BadFile: It is neither a file nor a folder.

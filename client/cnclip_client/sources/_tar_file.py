@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import tarfile as _tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO, Any, NamedTuple
 
 tarfile: Any = _tarfile  # what is used of it is public, and not in its stubs
@@ -21,13 +21,14 @@ __all__ = ["PACKED_BADLY", "Member", "TornTar", "members"]
 
 _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
-_NAME, _CHECKSUM, _TYPE = slice(0, 100), slice(148, 156), slice(156, 157)
+_NAME, _SIZE, _CHECKSUM, _TYPE = slice(0, 100), slice(124, 136), slice(148, 156), slice(156, 157)
 _MAGIC, _PREFIX = slice(257, 263), slice(345, 500)
 _FILES = (b"0", b"\0", b"7")
 # With `-h` alone, what links lead to twice is a file once and a hard link from then on.
 _LINK = "a link (pack it with tar's -h --hard-dereference)"
 _KINDS = {b"1": _LINK, b"2": _LINK, b"3": "a device", b"4": "a device", b"5": "a folder", b"6": "a pipe"}
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_OF_ALL = b"L", b"K", b"x", b"g"
+_EXTENSIONS = (_LONG_NAME, _LONG_LINK, _PAX, _PAX_OF_ALL)
 # Of GNU's sparse files the header tells 4 pieces, and as long as a flag is set another block follows that tells 21.
 _SPARSE, _PIECES_FOLLOW, _MORE_FOLLOW = b"S", 482, 504
 _IS_SPARSE = "sparse (pack it without tar's -S)"
@@ -84,7 +85,9 @@ def members(file: IO[bytes], begin: int = 0) -> Iterator[Member]:
 
 
 def _next(file: IO[bytes], begin: int) -> Member | None:
-    place, name, what, size_given = begin, "", "", -1
+    """Returns the member that begins there, or behind the zeros there; None at the end."""
+    place = begin
+    told: dict[str, str] = {}
     while True:
         file.seek(place)
         header = file.read(_BLOCK)
@@ -93,43 +96,55 @@ def _next(file: IO[bytes], begin: int) -> Member | None:
             if following is None:
                 return None
             begin = place = following
-            name, what, size_given = "", "", -1
+            told = {}
             continue
         if len(header) < _BLOCK:
             raise TornTar(f"is cut off at byte {place + len(header):,}: it has no end")
         if not _is_sound(header):
             raise TornTar(f"is damaged at byte {place:,}, or no tar archive")
-        kind, size = header[_TYPE], _number(header[124:136])
-        data = place + _BLOCK
-        if kind not in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_OF_ALL):
-            break
+        size, data = _number(header[_SIZE]), place + _BLOCK
+        if header[_TYPE] not in _EXTENSIONS:
+            return _member(file, header, told, begin, data, size)
+        told |= _extension(file, header[_TYPE], data, size)
         place = data + _filled(size)
-        if size > _MOST_HEADER_BYTES:
-            raise TornTar(f"is damaged at byte {data:,}: a header of {size:,} bytes")
-        told = file.read(size)
-        if len(told) < size:
-            raise TornTar(f"is cut off at byte {data + len(told):,}, in a header")
-        if kind == _LONG_NAME:
-            name = _text(told)
-        elif kind == _PAX:
-            records = _pax_records(told)
-            name = records.get("GNU.sparse.name", records.get("path", name))
-            what = _IS_SPARSE if any(key.startswith("GNU.sparse.") for key in records) else what
-            size_given = int(records["size"]) if records.get("size", "").isdecimal() else size_given
-    size = size_given if size_given >= 0 else size
-    if not name:
-        name = _text(header[_NAME])
-        if header[_MAGIC] == b"ustar\0" and header[345] != 0:
-            name = f"{_text(header[_PREFIX])}/{name}"
+
+
+def _extension(file: IO[bytes], kind: bytes, data: int, size: int) -> dict[str, str]:
+    """Reads a header that tells of the member behind it; returns pax records, which a long name of GNU's is too."""
+    if size > _MOST_HEADER_BYTES:
+        raise TornTar(f"is damaged at byte {data:,}: a header of {size:,} bytes")
+    content = file.read(size)
+    if len(content) < size:
+        raise TornTar(f"is cut off at byte {data + len(content):,}, in a header")
+    if kind == _LONG_NAME:
+        return {"path": _text(content)}
+    return _pax_records(content) if kind == _PAX else {}
+
+
+def _member(file: IO[bytes], header: bytes, told: Mapping[str, str], begin: int, data: int, size: int) -> Member:
+    """Returns the member of a header, of which `told` has the pax records that came before it."""
+    kind = header[_TYPE]
+    name = told.get("GNU.sparse.name") or told.get("path") or _short_name(header)
+    what = ""
     if kind == _SPARSE:
         what, data = _IS_SPARSE, _behind_pieces(file, header, data)
     elif kind not in _FILES:
         what = _KINDS.get(kind, "no file of a kind that is known")
     elif name.endswith("/"):
         what = "a folder"
+    elif any(key.startswith("GNU.sparse.") for key in told):
+        what = _IS_SPARSE
+    if told.get("size", "").isdecimal():
+        size = int(told["size"])
     # Links and folders may tell a size, and have no data.
     holds = size if kind not in _KINDS else 0
     return Member(name, what, begin, data, holds, data + _filled(holds))
+
+
+def _short_name(header: bytes) -> str:
+    name = _text(header[_NAME])
+    has_prefix = header[_MAGIC] == b"ustar\0" and header[_PREFIX.start] != 0
+    return f"{_text(header[_PREFIX])}/{name}" if has_prefix else name
 
 
 def _behind_zeros(file: IO[bytes], begin: int) -> int | None:
