@@ -38,6 +38,7 @@ from cnclip_bench.subject import onnx_session
 from cnclip_builder.arch import get_arch
 from cnclip_builder.checkpoint.load import load_checkpoint, make_meta_model
 from cnclip_builder.checkpoint.towers import load_tower
+from cnclip_card._jpegs import size_for_card
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -264,6 +265,22 @@ def test_decoding_is_timed_on_the_card_and_beside_it(tmp_path: Path, monkeypatch
     assert re.match("of 64 the card decodes [1-9][0-9]*, of them [0-9]+ that are refused exactly and 0", damaged.value)
     assert [(one.items, "on the card" in one.what) for one in rates] == [(1, True), (1, False), (3, True), (3, False)]
     assert all(one.per_s > 0 and one.host_ms > 0 for one in rates)
+
+
+def test_a_cards_distance_is_that_of_photographs_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the builder's fifteen pictures four go to the card."""
+    from cnclip_bench.gpu_report import card
+
+    def built(request: Any) -> Any:
+        images = [image.read_bytes() for image in request.card_images.iterdir()]
+        assert sorted(size_for_card(image, ["JPEG"]) for image in images) == 4 * [(640, 480)] + 4 * [(1920, 1080)]
+        assert request.serving.preprocess == "gpu"
+        raise PassedOver("seen")
+
+    monkeypatch.setattr("cnclip_builder.build.build_repository", built)
+    monkeypatch.setattr(card, "_require", lambda setup: None)
+    with pytest.raises(PassedOver, match="seen"):
+        card.build_for_card(Setup("ViT-B-16", "random:0", gpu=True, folder=tmp_path, seconds=0.01), [].append)
 
 
 def in_this_process(step: Step, setup: Setup, remaining_s: float, log: Path, report: Report) -> Outcome:

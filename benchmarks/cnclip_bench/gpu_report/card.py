@@ -127,7 +127,13 @@ def build_for_card(setup: Setup, report: Report) -> None:
 
     from cnclip_bench.gpu_report.repositories import request_for
 
-    request = replace(request_for(setup, "onnxruntime", preprocess="gpu"), repository=setup.repository(_WAY))
+    photographs = setup.folder / "photographs"  # few of the builder's pictures go to the card
+    photographs.mkdir(parents=True, exist_ok=True)
+    for name, size in SIZES.items():
+        for number, image in enumerate(jpegs(size)):
+            (photographs / f"{name}-{number}.jpg").write_bytes(image)
+    request = request_for(setup, "onnxruntime", preprocess="gpu")
+    request = replace(request, repository=setup.repository(_WAY), card_images=photographs)
     entry = build_repository(request)
     found = load_manifest(request.repository).models[entry.name][str(entry.version)]["card_decoding"]
     for what in ("images", "exact_share", "largest_pixel_difference", "mean_pixel_difference"):
@@ -137,7 +143,7 @@ def build_for_card(setup: Setup, report: Report) -> None:
 
 
 def load_card(setup: Setup, report: Report) -> None:
-    """Compares what the card's pixels come to with exact ones, by the same served encoder; then sends JPEGs."""
+    """Sends JPEGs, compares the card's pixels with exact ones by the same served encoder, and sends the largest."""
     from cnclip_builder.reference import Reference
     from cnclip_builder.verify import CARD_TOLERANCE, verify_server
 
@@ -152,16 +158,16 @@ def load_card(setup: Setup, report: Report) -> None:
                 request = to_ensemble(client, "image", photographs, items)
                 measure(told(name, photographs), "image", request, items, at_once)
         meter.tell(report, _WAY, "server, after these loads")
-        largest, (items, at_once) = jpegs(_LARGEST), _LARGEST_LOAD
-        what = told("x".join(map(str, _LARGEST)), largest)
-        with meter.watching(report, _WAY, f"server, the most with {what}"):
-            measure(what, "image", to_ensemble(client, "image", largest, items), items, at_once)
-        tell_of_card(server, report)
         found = verify_server(server.grpc_url, subject.name, Reference(subject.checkpoint, subject.arch))
         if (card := found.card_decoding) is not None:
             distances = (card.cosine_distance, CARD_TOLERANCE.cosine_distance)
             centred = (card.centred_distance, CARD_TOLERANCE.centred_distance)
             report(Verified(_WAY, "image", card.rows, *distances, *centred))
+        largest, (items, at_once) = jpegs(_LARGEST), _LARGEST_LOAD
+        what = told("x".join(map(str, _LARGEST)), largest)
+        with meter.watching(report, _WAY, f"server, the most with {what}"):
+            measure(what, "image", to_ensemble(client, "image", largest, items), items, at_once)
+        tell_of_card(server, report)
     found.require()
 
 
