@@ -18,7 +18,7 @@ from cnclip_bench.gpu_report.inputs import SIZES, jpegs
 from cnclip_bench.gpu_report.memory import Meter
 from cnclip_bench.gpu_report.repositories import subject_of
 from cnclip_bench.gpu_report.rows import Fact, PassedOver, Report, Setup, Verified
-from cnclip_bench.gpu_report.served import measure_load, told
+from cnclip_bench.gpu_report.served import job_of, measure_load, told
 from cnclip_bench.inputs import repeated
 from cnclip_bench.processes import processor_seconds
 from cnclip_bench.requests import to_ensemble
@@ -33,7 +33,7 @@ __all__ = ["build_for_card", "load_card", "tell_of_card", "time_card"]
 _WAY = "card"
 # Where the card is faster than the host's cores, if not at one image.
 _BATCHES = (1, 2, 4, 8, 16, 64)
-# Images a request, and requests at once; the last one is a job's.
+# Images a request, and requests at once.
 _LOADS = ((1, 1), (1, 16), (8, 8), (64, 4))
 # More than may be on a card at once: 2.3 GB of pixels a request.
 _LARGEST, _LARGEST_LOAD = (4000, 3000), (64, 2)
@@ -154,6 +154,7 @@ def load_card(setup: Setup, report: Report) -> None:
         measure = partial(measure_load, setup, report, partial(processor_seconds, server.pid), _WAY)
         for name, size in SIZES.items():
             photographs = jpegs(size)
+            measure(f"{told(name, photographs)}, a job", "image", *job_of(setup, client, "image", photographs), 1)
             for items, at_once in _LOADS:
                 request = to_ensemble(client, "image", photographs, items)
                 measure(told(name, photographs), "image", request, items, at_once)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     *("load_onnxruntime", "load_plans", "load_two_encoders", "verify_onnxruntime", "verify_plans"),
-    *("measure_load", "told"),
+    *("job_of", "measure_load", "told"),
 ]
 
 # Few and many: items a request, and requests at once.
@@ -105,8 +105,7 @@ def _load(setup: Setup, report: Report, platform: Platform) -> None:
         }
         _load_encoders(setup, report, platform, subject, server)
         for what, (tower, given) in ensembles.items():
-            number = _JOB[setup.gpu][tower]
-            measure(f"{what}, a job", tower, partial(encode, client, tower, repeated(given, number)), number, 1)
+            measure(f"{what}, a job", tower, *job_of(setup, client, tower, given), 1)
         for what, (tower, given) in ensembles.items():
             for items, at_once in _FEW_AND_MANY:
                 measure(what, tower, to_ensemble(client, tower, given, items), items, at_once)
@@ -156,6 +155,12 @@ def measure_load(
     host_ms = (host_seconds() - before) / (next(requests) * items) * 1000
     took = Latency.of(what, sustained.waits_s)
     report(Rate(way, tower, what, items, at_once, sustained.items_per_s, took.median_ms, took.p95_ms, host_ms))
+
+
+def job_of(setup: Setup, client: Client, tower: Tower, given: Sequence[Any]) -> tuple[Request, int]:
+    """Gives what has the client encode many items at once, and how many."""
+    number = _JOB[setup.gpu][tower]
+    return partial(encode, client, tower, repeated(given, number)), number
 
 
 def told(name: str, images: Sequence[bytes]) -> str:
