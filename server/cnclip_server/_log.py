@@ -19,6 +19,7 @@ _NOT_BOUND = re.compile(r"failed to start (?P<service>\w+) service: .* already i
 _TRACEBACK = re.compile(r"\s*\n\nAt:\n.*", re.DOTALL)
 # What becomes of a thread too many, in libc's words and Python's.
 _NO_THREAD = re.compile("Resource temporarily unavailable|can't start new thread")
+_NO_GPU = re.compile("KIND_GPU but no GPUs are available|specifies invalid or unsupported gpu id")
 # What opens a restricted API, as the flags write it: APIS:HEADER=KEY.
 _KEY = re.compile(r"(--(?:grpc-restricted-protocol|http-restricted-api)[= ][^\s=]+=)\S+")
 MORE_THREADS = "let more threads run here, some 200 for a model (a container's limit of PIDs, ulimit -u)"
@@ -49,6 +50,16 @@ def failure_reason(log: str) -> str | None:
 def lack_of_threads(log: str) -> str | None:
     """What mends it if no more threads could be started, which no other word of the log tells; else None."""
     return MORE_THREADS if _NO_THREAD.search(log) else None
+
+
+def lack_of_gpus(log: str) -> str | None:
+    """What mends it if a model is for a GPU that Triton does not find; else None."""
+    if not _NO_GPU.search(log):
+        return None
+    return (
+        "no such GPU is there: see what nvidia-smi lists, and what CUDA_VISIBLE_DEVICES leaves of it (a container is "
+        "given GPUs by --gpus all); or build the repository with --target cpu, or for GPUs that are there (--gpus)"
+    )
 
 
 def without_keys(text: str, keys: Iterable[str] = ()) -> str:

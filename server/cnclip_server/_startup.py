@@ -27,6 +27,7 @@ from cnclip_server._host import (
 from cnclip_server._log import (
     MORE_THREADS,
     failure_reason,
+    lack_of_gpus,
     lack_of_threads,
     last_line,
     serves_metrics,
@@ -175,7 +176,7 @@ def _failure(process: GuardedProcess, settings: Settings, status: int) -> Server
         reason = f"{reason or last_line(log)} ({how_it_ended(status)})"
     # The reader knows the repository by its own name, not by that of our link to it.
     reason = reason.replace(str(linked_repository(process.folder)), str(settings.repository))
-    told = filter(None, (f"tritonserver did not start: {reason}", lack_of_threads(log)))
+    told = filter(None, (f"tritonserver did not start: {reason}", lack_of_threads(log), lack_of_gpus(log)))
     return StartupFailed("; ".join(told), tail(log))
 
 

@@ -12,6 +12,8 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,17 @@ from cnclip_bench.gpu_report.findings import Findings
 from cnclip_bench.gpu_report.in_process import who_ran
 from cnclip_bench.gpu_report.inputs import BATCH_SIZES, SIZES, jpegs, token_ids
 from cnclip_bench.gpu_report.measure import _environment
+from cnclip_bench.gpu_report.memory import Meter
 from cnclip_bench.gpu_report.repositories import request_for
-from cnclip_bench.gpu_report.rows import Ceiling, Fact, PassedOver, Report, Setup, Timing, Work
+from cnclip_bench.gpu_report.rows import Ceiling, Fact, Memory, PassedOver, Report, Setup, Timing, Work
 from cnclip_bench.gpu_report.run import Outcome, Step, run_step
+from cnclip_bench.gpu_report.served import measure_load
 from cnclip_bench.gpu_report.timing import time_runs
 from cnclip_bench.subject import onnx_session
 from cnclip_builder.arch import get_arch
 from cnclip_builder.checkpoint.load import load_checkpoint, make_meta_model
 from cnclip_builder.checkpoint.towers import load_tower
+from cnclip_card._jpegs import size_for_card
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -133,6 +138,26 @@ def test_the_first_run_is_told_apart() -> None:
     first, others = time_runs(lambda: time.sleep(next(pauses)), 0.25)
     assert first >= 200
     assert 10 <= others < 200
+
+
+def test_what_an_item_takes_of_the_processors() -> None:
+    """Requests that do not count as steady took their part, too."""
+    asked: list[int] = []
+    rows: list[Any] = []
+    took = partial(next, iter([1.0, 3.0]))
+    measure_load(SETUP, rows.append, took, "card", "x", "image", partial(asked.append, 1), items=4, at_once=2)
+    (rate,) = rows
+    assert rate.host_ms == pytest.approx(2000 / (4 * len(asked)))
+
+
+def test_the_most_that_a_load_takes_of_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are in its memory while a request is under way, and gone behind it."""
+    taken = chain([100.0, 100.0, 900.0], repeat(150.0))
+    monkeypatch.setattr(Meter, "_taken_mib", lambda self: next(taken))
+    rows: list[Any] = []
+    with Meter(gpu=True).watching(rows.append, "card", "largest"):
+        time.sleep(0.1)
+    assert rows == [Memory("card", "largest", 800.0)]
 
 
 def test_what_is_sent() -> None:
@@ -235,10 +260,27 @@ def test_decoding_is_timed_on_the_card_and_beside_it(tmp_path: Path, monkeypatch
     monkeypatch.setattr(card, "_BATCHES", (1, 3))
     rows: list[Any] = []
     card.time_card(Setup("ViT-B-16", "random:0", gpu=True, folder=tmp_path, seconds=0.01), rows.append)
-    told, *rates = rows
+    told, damaged, *rates = rows
     assert told.value.startswith("JPEGs are decoded by nvImageCodec")
+    assert re.match("of 64 the card decodes [1-9][0-9]*, of them [0-9]+ that are refused exactly and 0", damaged.value)
     assert [(one.items, "on the card" in one.what) for one in rates] == [(1, True), (1, False), (3, True), (3, False)]
-    assert all(one.per_s > 0 and "ms of the host's cores an image" in one.what for one in rates)
+    assert all(one.per_s > 0 and one.host_ms > 0 for one in rates)
+
+
+def test_a_cards_distance_is_that_of_photographs_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the builder's fifteen pictures four go to the card."""
+    from cnclip_bench.gpu_report import card
+
+    def built(request: Any) -> Any:
+        images = [image.read_bytes() for image in request.card_images.iterdir()]
+        assert sorted(size_for_card(image, ["JPEG"]) for image in images) == 4 * [(640, 480)] + 4 * [(1920, 1080)]
+        assert request.serving.preprocess == "gpu"
+        raise PassedOver("seen")
+
+    monkeypatch.setattr("cnclip_builder.build.build_repository", built)
+    monkeypatch.setattr(card, "_require", lambda setup: None)
+    with pytest.raises(PassedOver, match="seen"):
+        card.build_for_card(Setup("ViT-B-16", "random:0", gpu=True, folder=tmp_path, seconds=0.01), [].append)
 
 
 def in_this_process(step: Step, setup: Setup, remaining_s: float, log: Path, report: Report) -> Outcome:

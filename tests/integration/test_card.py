@@ -12,9 +12,11 @@ import shutil
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from cnclip_bench.gpu_report.card import tell_of_card
 from cnclip_builder.arch import Arch
 from cnclip_builder.artefacts.maker import Artefacts
 from cnclip_builder.build import BuildRequest, build_repository
@@ -176,3 +178,14 @@ def test_what_was_measured_is_in_the_manifest_and_shown(
     ) in shown
     told = CliRunner().invoke(app, ["show", str(repository), "--json"]).stdout
     assert json.loads(told)["models"]["tiny-vit"]["1"]["card_decoding"] == found
+
+
+def test_a_gpu_report_tells_which_way_pixels_went(server: TritonServer, tiny_vit: Arch) -> None:
+    """Rates of pixels that went by way of the host, or of JPEGs that the card gave back, would be told as the card's."""
+    with Client(server.grpc_url, model="tiny-vit") as client:
+        client.encode_images([JPEG])
+    rows: list[Any] = []
+    tell_of_card(server, rows.append)
+    way, counted = (row.value for row in rows)
+    assert way == "pixels go on in its memory"
+    assert re.fullmatch("failures failed 0, failures full 0, images card [1-9][0-9]*, images exact [0-9]+", counted)

@@ -179,8 +179,11 @@ def test_gpu_instances_without_a_gpu(repository: Any, nets: Any, xy: str) -> Non
     if Path("/dev/nvidia0").exists():
         pytest.skip("this machine has an NVIDIA GPU; the refusal of KIND_GPU needs one without")
     repository.add("gpu", nets.identity(), "instance_group [ { count: 1 kind: KIND_GPU } ]\n" + xy)
-    with pytest.raises(StartupFailed, match=r"gpu.*KIND_GPU"):
+    repository.add("third", nets.identity(), "instance_group [ { count: 1 kind: KIND_GPU gpus: [ 3 ] } ]\n" + xy)
+    with pytest.raises(StartupFailed, match="gpu.*KIND_GPU") as raised:
         _server(repository.path).start()
+    assert "third specifies invalid or unsupported gpu id 3" in raised.value.reason
+    assert "; no such GPU is there: see what nvidia-smi lists, and what CUDA_VISIBLE_DEVICES " in raised.value.reason
 
 
 @pytest.mark.triton

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+import random
+import re
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from cnclip_bench.gpu_report.inputs import SIZES, jpegs
 from cnclip_bench.gpu_report.memory import Meter
 from cnclip_bench.gpu_report.repositories import subject_of
-from cnclip_bench.gpu_report.rows import Fact, PassedOver, Rate, Report, Setup, Verified
-from cnclip_bench.gpu_report.served import measure_load, told
+from cnclip_bench.gpu_report.rows import Fact, PassedOver, Report, Setup, Verified
+from cnclip_bench.gpu_report.served import job_of, measure_load, told
 from cnclip_bench.inputs import repeated
-from cnclip_bench.load import run_load
+from cnclip_bench.processes import processor_seconds
 from cnclip_bench.requests import to_ensemble
-from cnclip_bench.stats import Latency
 from cnclip_bench.subject import serving
 
-__all__ = ["build_for_card", "load_card", "time_card"]
+if TYPE_CHECKING:
+    from cnclip_card import Card
+    from cnclip_server import TritonServer
+
+__all__ = ["build_for_card", "load_card", "tell_of_card", "time_card"]
 
 _WAY = "card"
 # Where the card is faster than the host's cores, if not at one image.
-_BATCHES = (1, 8, 64)
-# Images a request, and requests at once; the last one is a job's.
+_BATCHES = (1, 2, 4, 8, 16, 64)
+# Images a request, and requests at once.
 _LOADS = ((1, 1), (1, 16), (8, 8), (64, 4))
+# More than may be on a card at once: 2.3 GB of pixels a request.
+_LARGEST, _LARGEST_LOAD = (4000, 3000), (64, 2)
+# JPEGs whose data are damaged, and grey levels on average from which on a picture is another one.
+_DAMAGED, _OTHER = 64, 4.0
 
 
 def time_card(setup: Setup, report: Report) -> None:
@@ -43,6 +56,7 @@ def time_card(setup: Setup, report: Report) -> None:
     side, cores = get_arch(setup.arch).resolution, usable_cores()
     card = open_card(side, image_formats(), threads=cores)
     report(Fact("decoding on the card", card.about))
+    report(Fact("JPEGs whose data are damaged", _told_of_damage(card, side)))
     with ThreadPoolExecutor(cores) as pool:
 
         def exactly(images: Sequence[bytes]) -> list[Any]:
@@ -57,7 +71,48 @@ def time_card(setup: Setup, report: Report) -> None:
             for batch in _BATCHES:
                 images = repeated(photographs, batch)
                 for way, decode in ways.items():
-                    _measure(setup, report, f"{told(name, photographs)} in process, {way}", decode, images)
+                    decode(images)  # the first of a size takes memory, and compiles
+                    what, request = f"{told(name, photographs)} in process, {way}", partial(decode, images)
+                    measure_load(setup, report, time.process_time, _WAY, what, "image", request, batch, 1)
+
+
+def _told_of_damage(card: Card, side: int) -> str:
+    """Says what a card makes of JPEGs of which only some of the data are damaged, beside what the exact way does."""
+    from cnclip_pixels import BadImage, decode_pixels
+
+    def exactly(image: bytes) -> Any:
+        try:
+            return decode_pixels(image, side)
+        except BadImage as error:
+            return error
+
+    chosen = random.Random(0)
+    images = [_damaged(image, chosen) for image in repeated(jpegs((640, 480)), _DAMAGED)]
+    prepared = card.prepare(images, lambda others: map(exactly, others))
+    on_card = [row for row, pixels in enumerate(prepared.rows) if pixels is None]
+    refused = others = 0
+    for row in on_card:
+        expected, squares = exactly(images[row]), prepared.squares
+        if isinstance(expected, BadImage):
+            refused += 1
+        elif squares is not None:
+            others += float(np.abs(squares.read(row) - expected.astype(np.int16)).mean()) > _OTHER
+    return (
+        f"of {len(images)} the card decodes {len(on_card)}, of them {refused} that are refused exactly and {others} "
+        f"that are another picture then{'; it said: ' * bool(prepared.why_not)}{prepared.why_not}"
+    )
+
+
+def _damaged(image: bytes, chosen: random.Random) -> bytes:
+    """Changes three bytes of a JPEG's data, and none of its markers."""
+    data = bytearray(image)
+    for _ in range(3):
+        at = chosen.randrange(len(data) // 2, len(data) - 2)
+        if 0xFF not in data[at - 1 : at + 1]:
+            data[at] ^= chosen.randrange(1, 0x80)
+            if data[at] == 0xFF:
+                data[at] = 0
+    return bytes(data)
 
 
 def build_for_card(setup: Setup, report: Report) -> None:
@@ -72,7 +127,13 @@ def build_for_card(setup: Setup, report: Report) -> None:
 
     from cnclip_bench.gpu_report.repositories import request_for
 
-    request = replace(request_for(setup, "onnxruntime", preprocess="gpu"), repository=setup.repository(_WAY))
+    photographs = setup.folder / "photographs"  # few of the builder's pictures go to the card
+    photographs.mkdir(parents=True, exist_ok=True)
+    for name, size in SIZES.items():
+        for number, image in enumerate(jpegs(size)):
+            (photographs / f"{name}-{number}.jpg").write_bytes(image)
+    request = request_for(setup, "onnxruntime", preprocess="gpu")
+    request = replace(request, repository=setup.repository(_WAY), card_images=photographs)
     entry = build_repository(request)
     found = load_manifest(request.repository).models[entry.name][str(entry.version)]["card_decoding"]
     for what in ("images", "exact_share", "largest_pixel_difference", "mean_pixel_difference"):
@@ -82,7 +143,7 @@ def build_for_card(setup: Setup, report: Report) -> None:
 
 
 def load_card(setup: Setup, report: Report) -> None:
-    """Compares what the card's pixels come to with exact ones, by the same served encoder; then sends JPEGs."""
+    """Sends JPEGs, compares the card's pixels with exact ones by the same served encoder, and sends the largest."""
     from cnclip_builder.reference import Reference
     from cnclip_builder.verify import CARD_TOLERANCE, verify_server
 
@@ -90,36 +151,36 @@ def load_card(setup: Setup, report: Report) -> None:
     meter = Meter(setup.gpu)
     with serving(subject) as (server, client):
         meter.tell(report, _WAY, "server, ready")
+        measure = partial(measure_load, setup, report, partial(processor_seconds, server.pid), _WAY)
         for name, size in SIZES.items():
             photographs = jpegs(size)
+            measure(f"{told(name, photographs)}, a job", "image", *job_of(setup, client, "image", photographs), 1)
             for items, at_once in _LOADS:
                 request = to_ensemble(client, "image", photographs, items)
-                measure_load(setup, report, _WAY, told(name, photographs), "image", request, items, at_once)
+                measure(told(name, photographs), "image", request, items, at_once)
         meter.tell(report, _WAY, "server, after these loads")
         found = verify_server(server.grpc_url, subject.name, Reference(subject.checkpoint, subject.arch))
         if (card := found.card_decoding) is not None:
             distances = (card.cosine_distance, CARD_TOLERANCE.cosine_distance)
             centred = (card.centred_distance, CARD_TOLERANCE.centred_distance)
             report(Verified(_WAY, "image", card.rows, *distances, *centred))
+        largest, (items, at_once) = jpegs(_LARGEST), _LARGEST_LOAD
+        what = told("x".join(map(str, _LARGEST)), largest)
+        with meter.watching(report, _WAY, f"server, the most with {what}"):
+            measure(what, "image", to_ensemble(client, "image", largest, items), items, at_once)
+        tell_of_card(server, report)
     found.require()
 
 
-def _measure(
-    setup: Setup, report: Report, what: str, decode: Callable[[Sequence[bytes]], object], images: Sequence[bytes]
-) -> None:
-    decode(images)  # the first of a size takes memory, and compiles
-    began, asked = time.process_time(), 0
-
-    def request() -> None:
-        nonlocal asked
-        decode(images)
-        asked += len(images)
-
-    sustained = run_load(request, 1, setup.seconds, len(images))
-    host_ms = (time.process_time() - began) / asked * 1000
-    took = Latency.of(what, sustained.waits_s)
-    told_more = f"{what}; {host_ms:.2g} ms of the host's cores an image"
-    report(Rate(_WAY, "image", told_more, len(images), 1, sustained.items_per_s, took.median_ms, took.p95_ms))
+def tell_of_card(server: TritonServer, report: Report) -> None:
+    """Tells which way pixels went from the card, how many images it decoded, and why others left it."""
+    log = server.log_path.read_text(encoding="utf-8", errors="replace")
+    for line in dict.fromkeys(re.findall(r"pixels go on [^\n\"]+|the card (?:is full|failed)[^\n\"]+", log)):
+        report(Fact("served with decoding on the card", line))
+    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as answer:
+        counted = re.findall(r'^cnclip_card_(\w+){.*\bw\w\w="(\w+)".*} (\d+)', answer.read().decode(), re.MULTILINE)
+    told = ", ".join(f"{what} {which} {number}" for what, which, number in sorted(counted))
+    report(Fact("counted with decoding on the card", told))
 
 
 def _require(setup: Setup) -> None:

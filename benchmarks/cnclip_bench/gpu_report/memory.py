@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from cnclip_bench.gpu_report.rows import Memory, Report
 from cnclip_bench.processes import proportional_mib
 
 __all__ = ["Meter"]
+
+_INTERVAL_S = 0.02
 
 
 class Meter:
@@ -25,6 +30,26 @@ class Meter:
         now = self._taken_mib()
         if now is not None and self._before is not None:
             report(Memory(way, what, now - self._before))
+
+    @contextmanager
+    def watching(self, report: Report, way: str, what: str) -> Iterator[None]:
+        """Looks again and again, and reports the most that was taken meanwhile."""
+        seen, over = [self._taken_mib()], threading.Event()
+
+        def look() -> None:
+            while not over.wait(_INTERVAL_S):
+                seen.append(self._taken_mib())
+
+        watcher = threading.Thread(target=look)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+        most = max((mib for mib in seen if mib is not None), default=None)
+        if most is not None and self._before is not None:
+            report(Memory(way, what, most - self._before))
 
     def _taken_mib(self) -> float | None:
         if not self._gpu:

@@ -140,6 +140,7 @@ class Rate:
         at_once: Requests under way.
         per_s: Items a second.
         median_ms, p95_ms: What a request took.
+        host_ms: Of all of the host's processors together an item, the server's or, in process, this one's.
     """
 
     way: str
@@ -150,6 +151,7 @@ class Rate:
     per_s: float
     median_ms: float
     p95_ms: float
+    host_ms: float
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from cnclip_bench.gpu_report.repositories import request_for, subject_of
 from cnclip_bench.gpu_report.rows import PassedOver, Rate, Report, Setup, Verified
 from cnclip_bench.inputs import repeated
 from cnclip_bench.load import Request, run_load
+from cnclip_bench.processes import processor_seconds
 from cnclip_bench.requests import encode, to_encoder, to_ensemble
 from cnclip_bench.stats import Latency
 from cnclip_bench.subject import Subject, serving
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     *("load_onnxruntime", "load_plans", "load_two_encoders", "verify_onnxruntime", "verify_plans"),
-    *("measure_load", "told"),
+    *("job_of", "measure_load", "told"),
 ]
 
 # Few and many: items a request, and requests at once.
@@ -73,7 +75,7 @@ def load_two_encoders(setup: Setup, report: Report) -> None:
     build_repository(replace(request, serving=replace(request.serving, encoder_instances=2)))
     subject = subject_of(setup, "onnxruntime")
     with _serving(subject, "onnxruntime") as (server, _):
-        _load_encoders(setup, report, "onnxruntime", subject, server.grpc_url, ", two encoders")
+        _load_encoders(setup, report, "onnxruntime", subject, server, ", two encoders")
 
 
 def _verify(setup: Setup, report: Report, platform: Platform) -> None:
@@ -96,15 +98,14 @@ def _load(setup: Setup, report: Report, platform: Platform) -> None:
     meter = Meter(setup.gpu)
     with _serving(subject, platform) as (server, client):
         meter.tell(report, platform, "server, ready")
-        measure = partial(measure_load, setup, report, platform)
+        measure = partial(measure_load, setup, report, partial(processor_seconds, server.pid), platform)
         ensembles: dict[str, tuple[Tower, Sequence[Any]]] = {
             **{told(name, given): ("image", given) for name, given in photographs.items()},
             "texts": ("text", subject.texts),
         }
-        _load_encoders(setup, report, platform, subject, server.grpc_url)
+        _load_encoders(setup, report, platform, subject, server)
         for what, (tower, given) in ensembles.items():
-            number = _JOB[setup.gpu][tower]
-            measure(f"{what}, a job", tower, partial(encode, client, tower, repeated(given, number)), number, 1)
+            measure(f"{what}, a job", tower, *job_of(setup, client, tower, given), 1)
         for what, (tower, given) in ensembles.items():
             for items, at_once in _FEW_AND_MANY:
                 measure(what, tower, to_ensemble(client, tower, given, items), items, at_once)
@@ -112,17 +113,17 @@ def _load(setup: Setup, report: Report, platform: Platform) -> None:
 
 
 def _load_encoders(
-    setup: Setup, report: Report, platform: Platform, subject: Subject, url: str, more: str = ""
+    setup: Setup, report: Report, platform: Platform, subject: Subject, server: TritonServer, more: str = ""
 ) -> None:
     """Loads the encoders alone; `more` is said of each load."""
-    measure = partial(measure_load, setup, report, platform)
+    measure = partial(measure_load, setup, report, partial(processor_seconds, server.pid), platform)
     rows: dict[Tower, npt.NDArray[Any]] = {
         "image": pixels(_LARGEST, subject.arch.resolution),
         "text": token_ids(_LARGEST, _LENGTH),
     }
 
     def of(tower: Tower, *sizes: int) -> Request:
-        return to_encoder(url, f"{subject.name}-{tower}-encoder", rows[tower], sizes)
+        return to_encoder(server.grpc_url, f"{subject.name}-{tower}-encoder", rows[tower], sizes)
 
     for items, at_once in _PIXELS:
         measure(f"pixels{more}", "image", of("image", items), items, at_once)
@@ -132,12 +133,34 @@ def _load_encoders(
 
 
 def measure_load(
-    setup: Setup, report: Report, way: str, what: str, tower: Tower, request: Request, items: int, at_once: int
+    setup: Setup,
+    report: Report,
+    host_seconds: Callable[[], float],
+    way: str,
+    what: str,
+    tower: Tower,
+    request: Request,
+    items: int,
+    at_once: int,
 ) -> None:
-    """Keeps up a load, and reports its `Rate`."""
-    sustained = run_load(request, at_once, setup.seconds, items)
+    """Keeps up a load, and reports its `Rate`; `host_seconds` gives what its work took so far of the processors."""
+    requests = count()
+
+    def counted() -> None:
+        request()
+        next(requests)
+
+    before = host_seconds()
+    sustained = run_load(counted, at_once, setup.seconds, items)
+    host_ms = (host_seconds() - before) / (next(requests) * items) * 1000
     took = Latency.of(what, sustained.waits_s)
-    report(Rate(way, tower, what, items, at_once, sustained.items_per_s, took.median_ms, took.p95_ms))
+    report(Rate(way, tower, what, items, at_once, sustained.items_per_s, took.median_ms, took.p95_ms, host_ms))
+
+
+def job_of(setup: Setup, client: Client, tower: Tower, given: Sequence[Any]) -> tuple[Request, int]:
+    """Gives what has the client encode many items at once, and how many."""
+    number = _JOB[setup.gpu][tower]
+    return partial(encode, client, tower, repeated(given, number)), number
 
 
 def told(name: str, images: Sequence[bytes]) -> str:

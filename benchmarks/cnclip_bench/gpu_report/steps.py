@@ -26,9 +26,9 @@ STEPS = (
     Step("texts in ONNX Runtime", in_process.time_texts_in_onnxruntime, 60, needs=_BUILD),
     Step("verify ONNX Runtime", served.verify_onnxruntime, 90, needs=_BUILD),
     Step("load ONNX Runtime", served.load_onnxruntime, 120, needs=_BUILD),
-    Step("decode on the card", card.time_card, 60),
+    Step("decode on the card", card.time_card, 90),
     Step(_CARD, card.build_for_card, 90, needs=_BUILD),
-    Step("load with decoding on the card", card.load_card, 60, needs=_CARD),
+    Step("load with decoding on the card", card.load_card, 90, needs=_CARD),
     Step("load two encoders", served.load_two_encoders, 60, needs=_BUILD),
     Step("PyTorch", _time_pytorch, 90),
     # Measuring what took minutes to build has to fit behind it.
