@@ -35,7 +35,6 @@ from cnclip_client import Client, ServerUnreachable
 from cnclip_client.sources import image_source
 from cnclip_machine import usable_cores
 from cnclip_server import ServerError, TritonServer
-from matplotlib.figure import Figure
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -130,7 +129,7 @@ def test_every_command(
     for name in ("latency-image-2.png", "throughput-image.png"):  # of each of the two kinds of plots
         with Image.open(folder / "build/benchmarks" / name) as plot:
             plot.load()
-    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: file.touch())
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **_: file.touch())
     for command in (
         ["served", *demo, *few, "--items", "8"],
         ["stages", *demo, "--items", "8"],

@@ -141,8 +141,9 @@ def make_meta_model(arch: Arch) -> torch.nn.Module:
         UnknownArchError: its sizes go together in no model.
     """
     import torch
-    from cn_clip.clip.model import CLIP
     from torch.overrides import TorchFunctionMode
+
+    from cnclip_builder.cn_clip import CLIP
 
     class Unfilled(TorchFunctionMode):
         """What fills tensors at random takes most of the time, and there is nothing to fill."""
