@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 from cnclip_builder import cn_clip
+from cnclip_builder.arch import ARCH_NAMES, get_arch
+from cnclip_builder.checkpoint.load import expected_shapes
 from cnclip_builder.system.isolation import stage_process
 
 COMPILER = "torch._dynamo.utils"
@@ -19,7 +21,10 @@ def _imported() -> list[str]:
 
 
 def test_a_stage_has_cn_clip_and_no_compiler() -> None:
+    """Nor does it import that for a model without storage, of which each checkpoint's shapes are read."""
     with stage_process() as process:
+        for name in ARCH_NAMES:
+            assert process.run(expected_shapes, get_arch(name))
         assert process.run(_imported) == ["cn_clip.clip.model", "torchvision.ops"]
 
 
