@@ -156,9 +156,10 @@ def transform_as_cn_clip(
     Returns:
         float32 `[3, R, R]`; from 0 to 1 if it is not normalised.
     """
-    from cn_clip.clip import image_transform
     from cnclip_pixels import reduce_scale
     from PIL import Image
+
+    from cnclip_builder.cn_clip import image_transform
 
     transform = image_transform(resolution)
     if not normalised:
@@ -178,7 +179,7 @@ def tokenize_as_cn_clip(arch: Arch, texts: Sequence[str], context_length: int) -
     Returns:
         int64 ids `[N, context_length]`.
     """
-    from cn_clip.clip import tokenize
+    from cnclip_builder.cn_clip import tokenize
 
     if arch.vocabulary is None:
         ids: npt.NDArray[np.int64] = tokenize(list(texts), context_length=context_length).numpy()
@@ -194,7 +195,7 @@ def tokenize_as_cn_clip(arch: Arch, texts: Sequence[str], context_length: int) -
 @cache
 def _tokenizer(vocabulary: Path) -> Any:
     """cn_clip's own tokeniser on a vocabulary, of which reading takes 400 times as long as a text."""
-    from cn_clip.clip.bert_tokenizer import FullTokenizer
+    from cnclip_builder.cn_clip import FullTokenizer
 
     return FullTokenizer(vocab_file=str(vocabulary))
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from cn_clip.clip import image_transform, tokenize
 from cnclip_bench import comparisons, costs
-from cnclip_bench._cli import _encoders, _gateway, _load, app, main
+from cnclip_bench._cli import _encoders, _gateway, _jobs, _load, app, main
 from cnclip_bench.alternatives import clip_as_service_executor, cn_clip_loop, transformers_model
 from cnclip_bench.inputs import captions, images, repeated
 from cnclip_bench.int8 import Pair, read_pairs
@@ -35,7 +35,6 @@ from cnclip_client import Client, ServerUnreachable
 from cnclip_client.sources import image_source
 from cnclip_machine import usable_cores
 from cnclip_server import ServerError, TritonServer
-from matplotlib.figure import Figure
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -107,22 +106,26 @@ def test_errors_are_one_line(
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
-@pytest.mark.triton
-@pytest.mark.timeout(900)  # some twenty commands, on a machine that may be busy
-def test_every_command(
-    folder: Path, demo_repository: Path, demo_server: TritonServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def one_server(demo_server: TritonServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has commands use it that would each start a server of the same repository."""
+
     @contextmanager
     def serving(subject: Subject) -> Iterator[tuple[TritonServer, Client]]:
         with Client(demo_server.grpc_url, model=subject.name) as client:
             yield demo_server, client
 
+    for module in (_encoders, _gateway, _jobs, _load):
+        monkeypatch.setattr(module, "serving", serving)
+
+
+@pytest.mark.triton
+@pytest.mark.timeout(900)  # some twenty commands, on a machine that may be busy
+def test_every_command(folder: Path, demo_repository: Path, one_server: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(command: list[str]) -> None:
         result = CliRunner().invoke(app, command, catch_exceptions=False)
         assert result.exit_code == 0, result.output
 
-    for module in (_encoders, _gateway, _load):  # whose commands would each start a server of the same repository
-        monkeypatch.setattr(module, "serving", serving)
     demo = ["--arch", DEMO_ARCH, "--checkpoint", DEMO_CHECKPOINT, "--repository", str(demo_repository)]
     few = ["--rounds", "2"]
     run(["latency", *demo, *few, "--batch-size", "2"])
@@ -130,7 +133,7 @@ def test_every_command(
     for name in ("latency-image-2.png", "throughput-image.png"):  # of each of the two kinds of plots
         with Image.open(folder / "build/benchmarks" / name) as plot:
             plot.load()
-    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: file.touch())
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **_: file.touch())
     for command in (
         ["served", *demo, *few, "--items", "8"],
         ["stages", *demo, "--items", "8"],
@@ -409,7 +412,7 @@ def test_the_weights_of_a_build_are_the_models(monkeypatch: pytest.MonkeyPatch) 
     assert costs.build_costs(DEMO_ARCH, DEMO_CHECKPOINT) == [pytest.approx(expected, rel=0.01)] * 2
 
 
-def test_jobs_from_a_source_beside_memory(folder: Path, demo_repository: Path) -> None:
+def test_jobs_from_a_source_beside_memory(folder: Path, demo_repository: Path, one_server: None) -> None:
     command = ["jobs", "--arch", DEMO_ARCH, "--checkpoint", DEMO_CHECKPOINT, "--items", "24", "--rounds", "1"]
     command += ["--repository", str(demo_repository), "--memory-items", "8", "--memory-items", "24"]
     command += ["--source", "tar"]  # the next test has the others

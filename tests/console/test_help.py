@@ -20,7 +20,7 @@ from cnclip_console import plain_app
 from typer.testing import CliRunner
 
 from tests.apps import APPS
-from tests.commands import MAINS
+from tests.commands import MAINS, run_command, run_script
 
 
 def commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -85,15 +85,15 @@ def test_each_command_has_an_example_that_its_parser_takes(
 
 
 @pytest.mark.parametrize("name", APPS)
-@pytest.mark.parametrize(
-    "environment", [{"NO_COLOR": "1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}], ids=str
-)
-def test_help_is_plain_text_wherever_it_goes(name: str, environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("utf8", [True, False])
+def test_help_is_plain_text_wherever_it_goes(name: str, utf8: bool) -> None:
     own = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "80"}
-    code = f"from {MAINS[name]} import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--help"], capture_output=True, env={**own, **environment}, timeout=60, check=False
-    )
+    if utf8:
+        done = run_command(name, "--help", env={**own, "NO_COLOR": "1"})
+    else:  # of which a Python takes note as it starts
+        environment = {**own, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+        command = [sys.executable, "-c", f"from {MAINS[name]} import main; main()", "--help"]
+        done = subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     text = done.stdout.decode("utf-8")
     assert "\x1b" not in text
@@ -137,7 +137,6 @@ def test_options_stand_under_their_headings_in_the_order_of_the_first() -> None:
 @pytest.mark.parametrize(
     ("typed", "completed"),
     [
-        ("cnclip ex", "extract"),
         ("cnclip extract images --over", "--overwrite"),
         ("cnclip-build repository --precision int", "int8"),
         ("cnclip-serve --grpc", "--grpc-port"),
@@ -152,9 +151,12 @@ def test_bash_completes_what_is_typed(typed: str, completed: str, tmp_path: Path
     command = tmp_path / name
     command.write_text(f"#!{sys.executable}\nfrom {MAINS[name]} import main\nmain()\n")
     command.chmod(0o755)
-    variable = f"_{name.upper().replace('-', '_')}_COMPLETE"
-    script = (
-        f'eval "$({variable}=source_bash {name})"\n'
+    asked = {"PATH": os.environ["PATH"], f"_{name.upper().replace('-', '_')}_COMPLETE": "source_bash"}
+    given = run_script(
+        f"import os, sys; from {MAINS[name]} import main; sys.argv[0] = {name!r}; os.environ.update({asked}); main()",
+        name=name,
+    )
+    script = given.stdout.decode() + (
         f"COMP_WORDS=({typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))\n"
         f"$(complete -p {name} | sed -E 's/.* -F ([^ ]+) .*/\\1/') {name}\n"
         'printf "%s\\n" "${COMPREPLY[@]}"\n'

@@ -20,7 +20,6 @@ from cnclip_builder.tensors import TOWERS
 from cnclip_client import Client
 from cnclip_server import TritonServer
 from PIL import Image
-from transformers import BertTokenizer
 
 from tests.builder.checkpoint.chinese_clip import changed, features, make_model
 from tests.builder.checkpoint.test_adapter import QKV, QUERY, add_by_hand, low_rank, write_adapter
@@ -29,6 +28,8 @@ pytestmark = pytest.mark.triton
 
 
 def test_served_features_are_transformers_own(tmp_path: Path) -> None:
+    from transformers import BertTokenizer
+
     # 20 heads of the text's, a grid of 3 patches, 64 tokens: sizes of no model that is published.
     config = changed({"hidden_size": 60, "num_attention_heads": 20, "max_position_embeddings": 64}, {"image_size": 24})
     model = make_model(config)

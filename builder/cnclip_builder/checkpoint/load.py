@@ -141,15 +141,21 @@ def make_meta_model(arch: Arch) -> torch.nn.Module:
         UnknownArchError: its sizes go together in no model.
     """
     import torch
-    from cn_clip.clip.model import CLIP
     from torch.overrides import TorchFunctionMode
 
+    from cnclip_builder.cn_clip import CLIP
+
     class Unfilled(TorchFunctionMode):
-        """What fills tensors at random takes most of the time, and there is nothing to fill."""
+        """What fills tensors at random takes most of the time, and there is nothing to fill.
+
+        To make random ones, and to scale those, torch would import its compiler.
+        """
 
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if function.__name__ in ("kaiming_uniform_", "normal_", "uniform_"):
+            if function.__name__ in ("kaiming_uniform_", "normal_", "uniform_", "mul", "div"):
                 return args[0] if args else kwargs["tensor"]
+            if function.__name__ == "randn":
+                function = torch.empty
             return function(*args, **(kwargs or {}))
 
     try:

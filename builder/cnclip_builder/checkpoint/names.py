@@ -178,7 +178,7 @@ def in_cn_clips_form(path: Path, tensors: Mapping[str, torch.Tensor]) -> Mapping
         CheckpointError: of what FlashAttention names otherwise, a part is missing.
     """
     if any(".Wqkv." in name for name in tensors):
-        from cn_clip.clip.model import convert_state_dict
+        from cnclip_builder.cn_clip import convert_state_dict
 
         # cn_clip's way back from FlashAttention's names is right only for names that start with "module.".
         try:

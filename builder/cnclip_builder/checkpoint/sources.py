@@ -177,9 +177,9 @@ def _random_place(arch: Arch, seed: int, folder: Path) -> Path:
 def _make_random(arch: Arch, seed: int, target: Path) -> Path:
     """Writes a checkpoint of freshly initialised weights, in the form that cn_clip writes."""
     import torch
-    from cn_clip.clip.model import CLIP
 
     from cnclip_builder.checkpoint.load import make_meta_model
+    from cnclip_builder.cn_clip import CLIP
 
     make_meta_model(arch)  # tells sizes that suit no model
     logger.info("Making untrained %s weights with seed %d", arch.name, seed)

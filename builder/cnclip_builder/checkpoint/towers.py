@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import torch
-from cn_clip.clip.model import convert_weights
 
 from cnclip_builder.checkpoint.load import Checkpoint, make_meta_model
 from cnclip_builder.checkpoint.soundness import COUNTER
+from cnclip_builder.cn_clip import convert_weights
 
 if TYPE_CHECKING:
     from cnclip_builder.tensors import Tower

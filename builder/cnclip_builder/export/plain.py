@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cn_clip.clip.model import ModifiedResNet
-
+from cnclip_builder.cn_clip import ModifiedResNet
 from cnclip_builder.export.artefact import Artefact
 from cnclip_builder.export.files import plain_input
 from cnclip_builder.export.graph_writer import GraphWriter

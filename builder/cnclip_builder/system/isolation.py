@@ -24,7 +24,7 @@ T = TypeVar("T")
 # Stages are forked from a process that has imported these and done nothing else, so that their seconds are spent once.
 # A fork of this process would inherit its memory and threads.
 START_METHOD = "forkserver"
-_IMPORTED = ["cnclip_builder.system.quiet_interrupt", "cn_clip.clip.model", "onnx", "onnxruntime"]
+_IMPORTED = ["cnclip_builder.system.quiet_interrupt", "cnclip_builder.cn_clip", "onnx", "onnxruntime"]
 
 # But for those that use a GPU: cn_clip asks torch for one when it is imported. That initialises CUDA's driver, which
 # answers nothing but CUDA_ERROR_NOT_INITIALIZED in a fork of such a process.

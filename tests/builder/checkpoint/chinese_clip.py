@@ -1,17 +1,22 @@
-"""Models of Hugging Face's transformers with random weights, saved in every form that people have them in."""
+"""Models of Hugging Face's transformers with random weights, saved in every form that people have them in.
+
+Who makes one imports transformers, and that torch's compiler: three seconds that each process would spend which collects the tests.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from cnclip_builder.arch import Arch
-from transformers import ChineseCLIPConfig, ChineseCLIPModel
+
+if TYPE_CHECKING:
+    from transformers import ChineseCLIPModel
 
 StateDict = dict[str, torch.Tensor]
 Features = npt.NDArray[np.float32]
@@ -72,6 +77,8 @@ def config_of(arch: Arch) -> dict[str, Any]:
 
 def make_model(config: Mapping[str, Any], seed: int = 7) -> ChineseCLIPModel:
     """A model in which every tensor counts: fresh ones have biases of 0 and LayerNorms that change nothing."""
+    from transformers import ChineseCLIPConfig, ChineseCLIPModel
+
     torch.manual_seed(seed)
     model = ChineseCLIPModel(ChineseCLIPConfig(**config)).eval()
     with torch.no_grad():

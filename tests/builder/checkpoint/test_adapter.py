@@ -8,7 +8,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -19,11 +19,13 @@ from cnclip_builder.checkpoint.sources import fetch_checkpoint
 from cnclip_builder.checkpoint.stage import open_checkpoint
 from cnclip_builder.errors import CheckpointError
 from safetensors.torch import save_file
-from transformers import ChineseCLIPModel
 
 from tests.builder.checkpoint.chinese_clip import TINY, StateDict, features, inputs, make_model
 from tests.builder.checkpoint.test_hugging_face import our_features, require_equal
 from tests.builder.damaged import complaint_of, cut, require_one_line_about, turned
+
+if TYPE_CHECKING:
+    from transformers import ChineseCLIPModel
 
 QUERY = "text_model.encoder.layer.0.attention.self.query"
 QKV = [f"vision_model.encoder.layers.1.self_attn.{part}_proj" for part in "qkv"]
@@ -322,6 +324,8 @@ def test_damaged_adapters(base: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_as_peft_merges(base: Path, config: dict[str, Any]) -> None:
     peft = pytest.importorskip("peft", reason="peft is not installed: pip install peft, to compare with its own merge")
+    from transformers import ChineseCLIPModel
+
     tuned = peft.get_peft_model(ChineseCLIPModel.from_pretrained(base), peft.LoraConfig(r=4, lora_alpha=16, **config))
     torch.manual_seed(6)
     with torch.no_grad():

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -20,20 +20,13 @@ from cnclip_builder.errors import CheckpointError
 from cnclip_builder.parity.distance import TOLERANCES, measure_parity
 from cnclip_builder.tensors import TOWERS
 from safetensors.torch import load_file, save_file
-from transformers import (
-    BertConfig,
-    BertModel,
-    ChineseCLIPConfig,
-    ChineseCLIPModel,
-    CLIPConfig,
-    CLIPModel,
-    SiglipConfig,
-    SiglipModel,
-)
 
 from tests.builder.checkpoint import chinese_clip
 from tests.builder.checkpoint.chinese_clip import TINY, Features, changed, config_of, features, inputs, make_model
 from tests.builder.damaged import complaint_of, cut, require_one_line_about, turned
+
+if TYPE_CHECKING:
+    from transformers import ChineseCLIPModel
 
 VITS = [name for name in ARCH_NAMES if name != "RN50"]
 
@@ -142,6 +135,8 @@ def test_every_form_gives_transformers_features(tmp_path: Path, model: ChineseCL
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(tmp_path: Path, dtype: torch.dtype) -> None:
     """The file's numbers are taken as they are: computed on in FP32, as transformers does when it is asked for that."""
+    from transformers import ChineseCLIPModel
+
     make_model(TINY).to(dtype).save_pretrained(tmp_path / "half")
     half = ChineseCLIPModel.from_pretrained(tmp_path / "half", dtype=torch.float32).eval()
     require_equal(our_features(tmp_path / "half", *inputs(half)), features(half, *inputs(half)), 1e-11)
@@ -178,6 +173,8 @@ def test_other_sizes(tmp_path: Path, text: dict[str, Any], vision: dict[str, Any
 @pytest.mark.parametrize("name", VITS)
 def test_published_sizes(tmp_path: Path, name: str) -> None:
     """Their tensors' names and shapes, without their numbers, and their configs; see the slow test for those."""
+    from transformers import ChineseCLIPConfig, ChineseCLIPModel
+
     with torch.device("meta"):
         large = ChineseCLIPModel(ChineseCLIPConfig(**config_of(get_arch(name))))
     shapes = {tensor: tuple(value.shape) for tensor, value in large.state_dict().items()}
@@ -188,6 +185,8 @@ def test_published_sizes(tmp_path: Path, name: str) -> None:
 
 
 def test_what_a_config_leaves_out_is_transformers_default(tmp_path: Path) -> None:
+    from transformers import ChineseCLIPConfig
+
     for half in ({}, {"text_config": {}, "vision_config": None}):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "chinese_clip", **half}))
         told = read_config(tmp_path / "config.json")
@@ -240,16 +239,22 @@ SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "nu
 
 
 def clip(folder: Path) -> Path:
+    from transformers import CLIPConfig, CLIPModel
+
     CLIPModel(CLIPConfig(text_config=SMALL, vision_config=SMALL)).save_pretrained(folder)
     return folder
 
 
 def siglip(folder: Path) -> Path:
+    from transformers import SiglipConfig, SiglipModel
+
     SiglipModel(SiglipConfig(text_config=SMALL, vision_config=SMALL)).save_pretrained(folder)
     return folder
 
 
 def bert(folder: Path) -> Path:
+    from transformers import BertConfig, BertModel
+
     BertModel(BertConfig(**SMALL)).save_pretrained(folder)
     return folder
 

@@ -18,7 +18,6 @@ from cnclip_builder.checkpoint.processors import _NORMALISED, other_preparation
 from cnclip_builder.checkpoint.stage import find_arch_of, open_checkpoint, with_own_vocabulary
 from cnclip_builder.errors import CheckpointError, SettingError
 from cnclip_builder.vocabulary import read_tokens
-from transformers import BertTokenizer, ChineseCLIPImageProcessor, ChineseCLIPProcessor
 
 from tests.builder.checkpoint.chinese_clip import TINY, make_model
 
@@ -48,6 +47,8 @@ def exchanged(tmp_path: Path) -> Path:
 
 def save_processors(folder: Path, vocabulary: Path, images: dict[str, Any], **texts: Any) -> None:
     """As transformers 5 saves them: tokens in tokenizer.json alone, pixels in processor_config.json."""
+    from transformers import BertTokenizer, ChineseCLIPImageProcessor, ChineseCLIPProcessor
+
     tokenizer = BertTokenizer(vocab=str(vocabulary), **texts)
     ChineseCLIPProcessor(ChineseCLIPImageProcessor(**images), tokenizer).save_pretrained(folder)
     assert not (folder / "vocab.txt").exists()

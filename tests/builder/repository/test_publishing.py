@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,7 +31,7 @@ from tests.builder.repository.published import (
     served,
     write_repository,
 )
-from tests.commands import run_command_text
+from tests.commands import run_command_text, run_script
 from tests.conftest import ROOT
 
 Watch = Callable[[str], None]
@@ -311,35 +310,33 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return run_command_text("cnclip-build", *arguments)
 
 
+# The command, killed by SIGKILL when the second file of many has arrived.
+KILLED = """
+import os, signal
+from cnclip_builder.cli.app import main
+from cnclip_builder.repository.store import RepositoryStore
+upload, arrived = RepositoryStore.upload, []
+def killing(store, source, path):
+    upload(store, source, path)
+    arrived.extend([path] if path.startswith("a-image-encoder/2/") else [])
+    if len(arrived) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+RepositoryStore.upload = killing
+main()
+"""
+
+
 def test_to_s3_killed_and_run_again(tmp_path: Path, tiny_vit: Arch, bucket: str) -> None:
-    """The whole command, killed by SIGKILL when the second file of many has arrived."""
     url = f"s3://{bucket}/models"
     publish(write_repository(tmp_path / "1", tiny_vit, "a", {1: 1}), url)
     source = write_repository(tmp_path / "2", tiny_vit, "a", {1: 1, 2: 2})
     large = source / "a-text-encoder/2/model.onnx"
-    large.write_bytes(os.urandom(12 << 20))  # sent in parts: it appears when all have arrived
+    large.write_bytes(os.urandom(12 << 20))  # sent in parts
     store = RepositoryStore(url)
 
-    command = [
-        sys.executable,
-        "-c",
-        "from cnclip_builder.cli.app import main; main()",
-        "publish",
-        url,
-        "--repository",
-        str(source),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 240
-    # It stands still while it is looked at: a busy machine might look too late.
-    while len(sent := store.files("a-image-encoder/2")) < 2:
-        process.send_signal(signal.SIGCONT)
-        time.sleep(0.003 if sent else 0.05)
-        process.send_signal(signal.SIGSTOP)
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    killed = run_script(KILLED, "publish", url, "--repository", str(source), name="cnclip-build")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(store.files("a-image-encoder/2")) == 2
     check_what_a_server_sees(store)
     assert served(store, "a") == ([1], [1])
 
