@@ -50,6 +50,13 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 DEMO = ROOT / "examples/demo"
 
+# The environment of a process that takes everything for ASCII: Python neither takes the C locale for UTF-8's nor is told so.
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+starts_in_ascii = pytest.mark.skipif(
+    sys.version_info < (3, 13) and not str(ROOT).isascii(),
+    reason="Python before 3.13 doesn't start in ASCII where an editable install's path is not",
+)
+
 # Of memory, for a worker with torch and Ray imported, its servers and its builds.
 WORKER_BYTES = 3 * 2**30
 

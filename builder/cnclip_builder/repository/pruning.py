@@ -94,9 +94,9 @@ def prune_repository(
         SettingError: as `plan_pruning`.
         RepositoryError: as `plan_pruning`, or the repository can't be written.
     """
+    store = RepositoryStore(url)
     with _locked_here(url):
         pruning = plan_pruning(url, keep)
-        store = RepositoryStore(url)
         vouched = store.manifest().files is not None
         if pruning.contracted or pruning.unserved:
             vouch_for_none(store)
