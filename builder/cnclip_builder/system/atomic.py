@@ -90,9 +90,7 @@ def require_writable(target: Path) -> None:
     target = _behind_links(target)
     with explaining_disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        # What is there, too: of a folder that may only be read, the old one could not be deleted.
-        for folder in filter(Path.is_dir, (target.parent, target)):
-            _try_to_write(folder)
+        _try_to_write(target.parent)
 
 
 def require_room(target: Path) -> None:
@@ -112,8 +110,7 @@ def require_room(target: Path) -> None:
             raise OSError(code, os.strerror(code), str(target.parent))
         try:
             # On Linux, a file that never has a name.
-            for one in filter(Path.is_dir, (folder, target)):
-                _try_to_write(one)
+            _try_to_write(folder)
         except OSError as error:
             if missing is None:
                 raise

@@ -18,7 +18,6 @@ from cnclip_builder.system.atomic import (
     locked,
     replacing_file,
     replacing_folder,
-    require_room,
     require_writable,
 )
 
@@ -147,13 +146,6 @@ def test_of_what_is_read_only_a_copy_can_be_changed_and_nothing_stays(tmp_path: 
         link_tree(tmp_path / "target", new)
         (new / "old/new").touch()
     assert content(tmp_path) == {"target/old/file": "", "target/old/new": ""}
-
-
-def test_a_folder_that_may_only_be_read_is_not_replaced(tmp_path: Path, ordinary_user: None) -> None:
-    (tmp_path / "target").mkdir(mode=0o555)
-    for check in (require_writable, require_room):
-        with pytest.raises(BuildError, match=r"target can't be written to \(Permission denied\)"):
-            check(tmp_path / "target")
 
 
 def test_only_one_at_a_time(tmp_path: Path) -> None:
