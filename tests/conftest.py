@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import gc
 import json
@@ -13,7 +14,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from http.client import OK, HTTPConnection
 from importlib import import_module
@@ -49,6 +50,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 DEMO = ROOT / "examples/demo"
+
+# The environment of a process that takes everything for ASCII: Python neither takes the C locale for UTF-8's nor is told so.
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+starts_in_ascii = pytest.mark.skipif(
+    sys.version_info < (3, 13) and not str(ROOT).isascii(),
+    reason="Python before 3.13 doesn't start in ASCII where an editable install's path is not",
+)
 
 # Of memory, for a worker with torch and Ray imported, its servers and its builds.
 WORKER_BYTES = 3 * 2**30
@@ -144,6 +152,39 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 def pillows_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts Pillow's limit of pixels back after each test: what serves sets it for the whole process."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+
+
+@contextmanager
+def umask_of(umask: int) -> Iterator[None]:
+    """Makes new files as whoever has this umask, in the whole process."""
+    before = os.umask(umask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@pytest.fixture
+def ordinary_user() -> Iterator[None]:
+    """Forbids to root, too, in this thread, what modes of files forbid, and ports below 1024."""
+    libc = ctypes.CDLL(None)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # linux/capability.h: version 3, this thread
+    sets = (ctypes.c_uint32 * 6)()  # two times what is in effect, what may be, what is inherited
+    assert libc.capget(header, sets) == 0
+    in_effect = sets[0]
+    sets[0] &= ~(1 << 1 | 1 << 2 | 1 << 10)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_NET_BIND_SERVICE
+    assert libc.capset(header, sets) == 0
+    yield
+    sets[0] = in_effect
+    assert libc.capset(header, sets) == 0
+
+
+@pytest.fixture
+def port_of_root(ordinary_user: None) -> int:
+    """A port that only root may listen on."""
+    if Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text(encoding="ascii") == "0\n":
+        pytest.skip("every port is everybody's here, as in a container of Docker's")
+    return 1
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ from cnclip_builder.repository.manifest import MANIFEST_NAME, load_manifest, rea
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.sharing import check_place
 from cnclip_builder.repository.write import add_version
-from cnclip_builder.system.atomic import locked, require_space, require_writable, same_disk
+from cnclip_builder.system.atomic import locked, require_room, require_space, require_writable, same_disk
 from cnclip_builder.system.isolation import stage_process
 from cnclip_builder.tensors import PRECISIONS, TOWERS, Precision, Tower
 from cnclip_builder.verify import require_server, serving, verify_server
@@ -111,6 +111,8 @@ def check_request(request: BuildRequest) -> str:
     if request.card_images is not None:
         images_in(request.card_images)
     name = request.name or request.arch.slug
+    if request.repository.is_dir():  # of one that may only be read, what is replaced could not be deleted
+        require_room(request.repository / MANIFEST_NAME)
     check_place(name, request.version, request.arch, request.serving, request.repository)
     if request.serving.platform == "tensorrt":
         _check_plans_fit(request)

@@ -26,6 +26,11 @@ _BACKLOG = 2048
 _RENEWAL_S = 8
 _LAST_ANSWERS_S = 10
 
+_FIXES = {
+    errno.EADDRINUSE: "choose another --port, or 0 for any free one",
+    errno.EACCES: "choose a --port from 1024 on, for those below are root's",
+}
+
 
 def listening(host: str, port: int) -> socket.socket:
     """Returns a socket that listens.
@@ -46,7 +51,7 @@ def listening(host: str, port: int) -> socket.socket:
         made.listen(_BACKLOG)
     except OSError as error:
         made.close()
-        fix = "choose another --port, or 0 for any free one" if error.errno == errno.EADDRINUSE else "check --host"
+        fix = _FIXES.get(error.errno or 0, "check --host")
         raise OSError(error.errno, f"{error.strerror}; {fix}", f"{host}:{port}") from error
     except BaseException:
         made.close()

@@ -14,7 +14,7 @@ _MESSAGE = re.compile(r'^[EIW]\d{4} [\d:.]+ \d+ [\w.]+:\d+\] "(?P<text>.*)"$', r
 _FAILED_MODEL = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?:[A-Z][a-z ]+: )?(?P<why>.*)", re.DOTALL)
 _OTHER_FAILURES = re.compile(r"^(?:Poll failed for model directory|Invalid argument: |failed to start )")
 _PROTOBUF = re.compile(r"Error parsing text-format [\w.]+: (?P<text>.*)$", re.MULTILINE)
-_LAST_WORD = re.compile(r"^(?:error: |Error: |\S*tritonserver: )(?P<text>.*)$", re.MULTILINE)
+_LAST_WORD = re.compile(r"^(?:error: |Error: |(?:/.*/)?tritonserver: )(?P<text>.*)$", re.MULTILINE)
 _NOT_BOUND = re.compile(r"failed to start (?P<service>\w+) service: .* already in use")
 _TRACEBACK = re.compile(r"\s*\n\nAt:\n.*", re.DOTALL)
 # What becomes of a thread too many, in libc's words and Python's.

@@ -53,9 +53,10 @@ def _hold(host: str, port: int, flag: str) -> socket.socket:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise PortInUse(host, port, flag) from None
-            raise ServerError(
-                f"cannot listen on {host}:{port} ({error.strerror or error}); check --host and {flag}"
-            ) from None
+            fix = f"check --host and {flag}"
+            if error.errno == errno.EACCES:
+                fix = f"give {flag} a number from 1024 on, for those below are root's"
+            raise ServerError(f"cannot listen on {host}:{port} ({error.strerror or error}); {fix}") from None
         except OverflowError:
             raise ServerError(f"{port} is not a port; give {flag} a number from 0 to 65535") from None
         opened.pop_all()

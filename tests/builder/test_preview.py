@@ -214,6 +214,14 @@ def test_what_is_refused_is_refused_in_the_same_words(built: BuildRequest, tmp_p
         assert ours == refused(build_repository, request)
 
 
+def test_a_repository_that_may_only_be_read(built: BuildRequest, ordinary_user: None) -> None:
+    """It was replaced; what it had been could not be deleted, and stayed beside it."""
+    built.repository.chmod(0o555)
+    for build in (preview_build, build_repository):
+        with pytest.raises(BuildError, match=r"repository can't be written to \(Permission denied\)"):
+            build(built)
+
+
 def test_a_disk_that_does_not_hold_what_is_served_is_told_before_anything_is_made(
     request_: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -258,6 +258,12 @@ def test_a_port_that_is_taken() -> None:
     assert "Address already in use; choose another --port, or 0 for any free one" in result.output
 
 
+def test_a_port_of_roots(port_of_root: int) -> None:
+    result = CliRunner().invoke(app, ["--port", str(port_of_root)])
+    assert result.exit_code == 2
+    assert "Permission denied; choose a --port from 1024 on" in result.output
+
+
 def test_what_is_not_installed_is_named(tmp_path: Path) -> None:
     (tmp_path / "starlette").mkdir()
     (tmp_path / "starlette/__init__.py").write_text("raise ModuleNotFoundError('no', name='starlette')")

@@ -205,11 +205,12 @@ with TritonServer(Path(sys.argv[1]), grpc_port=0, http_port=0, metrics_port=0) a
 @pytest.fixture
 def private_shared_memory() -> list[str]:
     """A command that runs another with a /dev/shm of 64 MB, Docker's default, that nobody else sees."""
-    command = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$@"', "sh"]
+    mount = ["sh", "-c", 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$@"', "sh"]
+    command = ["unshare", "--map-root-user", "--mount", *mount]
     try:
         subprocess.run([*command, "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("mounting a /dev/shm of one's own needs root, or a user namespace")
+        pytest.skip("mounting a /dev/shm of one's own needs a user namespace")
     return command
 
 

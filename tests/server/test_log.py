@@ -35,6 +35,9 @@ def test_the_last_word_when_nothing_else_is_known() -> None:
     assert failure_reason(HEAD + "error: creating server: Internal - no reason\n") == (
         "creating server: Internal - no reason"
     )
+    assert failure_reason(HEAD + "/a folder/tritonserver: unrecognized option '--x'\nUsage: tritonserver\n") == (
+        "unrecognized option '--x'"
+    )
     assert failure_reason(HEAD) is None
 
 

@@ -302,6 +302,11 @@ def test_addresses_that_are_not_ours(repository: Any, host: str, port: int) -> N
         _server(repository.path, host=host, grpc_port=port).start()
 
 
+def test_a_port_of_roots(repository: Any, port_of_root: int) -> None:
+    with pytest.raises(ServerError, match=r"Permission denied\); give --http-port a number from 1024 on"):
+        _server(repository.path, http_port=port_of_root).start()
+
+
 def test_a_log_that_cannot_be_written(repository: Any, tmp_path: Path, leftovers: Any) -> None:
     with pytest.raises(ServerError, match="cannot write the log"):
         _server(repository.path, log_file=tmp_path / "missing" / "log").start()

@@ -115,7 +115,6 @@ class ArtefactStore:
             (self._folder / name).unlink(missing_ok=True)
         for work in {artefact.folder for artefact in made}:
             for file in sorted(work.iterdir(), key=lambda file: file.name in sidecars):
-                file.chmod(0o644)  # tritonserver may run as another user
                 file.replace(self._folder / file.name)
 
     def discard(self, tower: Tower, precision: Precision) -> None:

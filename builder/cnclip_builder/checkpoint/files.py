@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import struct
@@ -82,6 +83,11 @@ def read_checkpoint_file(path: Path) -> Any:
             f"{path} can't be read as a checkpoint; it may be truncated or only partly downloaded "
             f"({path.stat().st_size} bytes): fetch it again ({_first_line(error)})"
         ) from error
+
+
+def local_path(named: str) -> Path:
+    """The path that somebody wrote; the `~` of a user whom this machine doesn't know is a letter of a name."""
+    return Path(os.path.expanduser(named))  # noqa: PTH111 - pathlib's ends there in a RuntimeError
 
 
 def require_file(path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cnclip_builder.checkpoint.files import local_path
 from cnclip_builder.errors import CheckpointError
 from cnclip_builder.system.atomic import sha256_of_file
 
@@ -106,7 +107,7 @@ def base_of(folder: Path) -> Path | None:
     named = adapter_base(folder)
     if named is None:
         return None
-    for place in (Path(named).expanduser(), folder / named):
+    for place in (local_path(named), folder / named):
         if place.is_dir() and place.resolve() != folder.resolve():
             return place
     from cnclip_builder.checkpoint.hub import Repository, cached_repository

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from cnclip_builder.arch import Arch, HubFile
-from cnclip_builder.checkpoint.files import require_file
+from cnclip_builder.checkpoint.files import local_path, require_file
 from cnclip_builder.checkpoint.hub import Hub, Repository, cached_repository, download_official, fetch_repository
 from cnclip_builder.checkpoint.parts import adapter_base, adapter_revision, base_of, find_parts, holds_weights
 from cnclip_builder.errors import CheckpointError
@@ -91,7 +91,7 @@ def find_checkpoint(source: str | None, arch: Arch, download_root: Path) -> Chec
 def find_own(source: str) -> CheckpointFile | None:
     """Finds what `fetch_own` would give, as `find_checkpoint` does."""
     if not source.startswith(_HUB):
-        path = Path(source).expanduser()
+        path = local_path(source)
         if path.is_dir() and _lacks_base(path):
             return None
         return fetch_own(source)
@@ -111,7 +111,7 @@ def fetch_own(source: str) -> CheckpointFile:
         folder = fetch_repository(Repository.parse(source.removeprefix(_HUB)))
         file = CheckpointFile(folder, source, revision=folder.name)
     else:
-        path = Path(source).expanduser()
+        path = local_path(source)
         if not path.is_dir():
             require_file(path)
         file = CheckpointFile(path, source)

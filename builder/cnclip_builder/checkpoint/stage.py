@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cnclip_builder.arch import Arch
+from cnclip_builder.checkpoint.files import local_path
 from cnclip_builder.checkpoint.parts import ADAPTER_CONFIG, find_parts
 from cnclip_builder.checkpoint.processors import other_preparation, own_vocabulary
 from cnclip_builder.checkpoint.sources import CheckpointFile, Hub, fetch_checkpoint, fetch_own, find_checkpoint
@@ -180,5 +181,5 @@ def _stem(source: str) -> str:
     """What a checkpoint is called: its file's name without the ending, its folder's, or its name on the hub."""
     if source.startswith("hf:"):
         return source.removeprefix("hf:").partition("@")[0].rpartition("/")[2]
-    path = Path(source).expanduser().resolve()
+    path = local_path(source).resolve()
     return path.name if path.is_dir() else path.stem

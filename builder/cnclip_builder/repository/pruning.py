@@ -18,7 +18,7 @@ from cnclip_builder.repository.serving import DEFAULT_SETTLE_S
 from cnclip_builder.repository.store import RepositoryStore
 from cnclip_builder.repository.sums import SUMS_NAME, files_of_store, vouch_for_none
 from cnclip_builder.repository.values import KINDS
-from cnclip_builder.system.atomic import locked
+from cnclip_builder.system.atomic import held_still
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +94,9 @@ def prune_repository(
         SettingError: as `plan_pruning`.
         RepositoryError: as `plan_pruning`, or the repository can't be written.
     """
+    store = RepositoryStore(url)
     with _locked_here(url):
         pruning = plan_pruning(url, keep)
-        store = RepositoryStore(url)
         vouched = store.manifest().files is not None
         if pruning.contracted or pruning.unserved:
             vouch_for_none(store)
@@ -119,7 +119,7 @@ def prune_repository(
 
 def _locked_here(url: str) -> contextlib.AbstractContextManager[None]:
     """Keeps builds out of a local repository meanwhile; a lock would make the folders above one that is not there."""
-    return locked(Path(url)) if Path(url).is_dir() else contextlib.nullcontext()
+    return held_still(Path(url), alone=True) if Path(url).is_dir() else contextlib.nullcontext()
 
 
 def _pinned(configs: Mapping[str, Any]) -> dict[str, set[int]]:

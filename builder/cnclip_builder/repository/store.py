@@ -14,6 +14,7 @@ from google.protobuf import text_format
 from cnclip_builder.errors import MissingRequirementError, RepositoryError
 from cnclip_builder.repository.manifest import MANIFEST_NAME, Manifest, manifest_text, parse_manifest
 from cnclip_builder.repository.render import parse_config
+from cnclip_builder.system.atomic import let_read
 from cnclip_builder.system.secrets import without_secrets
 
 CONFIG_NAME = "config.pbtxt"
@@ -25,12 +26,12 @@ _PARTIAL = ".partial"
 _BLOCK_BYTES = 1 << 22
 
 _FIXES = {
-    errno.EACCES: "see to it that you may write there",
+    errno.EACCES: "see to it that you may read and write there",
     errno.EDQUOT: "free some space there",
     errno.ENOENT: "check the path",
     errno.ENOSPC: "free some space there",
     errno.ENOTDIR: "name a folder",
-    errno.EPERM: "see to it that you may write there",
+    errno.EPERM: "see to it that you may read and write there",
     errno.EROFS: "have it mounted so that it can be written to here",
 }
 
@@ -84,6 +85,7 @@ class RepositoryStore:
             ) from error
         protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
         self._renames = not protocols & _OBJECT_STORES
+        self._is_local = "file" in protocols
 
     def models(self) -> list[str]:
         """The folders that hold a model's config, in alphabetical order."""
@@ -191,9 +193,13 @@ class RepositoryStore:
             yield target
             return
         folder, _, name = target.rpartition("/")
-        self._fs.makedirs(folder, exist_ok=True)
         partial = f"{folder}/.{name}{_PARTIAL}"
+        made = [one for one in Path(partial).parents if self._is_local and not one.exists()]
+        self._fs.makedirs(folder, exist_ok=True)
         yield partial
+        if self._is_local:
+            for new in (*made, Path(partial)):
+                let_read(new, Path(self._root))
         self._fs.mv(partial, target)
 
     @contextlib.contextmanager

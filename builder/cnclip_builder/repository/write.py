@@ -28,7 +28,7 @@ from cnclip_builder.repository.store import CONFIG_NAME
 from cnclip_builder.repository.sums import files_of_folder
 from cnclip_builder.repository.values import KINDS, TOWER_OF, kinds_of, template_values
 from cnclip_builder.repository.wiring import check_wiring
-from cnclip_builder.system.atomic import link_tree, locked, replacing_folder, sha256_of_file
+from cnclip_builder.system.atomic import let_read, link_tree, locked, replacing_folder, sha256_of_file
 from cnclip_builder.tensors import TOWERS
 
 logger = logging.getLogger(__name__)
@@ -89,6 +89,8 @@ def add_version(
         of_folders = {path: digest for path, digest in kept.items() if (new / path).parent.is_dir()}
         files = {**of_folders, **files_of_folder(new, {**kept, **written.hashes})}
         write_manifest(new, models, dict(sorted(files.items())))
+        for path in new.rglob("*"):
+            let_read(path, new)
 
 
 def check_neighbours(entry: RepositoryEntry, repository: Path) -> Manifest:

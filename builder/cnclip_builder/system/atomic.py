@@ -10,10 +10,13 @@ import hashlib
 import logging
 import os
 import re
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from cnclip_builder.errors import BuildError, MissingRequirementError
 
@@ -23,7 +26,7 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h
 
 _PARTIAL = r"[a-z0-9_]{8}\.partial"
-"""How names from `tempfile.mkdtemp` with our suffix end."""
+"""How names from `tempfile.mkdtemp`, and those of `replacing_folder`, end with our suffix."""
 
 
 @contextlib.contextmanager
@@ -65,14 +68,14 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     target = _behind_links(target)
     with explaining_disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+        partial.mkdir()
         try:
-            partial.chmod(0o755)
             yield partial
             _exchange(partial, target)
         finally:
             # After an exchange this is the old folder.
-            shutil.rmtree(partial, ignore_errors=True)
+            _delete(partial)
 
 
 def require_writable(target: Path) -> None:
@@ -159,8 +162,33 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Makes a folder with the same files appear at the target, without copies where the file system allows it."""
+    """Makes a folder with the same files appear at the target, without copies where the file system allows it.
+
+    Its folders can be written to, whether the source's can or not.
+    """
     shutil.copytree(source, target, copy_function=lambda s, t: link_or_copy(Path(s), Path(t)), dirs_exist_ok=True)
+    for folder, _, _ in os.walk(target):
+        _add_mode(Path(folder), 0o700)
+
+
+def let_read(path: Path, folder: Path) -> None:
+    """Lets whoever may read a folder read a new file or folder in it, whatever the umask says: a server, say."""
+    _add_mode(path, folder.stat().st_mode & (0o555 if path.is_dir() else 0o444))
+
+
+def _add_mode(path: Path, mode: int) -> None:
+    """Gives a file or folder what it lacks of a mode; another user's stays as it is."""
+    now = stat.S_IMODE(path.stat().st_mode)
+    if mode & ~now:
+        with contextlib.suppress(PermissionError):
+            path.chmod(now | mode)
+
+
+def _delete(folder: Path) -> None:
+    """Deletes a folder, and read-only ones in it; what is another user's may stay."""
+    for path, _, _ in os.walk(folder):
+        _add_mode(Path(path), 0o700)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _try_to_write(folder: Path) -> None:
@@ -245,7 +273,7 @@ def locked(target: Path, *, wait: bool = False) -> Iterator[None]:
     with explaining_disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         # The lock outlives its file's use, not its process: nothing has to be cleaned up after a crash.
-        with _lock_file(target).open("w") as lock:
+        with _opened_lock(target) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -258,35 +286,44 @@ def locked(target: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held_still(target: Path) -> Iterator[None]:
-    """Keeps builds from replacing a folder that is only read here; others may read it meanwhile.
+def held_still(target: Path, *, alone: bool = False) -> Iterator[None]:
+    """Keeps builds from replacing a folder that is read here, or changed without a new one beside it.
 
     Where nothing can be written beside it, on a read-only mount or in another user's folder, nothing is: the file that
     a build has locked there is held, and without one nothing is.
 
     Args:
         target: the folder.
+        alone: whether others who hold it are kept away as well.
 
     Raises:
         BuildError: a build is under way.
     """
     target = _behind_links(target)
     with contextlib.ExitStack() as opened:
-        for mode in ("a", "r"):
+        try:
+            lock = opened.enter_context(_opened_lock(target))
+        except OSError:
+            pass
+        else:
             try:
-                lock = opened.enter_context(_lock_file(target).open(mode))
-            except OSError:
-                continue
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise BuildError(f"another process is building {target}: wait until it has ended") from None
-            break
         yield
 
 
-def _lock_file(target: Path) -> Path:
-    return target.parent / f".{target.name}.lock"
+def _opened_lock(target: Path) -> IO[str]:
+    """Opens the file to lock beside a folder. One that another user has made need only be read for that."""
+    path = target.parent / f".{target.name}.lock"
+    try:
+        lock = path.open("a+")
+    except OSError:
+        with contextlib.suppress(OSError):
+            return path.open("r")
+        raise
+    _add_mode(path, 0o444)  # whatever the umask says: nobody else could lock it
+    return lock
 
 
 def delete_partials(folder: Path, prefix: str = ".") -> None:
@@ -299,7 +336,7 @@ def delete_partials(folder: Path, prefix: str = ".") -> None:
     for path in folder.iterdir():
         if re.fullmatch(re.escape(prefix) + _PARTIAL, path.name):
             logger.info("Deleting %s, which a killed build has left", path)
-            shutil.rmtree(path, ignore_errors=True)
+            _delete(path)
 
 
 def _clear_after_a_kill(target: Path) -> None:

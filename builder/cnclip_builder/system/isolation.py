@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import re
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -47,7 +48,7 @@ class StageProcess:
         """Calls a module-level function in the process; arguments, result and errors are pickled.
 
         Raises:
-            MissingRequirementError: the process was killed, or found no memory.
+            MissingRequirementError: the process was killed, or found no memory, or can't be started.
             Exception: whatever the function raises.
         """
         try:
@@ -55,6 +56,13 @@ class StageProcess:
                 done = self._executor.submit(function, *args, **kwargs)
             except (EOFError, ConnectionError) as error:  # of what stages are forked from: the first one waits for it
                 raise BrokenProcessPool from error
+            except OSError as error:
+                if "AF_UNIX path too long" not in str(error):
+                    raise
+                raise MissingRequirementError(
+                    f"the temporary folder {tempfile.gettempdir()} has too long a name for sockets, which stages are "
+                    "asked by: name another with TMPDIR=/a/folder"
+                ) from error
             return done.result()
         except BrokenProcessPool as error:
             raise MissingRequirementError(

@@ -27,6 +27,14 @@ def test_random_is_the_same_each_time(tmp_path: Path, tiny_vit: Arch) -> None:
     assert not torch.equal(one["text_projection"], three["text_projection"])
 
 
+def test_the_home_of_a_user_that_is_not_there(tiny_vit: Arch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoint at ~nobody-here.pt"):
+        fetch_checkpoint("~nobody-here.pt", tiny_vit, tmp_path, "huggingface")
+    Path("~nobody-here.pt").touch()
+    assert fetch_checkpoint("~nobody-here.pt", tiny_vit, tmp_path, "huggingface").path == Path("~nobody-here.pt")
+
+
 def test_random_on_a_full_disk(tmp_path: Path, tiny_vit: Arch, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's writer raises a RuntimeError of its own numbers, and keeps to itself what the disk said."""
 

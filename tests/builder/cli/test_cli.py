@@ -18,7 +18,7 @@ from cnclip_builder.cli.app import app
 from typer.testing import CliRunner
 
 from tests.commands import run_command_text
-from tests.conftest import DEMO, ROOT
+from tests.conftest import ASCII, DEMO, ROOT, starts_in_ascii
 
 ARCH, CHECKPOINT, IMAGES = (str(DEMO / name) for name in ("demo.json", "clip_cn_demo.pt", "images"))
 
@@ -114,30 +114,29 @@ def test_an_interrupted_command_says_what_has_become_of_its_work() -> None:
     assert (result.returncode, result.stderr) == (130, "interrupted; what was there before is untouched\n")
 
 
-NOT_UTF8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-
-
+@starts_in_ascii
 @pytest.mark.parametrize("command", [["checkpoint", "--help"], ["archs"]])
 def test_a_charset_that_lacks_a_character_ends_nothing(command: list[str]) -> None:
-    result = run(*command, **NOT_UTF8)
+    result = run(*command, **ASCII)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.strip()
-    result = run(*command, **NOT_UTF8, PYTHONIOENCODING="ascii:backslashreplace")
+    result = run(*command, **ASCII, PYTHONIOENCODING="ascii:backslashreplace")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.isascii()
 
 
+@starts_in_ascii
 def test_chinese_names_are_found_whatever_the_locale(tmp_path: Path, tiny_vit: Arch) -> None:
     torch.save({"state_dict": CLIP(**tiny_vit.model_info).state_dict()}, tmp_path / "检查点.pt")
     (tmp_path / "模型").mkdir()
     shutil.copy(tiny_vit.option, tmp_path / "模型" / "tiny.json")
     options = ["--arch", "模型/tiny.json", "--checkpoint", "检查点.pt"]
     made = ["--artefacts", "模型/产物", "--tower", "text", "--precision", "fp32"]
-    result = run("onnx", *options, *made, cwd=tmp_path, **NOT_UTF8)
+    result = run("onnx", *options, *made, cwd=tmp_path, **ASCII)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("模型/产物/tiny/tiny.txt.fp32.onnx  fp32")
     assert (tmp_path / "模型" / "产物" / "tiny" / "tiny.txt.fp32.onnx").is_file()
-    result = run("checkpoint", "--arch", "模型/tiny.json", "--checkpoint", "没有.pt", cwd=tmp_path, **NOT_UTF8)
+    result = run("checkpoint", "--arch", "模型/tiny.json", "--checkpoint", "没有.pt", cwd=tmp_path, **ASCII)
     assert result.stderr.startswith("error: no checkpoint at 没有.pt: ")
 
 

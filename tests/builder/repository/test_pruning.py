@@ -55,6 +55,17 @@ def test_the_newest(repository: str) -> None:
     check_what_a_server_sees(store)
 
 
+def test_a_folder_in_one_that_cannot_be_written_to(tmp_path: Path, tiny_vit: Arch, ordinary_user: None) -> None:
+    """As a store of one's own, where the root user has made it: there is no place for a lock beside it."""
+    source = write_repository(tmp_path / "r", tiny_vit, "a", {1: 1, 2: 2})
+    publish_repository(source, str(tmp_path / "roots/store"))
+    (tmp_path / "roots").chmod(0o555)
+    try:
+        assert prune(str(tmp_path / "roots/store"), 1).unserved["a-image-encoder"] == (1,)
+    finally:
+        (tmp_path / "roots").chmod(0o755)
+
+
 def test_what_an_ensemble_is_pinned_to_stays(tmp_path: Path, tiny_vit: Arch) -> None:
     """After a step back the ensembles serve an older version than the newest."""
     source = write_repository(tmp_path / "r", tiny_vit, "a", {1: 1, 2: 2})

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import uuid
@@ -32,7 +33,7 @@ from tests.builder.repository.published import (
     write_repository,
 )
 from tests.commands import run_command_text, run_script
-from tests.conftest import ROOT
+from tests.conftest import ROOT, umask_of
 
 Watch = Callable[[str], None]
 
@@ -261,6 +262,19 @@ def test_a_folder_that_cannot_be_written(
     with pytest.raises(RepositoryError) as raised:
         publish(source, str(target))
     assert str(raised.value) == f"{target}/a-image/1/.keep: {told}, and run it again"
+
+
+def test_whoever_may_read_a_folder_may_read_what_is_published_there(tmp_path: Path, tiny_vit: Arch) -> None:
+    """Under umask 077 a server of another user's could read no more configs, and called itself ready all the same."""
+    source, target = write_repository(tmp_path / "r", tiny_vit, "a", {1: 1}), tmp_path / "served"
+    with umask_of(0o022):
+        publish(source, str(target))
+    with umask_of(0o077):
+        publish(write_repository(source, tiny_vit, "a", {1: 1, 2: 2}), str(target))
+        publish(source, str(tmp_path / "closed/served"))
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in target.rglob("*")}
+    assert {path for path, mode in modes.items() if mode != (0o755 if path.is_dir() else 0o644)} == set()
+    assert {path for path in (tmp_path / "closed").rglob("*") if path.stat().st_mode & 0o077} == set()
 
 
 def test_a_name_keeps_its_shape(tmp_path: Path, tiny_vit: Arch, tiny_resnet: Arch, destination: str) -> None:

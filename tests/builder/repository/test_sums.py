@@ -26,6 +26,7 @@ from cnclip_builder.repository.sums import files_of_folder
 from cnclip_builder.repository.write import add_version
 
 from tests.builder.repository.published import write_repository
+from tests.conftest import umask_of
 
 SERVING = ServingConfig(target="cpu", precision="fp32", context_length=40, max_batch_size=8)
 
@@ -67,6 +68,19 @@ def test_what_is_built_is_vouched_for_and_a_later_build_vouches_for_no_change(
     assert after.pop("a-text-tokenize/1/vocab.txt") == files["a-text-tokenize/1/vocab.txt"]
     assert after["a-image-preprocess/1/model.py"] == vouched != real(repository)["a-image-preprocess/1/model.py"]
     assert {**after, "a-image-preprocess/1/model.py": ""} == {**real(repository), "a-image-preprocess/1/model.py": ""}
+
+
+def test_whoever_may_read_a_repository_may_read_what_is_built_into_it(
+    tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path, ordinary_user: None
+) -> None:
+    with umask_of(0o022):
+        repository = write_repository(tmp_path / "repository", tiny_vit, "b", {1: 1})
+    (repository / "b-image/1").chmod(0o555)
+    with umask_of(0o077):
+        add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
+    closed = [path for path in repository.rglob("*") if ~path.stat().st_mode & (0o055 if path.is_dir() else 0o044)]
+    assert closed == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".repository.lock", "repository"]
 
 
 def vouched(folder: Path) -> Path:

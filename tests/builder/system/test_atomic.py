@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import stat
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cnclip_builder.errors import BuildError, MissingRequirementError
-from cnclip_builder.system.atomic import held_still, locked, replacing_file, replacing_folder, require_writable
+from cnclip_builder.system.atomic import (
+    held_still,
+    link_tree,
+    locked,
+    replacing_file,
+    replacing_folder,
+    require_writable,
+)
+
+from tests.conftest import umask_of
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -111,6 +122,32 @@ def test_without_an_exchange_of_the_file_system(tmp_path: Path, monkeypatch: pyt
     assert content(tmp_path) == {"target/new": "new"}
 
 
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o077])
+def test_who_may_read_a_new_folder_is_as_the_umask_says(tmp_path: Path, umask: int) -> None:
+    with umask_of(umask), replacing_folder(tmp_path / "target"):
+        pass
+    assert mode_of(tmp_path / "target") == 0o777 & ~umask
+
+
+def test_of_what_is_read_only_a_copy_can_be_changed_and_nothing_stays(tmp_path: Path, ordinary_user: None) -> None:
+    """As of a folder that was copied from a read-only disk with its modes: gigabytes stayed, and more each time."""
+    (tmp_path / "target/old").mkdir(parents=True)
+    (tmp_path / "target/old/file").touch()
+    (tmp_path / "target/old").chmod(0o555)
+    with pytest.raises(ValueError, match="x"), replacing_folder(tmp_path / "target") as new:
+        shutil.copytree(tmp_path / "target", new, dirs_exist_ok=True)
+        raise ValueError("x")
+    assert content(tmp_path) == {"target/old/file": ""}
+    with replacing_folder(tmp_path / "target") as new:
+        link_tree(tmp_path / "target", new)
+        (new / "old/new").touch()
+    assert content(tmp_path) == {"target/old/file": "", "target/old/new": ""}
+
+
 def test_only_one_at_a_time(tmp_path: Path) -> None:
     with locked(tmp_path / "target"):
         with pytest.raises(BuildError, match="another process is building"), locked(tmp_path / "target"):
@@ -125,6 +162,24 @@ def test_what_is_read_is_held_still_by_any_number_of_readers(tmp_path: Path) -> 
         with pytest.raises(BuildError, match="another process"), locked(target):
             pass
     with locked(target), pytest.raises(BuildError, match="another process is building"), held_still(target):
+        pass
+
+
+def test_what_is_changed_in_place_is_held_by_one(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    with held_still(target, alone=True):
+        for other in (held_still(target), held_still(target, alone=True), locked(target)):
+            with pytest.raises(BuildError, match="another process"), other:
+                pass
+
+
+def test_what_another_user_has_locked_once_can_be_locked(tmp_path: Path, ordinary_user: None) -> None:
+    """Under umask 077 it could not: who published from a folder of somebody else's kept him from building it."""
+    target, lock = tmp_path / "target", tmp_path / ".target.lock"
+    with umask_of(0o077), held_still(target):
+        assert mode_of(lock) == 0o644
+    lock.chmod(0o444)  # what it is to others
+    with locked(target), pytest.raises(BuildError, match="another process"), locked(target):
         pass
 
 
@@ -160,7 +215,7 @@ def test_one_that_waits_goes_on_when_the_other_has_ended(tmp_path: Path, builder
     assert entered.is_set()
 
 
-def test_what_a_killed_build_left_is_deleted_by_the_next(tmp_path: Path) -> None:
+def test_what_a_killed_build_left_is_deleted_by_the_next(tmp_path: Path, ordinary_user: None) -> None:
     kept = [
         "other/a",
         ".target.lock",
@@ -172,6 +227,7 @@ def test_what_a_killed_build_left_is_deleted_by_the_next(tmp_path: Path) -> None
     for name in (".target.abcdefgh.partial/a", ".target.a_b_c_00.partial.old/a", *kept):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / ".target.abcdefgh.partial").chmod(0o555)
     with locked(tmp_path / "target"):
         assert set(content(tmp_path)) == set(kept)
 

@@ -155,20 +155,34 @@ def test_a_stage_without_memory_is_one_line() -> None:
 def test_what_stages_are_forked_from_is_killed(tmp_path: Path) -> None:
     """As where memory runs out while it imports torch: Typer took the EOFError for Ctrl-C, and said "Aborted!"."""
     (tmp_path / "killed.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
+    told = what_is_told_of_a_stage("killed", PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+    assert told.startswith("the process of stage len was killed, most likely for want of memory")
+
+
+def test_a_temporary_folder_of_too_long_a_name(tmp_path: Path) -> None:
+    """As one below a home folder with a Chinese name may soon be: each letter takes three bytes."""
+    (folder := tmp_path / ("临时" * 16)).mkdir()
+    told = what_is_told_of_a_stage("sys", PYTHONPATH=os.pathsep.join(sys.path), TMPDIR=str(folder))
+    assert told.startswith(f"the temporary folder {folder} has too long a name for sockets")
+
+
+def what_is_told_of_a_stage(imported: str, **environment: str) -> str:
     code = (
         "from cnclip_builder.system import isolation\n"
         "from cnclip_builder.errors import MissingRequirementError\n"
-        "isolation._IMPORTED = ['killed']\n"
+        f"isolation._IMPORTED = [{imported!r}]\n"
         "try:\n"
         "    with isolation.stage_process() as process:\n"
         "        process.run(len, 'abc')\n"
         "except MissingRequirementError as error:\n"
         "    print(error)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert done.stdout.startswith("the process of stage len was killed, most likely for want of memory")
+    environment = {**os.environ, "PYTHONUTF8": "1", **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", env=environment, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
 
 
 def _handles_interrupts() -> bool:

@@ -21,6 +21,7 @@ import pytest
 from cnclip_client._cli._shared import as_typed
 
 from tests.commands import run_command
+from tests.conftest import ASCII, starts_in_ascii
 
 COMMAND = [sys.executable, "-c", "from cnclip_console.start.client import main; main()"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("CNCLIP_")}
@@ -345,10 +346,7 @@ def test_progress_is_shown_on_a_terminal_alone(triton: Any, tmp_path: Path) -> N
     assert (done.stdout, done.stderr) == (b"", b"")
 
 
-# Where Python neither takes the C locale for UTF-8's nor has been told a charset.
-ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-
-
+@starts_in_ascii
 @pytest.mark.parametrize(
     "locale",
     [pytest.param(ASCII, marks=pytest.mark.slow), {**ASCII, "PYTHONIOENCODING": "ascii"}],
@@ -376,6 +374,7 @@ def test_any_locale_will_do(triton: Any, fake: Any, tmp_path: Path, locale: dict
     assert json.loads(line)["image_id"] == f"{tmp_path}/猫/狗.jpg"
 
 
+@starts_in_ascii
 def test_ids_are_the_same_in_any_locale(tmp_path: Path) -> None:
     """For those who use the package in a process of their own."""
     (tmp_path / "猫.jpg").write_bytes(b"cat")
