@@ -25,6 +25,8 @@ from cnclip_client.sources import Item
 
 __all__ = ["Encoded", "Engine", "Failure", "encode_items", "encoding_of"]
 
+_LONGEST_PATH = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -178,9 +180,14 @@ def _loaded(client: Client, kind: Kind, items: Iterable[Item]) -> AbstractContex
         except Unsendable as error:
             # Of a column of paths the id tells nothing of which file it was.
             is_named = item.value.endswith(str(item.id)) or is_remote(item.value)
-            return Item(item.id, None, str(error) if is_named else f"{item.value}: {error}")
+            return Item(item.id, None, str(error) if is_named else f"{_shown(item.value)}: {error}")
 
     return Prefetch(iter(items), load, lambda item: len(item.value or b""), threads=client.limits.readers)
+
+
+def _shown(path: str) -> str:
+    """Returns a path, or how it begins where it is none: a column of base64 would be written out once more."""
+    return path if len(path) <= _LONGEST_PATH else f"{path[:80]}..."
 
 
 def _encoded(block: Block, items: tuple[Item, ...], dtype: str) -> Encoded:
