@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import pytest
 from cnclip_client import Client
 
 from tests.client.conftest import FakeTriton, both, features_of
+from tests.conftest import ROOT
 from tests.gateway.conftest import Running, require_schema
 
 PNG = b"\x89PNG\r\n\x1a\n made up"
@@ -62,6 +66,19 @@ def test_openais_client_lists_models_and_raises_its_own_errors(openai: Any) -> N
     with pytest.raises(module.BadRequestError, match="token ids") as bad:
         openai.embeddings.create(model="vit-b-16", input=[[1, 2, 3]])
     assert (bad.value.param, bad.value.type) == ("input", "invalid_request_error")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_documented_curl_sends_a_photo(gateway: Running, tmp_path: Path) -> None:
+    """Linux takes no argument of more than 128 KiB, which a photo's base64 has."""
+    photo = PNG * 20_000
+    (tmp_path / "a.jpg").write_bytes(photo)
+    page = (ROOT / "docs/gateway.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"(?ms)^curl \S+/v1/embeddings.*?(?=^```)", page)
+    command = command.replace("http://localhost:8080", gateway.url)
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, check=True, timeout=30)
+    found = np.array([one["embedding"] for one in json.loads(done.stdout)["data"]], dtype=np.float32)
+    np.testing.assert_allclose(found, unit("杰尼龟".encode(), photo), atol=1e-6)
 
 
 @pytest.mark.parametrize("form", ["float", "base64"])

@@ -112,6 +112,11 @@ def _check_arch(path: Path, contents: Contents, arch: Arch, *, is_detected: bool
         if names
     ]
     told = "; ".join(details) + contents.hint
+    if any("lora_" in name for name in unknown):  # left out, they would take the fine-tuning with them
+        raise CheckpointError(
+            f"{path} holds LoRA's tensors beside the weights: {told}; merge them into the weights before it is saved "
+            "(peft: model.merge_and_unload())"
+        )
     if not is_detected:
         raise CheckpointError(
             f"{path} is no {arch.name} checkpoint, and of no other architecture known here: {told}; leave ARCH out to "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import random
@@ -167,7 +168,8 @@ def _read(path: str | os.PathLike[Any], item_bytes: int) -> bytes:
     except OSError as error:
         if is_of_all(error):
             raise
-        raise Unsendable(error.strerror or str(error)) from error
+        hint = "; images in base64 are read from a .tsv, id<TAB>base64" if error.errno == errno.ENAMETOOLONG else ""
+        raise Unsendable(f"{error.strerror or error}{hint}") from error
     except ValueError as error:  # a NUL in the path
         raise Unsendable(f"is no path: {error}") from error
 

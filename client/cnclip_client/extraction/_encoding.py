@@ -32,6 +32,8 @@ __all__ = ["Encoded", "Engine", "Failure", "encode_items", "encoding_of"]
 # taken from, a disk that is not mounted, a right to a store that is missing.
 _NO_ITEMS_FAULT = 1000
 
+_LONGEST_PATH = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -210,7 +212,7 @@ def _loaded(client: Client, kind: Kind, items: Iterable[Item]) -> AbstractContex
             _require_still_there(last, error.__cause__)
             # Of a column of paths the id tells nothing of which file it was.
             is_named = item.value.endswith(str(item.id)) or is_remote(item.value)
-            reason = str(error) if is_named else f"{item.value}: {error}"
+            reason = str(error) if is_named else f"{_shown(item.value)}: {error}"
             if isinstance(error.__cause__, FileNotFoundError) and not Path(item.value).is_absolute():
                 reason += f"; relative paths are taken from {Path.cwd()}"
             return Item(item.id, None, reason)
@@ -241,6 +243,11 @@ def _require_still_there(last: str, problem: BaseException | None) -> None:
                 raise problem from None
         except BadFile:
             pass
+
+
+def _shown(path: str) -> str:
+    """Returns a path, or how it begins where it is none: a column of base64 would be written out once more."""
+    return path if len(path) <= _LONGEST_PATH else f"{path[:80]}..."
 
 
 def _encoded(block: Block, items: tuple[Item, ...], dtype: str) -> Encoded:

@@ -199,6 +199,7 @@ def test_vocabularies(tmp_path: Path) -> None:
             "sizes: 1 tensor missing, such as visual.*blocks.1.ln_1.weight; save the whole model again",
         ),
         ("kd_head.weight", (8, 512), r"1 tensor unknown, such as kd_head.weight; if features don't .* leave them"),
+        ("visual.conv1.lora_A", (4, 768), r"such as visual.conv1.lora_A; merge them .*merge_and_unload"),
         ("bert.encoder.layer.11.output.dense.weight", (768, 3071), "other shapes, such as bert.encoder.layer.11"),
         ("visual.transformer.resblocks.40.ln_1.weight", (768,), r"resblocks\.12 is missing"),
     ],

@@ -913,6 +913,14 @@ def test_a_file_that_its_id_does_not_tell_is_named(tmp_path: Path, client: Clien
     ]
 
 
+def test_a_column_of_base64_is_not_written_into_the_reasons(client: Client) -> None:
+    (found,) = encode_items(client, "image", [Item(7, "iVBORw0KGgo" * 1000)])
+    (failure,) = found.failures
+    assert failure.reason.startswith("iVBORw0KGgo")
+    assert "...: File name too long; images in base64 " in failure.reason
+    assert len(failure.reason) < 200
+
+
 # --- Reading ahead.
 
 

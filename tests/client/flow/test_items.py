@@ -119,6 +119,7 @@ def test_a_path_whose_name_is_no_utf8_is_read(tmp_path: Path) -> None:
         ("图片\\a.jpg", r"No such file or directory; here folders end in /, not in \\$"),
         (os.fsdecode("黑猫.jpg".encode("gbk")), r"directory; its name is not UTF-8 \(GBK\?\): convert the list"),
         (".", "Is a directory"),
+        ("iVBORw0KGgo" * 100, "File name too long; images in base64 are read from a .tsv, id<TAB>base64$"),
         ("a\0b", "is no path: .*embedded null"),
         (b"", "is empty"),
         (b"x" * (LIMIT + 1), "larger than 1,048,576 bytes; raise Limits.item_bytes"),

@@ -49,7 +49,7 @@ def test_a_path_that_cannot_be_looked_at_costs_no_other(tmp_path: Path) -> None:
     read = [as_read(value) for _, value in found]
     assert read[:6] == [
         b"a",
-        "!File name too long",
+        "!File name too long; images in base64 are read from a .tsv, id<TAB>base64",
         "!Not a directory",
         "!Too many levels of symbolic links",
         "!is no file, and nobody writes to it",
