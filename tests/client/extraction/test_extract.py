@@ -833,6 +833,30 @@ def test_files_that_are_gone_with_those_before_them_are_no_items_fault(tmp_path:
     assert ("none.jpg", "No such file or directory") in [(f.id, f.reason) for one in done for f in one.failures]
 
 
+def test_files_that_are_removed_once_they_are_read_are_no_disk_that_is_gone(tmp_path: Path, triton: Any) -> None:
+    """As by who clears away behind a job: a file that was missing ended it."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+
+    def items() -> Iterator[Item]:
+        for name in ("a", "none", "b", "unmounted"):
+            for done in photos.iterdir():
+                done.unlink()
+            if name == "unmounted":  # with all that was right in it
+                photos.rename(tmp_path / "gone")
+                photos.mkdir()
+            elif name != "none":
+                (photos / name).write_bytes(name.encode())
+            yield Item(name, f"{photos}/{name}")
+
+    with Client(triton.url, model="vit-b-16", limits=Limits(readers=1)) as client:
+        found = encode_items(client, "image", items(), batch_size=1)
+        done: list[Any] = []
+        with pytest.raises(FileNotFoundError, match=rf"nor is {photos}/b, which was read before"):
+            done.extend(found)
+    assert [one.ids or one.failures[0].id for one in done] == [("a",), "none", ("b",)]
+
+
 def test_an_interrupt_keeps_what_was_done(tmp_path: Path, client: Client) -> None:
     def interrupt(items: int, failures: int) -> None:
         if items >= 100:
