@@ -172,27 +172,29 @@ def encoding_of(
         refusal=refusal,
         preprocess=options.preprocess,
     )
-    return encode if options.max_errors is not None else lambda items: _once_one_is_read(encode(items))
+    return encode if options.max_errors is not None else lambda items: _once_one_is_read(partial(encode, items))
 
 
-def _once_one_is_read(outcomes: Iterator[Encoded]) -> Iterator[Encoded]:
+def _once_one_is_read(outcomes: Callable[[], Iterator[Encoded]]) -> Iterator[Encoded]:
     """Yields outcomes from when an item could be read, whatever came of it: until then none is noted as failed.
 
     Raises:
         TooManyFailures: The first thousand could not be.
     """
-    held = []
+    held: list[Encoded] = []
     failures = 0
-    for encoded in outcomes:
+    one_is_read = False
+    for encoded in outcomes():  # held by no name: an error that is kept would keep it
         held.append(encoded)
         failures += len(encoded.failures)
-        if not all(item.failure for item in encoded.items):
-            break
-        if failures >= _NO_ITEMS_FAULT:
+        one_is_read = one_is_read or not all(item.failure for item in encoded.items)
+        if one_is_read:
+            yield from held
+            held.clear()
+        elif failures >= _NO_ITEMS_FAULT:
             last = encoded.failures[-1]
             raise TooManyFailures(failures=failures, max_errors=None, last=f"{last.id}: {last.reason}")
     yield from held
-    yield from outcomes
 
 
 def _loaded(client: Client, kind: Kind, items: Iterable[Item]) -> AbstractContextManager[Iterator[Item]]:

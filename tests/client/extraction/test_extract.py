@@ -812,6 +812,23 @@ def test_a_list_whose_files_are_elsewhere_stops_early_and_goes_on_from_there(
     assert extract(client, source, tmp_path / "none.jsonl", options).failures == 1200
 
 
+def test_an_engine_is_let_go_of_as_a_job_stops(tmp_path: Path, client: Client) -> None:
+    """A Ray cluster went on for as long as the error was kept."""
+    closed = []
+
+    class Here:
+        def encode(self, kind: Any, items: Any, *, expected: Any, **options: Any) -> Iterator[Any]:
+            try:
+                yield from encode_items(client, kind, items, **options)
+            finally:
+                closed.append(True)
+
+    none = Items([Item(row, None, "is not there") for row in range(1200)], "image")
+    with pytest.raises(TooManyFailures) as caught:
+        extract(client, none, tmp_path / "out.jsonl", engine=Here())
+    assert (caught.value.failures // 1000, closed) == (1, [True])
+
+
 def test_files_that_are_gone_with_those_before_them_are_no_items_fault(tmp_path: Path, triton: Any, fake: Any) -> None:
     """As of a disk that is not mounted any more: all that was left failed, and the job was done."""
     photos = images_folder(tmp_path)
