@@ -218,7 +218,7 @@ def _loaded(client: Client, kind: Kind, items: Iterable[Item]) -> AbstractContex
             if isinstance(error.__cause__, FileNotFoundError) and not Path(item.value).is_absolute():
                 reason += f"; relative paths are taken from {Path.cwd()}"
             return Item(item.id, None, reason)
-        last = last.then(item.value)
+        last = _Read.of(item.value)
         return Item(item.id, data)
 
     return Prefetch(iter(items), load, lambda item: len(item.value or b""), threads=client.limits.readers)
@@ -238,24 +238,27 @@ class _Read:
     folder: str = ""
     identity: tuple[int, int] = (0, 0)
 
-    def then(self, path: str) -> _Read:
-        """Returns what was read next."""
+    @classmethod
+    def of(cls, path: str) -> _Read:
+        """Returns that of a file that has just been read. Raises OSError if its disk is gone again."""
         if is_remote(path):
-            return _Read(path)
+            return cls(path)
         folder = os.path.dirname(path) or "."  # noqa: PTH120 - of each image
-        return _Read(path, folder, self.identity if folder == self.folder else identity_of(folder))
+        return cls(path, folder, identity_of(folder))
 
 
 def _require_still_there(read_last: Callable[[], _Read], problem: BaseException | None) -> None:
     """Raises what is wrong with a file if it is with the last that was read, too: that is the fault of no item.
 
     A disk is not mounted any more, a right to a bucket was lost, or the network. What is gone from a folder that is
-    still there was removed. What one host of the web answers says nothing of another, and that two do not answer
-    nothing of the network while others do. An object that S3 forbids may as well be missing.
+    still there was removed, unless a link to it was left. What one host of the web answers says nothing of another,
+    and that two do not answer nothing of the network while others do. An object that S3 forbids may as well be missing.
     """
     last = read_last()
     if isinstance(problem, FileNotFoundError) and last.folder:
-        if not os.path.exists(last.path) and not is_still(last.folder, last.identity):  # noqa: PTH110
+        if os.path.exists(last.path):  # noqa: PTH110
+            return
+        if os.path.islink(last.path) or not is_still(last.folder, last.identity):  # noqa: PTH114
             words = f"{problem.strerror}, nor is {last.path}, which was read before; see that its disk is mounted"
             raise FileNotFoundError(problem.errno, f"{words}, and run it again", problem.filename) from problem
     elif isinstance(problem, StoreError) and is_remote(last.path):

@@ -829,15 +829,22 @@ def test_an_engine_is_let_go_of_as_a_job_stops(tmp_path: Path, client: Client) -
     assert (caught.value.failures // 1000, closed) == (1, [True])
 
 
-def test_files_that_are_gone_with_those_before_them_are_no_items_fault(tmp_path: Path, triton: Any, fake: Any) -> None:
+@pytest.mark.parametrize("links", [False, True])
+def test_files_that_are_gone_with_those_before_them_are_no_items_fault(
+    tmp_path: Path, triton: Any, fake: Any, links: bool
+) -> None:
     """As of a disk that is not mounted any more: all that was left failed, and the job was done."""
-    photos = images_folder(tmp_path)
-    gone = tmp_path / "gone"
+    disk = images_folder(tmp_path)
+    photos = tmp_path / "links" if links else disk
+    for path in sorted(disk.rglob("*.jpg")) if links else ():
+        link = photos / path.relative_to(disk)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
 
     def items() -> Iterator[Item]:
         for row in range(40):
             if row == 20:
-                photos.rename(gone)
+                disk.rename(tmp_path / "gone")
             name = f"{row % 7}/{row}.jpg" if row != 10 else "none.jpg"
             yield Item(name, f"{photos}/{name}")
 
