@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 
-__all__ = ["is_of_all"]
+__all__ = ["identity_of", "is_of_all", "is_still"]
 
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # A network disk, or what FUSE mounts, that is away.
@@ -17,3 +18,17 @@ def is_of_all(error: OSError) -> bool:
     A job that noted it as an item's failure would note the same of all items that are left.
     """
     return error.errno in _OF_THE_MACHINE or error.errno in _OF_THE_DISK
+
+
+def identity_of(folder: str) -> tuple[int, int]:
+    """Returns a folder's device and inode. Raises OSError."""
+    status = os.stat(folder)  # noqa: PTH116 - of paths that need be no text
+    return status.st_dev, status.st_ino
+
+
+def is_still(folder: str, identity: tuple[int, int]) -> bool:
+    """Whether a folder is what it was: its disk may not be mounted any more, which is no fault of what was in it."""
+    try:
+        return identity_of(folder) == identity
+    except OSError:
+        return False

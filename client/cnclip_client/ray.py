@@ -286,7 +286,7 @@ class _Run:
         try:
             work.outcome = self._ray.get(ref)
         except errors.RayTaskError as error:
-            known = isinstance(error.cause, CnclipError)
+            known = isinstance(error.cause, (CnclipError, OSError))  # such as of a disk that is not mounted any more
             work.outcome = error.cause if known else _failed(error.cause)
             work.outcome.__cause__ = error
         except (

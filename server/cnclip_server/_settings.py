@@ -131,7 +131,7 @@ def check_flags(extra_args: Sequence[str], grpc_at: str, http_at: str) -> None:
         if flag in _PORTS:
             raise SettingError(f"{flag} must be known here: give it to cnclip-serve itself, before `--`")
         asked_at = http_at if "http" in flag else grpc_at
-        if flag in _ADDRESSES and value != _ANY_ADDRESS and _address(value) != _address(asked_at):
+        if flag in _ADDRESSES and value not in (asked_at, _ANY_ADDRESS) and _address(value) != _address(asked_at):
             raise SettingError(f"{flag}={value} would be where the server is not asked: give --host, before `--`")
         if flag == _ALLOW_HTTP and value.lower() in ("false", "off", "0"):
             raise SettingError(f"{flag}={value} can't be served: by HTTP it is found out whether models are ready")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -248,6 +249,12 @@ def test_what_fails_in_an_actor_is_one_line(tmp_path: Path, cluster: None, trito
 
     with connecting(triton)() as client, pytest.raises(ServerError, match=r"\(LookupError: no such thing\)"):
         extract(client, sources[2], tmp_path / "a.jsonl", engine=RayEngine(broken, actors=1))
+
+    def away() -> Client:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", "/mnt/photos/1.jpg")
+
+    with connecting(triton)() as client, pytest.raises(OSError, match=r"not connected: '/mnt/photos/1.jpg'$"):
+        extract(client, sources[2], tmp_path / "a.jsonl", engine=RayEngine(away, actors=1))
 
 
 def in_this_process(extractor: Any, tables: list[Any]) -> Any:

@@ -166,10 +166,12 @@ def test_a_server_that_nobody_could_ask(flags: list[str]) -> None:
 
 
 @pytest.mark.parametrize("service", ["grpc", "http", "metrics"])
-def test_an_address_at_which_nobody_asks(service: str) -> None:
+def test_an_address_at_which_nobody_asks(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a port; what is reached at the address that is asked may be narrower than --host, or wider."""
     flag = f"--{service}-address"
     with pytest.raises(SettingError, match=f"{flag}=10.0.0.5 would be where the server is not asked: give --host"):
         check_flags([flag, "10.0.0.5"], "10.0.0.5" if service == "http" else "127.0.0.1", "127.0.0.1")
     check_flags([f"{flag}=0.0.0.0", f"{flag}=127.0.0.1"], "127.0.0.1", "127.0.0.1")
     check_flags([f"{flag}=127.0.0.1"], "localhost", "localhost")
+    monkeypatch.delattr("socket.gethostbyname")  # a resolver may take long, and is not asked without need
+    check_flags([f"{flag}=triton.internal"], "triton.internal", "triton.internal")

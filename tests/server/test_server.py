@@ -356,11 +356,15 @@ def test_too_few_threads_of_which_its_log_has_no_word(
 
 def test_too_few_threads_for_a_user(repository: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`ulimit -u` refuses without a word, and nothing counts it."""
-    monkeypatch.setattr("cnclip_server._startup.has_all_its_threads", lambda: True)
-    monkeypatch.setattr("cnclip_server._startup._FULL_LOOKS", 2)
+    looks = iter([True, True, False, True, True, True])
+    monkeypatch.setattr("cnclip_server._startup.has_all_its_threads", lambda: next(looks))
     binary = binary_with_its_own_backend(tmp_path, "sleep 100")
+    with pytest.raises(StartupFailed, match="was not ready within 0.4 s"):  # and did not look: it takes a while
+        _server(repository.path, binary=binary, startup_timeout_s=0.4).start()
+    monkeypatch.setattr("cnclip_server._startup._POLLS_A_LOOK", 1)
     with pytest.raises(StartupFailed, match=r"may start no more threads; .*ulimit -u\)$"):
         _server(repository.path, binary=binary).start()
+    assert list(looks) == []
 
 
 def test_one_that_is_killed_while_it_starts(repository: Any, tmp_path: Path) -> None:

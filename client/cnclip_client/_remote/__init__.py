@@ -7,6 +7,7 @@
 | `errors.py` | what libraries raise, as this package's errors |
 """
 
+from cnclip_client._remote.errors import is_unanswered
 from cnclip_client._remote.paths import FileState, Location, RemotePath, is_remote, located, state_digest, state_of
 
-__all__ = ["FileState", "Location", "RemotePath", "is_remote", "located", "state_digest", "state_of"]
+__all__ = ["FileState", "Location", "RemotePath", "is_remote", "is_unanswered", "located", "state_digest", "state_of"]

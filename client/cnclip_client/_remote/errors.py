@@ -8,7 +8,7 @@ from typing import Any
 
 from cnclip_client._exceptions import BadFile, CnclipError, MissingExtra, StoreError
 
-__all__ = ["code_of", "told_remote"]
+__all__ = ["code_of", "is_unanswered", "told_remote"]
 
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired", "InvalidToken")
 _WHO = {
@@ -83,6 +83,11 @@ def _told(url: str, error: Exception) -> CnclipError:
         of_all=of_all,
         passing=True,
     )
+
+
+def is_unanswered(error: StoreError) -> bool:
+    """Whether nobody answered at all, which may be for want of a network here."""
+    return error.passing and getattr(error.__cause__, "status", None) is None
 
 
 def code_of(error: BaseException | None) -> str:

@@ -14,13 +14,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cnclip_client._blame import identity_of, is_still
 from cnclip_client._blocks import Block
 from cnclip_client._client import Client
 from cnclip_client._exceptions import BadFile, StoreError, TooManyFailures
 from cnclip_client._flow.items import Unsendable, image_bytes
 from cnclip_client._flow.prefetch import Prefetch
 from cnclip_client._info import ModelInfo
-from cnclip_client._remote import RemotePath, is_remote
+from cnclip_client._remote import RemotePath, is_remote, is_unanswered
 from cnclip_client._texts import preprocess_text
 from cnclip_client._vocabulary import Id, Kind
 from cnclip_client.extraction._options import ExtractOptions
@@ -136,7 +137,8 @@ def encode_items(
         preprocess: Whether texts are prepared with `preprocess_text`, as cn_clip's `eval/extract_features.py` does.
 
     Raises:
-        CnclipError: The server could not be had; everything before has come out.
+        CnclipError: The server, or a store, could not be had; everything before has come out.
+        OSError: No image can be read at present, as where a disk is not mounted any more; likewise.
     """
     pending: deque[Item] = deque()
 
@@ -172,27 +174,29 @@ def encoding_of(
         refusal=refusal,
         preprocess=options.preprocess,
     )
-    return encode if options.max_errors is not None else lambda items: _once_one_is_read(encode(items))
+    return encode if options.max_errors is not None else lambda items: _once_one_is_read(partial(encode, items))
 
 
-def _once_one_is_read(outcomes: Iterator[Encoded]) -> Iterator[Encoded]:
+def _once_one_is_read(outcomes: Callable[[], Iterator[Encoded]]) -> Iterator[Encoded]:
     """Yields outcomes from when an item could be read, whatever came of it: until then none is noted as failed.
 
     Raises:
         TooManyFailures: The first thousand could not be.
     """
-    held = []
+    held: list[Encoded] = []
     failures = 0
-    for encoded in outcomes:
+    one_is_read = False
+    for encoded in outcomes():  # held by no name: an error that is kept would keep it
         held.append(encoded)
         failures += len(encoded.failures)
-        if not all(item.failure for item in encoded.items):
-            break
-        if failures >= _NO_ITEMS_FAULT:
+        one_is_read = one_is_read or not all(item.failure for item in encoded.items)
+        if one_is_read:
+            yield from held
+            held.clear()
+        elif failures >= _NO_ITEMS_FAULT:
             last = encoded.failures[-1]
             raise TooManyFailures(failures=failures, max_errors=None, last=f"{last.id}: {last.reason}")
     yield from held
-    yield from outcomes
 
 
 def _loaded(client: Client, kind: Kind, items: Iterable[Item]) -> AbstractContextManager[Iterator[Item]]:
@@ -200,7 +204,7 @@ def _loaded(client: Client, kind: Kind, items: Iterable[Item]) -> AbstractContex
         # Cheap to read; handing them from thread to thread would cost more.
         return nullcontext(iter(items))
 
-    last = ""
+    last = _Read()
 
     def load(item: Item) -> Item:
         nonlocal last
@@ -209,37 +213,64 @@ def _loaded(client: Client, kind: Kind, items: Iterable[Item]) -> AbstractContex
         try:
             data = image_bytes(item.value, client.limits.item_bytes)
         except Unsendable as error:
-            _require_still_there(last, error.__cause__)
+            _require_still_there(lambda: last, error.__cause__)
             # Of a column of paths the id tells nothing of which file it was.
             is_named = item.value.endswith(str(item.id)) or is_remote(item.value)
             reason = str(error) if is_named else f"{_shown(item.value)}: {error}"
             if isinstance(error.__cause__, FileNotFoundError) and not Path(item.value).is_absolute():
                 reason += f"; relative paths are taken from {Path.cwd()}"
             return Item(item.id, None, reason)
-        last = item.value
+        last = _Read.of(item.value)
         return Item(item.id, data)
 
     return Prefetch(iter(items), load, lambda item: len(item.value or b""), threads=client.limits.readers)
 
 
-def _require_still_there(last: str, problem: BaseException | None) -> None:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Read:
+    """What was read last, by whichever thread.
+
+    Attributes:
+        path: It; empty before anything was.
+        folder: The folder that it was in, if that is here.
+        identity: What that folder was.
+    """
+
+    path: str = ""
+    folder: str = ""
+    identity: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def of(cls, path: str) -> _Read:
+        """Returns that of a file that has just been read. Raises OSError if its disk is gone again."""
+        if is_remote(path):
+            return cls(path)
+        folder = os.path.dirname(path) or "."  # noqa: PTH120 - of each image
+        return cls(path, folder, identity_of(folder))
+
+
+def _require_still_there(read_last: Callable[[], _Read], problem: BaseException | None) -> None:
     """Raises what is wrong with a file if it is with the last that was read, too: that is the fault of no item.
 
-    A disk is not mounted any more, a right to a bucket was lost, or the network. What one host of the web refuses says
-    nothing of another, and an object that S3 forbids while others are given may as well be missing.
+    A disk is not mounted any more, a right to a bucket was lost, or the network. What is gone from a folder that is
+    still there was removed, unless a link to it was left. What one host of the web answers says nothing of another,
+    and that two do not answer nothing of the network while others do. An object that S3 forbids may as well be missing.
     """
-    if not last:
-        return
-    if isinstance(problem, FileNotFoundError) and not is_remote(last) and not os.path.exists(last):  # noqa: PTH110
-        words = (
-            f"{problem.strerror}, nor is {last}, which was read before; see that its disk is mounted, and run it again"
-        )
-        raise FileNotFoundError(problem.errno, words, problem.filename) from problem
-    if isinstance(problem, StoreError) and is_remote(last):
+    last = read_last()
+    if isinstance(problem, FileNotFoundError) and last.folder:
+        if os.path.exists(last.path):  # noqa: PTH110
+            return
+        if os.path.islink(last.path) or not is_still(last.folder, last.identity):  # noqa: PTH114
+            words = f"{problem.strerror}, nor is {last.path}, which was read before; see that its disk is mounted"
+            raise FileNotFoundError(problem.errno, f"{words}, and run it again", problem.filename) from problem
+    elif isinstance(problem, StoreError) and is_remote(last.path):
+        of_web = last.path.startswith(("http://", "https://"))
+        if of_web and not is_unanswered(problem):
+            return
         try:
-            RemotePath(last).read(1)
+            RemotePath(last.path).read(1)
         except StoreError as also:
-            if also.passing or not last.startswith(("http://", "https://")):
+            if not of_web or (is_unanswered(also) and read_last() is last):
                 raise problem from None
         except BadFile:
             pass

@@ -191,7 +191,7 @@ class _Job:
 
 
 def require_few(failures: int, encoded: Encoded, options: ExtractOptions, work: object) -> None:
-    """Raises TooManyFailures, which names the folder of work to remove, if more items have failed than may."""
+    """Raises TooManyFailures, which names the work to remove, if more items have failed than may."""
     allowed = options.max_errors
     if allowed is not None and failures > allowed and encoded.failures:
         last = encoded.failures[-1]

@@ -277,7 +277,7 @@ class _PartsJob:
                 self._items += len(piece.encoded.items)
                 self._failures += len(piece.encoded.failures)
                 self._report(self._items, self._failures)
-                require_few(self._failures, piece.encoded, self._options, self._folder.output)
+                require_few(self._failures, piece.encoded, self._options, self._folder.failed_parts())
             if piece.ends:
                 return  # without a wait for what comes of the next one
 

@@ -137,6 +137,11 @@ class PartsFolder:
         """Returns where a part's file belongs; in a store only its name counts."""
         return self.folder / part_name(number, self._sharding.format)
 
+    def failed_parts(self) -> str:
+        """Returns what to remove to do anew what failed, and none of what others finished."""
+        here = f" and {self.folder}" if self._is_remote else ""
+        return f"part-N.* of each part N that has failures from {self.output}{here}"
+
     def whole(self) -> dict[int, PartRecord]:
         """Returns what is recorded of the parts that are whole, whoever did them, rising. Raises BadFile, OSError."""
         names = self.store.names(self.folder)

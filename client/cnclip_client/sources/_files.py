@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Literal
 
-from cnclip_client._blame import is_of_all
+from cnclip_client._blame import identity_of, is_of_all, is_still
 from cnclip_client._exceptions import BadFile
 from cnclip_client._listing import files_matching
 from cnclip_client._remote import Location, RemotePath, is_remote, located
@@ -92,11 +91,11 @@ def _walk(root: str, past: list[str]) -> Iterator[Item]:
     entering = (root, "", past)
     while True:
         try:
-            identity = _identity(entering[0])
+            identity = identity_of(entering[0])
             if all(identity != above.identity for above in levels):
                 levels.append(_Level(*entering, identity))
         except OSError as error:
-            if is_of_all(error) or not levels or not _is_still(root, levels[0].identity):
+            if is_of_all(error) or not levels or not is_still(root, levels[0].identity):
                 raise
             if entering[2] != [""]:  # then it is itself the last that was done
                 yield Item(entering[1], None, f"cannot be listed: {error.strerror}")
@@ -117,19 +116,6 @@ def _walk(root: str, past: list[str]) -> Iterator[Item]:
                 yield Item(shown, None, what) if what else Item(shown, path)
         else:
             return
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    status = Path(folder).stat()
-    return status.st_dev, status.st_ino
-
-
-def _is_still(folder: str, identity: tuple[int, int]) -> bool:
-    """Whether a folder is what it was: its disk may not be mounted any more, which is no fault of what was in it."""
-    try:
-        return _identity(folder) == identity
-    except OSError:
-        return False
 
 
 def _scanned(folder: str) -> tuple[list[str], dict[str, str]]:

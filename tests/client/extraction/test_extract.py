@@ -812,15 +812,39 @@ def test_a_list_whose_files_are_elsewhere_stops_early_and_goes_on_from_there(
     assert extract(client, source, tmp_path / "none.jsonl", options).failures == 1200
 
 
-def test_files_that_are_gone_with_those_before_them_are_no_items_fault(tmp_path: Path, triton: Any, fake: Any) -> None:
+def test_an_engine_is_let_go_of_as_a_job_stops(tmp_path: Path, client: Client) -> None:
+    """A Ray cluster went on for as long as the error was kept."""
+    closed = []
+
+    class Here:
+        def encode(self, kind: Any, items: Any, *, expected: Any, **options: Any) -> Iterator[Any]:
+            try:
+                yield from encode_items(client, kind, items, **options)
+            finally:
+                closed.append(True)
+
+    none = Items([Item(row, None, "is not there") for row in range(1200)], "image")
+    with pytest.raises(TooManyFailures) as caught:
+        extract(client, none, tmp_path / "out.jsonl", engine=Here())
+    assert (caught.value.failures // 1000, closed) == (1, [True])
+
+
+@pytest.mark.parametrize("links", [False, True])
+def test_files_that_are_gone_with_those_before_them_are_no_items_fault(
+    tmp_path: Path, triton: Any, fake: Any, links: bool
+) -> None:
     """As of a disk that is not mounted any more: all that was left failed, and the job was done."""
-    photos = images_folder(tmp_path)
-    gone = tmp_path / "gone"
+    disk = images_folder(tmp_path)
+    photos = tmp_path / "links" if links else disk
+    for path in sorted(disk.rglob("*.jpg")) if links else ():
+        link = photos / path.relative_to(disk)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
 
     def items() -> Iterator[Item]:
         for row in range(40):
             if row == 20:
-                photos.rename(gone)
+                disk.rename(tmp_path / "gone")
             name = f"{row % 7}/{row}.jpg" if row != 10 else "none.jpg"
             yield Item(name, f"{photos}/{name}")
 
@@ -831,6 +855,30 @@ def test_files_that_are_gone_with_those_before_them_are_no_items_fault(tmp_path:
             done.extend(found)
     assert sum(len(one.items) for one in done) == 20
     assert ("none.jpg", "No such file or directory") in [(f.id, f.reason) for one in done for f in one.failures]
+
+
+def test_files_that_are_removed_once_they_are_read_are_no_disk_that_is_gone(tmp_path: Path, triton: Any) -> None:
+    """As by who clears away behind a job: a file that was missing ended it."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+
+    def items() -> Iterator[Item]:
+        for name in ("a", "none", "b", "unmounted"):
+            for done in photos.iterdir():
+                done.unlink()
+            if name == "unmounted":  # with all that was right in it
+                photos.rename(tmp_path / "gone")
+                photos.mkdir()
+            elif name != "none":
+                (photos / name).write_bytes(name.encode())
+            yield Item(name, f"{photos}/{name}")
+
+    with Client(triton.url, model="vit-b-16", limits=Limits(readers=1)) as client:
+        found = encode_items(client, "image", items(), batch_size=1)
+        done: list[Any] = []
+        with pytest.raises(FileNotFoundError, match=rf"nor is {photos}/b, which was read before"):
+            done.extend(found)
+    assert [one.ids or one.failures[0].id for one in done] == [("a",), "none", ("b",)]
 
 
 def test_an_interrupt_keeps_what_was_done(tmp_path: Path, client: Client) -> None:

@@ -548,6 +548,31 @@ def test_max_errors_counts_all_parts_of_a_job(tmp_path: Path, client: Client) ->
     assert extract_parts(client, source, tmp_path / "out", ExtractOptions(max_errors=6), **given).failures == 6
 
 
+@pytest.mark.parametrize("store", [False, True])
+def test_what_failed_is_done_anew_as_the_error_says(tmp_path: Path, client: Client, store: bool) -> None:
+    """The whole folder was to be removed, with what other jobs had finished; and of a store not what is here."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    files = MemoryFileSystem()
+    output, work = ("memory://failed/out", tmp_path / "work") if store else (str(tmp_path / "out"), tmp_path / "out")
+    given: dict[str, Any] = {"sharding": Sharding(items=10), "work": work if store else None}
+    options = ExtractOptions(max_errors=2, batch_size=2, checkpoint_s=0.0)
+    bad = Items([Item(row, None if row in (11, 13, 23) else f"{row}") for row in range(30)])
+    with pytest.raises(TooManyFailures) as caught:
+        extract_parts(client, bad, output, options, **given)
+    where = f"{output} and {work}" if store else output
+    assert f"mend the items and remove part-N.* of each part N that has failures from {where} to b" in str(caught.value)
+    assert (work / "part-00002.parquet.partial" / "errors").stat().st_size > 0
+    for number in (1, 2):
+        for path in work.glob(f"part-{number:05}.*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for name in files.glob(f"/failed/out/part-{number:05}.*") if store else ():
+            files.rm(name)
+    good = Items([Item(row, f"{row}") for row in range(30)])
+    summary = extract_parts(client, good, output, options, **given)
+    assert (summary.items, summary.failures) == (30, 0)
+
+
 # --- The server.
 
 

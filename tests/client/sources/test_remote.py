@@ -289,14 +289,15 @@ class _Ranges(http.server.SimpleHTTPRequestHandler):
     """A server of files that knows ranges, and answers a name that is a status with that."""
 
     asked: ClassVar[list[str]] = []
+    busy: ClassVar[bool] = False
 
     def log_message(self, *_: Any) -> None:
         pass
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
-        if self.path[1:4].isdecimal():
-            self.send_error(int(self.path[1:4]))
+        if self.busy or self.path[1:4].isdecimal():
+            self.send_error(503 if self.busy else int(self.path[1:4]))
             return
         wanted = self.headers.get("Range")
         path = Path(self.translate_path(self.path))
@@ -375,6 +376,47 @@ def test_a_network_that_is_lost_is_no_items_fault(
             done.extend(encode_items(client, "image", items(), batch_size=1))
     assert [failure.id for one in done for failure in one.failures] == ["403.jpg", "nobody"]
     assert [one.ids for one in done if one.ids] == [("a.jpg",)]
+
+
+def test_a_web_server_that_answers_no_more_says_nothing_of_others(
+    tmp_path: Path, web: str, triton: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that has had enough of us, which ended the job."""
+    monkeypatch.setattr("cnclip_client._remote.reading._FIRST_DELAY_S", 0.0)
+    (tmp_path / "a.jpg").write_bytes(b"image")
+
+    def items() -> Iterator[Item]:
+        yield Item("a", f"{web}/a.jpg")
+        monkeypatch.setattr(_Ranges, "busy", True)
+        yield Item("busy", f"{web}/b.jpg")
+        yield Item("nobody", "http://127.0.0.1:1/a.jpg")
+        monkeypatch.setattr(_Ranges, "busy", False)
+        yield Item("b", f"{web}/a.jpg")
+
+    with Client(triton.url, model="vit-b-16", limits=Limits(readers=1)) as client:
+        (found,) = encode_items(client, "image", items())
+    assert (found.ids, [failure.id for failure in found.failures]) == (("a", "b"), ["busy", "nobody"])
+
+
+def test_a_network_by_which_others_are_read_meanwhile_is_not_lost(triton: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    others_are_read = threading.Event()
+
+    def read(path: RemotePath, most_bytes: int | None = None) -> bytes:
+        if most_bytes == 1:
+            assert others_are_read.wait(20)
+        if path.name == "dead.jpg" or most_bytes == 1:
+            raise StoreError("cannot be had", path=path.url, of_all=False, passing=True)
+        return b"image"
+
+    def items() -> Iterator[Item]:
+        for name in ("a", "dead", "b"):
+            yield Item(name, f"http://{name}/{name}.jpg")
+        others_are_read.set()
+
+    monkeypatch.setattr(RemotePath, "read", read)
+    with Client(triton.url, model="vit-b-16") as client:
+        (found,) = encode_items(client, "image", items())
+    assert (found.ids, [failure.id for failure in found.failures]) == (("a", "b"), ["dead"])
 
 
 @pytest.mark.parametrize(
