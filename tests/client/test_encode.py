@@ -277,6 +277,16 @@ def test_all_that_a_source_gave_before_it_failed_comes_out_first(triton: Any, fa
     assert given == list(range(count))
 
 
+@pytest.mark.parametrize("encode", ["iter_images", "iter_texts"])
+def test_a_source_goes_on_where_a_run_was_left(triton: Any, encode: str) -> None:
+    source = (str(row).encode() if encode == "iter_images" else str(row) for row in itertools.count())
+    with Client(triton.url, model="vit-b-16") as client:
+        blocks = getattr(client, encode)(source, batch_size=2)
+        assert next(blocks).stop == 2
+        blocks.close()
+    assert 2 <= int(next(source)) < 1000
+
+
 def _normalised(fake: Any, text: str) -> np.ndarray:
     feature = fake.features_of(text.encode())
     return np.asarray(feature / np.linalg.norm(feature[None], axis=1)[0])

@@ -156,16 +156,16 @@ def default_profiles(
         tuned_length: the tokens to which most texts are padded; None for `context_length`.
     """
 
-    def of(batch: ShapeRange) -> Profile:
+    def profile(batch: ShapeRange) -> Profile:
         if context_length is None:
             return Profile({BATCH: batch})
         tuned = min(tuned_length or context_length, context_length)
         return Profile({BATCH: batch, LENGTH: ShapeRange(3, tuned, context_length)})  # 3: [CLS], one token, [SEP]
 
-    full = of(ShapeRange(1, max(1, max_batch_size // 2), max_batch_size))
+    full = profile(ShapeRange(1, max(1, max_batch_size // 2), max_batch_size))
     if max_batch_size < _SMALL_BATCH * 2:
         return (full,)
-    return (of(ShapeRange(1, 1, _SMALL_BATCH)), full)
+    return (profile(ShapeRange(1, 1, _SMALL_BATCH)), full)
 
 
 def largest_batch(profiles: Iterable[Profile]) -> int:

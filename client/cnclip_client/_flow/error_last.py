@@ -19,7 +19,9 @@ class ErrorLast(Generic[_T]):
 
     def __iter__(self) -> Iterator[_T]:
         try:
-            yield from self._source
+            # `yield from` would close a caller's generator as a run is left early.
+            for one in self._source:  # noqa: UP028
+                yield one
         except Exception as error:
             self._error = error
 

@@ -36,6 +36,8 @@ _ZEROS_AT_ONCE = 128 * _BLOCK
 # Tars are filled up to a block of their program's, 10 KiB by default; so much for `tar -b 2048`.
 _MOST_ZEROS = 1024 * 1024
 _MOST_HEADER_BYTES = 1024 * 1024
+# Of a member. Behind a larger one a disk may have no place to seek to.
+_MOST_BYTES = 10**12
 PACKED_BADLY = (EOFError, zlib.error)
 """What `GzipFile` says of a stream that is cut off or damaged, in a header as in a member's data."""
 
@@ -134,10 +136,13 @@ def _member(file: IO[bytes], header: bytes, told: Mapping[str, str], begin: int,
         what = "a folder"
     elif any(key.startswith("GNU.sparse.") for key in told):
         what = _IS_SPARSE
-    if told.get("size", "").isdecimal():
-        size = int(told["size"])
+    given = told.get("size", "")
+    if given.isdecimal():
+        size = int(given) if len(given) < len(str(_MOST_BYTES)) else _MOST_BYTES
     # Links and folders may tell a size, and have no data.
     holds = size if kind not in _KINDS else 0
+    if holds >= _MOST_BYTES:
+        raise TornTar(f"is damaged at byte {begin:,}: a member of a terabyte or more")
     return Member(name, what, begin, data, holds, data + _filled(holds))
 
 

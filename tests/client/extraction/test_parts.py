@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cnclip_client import (
+    AccessDenied,
     BadFile,
     Client,
     JobRefused,
@@ -597,6 +598,25 @@ def test_a_server_that_is_away_as_a_part_ends_is_waited_for(tmp_path: Path, trit
         pytest.raises(ServerUnreachable),
     ):
         extract_parts(client, source_of(30), tmp_path / "other", sharding=Sharding(items=10))
+
+
+def test_a_token_that_is_refused_as_a_part_ends_is_told_at_once(tmp_path: Path, triton: Any, fake: Any) -> None:
+    refused = 0
+
+    def before_config() -> None:
+        nonlocal refused
+        if triton.requests:
+            refused += 1
+            raise fake.Fault(grpc.StatusCode.UNAUTHENTICATED, "token expired")
+
+    triton.before_config = before_config
+    retry = Retry(attempts=1000, first_delay_s=0.01, max_delay_s=0.05, deadline_s=2)
+    with (
+        Client(triton.url, model="vit-b-16", retry=retry) as client,
+        pytest.raises(AccessDenied, match="token expired"),
+    ):
+        extract_parts(client, source_of(30), tmp_path / "out", sharding=Sharding(items=10))
+    assert refused <= 2  # the second time to keep what is done: no waiting mends a token
 
 
 def test_of_another_checkpoint_no_part_is_finished(tmp_path: Path, client: Client, triton: Any) -> None:

@@ -131,3 +131,21 @@ def test_a_packed_tar_that_is_damaged_at_its_very_beginning(tmp_path: Path) -> N
     ((one, told),) = values(image_source(tmp_path / "a.tar.gz"))
     assert one == str(tmp_path / "a.tar.gz")
     assert "gzip stream is cut off or damaged" in told
+
+
+@pytest.mark.parametrize("digits", [18, 30, 5000])
+@pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT], ids=["pax", "gnu"])
+def test_a_size_that_no_disk_has_is_told_of_its_tar_alone(tmp_path: Path, format: int, digits: int) -> None:
+    large = tarfile.TarInfo("2.jpg")
+    if format == tarfile.PAX_FORMAT:
+        large.pax_headers = {"size": "9" * digits}
+    else:
+        large.size = int("9" * min(digits, 26))  # its 11 bytes hold no more
+    with tarfile.open(tmp_path / "a.tar", "w", format=format) as archive:
+        archive.addfile(tarfile.TarInfo("1.jpg"))
+        archive.addfile(large)
+    write_tar(tmp_path / "b.tar", [("3.jpg", b"3")])
+    (_, torn, last) = values(image_source(tmp_path))
+    assert torn[0] == "a.tar"
+    assert "is damaged at byte 512: a member of a terabyte or more" in torn[1]
+    assert last == ("3", b"3")
