@@ -32,7 +32,8 @@ class _Later(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        sys.modules.pop(_COMPILER, None)
+        if sys.modules.get(_COMPILER) is self:
+            del sys.modules[_COMPILER]
         return getattr(import_module(_COMPILER), name)
 
 

@@ -38,3 +38,6 @@ def test_it_is_there_for_who_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sys.modules[COMPILER] is later
     assert later.other == 7
     assert COMPILER not in sys.modules
+    monkeypatch.setitem(sys.modules, COMPILER, compiler)
+    assert later.other == 7
+    assert sys.modules[COMPILER] is compiler  # not made twice for who got this one, in a thread at the same time
