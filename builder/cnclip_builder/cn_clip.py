@@ -14,7 +14,6 @@ __all__ = [
     "CLIP",
     "FullTokenizer",
     "ModifiedResNet",
-    "convert_state_dict",
     "convert_weights",
     "image_transform",
     "tokenize",
@@ -41,7 +40,7 @@ sys.modules.setdefault(_COMPILER, _Later(_COMPILER))
 try:
     from cn_clip.clip import image_transform, tokenize
     from cn_clip.clip.bert_tokenizer import FullTokenizer
-    from cn_clip.clip.model import CLIP, ModifiedResNet, convert_state_dict, convert_weights
+    from cn_clip.clip.model import CLIP, ModifiedResNet, convert_weights
 finally:
     if isinstance(sys.modules.get(_COMPILER), _Later):
         del sys.modules[_COMPILER]
