@@ -14,7 +14,6 @@ __all__ = [
     "CLIP",
     "FullTokenizer",
     "ModifiedResNet",
-    "convert_state_dict",
     "convert_weights",
     "image_transform",
     "tokenize",
@@ -32,7 +31,8 @@ class _Later(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        sys.modules.pop(_COMPILER, None)
+        if sys.modules.get(_COMPILER) is self:
+            del sys.modules[_COMPILER]
         return getattr(import_module(_COMPILER), name)
 
 
@@ -40,7 +40,7 @@ sys.modules.setdefault(_COMPILER, _Later(_COMPILER))
 try:
     from cn_clip.clip import image_transform, tokenize
     from cn_clip.clip.bert_tokenizer import FullTokenizer
-    from cn_clip.clip.model import CLIP, ModifiedResNet, convert_state_dict, convert_weights
+    from cn_clip.clip.model import CLIP, ModifiedResNet, convert_weights
 finally:
     if isinstance(sys.modules.get(_COMPILER), _Later):
         del sys.modules[_COMPILER]

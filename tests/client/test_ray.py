@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from PIL import Image
 
 ray = pytest.importorskip("ray", reason="Ray is not installed; pip install '.[ray]'")
 
-from cnclip_client.ray import FeatureExtractor, RayEngine, _chunks  # noqa: E402
+from cnclip_client.ray import FeatureExtractor, RayEngine, _chunks, _Run  # noqa: E402
 
 pytestmark = [
     # Of Ray's own, not of ours.
@@ -159,6 +160,18 @@ def test_the_same_files_as_without_it(tmp_path: Path, cluster: None, serve: Any,
             assert local.failures > 0
             same(tmp_path, here, there)
             assert extract(client, source, tmp_path / there).already_finished
+
+
+def test_outcomes_keep_the_order_of_the_items_whichever_is_done_first() -> None:
+    cluster = SimpleNamespace(
+        wait=lambda refs, num_returns, timeout: ([] if timeout == 0 else refs[-num_returns:], None),
+        get=lambda ref: [ref],
+        kill=lambda actor: None,
+        exceptions=None,
+    )
+    actor = SimpleNamespace(encode=SimpleNamespace(remote=tuple))
+    chunks: list[Any] = [[number] for number in range(20)]
+    assert list(_Run(cluster, lambda: actor, 2).outcomes(iter(chunks))) == [tuple(chunk) for chunk in chunks]
 
 
 def test_killed_actors_lose_nothing(tmp_path: Path, cluster: None, triton: Any, sources: list[Any]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnclip_builder.checkpoint.files import Unread
-from cnclip_builder.errors import CheckpointError
+from cnclip_builder.errors import CheckpointError, MissingRequirementError
 
 if TYPE_CHECKING:
     import torch
@@ -176,9 +176,15 @@ def in_cn_clips_form(path: Path, tensors: Mapping[str, torch.Tensor]) -> Mapping
 
     Raises:
         CheckpointError: of what FlashAttention names otherwise, a part is missing.
+        MissingRequirementError: cn_clip is too old to know those names.
     """
     if any(".Wqkv." in name for name in tensors):
-        from cnclip_builder.cn_clip import convert_state_dict
+        try:
+            from cn_clip.clip.model import convert_state_dict
+        except ImportError as error:
+            raise MissingRequirementError(
+                f"{path} has FlashAttention's names, which this cn_clip does not know: pip install -U 'cn_clip>=1.6'"
+            ) from error
 
         # cn_clip's way back from FlashAttention's names is right only for names that start with "module.".
         try:

@@ -89,8 +89,10 @@ def add_version(
         of_folders = {path: digest for path, digest in kept.items() if (new / path).parent.is_dir()}
         files = {**of_folders, **files_of_folder(new, {**kept, **written.hashes})}
         write_manifest(new, models, dict(sorted(files.items())))
+        ours = {MANIFEST_NAME, *(f"{entry.name}-{kind}" for kind in KINDS)}
         for path in new.rglob("*"):
-            let_read(path, new)
+            if path.relative_to(new).parts[0] in ours:
+                let_read(path, new)
 
 
 def check_neighbours(entry: RepositoryEntry, repository: Path) -> Manifest:

@@ -177,8 +177,8 @@ def let_read(path: Path, folder: Path) -> None:
 
 
 def _add_mode(path: Path, mode: int) -> None:
-    """Gives a file or folder what it lacks of a mode; another user's stays as it is."""
-    now = stat.S_IMODE(path.stat().st_mode)
+    """Gives a file or folder what it lacks of a mode; another user's stays as it is, and what a link leads to."""
+    now = stat.S_IMODE(path.lstat().st_mode)  # of a link, all
     if mode & ~now:
         with contextlib.suppress(PermissionError):
             path.chmod(now | mode)
@@ -209,8 +209,8 @@ def explaining_disk_errors(target: Path) -> Iterator[None]:
                 f"no space left on the disk while writing {target}; nothing half-written was kept: free some space, "
                 "or choose a folder on another disk"
             ) from error
-        # ENOENT is what /proc says to a new file.
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+        # ENOENT is what /proc says to a new file, EBADF what NFS says where a lock may only be read.
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EBADF):
             raise BuildError(
                 f"{error.filename or target} can't be written to ({error.strerror}): choose another folder, or "
                 "change its permissions"
@@ -307,7 +307,8 @@ def held_still(target: Path, *, alone: bool = False) -> Iterator[None]:
             pass
         else:
             try:
-                fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                with explaining_disk_errors(target):
+                    fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise BuildError(f"another process is building {target}: wait until it has ended") from None
         yield

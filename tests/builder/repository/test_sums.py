@@ -76,11 +76,16 @@ def test_whoever_may_read_a_repository_may_read_what_is_built_into_it(
     with umask_of(0o022):
         repository = write_repository(tmp_path / "repository", tiny_vit, "b", {1: 1})
     (repository / "b-image/1").chmod(0o555)
+    (closed_before := tmp_path / "elsewhere").touch(0o600)
+    (repository / "private").mkdir(0o700)
+    (repository / "b-image/link").symlink_to(closed_before)
+    (repository / "b-image/.#config.pbtxt").symlink_to("of-an-editor")
     with umask_of(0o077):
         add_version(RepositoryEntry("a", 1, tiny_vit, tiny_artefacts, SERVING), repository)
-    closed = [path for path in repository.rglob("*") if ~path.stat().st_mode & (0o055 if path.is_dir() else 0o044)]
-    assert closed == []
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".repository.lock", "repository"]
+    closed = [path for path in repository.rglob("*") if ~path.lstat().st_mode & (0o055 if path.is_dir() else 0o044)]
+    assert closed == [repository / "private"]  # which no build has made
+    assert closed_before.stat().st_mode & 0o777 == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".repository.lock", "elsewhere", "repository"]
 
 
 def vouched(folder: Path) -> Path:

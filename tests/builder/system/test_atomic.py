@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
 import threading
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from cnclip_builder.errors import BuildError, MissingRequirementError
@@ -181,6 +182,30 @@ def test_what_another_user_has_locked_once_can_be_locked(tmp_path: Path, ordinar
     lock.chmod(0o444)  # what it is to others
     with locked(target), pytest.raises(BuildError, match="another process"), locked(target):
         pass
+
+
+def test_a_lock_that_is_a_link_opens_nothing(tmp_path: Path) -> None:
+    """In a folder of many users' it may be put there, and lead to what only this one may read."""
+    secret = tmp_path / "secret"
+    secret.touch(0o600)
+    (tmp_path / ".target.lock").symlink_to(secret)
+    with locked(tmp_path / "target"):
+        pass
+    assert mode_of(secret) == 0o600
+
+
+def test_another_users_lock_on_nfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ordinary_user: None) -> None:
+    """There only what may be written can be locked for one alone."""
+
+    def flock(lock: IO[str], how: int) -> None:
+        if how & fcntl.LOCK_EX and not lock.writable():
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (tmp_path / ".target.lock").touch(0o444)
+    for how in (locked(tmp_path / "target"), held_still(tmp_path / "target", alone=True)):
+        with pytest.raises(BuildError, match=r"target can't be written to \(Bad file descriptor\)"), how:
+            pass
 
 
 def test_what_is_read_may_lie_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

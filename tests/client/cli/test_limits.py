@@ -104,7 +104,7 @@ def test_what_a_client_is_made_with(monkeypatch: pytest.MonkeyPatch, triton: Any
 
 def test_more_readers_read_at_once(triton: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cnclip_client import Client
-    from cnclip_client.extraction import _encoding, encode_items
+    from cnclip_client.extraction import _loading, encode_items
     from cnclip_client.sources import Item
 
     at_once, most, lock = 0, 0, threading.Lock()
@@ -119,7 +119,7 @@ def test_more_readers_read_at_once(triton: Any, tmp_path: Path, monkeypatch: pyt
             at_once -= 1
         return b"image"
 
-    monkeypatch.setattr(_encoding, "image_bytes", slow)
+    monkeypatch.setattr(_loading, "image_bytes", slow)
     with Client(triton.url, model="vit-b-16", limits=Limits(readers=20)) as client:
         items = [Item(row, f"{row}.jpg") for row in range(60)]
         assert sum(len(block.ids) for block in encode_items(client, "image", items)) == 60
