@@ -118,7 +118,7 @@ def await_ready(process: GuardedProcess, settings: Settings) -> None:
     api = settings.api()
     pid = process.pid()
     watch = None if pid is None else ModelWatch(pid)
-    refused, polls, full = refused_threads(), 0, 0
+    threads = _Threads()
     while (status := process.wait(_POLL_INTERVAL_S)) is None:
         if api.is_ready():
             if _is_bound(process):
@@ -130,10 +130,7 @@ def await_ready(process: GuardedProcess, settings: Settings) -> None:
             raise StartupFailed(
                 f"{'; '.join(sorted(dead.values()))}; tritonserver's last word was: {last_line(log)}; {fix}", tail(log)
             )
-        polls += 1
-        if polls % _POLLS_A_LOOK == 0:
-            full = full + 1 if has_all_its_threads() else 0
-        if refused_threads() > refused or full == _FULL_LOOKS:  # gRPC, for one, says nothing of it, and never answers
+        if threads.are_too_few():  # gRPC, for one, says nothing of it, and never answers
             raise StartupFailed(
                 f"tritonserver may start no more threads; {MORE_THREADS}", tail(_log_of(process, settings))
             )
@@ -145,6 +142,21 @@ def await_ready(process: GuardedProcess, settings: Settings) -> None:
                 tail(log),
             )
     raise _failure(process, settings, status or 0)
+
+
+class _Threads:
+    """Threads that a start is refused: a container counts them; those that `ulimit -u` refuses nobody does."""
+
+    def __init__(self) -> None:
+        self._refused = refused_threads()
+        self._polls = self._full = 0
+
+    def are_too_few(self) -> bool:
+        """Whether some were refused since. It is to be asked at each poll."""
+        self._polls += 1
+        if self._polls % _POLLS_A_LOOK == 0:
+            self._full = self._full + 1 if has_all_its_threads() else 0
+        return refused_threads() > self._refused or self._full == _FULL_LOOKS
 
 
 def failed_by_chance(error: StartupFailed) -> bool:
