@@ -18,7 +18,7 @@ from cnclip_client._exceptions import TooManyFailures
 from cnclip_client._info import ModelInfo
 from cnclip_client._texts import preprocess_text
 from cnclip_client._vocabulary import Id, Kind
-from cnclip_client.extraction._loading import loaded
+from cnclip_client.extraction._loading import loading_ahead
 from cnclip_client.extraction._options import ExtractOptions
 from cnclip_client.sources import Item
 
@@ -147,7 +147,7 @@ def encode_items(
             yield preprocess_text(value) if preprocess and kind == "text" and isinstance(value, str) else value
 
     # Texts are cheap to read; handing them from thread to thread would cost more.
-    with loaded(items, client.limits) if kind == "image" else nullcontext(iter(items)) as source:
+    with loading_ahead(items, client.limits) if kind == "image" else nullcontext(iter(items)) as source:
         run = client.iter_images if kind == "image" else client.iter_texts
         for block in run(values(source), normalize=normalize, batch_size=batch_size):  # type: ignore[arg-type]
             taken = tuple(pending.popleft() for _ in range(block.stop - block.start))

@@ -15,12 +15,12 @@ from cnclip_client._remote import RemotePath, is_remote, is_unanswered
 from cnclip_client._settings import Limits
 from cnclip_client.sources import Item
 
-__all__ = ["loaded"]
+__all__ = ["loading_ahead"]
 
 _LONGEST_PATH = 1024
 
 
-def loaded(items: Iterable[Item], limits: Limits) -> Prefetch[Item, Item]:
+def loading_ahead(items: Iterable[Item], limits: Limits) -> Prefetch[Item, Item]:
     """Returns what gives each item with its image's bytes in place of its path, or with its failure.
 
     It raises what is no item's fault: OSError of a disk that is gone, StoreError of a store or a network.

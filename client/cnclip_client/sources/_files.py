@@ -181,8 +181,9 @@ class GlobSource:
 
     def items(self, ids_only: int = 0, *, start: int = 0, after: Place = ()) -> Iterator[Item]:
         paths, failures = self._listed()
+        name = str if is_remote(self.pattern) else named
         for path in islice(paths, start, None):
-            one = path if is_remote(self.pattern) else named(path)
+            one = name(path)
             yield Item(one, None if path in failures else path, failures.get(path, ""))
         self._found.clear()
 
