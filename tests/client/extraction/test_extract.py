@@ -829,6 +829,15 @@ def test_an_engine_is_let_go_of_as_a_job_stops(tmp_path: Path, client: Client) -
     assert (caught.value.failures // 1000, closed) == (1, [True])
 
 
+def done_until_a_disk_is_gone(triton: Any, items: Iterator[Item], batch_size: int, told: str) -> list[Any]:
+    with Client(triton.url, model="vit-b-16", limits=Limits(readers=1)) as client:
+        found = encode_items(client, "image", items, batch_size=batch_size)
+        done: list[Any] = []
+        with pytest.raises(FileNotFoundError, match=told):
+            done.extend(found)
+    return done
+
+
 @pytest.mark.parametrize("links", [False, True])
 def test_files_that_are_gone_with_those_before_them_are_no_items_fault(
     tmp_path: Path, triton: Any, fake: Any, links: bool
@@ -848,11 +857,8 @@ def test_files_that_are_gone_with_those_before_them_are_no_items_fault(
             name = f"{row % 7}/{row}.jpg" if row != 10 else "none.jpg"
             yield Item(name, f"{photos}/{name}")
 
-    with Client(triton.url, model="vit-b-16", limits=Limits(readers=1)) as client:
-        found = encode_items(client, "image", items(), batch_size=4)
-        done: list[Any] = []
-        with pytest.raises(FileNotFoundError, match=r"No such file or directory, nor is .*/5/19.jpg, which was read"):
-            done.extend(found)
+    told = r"No such file or directory, nor is .*/5/19.jpg, which was read"
+    done = done_until_a_disk_is_gone(triton, items(), 4, told)
     assert sum(len(one.items) for one in done) == 20
     assert ("none.jpg", "No such file or directory") in [(f.id, f.reason) for one in done for f in one.failures]
 
@@ -873,11 +879,7 @@ def test_files_that_are_removed_once_they_are_read_are_no_disk_that_is_gone(tmp_
                 (photos / name).write_bytes(name.encode())
             yield Item(name, f"{photos}/{name}")
 
-    with Client(triton.url, model="vit-b-16", limits=Limits(readers=1)) as client:
-        found = encode_items(client, "image", items(), batch_size=1)
-        done: list[Any] = []
-        with pytest.raises(FileNotFoundError, match=rf"nor is {photos}/b, which was read before"):
-            done.extend(found)
+    done = done_until_a_disk_is_gone(triton, items(), 1, rf"nor is {photos}/b, which was read before")
     assert [one.ids or one.failures[0].id for one in done] == [("a",), "none", ("b",)]
 
 
