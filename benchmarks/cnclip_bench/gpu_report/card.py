@@ -8,6 +8,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -149,7 +150,8 @@ def load_card(setup: Setup, report: Report) -> None:
 
     subject = replace(subject_of(setup, "onnxruntime"), repository=setup.repository(_WAY))
     meter = Meter(setup.gpu)
-    with serving(subject) as (server, client):
+    with serving(subject) as (server, client), ExitStack() as last:
+        last.callback(tell_of_card, server, report)  # most of all where a load fails
         meter.tell(report, _WAY, "server, ready")
         measure = partial(measure_load, setup, report, partial(processor_seconds, server.pid), _WAY)
         for name, size in SIZES.items():
@@ -168,7 +170,6 @@ def load_card(setup: Setup, report: Report) -> None:
         what = told("x".join(map(str, _LARGEST)), largest)
         with meter.watching(report, _WAY, f"server, the most with {what}"):
             measure(what, "image", to_ensemble(client, "image", largest, items), items, at_once)
-        tell_of_card(server, report)
     found.require()
 
 

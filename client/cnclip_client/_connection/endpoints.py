@@ -35,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 # How long a server is kept for what must be alone there, unless that is asked for again.
 _KEEP_S = 1.0
+# For so long nothing is said of waiting for a server: a reload takes less.
+_QUIET_S = 5.0
 _T = TypeVar("_T")
 
 # Not TlsFailed: no waiting mends a certificate.
@@ -60,6 +62,8 @@ class Endpoints:
         transports = [Transport(url, timeout, self.retry, credentials) for url in urls_of(urls)]
         self._all = [Endpoint(transport) for transport in transports]
         self._changed = threading.Condition()
+        self._waiting_since: float | None = None
+        self._waiting_told = False
 
     def __len__(self) -> int:
         return len(self._all)
@@ -199,6 +203,10 @@ class Endpoints:
         with self._changed:
             endpoint.under_way -= 1
             endpoint.alone = False
+            if answered:
+                if self._waiting_told:
+                    _log.warning("%s answers again", endpoint.transport.url)
+                self._waiting_since, self._waiting_told = None, False
             if answered and not endpoint.out:
                 endpoint.failures, endpoint.on_trial = 0, False
                 endpoint.proofs += 1
@@ -227,6 +235,7 @@ class Endpoints:
             RuntimeError: The client was closed.
         """
         with self._changed:
+            self._tell_of_waiting()
             for endpoint in self._all:
                 self._probe(endpoint)
             self._changed.wait_for(lambda: self.inside() or not any(endpoint.probing for endpoint in self._all))
@@ -286,6 +295,17 @@ class Endpoints:
         """Logs why one is left out, once."""
         if endpoint.problem is None and len(self._all) > 1:
             _log.warning("%s is left out for now: %s", endpoint.transport.url, problem)
+
+    def _tell_of_waiting(self) -> None:
+        """Logs, once and not of a moment, that no server answers and the run waits: it would seem to hang."""
+        if self.inside():
+            return
+        now = time.monotonic()
+        if self._waiting_since is None:
+            self._waiting_since = now
+        elif not self._waiting_told and now - self._waiting_since > _QUIET_S:
+            self._waiting_told = True
+            _log.warning("%s; waiting for it, for %g s at most", self._worst(), self.retry.deadline_s)
 
 
 def _may_come(error: CnclipError) -> bool:

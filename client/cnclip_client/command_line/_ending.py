@@ -27,8 +27,9 @@ def reporting(verbose: bool, command: str = "cnclip") -> Iterator[None]:
     """Turns errors into one line on stderr, which begins with the command, and an exit status."""
     # gRPC's C++ core otherwise writes lines of its own when a connection is lost.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    if verbose:
-        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
+    handler = _Stderr()
+    handler.setFormatter(_Visible("%(name)s: %(message)s" if verbose else f"{command}: %(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
     try:
         yield
         sys.stdout.flush()
@@ -39,6 +40,21 @@ def reporting(verbose: bool, command: str = "cnclip") -> Iterator[None]:
         if verbose:
             traceback.print_exc()
         raise typer.Exit(_status(error, command)) from error
+
+
+class _Stderr(logging.Handler):
+    """Writes to what is stderr at that moment: a progress bar takes its place, to be drawn below what is written."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
+
+
+class _Visible(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the standard library's name
+        return visible(super().formatMessage(record))
 
 
 @contextmanager

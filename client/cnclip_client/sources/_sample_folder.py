@@ -25,7 +25,26 @@ __all__ = ["Glance", "SampleFolderSource"]
 _STATISTICS = re.compile(r"\d+_stats\.json")
 _BESIDE = re.compile(r"\d+(_stats\.json|\.parquet|\.csv|\.json)")
 # Endings that no image has; most are those of files that commands of ours write.
-_NO_IMAGES = frozenset(["json", "jsonl", "npy", "npz", "faiss", "txt", "csv", "tsv", "html", "onnx", "pt", "mdb"])
+_NO_IMAGES = frozenset(
+    [
+        "json",
+        "jsonl",
+        "npy",
+        "npz",
+        "faiss",
+        "txt",
+        "csv",
+        "tsv",
+        "html",
+        "onnx",
+        "pt",
+        "mdb",
+        "arrow",
+        "pkl",
+        "h5",
+        "tfrecord",
+    ]
+)
 _NO_FILE = "a link that leads nowhere, or a device"
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import logging
 import os
 import pty
 import re
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cnclip_client._cli._shared import as_typed
+from cnclip_client.command_line import reporting
 
 from tests.commands import run_command
 from tests.conftest import ASCII, starts_in_ascii
@@ -430,3 +433,19 @@ def test_help() -> None:
         assert (done.returncode, done.stderr) == (0, b"")
         assert b"Usage: " in done.stdout
     assert cnclip("nonsense").returncode == 2
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_what_is_logged_is_a_line_of_the_command_and_leaves_a_bar_whole(
+    verbose: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bar takes stderr's place to be drawn below what others write, so a log has to look for it each time."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(logging.root, "level", logging.WARNING)
+    with reporting(verbose), contextlib.redirect_stderr(io.StringIO()) as under_the_bar:
+        log = logging.getLogger("cnclip_client.some")
+        log.info("%s is there", "a:1")
+        log.warning("%s is gone", "a\x1b[2J\nb.tar")
+    some = "cnclip_client.some" if verbose else "cnclip"
+    quiet = f"{some}: a\\x1b[2J\\nb.tar is gone\n"
+    assert under_the_bar.getvalue() == (f"{some}: a:1 is there\n{quiet}" if verbose else quiet)

@@ -99,7 +99,7 @@ def test_features_of_two_checkpoints_are_refused(
     if format != "parquet":  # which says it by itself
         (tmp_path / f"imgs.{format}.job.json").unlink()
         _, said = cnclip("search", *asked, tmp_path / f"imgs.{format}")
-        assert said.startswith("no telling which checkpoint the features of ")
+        assert said.startswith("cnclip: no telling which checkpoint the features of ")
     else:
         # Somebody put two jobs' files into one folder.
         (tmp_path / "mixed").mkdir()

@@ -118,17 +118,28 @@ def test_all_but_one_die(servers: list[Any], fake: Any) -> None:
     np.testing.assert_array_equal(np.concatenate([block.features for block in blocks]), expected(fake, ITEMS))
 
 
-def test_all_of_them_die_and_one_comes_back(servers: list[Any], fake: Any) -> None:
+@pytest.mark.parametrize("number", [1, 3])
+def test_all_of_them_die_and_one_comes_back(
+    servers: list[Any], fake: Any, number: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That the run waits is told, once, and that it goes on: nothing else moves meanwhile."""
+    monkeypatch.setattr("cnclip_client._connection.endpoints._QUIET_S", 0.2)
+    servers = servers[:number]
     with connect(servers) as client:
         stream = client.iter_texts(ITEMS, normalize=False, batch_size=4)
         blocks = [next(stream)]
         for server in servers:
             server.stop()
-        back = threading.Timer(0.7, servers[2].start)
+        back = threading.Timer(0.7, servers[-1].start)
         back.start()
         blocks += stream
         back.join()
     np.testing.assert_array_equal(np.concatenate([block.features for block in blocks]), expected(fake, ITEMS))
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    waiting, again = [line for line in told if " is left out for now" not in line]
+    assert waiting.startswith("lost the connection to ")
+    assert waiting.endswith("; waiting for it, for 20 s at most")
+    assert again == f"{servers[-1].url} answers again"
 
 
 def test_all_of_them_stay_away(servers: list[Any]) -> None:

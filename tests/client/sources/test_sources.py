@@ -597,6 +597,7 @@ def test_what_commands_wrote_is_refused_at_once(tmp_path: Path) -> None:
     for folder, names in {
         "parts": ["job.json", "part-00000.npy", "part-00000.ids.jsonl"],
         "index": ["ids.jsonl", "index.faiss", "index.json", "queries.npz"],
+        "saved": ["data-00000-of-00001.arrow", "dataset_info.json", "state.json"],  # by datasets.save_to_disk
     }.items():
         (tmp_path / folder).mkdir()
         for name in names:
