@@ -289,7 +289,7 @@ def test_the_command_writes_it(tmp_path: Path) -> None:
     shown = ("--html", page, "--images", tmp_path / "pictures", "--annotations", annotations, "--html-queries", 2)
     done = search("--top-k", 2, *shown)
     assert (done.returncode, done.stdout) == (0, plain.stdout)
-    assert done.stderr.startswith("no telling which checkpoint the features of ")
+    assert done.stderr.startswith("cnclip: no telling which checkpoint the features of ")
     assert done.stderr.count("\n") == 1
     read = Page(page.read_text(encoding="utf-8"))
     assert read.headings == ["第1句", "第2句"]
