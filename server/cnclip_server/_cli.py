@@ -36,6 +36,8 @@ _listening, _security, _starting = (
 _FOLLOW_INTERVAL_S = 0.1
 _WATCH_INTERVAL_S = 1.0
 _MOST_SHOWN = 3
+# Small models are there before anyone wonders.
+_QUIET_S = 5.0
 
 
 @app.command()
@@ -135,7 +137,9 @@ def serve(
                 log_file=log_file,
             )
             renewals = None if tls is None else Renewals(tls)
-            _serve(stack.enter_context(server), max_restarts, restart_window, renewals)
+            with _telling_of_loading(repository, startup_timeout):
+                stack.enter_context(server)
+            _serve(server, max_restarts, restart_window, renewals)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
     except (ServerError, OSError) as error:
@@ -162,6 +166,19 @@ def _compare(repository: Path, *, serve_anyway: bool) -> None:
             fix=None,
         )
     print(visible(f"warning: {repository} is not what its {MANIFEST} says: {shown}"), file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _telling_of_loading(repository: Path, timeout_s: float) -> Iterator[None]:
+    """Says after a while that models load yet: large ones take a minute, in which nothing else is said."""
+    line = visible(f"{repository} is loading; waiting for it, for {timeout_s:g} s at most (--startup-timeout)")
+    late = threading.Timer(_QUIET_S, print, [line], {"file": sys.stderr, "flush": True})
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
+        late.join()
 
 
 def _serve(server: TritonServer, max_restarts: int, window_s: float, renewals: Renewals | None) -> None:
