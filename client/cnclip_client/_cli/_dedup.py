@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from cnclip_console import counted, option
 
-from cnclip_client._cli._index import stages
+from cnclip_client._cli._progress import stages
 from cnclip_client._cli._retrieval import IndexParameters
 from cnclip_client._cli._shared import require_unread, writing
 from cnclip_client._float32 import rounded

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 from cnclip_console import option, print_table
 
+from cnclip_client._cli._progress import stages
 from cnclip_client._cli._retrieval import (
     ImageFeatures,
     IndexOption,
@@ -71,20 +72,21 @@ def evaluate(
     with reporting(verbose), usage():
         right = read_annotations(annotations)
         missing: Literal["error", "miss"] = "miss" if missing_as_misses else "error"
-        if index:
-            opened = [asked_of_index(index, image_feats, text_feats, normalize, index_parameters)]
-        elif image_feats and text_feats:
-            require_one_checkpoint(image_feats, text_feats)
-            sides = image_feats, text_feats, normalize, memory_mib
-            opened = [asked_of_features(direction, *sides) for direction in predictions]
-        else:
-            opened = []
         found: dict[Direction, Recall] = {}
-        for one in opened:
-            with one as asked:
-                answers = right.answers(asked.direction)
-                hits = asked.hits(annotated(asked.queries, answers))
-                found[asked.direction] = recall(hits, answers, missing=missing)
+        with stages() as report:
+            if index:
+                opened = [asked_of_index(index, image_feats, text_feats, normalize, index_parameters, report)]
+            elif image_feats and text_feats:
+                require_one_checkpoint(image_feats, text_feats)
+                sides = image_feats, text_feats, normalize, memory_mib, report
+                opened = [asked_of_features(direction, *sides) for direction in predictions]
+            else:
+                opened = []
+            for one in opened:
+                with one as asked:
+                    answers = right.answers(asked.direction)
+                    hits = asked.hits(annotated(asked.queries, answers))
+                    found[asked.direction] = recall(hits, answers, missing=missing)
         for direction, path in predictions.items():
             if path:
                 found[direction] = recall(read_predictions(path, direction), right.answers(direction), missing=missing)

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from cnclip_console import gives_options, option, plain_app, print_table
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cnclip_client._cli._progress import stages
 from cnclip_client._cli._retrieval import Normalize
 from cnclip_client._cli._shared import AsJson, write
 from cnclip_client._vocabulary import Kind
 from cnclip_client.command_line import Verbose, complain, reporting, usage
-from cnclip_client.index import Built, IndexOptions, Record, Report, build_index
+from cnclip_client.index import Built, IndexOptions, Record, build_index
 from cnclip_client.index._plan import parse_bytes
 
-__all__ = ["index", "stages"]
+__all__ = ["index"]
 
 index = plain_app(
     no_args_is_help=True,
@@ -173,24 +169,3 @@ def _print(record: Record, added: int) -> None:
         ("made in", f"{record.seconds:,.0f} s"),
     )
     print_table(("", ""), rows)
-
-
-@contextmanager
-def stages() -> Iterator[Report]:
-    """Shows what is being done, on stderr where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda stage, done, total: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading", total=None)
-        stage = "reading"
-
-        def report(now: str, done: int, total: int) -> None:
-            nonlocal stage
-            if now != stage:
-                bar.reset(task, description=now)
-                stage = now
-            bar.update(task, completed=done, total=total or None)
-
-        yield report

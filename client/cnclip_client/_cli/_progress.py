@@ -7,7 +7,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
@@ -19,8 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from cnclip_client.command_line import complain
+from cnclip_client.features import Features
+from cnclip_client.index import Report as StageReport
 
-__all__ = ["ProgressEvery", "ProgressOption", "job_progress", "progress"]
+__all__ = ["ProgressEvery", "ProgressOption", "StageReport", "job_progress", "progress", "stages", "told_of"]
 
 _RATE_SECONDS = 30.0
 
@@ -81,6 +83,40 @@ def progress(shown: bool, total: Callable[[], int | None]) -> Iterator[Report]:
 
         threading.Thread(target=count, daemon=True).start()
         yield report
+
+
+@contextmanager
+def stages(shown: bool = True) -> Iterator[StageReport]:
+    """Shows what is being done while the context lasts, on stderr where that is a terminal and unless told not to.
+
+    Yields:
+        What to call now and then with what is being done, and for how many rows of how many it is; 0 is not known.
+    """
+    if not shown or not sys.stderr.isatty():
+        yield lambda stage, done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+        stage = "reading"
+
+        def report(now: str, done: int, total: int) -> None:
+            nonlocal stage
+            if now != stage:
+                bar.reset(task, description=now)
+                stage = now
+            bar.update(task, completed=done, total=total or None)
+
+        yield report
+
+
+def told_of(features: Iterable[Features], stage: str, report: StageReport) -> Iterator[Features]:
+    """Passes features on, and tells how many there were before."""
+    done = 0
+    for some in features:
+        report(stage, done, 0)
+        yield some
+        done += len(some.ids)
 
 
 @dataclass(frozen=True, slots=True)

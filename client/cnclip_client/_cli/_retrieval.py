@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from cnclip_console import option
 
+from cnclip_client._cli._progress import StageReport, told_of
 from cnclip_client._exceptions import BadFile
 from cnclip_client._extras import require
 from cnclip_client._parquet import parquet_files, parquet_metadata
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 _IDS = 8192  # at once in memory
+_TOLD = 256  # queries between two reports
 
 ImageFeatures = option("Image features: .jsonl, .parquet (or a folder) or .npy.", "--image-feats", metavar="FILE")
 TextFeatures = option("Text features, likewise.", "--text-feats", metavar="FILE")
@@ -46,11 +48,13 @@ class Asked:
         searched: Features, all of which are compared, or an index of such.
         direction: What asks for what.
         queries: The features that ask, which are read once.
+        report: Told how many have asked.
     """
 
     searched: Gallery | Index
     direction: Direction
     queries: Iterator[Features]
+    report: StageReport
 
     def searched_ids(self) -> Iterator[Id]:
         """Yields the ids of all that is searched."""
@@ -63,14 +67,21 @@ class Asked:
 
     def hits(self, queries: Iterable[Features], *, k: int = 10) -> Iterator[Hits]:
         """Yields what some of the queries find, the best k of each."""
-        if isinstance(self.searched, Index):
-            return self.searched.search(queries, k=k)
-        return search(queries, self.searched, k=k)
+        found = (
+            self.searched.search(queries, k=k)
+            if isinstance(self.searched, Index)
+            else search(queries, self.searched, k=k)
+        )
+        self.report("searching", 0, 0)
+        for done, hits in enumerate(found, start=1):
+            if done % _TOLD == 0:
+                self.report("searching", done, 0)
+            yield hits
 
 
 @contextmanager
 def asked_of_features(
-    direction: Direction, images: Path, texts: Path, normalize: bool, memory_mib: int
+    direction: Direction, images: Path, texts: Path, normalize: bool, memory_mib: int, report: StageReport
 ) -> Iterator[Asked]:
     """Reads the features that are searched, and opens those that ask."""
     require("faiss", extra="search")  # before minutes of reading
@@ -78,19 +89,25 @@ def asked_of_features(
     asking, searched = sides if direction == "text-to-image" else sides[::-1]
     path = searched[0]
     try:
-        gallery = Gallery(read_features(*searched, normalize=normalize), memory_bytes=memory_mib * 1024 * 1024)
+        features = told_of(read_features(*searched, normalize=normalize), "reading", report)
+        gallery = Gallery(features, memory_bytes=memory_mib * 1024 * 1024)
     except RepeatedId as error:
         places = _places(path, error.rows) if path.is_dir() else ""
         raise BadFile(str(RepeatedId(error.id, error.rows, error.count, places)), path=str(path)) from error
     except ValueError as error:
         raise BadFile(str(error), path=str(path)) from error
     with gallery:
-        yield Asked(gallery, direction, read_features(*asking, normalize=normalize))
+        yield Asked(gallery, direction, read_features(*asking, normalize=normalize), report)
 
 
 @contextmanager
 def asked_of_index(
-    folder: Path, images: Path | None, texts: Path | None, normalize: bool, parameters: str | None
+    folder: Path,
+    images: Path | None,
+    texts: Path | None,
+    normalize: bool,
+    parameters: str | None,
+    report: StageReport,
 ) -> Iterator[Asked]:
     """Opens an index, and the features that ask it."""
     with Index.open(folder) as index:
@@ -105,7 +122,8 @@ def asked_of_index(
         if parameters is not None:
             index.parameters = parameters
         queries = read_features(asking, "text" if of_images else "image", normalize=normalize)
-        yield Asked(index, "text-to-image" if of_images else "image-to-text", queries)
+        direction: Direction = "text-to-image" if of_images else "image-to-text"
+        yield Asked(index, direction, queries, report)
 
 
 def _places(folder: Path, rows: tuple[int, int]) -> str:

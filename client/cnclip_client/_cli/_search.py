@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Annotated
@@ -11,6 +12,7 @@ import typer
 from cnclip_console import option
 
 from cnclip_client._cli._pictures import pictures_in, queries_with_ids, words_in
+from cnclip_client._cli._progress import stages
 from cnclip_client._cli._retrieval import (
     ImageFeatures,
     IndexOption,
@@ -83,12 +85,13 @@ def search(
         page = None
         if html is not None:  # before minutes of searching
             page = _Page(outputs.enter_context(writing(str(html))), images, texts, annotations, html_queries)
+        report = outputs.enter_context(stages(shown=output != "-" or not sys.stdout.isatty()))
         if index:
-            opened = asked_of_index(index, image_feats, text_feats, normalize, index_parameters)
+            opened = asked_of_index(index, image_feats, text_feats, normalize, index_parameters, report)
         elif image_feats and text_feats:
             require_one_checkpoint(image_feats, text_feats)
             wanted: Direction = "image-to-text" if image_to_text else "text-to-image"
-            opened = asked_of_features(wanted, image_feats, text_feats, normalize, memory_mib)
+            opened = asked_of_features(wanted, image_feats, text_feats, normalize, memory_mib, report)
         else:
             raise typer.BadParameter("give --image-feats and --text-feats, or --index and the features that ask it")
         with opened as asked:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cnclip_client._cli._retrieval import asked_of_features
 from cnclip_client._cli._shared import as_typed
 from cnclip_client.command_line import reporting
 
@@ -449,3 +450,14 @@ def test_what_is_logged_is_a_line_of_the_command_and_leaves_a_bar_whole(
     some = "cnclip_client.some" if verbose else "cnclip"
     quiet = f"{some}: a\\x1b[2J\\nb.tar is gone\n"
     assert under_the_bar.getvalue() == (f"{some}: a:1 is there\n{quiet}" if verbose else quiet)
+
+
+def test_a_search_tells_how_far_it_is(tmp_path: Path) -> None:
+    for name, rows in {"images": 4, "texts": 300}.items():
+        np.save(tmp_path / f"{name}.npy", np.eye(rows, 4, dtype=np.float32))
+        (tmp_path / f"{name}.ids.jsonl").write_text("".join(f"{row}\n" for row in range(rows)))
+    told: list[tuple[str, int, int]] = []
+    sides = tmp_path / "images.npy", tmp_path / "texts.npy"
+    with asked_of_features("text-to-image", *sides, False, 1024, lambda *now: told.append(now)) as asked:
+        assert len(list(asked.hits(asked.queries, k=1))) == 300
+    assert told == [("reading", 0, 0), ("searching", 0, 0), ("searching", 256, 0)]
