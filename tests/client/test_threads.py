@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cnclip_client import Client
 from cnclip_client._threads import unbroken
@@ -111,3 +114,23 @@ def test_a_job_that_is_interrupted_does_not_wait_for_ever_for_its_last_checkpoin
     assert time.monotonic() - began < 10
     assert "no last checkpoint: it did not come to its end" in caplog.messages
     never.set()
+
+
+def test_from_asyncio(triton: Any, fake: Any) -> None:
+    """As docs/client.md has it: requests are under way at once, and one that is given up harms no other."""
+    arrived, on = threading.Barrier(5), threading.Event()
+    triton.before_infer = lambda attempt, items: (arrived.wait(10), on.wait(10))
+
+    async def ask() -> list[np.ndarray]:
+        with ThreadPoolExecutor(5) as pool:
+            asyncio.get_running_loop().set_default_executor(pool)
+            calls = [asyncio.to_thread(client.encode_texts, [word], normalize=False) for word in "abcd"]
+            given_up, *others = map(asyncio.ensure_future, calls)
+            await asyncio.to_thread(arrived.wait, 10)
+            given_up.cancel()
+            on.set()
+            return await asyncio.gather(*others)
+
+    with Client(triton.url, model="vit-b-16") as client:
+        features = asyncio.run(ask())
+    np.testing.assert_array_equal(np.concatenate(features), [fake.features_of(word.encode()) for word in "bcd"])
