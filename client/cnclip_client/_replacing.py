@@ -16,7 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["behind_links", "kind_of_special", "put", "replacing", "sync", "takes"]
+__all__ = ["behind_links", "kind_of_special", "put", "replacing", "sync", "sync_open", "takes"]
+
+# What shared folders of virtual machines and some of FUSE's disks answer, which have nothing to wait for.
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 _KINDS = {
     stat.S_IFCHR: "a character device",
@@ -150,6 +153,19 @@ def sync(path: Path) -> None:
     """Waits until a file's bytes, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        sync_open(handle, path)
     finally:
         os.close(handle)
+
+
+def sync_open(handle: int, path: Path) -> None:
+    """Does so with what is open already.
+
+    Raises:
+        OSError: It does not get there: a full disk or quota, which network disks tell no sooner.
+    """
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error

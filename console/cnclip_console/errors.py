@@ -9,6 +9,7 @@ from cnclip_console.shown import visible
 
 __all__ = ["told"]
 
+_OTHER_DISK = "this disk can't do that: name a place on another, or an object store by its own address (s3://...)"
 _FIXES = {
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "check the path",
@@ -19,6 +20,8 @@ _FIXES = {
     errno.EDQUOT: "make room, or name another place",
     errno.EMFILE: "let more files be open (ulimit -n), and run it again",
     errno.ENFILE: "let more files be open on this machine, and run it again",
+    errno.ENOTSUP: _OTHER_DISK,
+    errno.ENOSYS: _OTHER_DISK,
     errno.ENOTCONN: "see that its disk is mounted, and run it again",
     errno.ESTALE: "see that its disk is mounted, and run it again",
 }

@@ -30,6 +30,11 @@ from cnclip_console import told
             OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a"),
             "a: Too many open files; let more files be open (ulimit -n), and run it again",
         ),
+        (
+            OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), "a"),  # as mounted object stores answer a rename
+            "a: Operation not supported; this disk can't do that: name a place on another, or an object store by its "
+            "own address (s3://...)",
+        ),
         (OSError(errno.EINVAL, os.strerror(errno.EINVAL), "a"), "a: Invalid argument"),
         # Words of our own, which end in an advice themselves.
         (

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h
 
+# What network disks without a lock daemon answer, Lustre mounted without `flock` among them, and some of FUSE's.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+
 _PARTIAL = r"[a-z0-9_]{8}\.partial"
 """How names from `tempfile.mkdtemp`, and those of `replacing_folder`, end with our suffix."""
 
@@ -158,7 +161,8 @@ def link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        shutil.copy2(source, target)
+        shutil.copyfile(source, target)
+        _copy_mode_and_times(source, target)
 
 
 def link_tree(source: Path, target: Path) -> None:
@@ -166,9 +170,18 @@ def link_tree(source: Path, target: Path) -> None:
 
     Its folders can be written to, whether the source's can or not.
     """
-    shutil.copytree(source, target, copy_function=lambda s, t: link_or_copy(Path(s), Path(t)), dirs_exist_ok=True)
-    for folder, _, _ in os.walk(target):
-        _add_mode(Path(folder), 0o700)
+    # Not shutil.copytree, which goes on past a full disk, and ends with a list of all that it could not do.
+    target.mkdir(exist_ok=True)
+    for path in source.iterdir():
+        (link_tree if path.is_dir() else link_or_copy)(path, target / path.name)
+    _copy_mode_and_times(source, target)
+    _add_mode(target, 0o700)
+
+
+def _copy_mode_and_times(source: Path, target: Path) -> None:
+    """Gives a copy what a polling server goes by, where the disk allows it: network disks and FUSE's may not."""
+    with contextlib.suppress(OSError):
+        shutil.copystat(source, target)
 
 
 def let_read(path: Path, folder: Path) -> None:
@@ -180,7 +193,7 @@ def _add_mode(path: Path, mode: int) -> None:
     """Gives a file or folder what it lacks of a mode; another user's stays as it is, and what a link leads to."""
     now = stat.S_IMODE(path.lstat().st_mode)  # of a link, all
     if mode & ~now:
-        with contextlib.suppress(PermissionError):
+        with contextlib.suppress(OSError):
             path.chmod(now | mode)
 
 
@@ -275,7 +288,7 @@ def locked(target: Path, *, wait: bool = False) -> Iterator[None]:
         # The lock outlives its file's use, not its process: nothing has to be cleaned up after a crash.
         with _opened_lock(target) as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(lock, fcntl.LOCK_EX, target)
             except BlockingIOError:
                 if not wait:
                     raise BuildError(f"another process is building {target}: wait until it has ended") from None
@@ -308,10 +321,20 @@ def held_still(target: Path, *, alone: bool = False) -> Iterator[None]:
         else:
             try:
                 with explaining_disk_errors(target):
-                    fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                    _lock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, target)
             except BlockingIOError:
                 raise BuildError(f"another process is building {target}: wait until it has ended") from None
         yield
+
+
+def _lock(lock: IO[str], way: int, target: Path) -> None:
+    """Takes a lock. Raises BlockingIOError where another process has it."""
+    try:
+        fcntl.flock(lock, way | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        logger.warning("%s can't be locked (%s): see that only one build of it runs", target, error.strerror)
 
 
 def _opened_lock(target: Path) -> IO[str]:

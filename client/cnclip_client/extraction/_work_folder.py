@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cnclip_client._exceptions import BadFile, JobRefused
-from cnclip_client._replacing import replacing
+from cnclip_client._replacing import replacing, sync_open
 
 __all__ = ["GrowingFiles", "Progress", "json_bytes", "locked", "parsed_json", "read_json", "remove_work", "write_json"]
 
@@ -147,7 +147,7 @@ class GrowingFiles:
     def sync(self) -> None:
         """Waits until what was flushed is on the disk. Another thread may append meanwhile."""
         for file in self._files.values():
-            os.fsync(file.fileno())
+            sync_open(file.fileno(), Path(file.name))
 
     def close(self) -> None:
         for file in self._files.values():
@@ -200,14 +200,19 @@ def locked(
         if _is(folder / _LOCK, lock):
             break
         lock.close()
-    with lock:
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                if [path.name for path in folder.iterdir()] == [_LOCK]:
-                    (folder / _LOCK).unlink()
-                    folder.rmdir()
+    try:
+        with lock:
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    if [path.name for path in folder.iterdir()] == [_LOCK]:
+                        (folder / _LOCK).unlink()
+    finally:
+        # After it was closed: until then NFS and FUSE keep an open file that was removed, under another name. It stays
+        # with whatever is in it, such as the lock of who comes next.
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _is(path: Path, file: IO[bytes]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnclip_client._exceptions import BadFile
+from cnclip_client._replacing import sync_open
 from cnclip_client._vocabulary import Id
 from cnclip_client.features._features import Rows, rows_in
 from cnclip_client.features._ids import id_line, ids_of, require_id
@@ -45,7 +45,7 @@ class NpySink(Sink):
             with path.open("r+b") as file:
                 file.write(self._header(rows))
                 file.flush()
-                os.fsync(file.fileno())
+                sync_open(file.fileno(), path)
 
     def _header(self, rows: int) -> bytes:
         known = {"descr": self._descr, "fortran_order": False, "shape": (rows, self._size)}
@@ -88,7 +88,8 @@ def _open_npy(path: Path) -> NDArray[Any]:
 def map_npy(path: Path, what: str, fix: str) -> NDArray[Any]:
     """Maps the array of a .npy file. Raises BadFile, which says what was to be in it and what mends it, and OSError."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        # Private, as "r" is not: 9p and FUSE's disks that cache nothing map no files otherwise.
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
     except OSError:
         raise
     # Of a damaged header numpy raises ValueError, EOFError, TypeError, SyntaxError, TokenError, OverflowError, ...
@@ -97,6 +98,7 @@ def map_npy(path: Path, what: str, fix: str) -> NDArray[Any]:
         raise BadFile(f"no .npy file of {what} ({reason}); {fix}", path=str(path)) from error
     if not isinstance(array, np.ndarray):
         raise BadFile(f"an archive of arrays, not one of {what}; {fix}", path=str(path))
+    array.flags.writeable = False
     return array
 
 

@@ -121,8 +121,8 @@ def read(path: Path, *, mapped: bool, fix: str) -> Any:
 
     Args:
         path: The file.
-        mapped: Whether what is searched stays in the file, and comes to memory as it is needed; nothing can be added
-            to such an index.
+        mapped: Whether what is searched stays in the file where its disk allows that, and comes to memory as it is
+            needed; nothing can be added to such an index.
         fix: What to do about a damaged one.
 
     Raises:
@@ -133,6 +133,10 @@ def read(path: Path, *, mapped: bool, fix: str) -> Any:
     try:
         return faiss.read_index(os.fspath(path), getattr(faiss, "IO_FLAG_MMAP_IFC", 0) if mapped else 0)
     except (RuntimeError, MemoryError) as error:
+        if mapped and "could not mmap()" in str(
+            error
+        ):  # 9p and FUSE's disks that cache nothing map no files as faiss asks
+            return read(path, mapped=False, fix=fix)
         raise BadFile(
             f"no index that faiss {faiss.__version__} reads ({_reason(error)}); {fix}", path=str(path)
         ) from error

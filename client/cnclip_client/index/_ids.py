@@ -167,7 +167,7 @@ class IdsWriter:
             self._raw.write(np.array([self._lines.tell()], dtype="<i8").tobytes())
             self._raw.flush()
         made = self._folder / "ids.partial"
-        table = np.memmap(made, dtype="<i8", mode="r") if made.stat().st_size else np.empty(0, "<i8")
+        table = np.memmap(made, dtype="<i8", mode="c") if made.stat().st_size else np.empty(0, "<i8")
         np.save(self._folder / (_INTEGERS if self._lines is None else _OFFSETS), table)
         made.unlink()
 

@@ -149,6 +149,41 @@ def test_of_what_is_read_only_a_copy_can_be_changed_and_nothing_stays(tmp_path: 
     assert content(tmp_path) == {"target/old/file": "", "target/old/new": ""}
 
 
+def refuse(code: int) -> Any:
+    def refused(*given: Any, **options: Any) -> Any:
+        raise OSError(code, os.strerror(code), "there")
+
+    return refused
+
+
+def test_a_copy_on_a_disk_that_takes_neither_links_nor_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As shared ones are, and FUSE's of object stores. shutil.copytree ended with a list of all its files."""
+    (tmp_path / "source" / "1").mkdir(parents=True)
+    (tmp_path / "source" / "1" / "model.onnx").write_text("weights")
+    (tmp_path / "source" / "gone").symlink_to("nowhere")
+    for name in ("link", "utime", "chmod"):
+        monkeypatch.setattr(os, name, refuse(errno.ENOTSUP))
+    with pytest.raises(FileNotFoundError, match="source/gone"):
+        link_tree(tmp_path / "source", tmp_path / "torn")
+    (tmp_path / "source" / "gone").unlink()
+    link_tree(tmp_path / "source", tmp_path / "copy")
+    assert content(tmp_path / "copy") == {"1/model.onnx": "weights"}
+    monkeypatch.setattr(shutil, "copyfile", refuse(errno.ENOSPC))
+    with pytest.raises(MissingRequirementError, match="no space left"), replacing_folder(tmp_path / "full") as new:
+        link_tree(tmp_path / "source", new)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
+def test_a_disk_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, builder_log: pytest.LogCaptureFixture, code: int
+) -> None:
+    """NFS without its daemon, Lustre mounted without `flock`: the user is told to see to it, as by a client's job."""
+    monkeypatch.setattr(fcntl, "flock", refuse(code))
+    with locked(tmp_path / "target"), held_still(tmp_path / "other"):
+        pass
+    assert builder_log.text.count(f"can't be locked ({os.strerror(code)}): see that only one build of it runs") == 2
+
+
 def test_only_one_at_a_time(tmp_path: Path) -> None:
     with locked(tmp_path / "target"):
         with pytest.raises(BuildError, match="another process is building"), locked(tmp_path / "target"):

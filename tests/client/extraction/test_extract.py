@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import errno
 import hashlib
 import importlib.util
@@ -1224,3 +1225,40 @@ def test_a_disk_that_has_no_locks_costs_a_warning(
     monkeypatch.setattr(fcntl, "flock", refused)
     assert extract(client, Items([Item(1, "猫")]), tmp_path / "out.npy").items == 1
     assert re.search(r"out\.npy\.partial cannot be locked \(.*\): see that this job runs only once", caplog.text)
+
+
+def test_a_disk_that_keeps_what_is_open_leaves_no_folder_of_work(
+    tmp_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS and FUSE call an open file that was removed something else, so that its folder is not empty until then."""
+    remove = Path.rmdir
+
+    def with_what_is_open(folder: Path) -> None:
+        for handle in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # that of this very loop
+                if str(handle.readlink()).startswith(f"{folder}/"):
+                    raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
+        remove(folder)
+
+    monkeypatch.setattr(Path, "rmdir", with_what_is_open)
+    assert extract(client, Items([Item(1, "猫")]), tmp_path / "out.npy").items == 1
+    assert not (tmp_path / "out.npy.partial").exists()
+
+
+def test_a_disk_that_waits_for_nothing_is_taken_and_a_full_one_named(
+    tmp_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of FUSE's, and shared folders of virtual machines, answer so; and a quota is told no sooner by NFS."""
+
+    def answers(code: int) -> None:
+        def refused(handle: int) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "fsync", refused)
+
+    for code in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+        answers(code)
+        assert extract(client, Items([Item(1, "猫")]), tmp_path / f"{code}.npy").items == 1
+    answers(errno.EDQUOT)
+    with pytest.raises(OSError, match=rf"Errno {errno.EDQUOT}\] .*: '{tmp_path}/out.npy.partial/\w+"):
+        extract(client, Items([Item(1, "猫")]), tmp_path / "out.npy")

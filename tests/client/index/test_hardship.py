@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
+import mmap
+import os
 import signal
 import sys
 import threading
@@ -368,3 +371,28 @@ def test_threads_take_turns(made: Path) -> None:
             thread.join()
     assert len(found) == 4
     assert all(one == found[0] for one in found)
+
+
+def test_a_disk_that_maps_no_files_for_all_to_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """9p, and FUSE's that cache nothing, map files for one process alone, which faiss does not ask for."""
+    faiss = pytest.importorskip("faiss")
+    map_file, read_index = mmap.mmap, faiss.read_index
+
+    def mapped(*given: Any, access: int, **options: Any) -> Any:
+        if access != mmap.ACCESS_COPY:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        return map_file(*given, access=access, **options)
+
+    def read(path: str, flags: int) -> Any:
+        if flags:
+            raise RuntimeError("'address != MAP_FAILED' failed: could not mmap(): No such device")
+        return read_index(path, flags)
+
+    monkeypatch.setattr(mmap, "mmap", mapped)
+    monkeypatch.setattr(faiss, "read_index", read)
+    features = clustered(300)
+    np.save(tmp_path / "images.npy", features)
+    (tmp_path / "images.ids.jsonl").write_text("".join(f"{row}\n" for row in range(300)))
+    build_index(tmp_path / "images.npy", tmp_path / "index", "image")
+    with Index.open(tmp_path / "index") as index:
+        assert [hits.ids[0] for hits in index.search([asking(features[:3])], k=1)] == [0, 1, 2]
