@@ -73,6 +73,8 @@ class _NoServer:
             context_length=52,
             max_batch_size=32,
             version="1",
+            precision="fp32",
+            preferred_batch_size=32,
         )
 
     def require_unchanged(self) -> None:

@@ -64,11 +64,11 @@ class Subject:
         return self.images if tower == "image" else self.texts
 
     def token_ids(self) -> TokenIds:
-        """The tokeniser that is served."""
+        """The tokeniser that is served; it pads to steps of 8 tokens."""
         from cnclip_builder.arch import DEFAULT_CONTEXT_LENGTH
         from cnclip_token_ids import TokenIds
 
-        return TokenIds(self.arch.vocabulary_file, DEFAULT_CONTEXT_LENGTH)
+        return TokenIds(self.arch.vocabulary_file, DEFAULT_CONTEXT_LENGTH, range(8, DEFAULT_CONTEXT_LENGTH, 8))
 
     def served_file(self, tower: Tower) -> Path:
         """The file that Triton loads as the encoder: ONNX, or the plan of the first kind of GPU."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,6 @@ from cnclip_builder.tensors import ALL_PRECISIONS, TOWERS, Precision, Tower
 
 if TYPE_CHECKING:
     from cnclip_client import Client
-
-logger = logging.getLogger(__name__)
 
 _LOGIT_SCALE_TOLERANCE = 1e-6
 
@@ -247,14 +244,10 @@ def addressed() -> Iterator[None]:
 def served_precisions(served: str) -> dict[Tower, Precision]:
     """Reads what a server says of its encoders: "int8", or "image fp32, text int8" if they differ.
 
-    An old server says nothing; what holds for FP32 is then asked of it.
-
     Raises:
         BuildError: it says something that this builder does not know, so that nothing tells what they have to hold.
     """
-    parts = dict(part.split(" ", 1) for part in served.split(", ") if " " in part) or dict.fromkeys(
-        TOWERS, served or "fp32"
-    )
+    parts = dict(part.split(" ", 1) for part in served.split(", ") if " " in part) or dict.fromkeys(TOWERS, served)
     known = {tower: precision for tower in TOWERS for precision in ALL_PRECISIONS if parts.get(tower) == precision}
     if set(known) != set(TOWERS):
         raise BuildError(

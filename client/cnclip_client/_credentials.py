@@ -8,15 +8,18 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import grpc  # type: ignore[import-untyped]
 
 from cnclip_client._exceptions import BadFile
 
 __all__ = ["Credentials", "Tls", "channel_credentials", "headers_of", "is_local"]
+
+_File: TypeAlias = str | PathLike[str]
 
 # What gRPC takes; it would otherwise refuse them with a message that quotes all of them.
 _HEADER_NAME = re.compile(r"(?!grpc-)(?!.*-bin$)[0-9a-z_.-]+")
@@ -43,9 +46,9 @@ class Tls:
         ValueError: One of `client_cert` and `client_key` is there without the other.
     """
 
-    ca_cert: Path | None = None
-    client_cert: Path | None = None
-    client_key: Path | None = None
+    ca_cert: _File | None = None
+    client_cert: _File | None = None
+    client_key: _File | None = None
     server_name: str | None = None
 
     def __post_init__(self) -> None:
@@ -72,7 +75,7 @@ class Credentials:
 
     tls: Tls | None = None
     token: str | None = field(default=None, repr=False)
-    token_file: Path | None = None
+    token_file: _File | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     allow_plaintext: bool = False
 
@@ -142,7 +145,7 @@ def channel_credentials(tls: Tls) -> Any:
     return grpc.ssl_channel_credentials(ca_cert, client_key, client_cert)
 
 
-def _key_problem(cert: Path, key: Path, error: Exception) -> tuple[Path, str]:
+def _key_problem(cert: _File, key: _File, error: Exception) -> tuple[_File, str]:
     if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
         return key, f"is not the private key of {cert}; give the two that were made together"
     if b"ENCRYPTED" in _read(key):
@@ -178,7 +181,7 @@ def headers_of(credentials: Credentials) -> Callable[[], dict[str, str] | None]:
     return current
 
 
-def _read_token(path: Path) -> str:
+def _read_token(path: _File) -> str:
     try:
         token = _read(path).decode("ascii").strip()
         _check_token(token, "it")
@@ -193,7 +196,7 @@ def _check_token(token: str, what: str) -> None:
         raise ValueError(f"{what} is empty or has other characters than printable ASCII; write the token alone")
 
 
-def _read(path: Path) -> bytes:
+def _read(path: _File) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:

@@ -20,17 +20,15 @@ class ModelInfo:
         embedding_size: D, the features' length.
         context_length: Tokens of a text that are read; the rest is cut off.
         max_batch_size: The largest request that the server takes, in rows.
-        precision: Of the encoders' weights: `fp32`, `fp16` or `int8`; `image fp32, text int8` if they differ; empty if
-            the config does not say.
+        precision: Of the encoders' weights: `fp32`, `fp16` or `int8`; `image fp32, text int8` if they differ.
+        preferred_batch_size: Rows of a request that suit the server. Of both towers together the smaller one.
         decoding: Of images: `exact`, to cn_clip's pixels; `reduced`, which is near to them and faster; or `gpu`, which
             is so too, for JPEGs that the server's GPU decodes. Where this client prepares, never `gpu`.
-        preferred_batch_size: Rows of a request that suit the server; None if the config does not say. Of both towers
-            together the smaller one.
-        resolution: Side of the square that the image encoder takes, in pixels; None if the config does not say.
-        max_image_pixels: Larger images are refused; None if the config does not say.
+        resolution: Side of the square that the image encoder takes, in pixels; None of the text encoder alone.
+        max_image_pixels: Larger images are refused; None of the text encoder alone.
         image_formats: Pillow's names of formats that are decoded beside those that are by default, with commas.
-        vocabulary_sha256: Of the file with the text encoder's tokens, hexadecimal; empty if the config does not say.
-        text_lengths: To the shortest of these that holds them token ids are padded; empty if the config does not say.
+        vocabulary_sha256: Of the file with the text encoder's tokens, hexadecimal; empty of the image encoder alone.
+        text_lengths: To the shortest of these that holds them token ids are padded; empty of the image encoder alone.
     """
 
     model: str
@@ -41,9 +39,9 @@ class ModelInfo:
     embedding_size: int
     context_length: int
     max_batch_size: int
-    precision: str = ""
+    precision: str
+    preferred_batch_size: int
     decoding: str = "exact"
-    preferred_batch_size: int | None = None
     resolution: int | None = None
     max_image_pixels: int | None = None
     image_formats: str = ""

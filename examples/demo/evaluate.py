@@ -82,15 +82,15 @@ def retrieval(model: CLIP, n: int = 100, seed: int = 0) -> dict[str, float]:
     }
 
 
-def samples(folder: Path = HERE) -> list[tuple[Path, str]]:
+def samples() -> list[tuple[Path, str]]:
     """The bundled pictures with their right captions, as `captions.tsv` lists them."""
-    lines = (folder / "captions.tsv").read_text(encoding="utf-8").splitlines()[1:]
-    return [(folder / "images" / name, caption) for name, caption in (line.split("\t") for line in lines)]
+    lines = (HERE / "captions.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    return [(HERE / "images" / name, caption) for name, caption in (line.split("\t") for line in lines)]
 
 
-def sample_probabilities(model: CLIP, folder: Path = HERE) -> torch.Tensor:
+def sample_probabilities(model: CLIP) -> torch.Tensor:
     """How the model shares each sample picture (row) out among all sample captions (column): rows sum to 1."""
-    paths, captions = zip(*samples(folder), strict=True)
+    paths, captions = zip(*samples(), strict=True)
     images = []
     for path in paths:
         with Image.open(path) as image:

@@ -262,9 +262,9 @@ def write_samples(folder: Path) -> None:
     _write(folder, names, pictures, [scene.caption for scene in SAMPLE_SCENES])
 
 
-def write_held_out(folder: Path, n: int = 100, seed: int = 0) -> None:
+def write_held_out(folder: Path) -> None:
     """Writes the pictures of `held_out` and their captions, as `write_samples` does."""
-    scenes, pictures, captions = zip(*held_out(n, seed), strict=True)
+    scenes, pictures, captions = zip(*held_out(), strict=True)
     _write(folder, [f"{scene.slug}.png" for scene in scenes], pictures, captions)
 
 

@@ -40,7 +40,6 @@ from tests.conftest import DEMO
     ("served", "image", "text"),
     [
         ("fp32", "fp32", "fp32"),
-        ("", "fp32", "fp32"),
         ("fp16", "fp16", "fp16"),
         ("int8", "int8", "int8"),
         ("image fp32, text int8", "fp32", "int8"),

@@ -68,6 +68,15 @@ class Model:
         return [int(self.parameters["resolution"])] * 2 + [3]
 
 
+_OF_IMAGES = {
+    "preferred_batch_size": "8",
+    "decoding": "exact",
+    "resolution": "32",
+    "max_image_pixels": "10000000",
+}
+_OF_TEXTS = {"preferred_batch_size": "32", "vocabulary_sha256": VOCABULARY_SHA, "text_lengths": "40,52"}
+
+
 def tower(slug: str, kind: str, **changes: Any) -> Model:
     parameters = {
         "arch": "ViT-B-16",
@@ -75,20 +84,21 @@ def tower(slug: str, kind: str, **changes: Any) -> Model:
         "logit_scale": "100.0",
         "embedding_size": str(changes.get("dimension", DIMENSION)),
         "context_length": "52",
+        "precision": "fp32",
+        **(_OF_IMAGES if kind.startswith("image") else _OF_TEXTS),
     } | changes.pop("parameters", {})
     return Model(f"{slug}-{kind}", parameters=parameters, **changes)
 
 
 def image_encoder(slug: str, resolution: int, **changes: Any) -> Model:
     """What takes an image's pixels; `features_of` them is what it answers."""
-    told = {"resolution": str(resolution), "max_image_pixels": "10000000", "version": "1"}
+    told = {"resolution": str(resolution), "version": "1"}
     return tower(slug, "image-encoder", parameters=told | changes.pop("parameters", {}), **changes)
 
 
 def text_encoder(slug: str, **changes: Any) -> Model:
     """What takes token ids of cn_clip's vocabulary, padded to 40 or 52; `features_of` them is what it answers."""
-    told = {"vocabulary_sha256": VOCABULARY_SHA, "text_lengths": "40,52", "version": "1"}
-    return tower(slug, "text-encoder", parameters=told | changes.pop("parameters", {}), **changes)
+    return tower(slug, "text-encoder", parameters={"version": "1"} | changes.pop("parameters", {}), **changes)
 
 
 def both(slug: str, **changes: Any) -> list[Model]:
@@ -316,5 +326,6 @@ def fake() -> Any:
         Fault = Fault
         dimension = DIMENSION
         sha = SHA
+        vocabulary_sha = VOCABULARY_SHA
 
     return Namespace

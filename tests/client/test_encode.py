@@ -372,6 +372,12 @@ def test_info_is_what_the_server_says_and_asked_once(triton: Any, fake: Any) -> 
             embedding_size=16,
             context_length=52,
             max_batch_size=32,
+            precision="fp32",
+            preferred_batch_size=8,
+            resolution=32,
+            max_image_pixels=10_000_000,
+            vocabulary_sha256=fake.vocabulary_sha,
+            text_lengths=(40, 52),
         )
         assert client.info == client.info == expected
         assert len(asked) == 2

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cn_clip.clip import tokenize
 from cnclip_builder.arch import cn_clip_vocabulary
-from cnclip_token_ids import VOCABULARY, BadText, TokenIds, decoded, lengths_in_steps
+from cnclip_token_ids import VOCABULARY, BadText, TokenIds, decoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -160,27 +160,16 @@ def test_lone_surrogate() -> None:
         TOKEN_IDS.encode("a \ud800 b")
 
 
-@pytest.mark.parametrize(("longest", "length"), [(2, 8), (8, 8), (9, 16), (49, 52), (52, 52)])
+@pytest.mark.parametrize(("longest", "length"), [(2, 24), (24, 24), (25, 40), (41, 52), (52, 52)])
 def test_padding(longest: int, length: int) -> None:
-    padded = TOKEN_IDS.pad([[101, 102], [7] * longest])
+    padded = TokenIds(cn_clip_vocabulary(), 52, [40, 24]).pad([[101, 102], [7] * longest])
     assert (padded.dtype, padded.shape) == (np.int32, (2, length))
     assert padded[0].tolist() == [101, 102] + [0] * (length - 2)
     assert padded[1].tolist() == [7] * longest + [0] * (length - longest)
 
 
 def test_padding_of_nothing() -> None:
-    assert TOKEN_IDS.pad([]).shape == (0, 8)
-
-
-@pytest.mark.parametrize(("longest", "length"), [(2, 24), (24, 24), (25, 40), (41, 52), (52, 52)])
-def test_padding_to_given_lengths(longest: int, length: int) -> None:
-    token_ids = TokenIds(cn_clip_vocabulary(), 52, [40, 24])
-    assert token_ids.pad([[7] * longest]).shape == (1, length)
-
-
-@pytest.mark.parametrize(("step", "lengths"), [(8, (8, 16, 24, 32, 40, 48, 52)), (26, (26, 52)), (52, (52,))])
-def test_the_lengths_of_older_builds(step: int, lengths: tuple[int, ...]) -> None:
-    assert lengths_in_steps(step, 52) == lengths
+    assert TOKEN_IDS.pad([]).shape == (0, 52)
 
 
 def test_the_vocabulary_that_travels_with_it_is_cn_clips() -> None:

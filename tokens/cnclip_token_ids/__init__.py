@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers.models import WordPiece
 
-__all__ = ["VOCABULARY", "BadText", "TokenIds", "decoded", "lengths_in_steps"]
+__all__ = ["VOCABULARY", "BadText", "TokenIds", "decoded"]
 
 VOCABULARY = Path(__file__).with_name("vocab.txt")
 """The vocabulary beside this file: cn_clip's, which is Google's of BERT for Chinese (Apache-2.0); or what is served."""
@@ -111,11 +111,6 @@ def _alone(character: str) -> str:
     return "".join(map(_split, decomposed))
 
 
-def lengths_in_steps(step: int, context_length: int) -> tuple[int, ...]:
-    """Every multiple of a step below the context length, and that."""
-    return (*range(step, context_length, step), context_length)
-
-
 class TokenIds:
     """Turns texts into token ids.
 
@@ -123,8 +118,8 @@ class TokenIds:
         vocabulary: cn_clip's `vocab.txt`, a token a line.
         context_length: most tokens of a text, `[CLS]` and `[SEP]` included; longer texts are cut.
         lengths: texts are padded to the shortest of these that holds the longest of their batch, or to
-            `context_length`; all steps of 8 tokens if there are none. The fewer they are, the fewer shapes reach the
-            encoder, which batches texts of one shape alone; the more, the less padding.
+            `context_length`. The fewer they are, the fewer shapes reach the encoder, which batches texts of one shape
+            alone; the more, the less padding.
     """
 
     def __init__(self, vocabulary: Path, context_length: int, lengths: Sequence[int] = ()) -> None:
@@ -140,7 +135,7 @@ class TokenIds:
         self._alone = _Table(_alone)
         self._clean, self._decompose, self._split = _Table(_clean), _Table(_decompose), _Table(_split)
         self.context_length = context_length
-        self._lengths = sorted(lengths or lengths_in_steps(8, context_length))
+        self._lengths = sorted(lengths)
 
     def encode(self, text: str) -> list[int]:
         """Gives a text's token ids, `[CLS]` and `[SEP]` included, at most `context_length` of them.

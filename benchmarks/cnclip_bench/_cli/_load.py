@@ -161,7 +161,7 @@ def _serving_with(
         write_settings(Path(folder), subject.name, tower, settings)
         try:
             with serving(replace(subject, repository=Path(folder))) as (_, client):
-                rows = batch_size or min(client.info.preferred_batch_size or 8, settings.max_batch_size)
+                rows = batch_size or min(client.info.preferred_batch_size, settings.max_batch_size)
                 request = to_ensemble(client, tower, subject.items(tower), rows)
                 yield partial(run_load, request, concurrency, seconds, rows)
         except ServerError as error:

@@ -50,7 +50,7 @@ class ArtefactStore:
             "opset": OPSET,
             "checkpoint_sha256": checkpoint_sha256,
             "arch": {"name": arch.name, **arch.model_info},
-            # What probes and calibration are made of; left out for cn_clip's, so that what was made before stays good.
+            # What probes and calibration are made of; cn_clip's comes with its version.
             **({"vocabulary": sha256_of_file(arch.vocabulary)} if arch.vocabulary else {}),
             "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +14,6 @@ from cnclip_builder.cn_clip import convert_weights
 
 if TYPE_CHECKING:
     from cnclip_builder.tensors import Tower
-
-logger = logging.getLogger(__name__)
 
 
 class ImageTower(torch.nn.Module):

@@ -108,7 +108,7 @@ def compare_features(
 
 def _show(comparison: Comparison) -> None:
     sides = [
-        (letter, facts.name, facts.arch, facts.precision or "?", facts.checkpoint_sha256[:12])
+        (letter, facts.name, facts.arch, facts.precision, facts.checkpoint_sha256[:12])
         for letter, facts in (("A", comparison.a), ("B", comparison.b))
     ]
     print_table(("", "named", "arch", "precision", "checkpoint"), sides)

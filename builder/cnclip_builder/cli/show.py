@@ -60,7 +60,7 @@ def _print(name: str, number: str, version: Mapping[str, Any]) -> None:
     typer.echo(f"  served by   {served_by}")
     typer.echo(f"  built       {version['built']}")
     typer.echo(f"  checkpoint  {checkpoint['source']}{revision}{untrained}, sha256 {checkpoint['sha256'][:12]}")
-    if version["settings"].get("preprocess") == "gpu":
+    if version["settings"]["preprocess"] == "gpu":
         typer.echo(f"  decodes     {_card(version)}")
     for tower, encoder in version["encoders"].items():
         gpus = (
@@ -87,4 +87,4 @@ def _card(version: Mapping[str, Any]) -> str:
 def _measured(encoder: Mapping[str, Any]) -> str:
     """How far features are from PyTorch's; live ones say most."""
     parity, where = (encoder["live_parity"], "served") if encoder["live_parity"] else (encoder["parity"], "in process")
-    return f", 1 - cosine <= {parity['cosine_distance']:.0e} {where}" if parity else ""
+    return f", 1 - cosine <= {parity['cosine_distance']:.0e} {where}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -20,8 +19,6 @@ from cnclip_builder.parity.probes import normalise
 from cnclip_builder.prepared import tokenize_as_cn_clip
 from cnclip_builder.system.atomic import sha256_of_file
 from cnclip_builder.tensors import TENSORS, TOWERS, Precision, Tower
-
-logger = logging.getLogger(__name__)
 
 _Features = npt.NDArray[np.float32]
 _Encoder = Callable[[npt.NDArray[Any]], _Features]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from cnclip_builder.export.files import external_data_of
 from cnclip_builder.export.weights_file import WeightsFile
-
-logger = logging.getLogger(__name__)
 
 _FP16 = np.finfo(np.float16)
 

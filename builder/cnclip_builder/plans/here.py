@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,8 +23,6 @@ from cnclip_builder.plans.stage import plan_name, write_plan_job
 from cnclip_builder.system.gpu import missing_gpu
 from cnclip_builder.system.isolation import stage_process
 from cnclip_builder.tensors import Precision, Tower
-
-logger = logging.getLogger(__name__)
 
 
 def require_tensorrt(arch: Arch, checkpoint: str | None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ JOBS_NAME = "plans.json"
 
 SIDECAR_SUFFIX = ".json"
 
-_SCHEMA = 2  # 1 did not tell the options
+_SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class PlanRecord:
     device: Device
     build_seconds: float
     parity: Mapping[str, Mapping[str, Any]]
-    libraries: Mapping[str, str] = field(default_factory=dict)
+    libraries: Mapping[str, str]
 
     def as_dict(self) -> dict[str, Any]:
         """The record for JSON."""

@@ -71,9 +71,9 @@ def choose_settings(
     Raises:
         SettingError: a name is unknown, or a value out of its range.
     """
-    for name, value in chosen.items():
+    for name, value in (*kept.items(), *chosen.items()):
         check_setting(name, value)
-    before = {name: value for name, value in kept.items() if name in SETTINGS}
+    before = dict(kept)
     target: Target = chosen.get("target") or (
         "gpu" if chosen.get("platform") == "tensorrt" else before.get("target", default_target())
     )

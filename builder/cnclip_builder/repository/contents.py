@@ -50,8 +50,7 @@ def changed_files(repository: Path) -> dict[str, str]:
     vouched = load_manifest(repository).files
     if vouched is None:
         raise RepositoryError(
-            f"{repository / MANIFEST_NAME} has no hashes, since an older cnclip-build wrote it or a publication was "
-            "cut off: build or publish it again"
+            f"{repository / MANIFEST_NAME} has no hashes, since a publication was cut off: build or publish it again"
         )
     there = files_of_folder(repository, {})
     told = dict.fromkeys(vouched.keys() - there.keys(), "missing")
@@ -61,7 +60,7 @@ def changed_files(repository: Path) -> dict[str, str]:
 
 
 def _describe_version(repository: Path, name: str, number: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    front = "-encoder" if record["serving"].get("encoders_only", False) else ""
+    front = "-encoder" if record["serving"]["encoders_only"] else ""
     return {
         "arch": record["arch"],
         "checkpoint": record["checkpoint"],
@@ -84,12 +83,12 @@ def _describe_encoder(
     repository: Path, name: str, number: str, record: Mapping[str, Any], tower: Tower
 ) -> dict[str, Any]:
     folder = repository / f"{name}-{tower}-encoder" / number
-    plans = record.get("plans", {}).get(tower, [])
+    plans = record["plans"].get(tower, [])
     return {
         "precision": record["served_precision"][tower],
         "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         # Measured in process on probes, and live on real pictures and texts if it was built with --verify.
-        "parity": record["served_parity"].get(f"{tower}-encoder"),
+        "parity": record["served_parity"][f"{tower}-encoder"],
         "live_parity": record.get("live_parity", {}).get(tower),
         "gpus": [plan["gpu"]["name"] for plan in plans],
         "tensorrt": sorted({plan["tensorrt"] for plan in plans}),

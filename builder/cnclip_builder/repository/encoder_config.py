@@ -217,7 +217,7 @@ def _tensorrt(serving: ServingConfig, arch: Arch, tower: Tower, engines: str) ->
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": ENGINE_CACHE,
             # All models share that folder, and an engine's name tells nothing of its weights: see `Artefact.identity`.
-            **({"trt_engine_cache_prefix": engines} if engines else {}),
+            "trt_engine_cache_prefix": engines,
             # Without them an engine is built anew whenever a batch is larger or a text longer than any before.
             **{f"trt_profile_{bound}_shapes": f"{spec.name}:{'x'.join(map(str, shape))}" for bound, shape in bounds},
         },

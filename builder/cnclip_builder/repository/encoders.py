@@ -109,7 +109,7 @@ def find_kept(entry: RepositoryEntry, tower: Tower, repository: Path, before: Ma
             "versions": library_versions(),
             "served_recipe": SERVED_RECIPE,
         }
-        same = all(record.get(key) == value for key, value in made_of.items())
+        same = all(record[key] == value for key, value in made_of.items())
         if not (
             same
             and record["checkpoint"]["sha256"] == entry.artefacts.checkpoint.sha256

@@ -1,7 +1,7 @@
 """`manifest.json` beside the models: what every served version was made from, and how well it was measured to fit.
 
-It holds `schema`, `models` (by name and version number) and `files` (see `sums`); a manifest of an older builder has no
-`files`, and neither has one of a repository that is being changed file by file at this moment.
+It holds `schema`, `models` (by name and version number) and `files` (see `sums`); that of a repository that is being
+changed file by file at this moment has no `files`.
 """
 
 from __future__ import annotations

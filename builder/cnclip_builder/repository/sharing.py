@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnclip_builder.arch import Arch, cn_clip_vocabulary
+from cnclip_builder.arch import Arch
 from cnclip_builder.errors import RepositoryError, SettingError
 from cnclip_builder.repository.manifest import MANIFEST_NAME, load_manifest, reading
 from cnclip_builder.repository.serving import ServingConfig
@@ -48,31 +48,27 @@ def _check_same_shape(name: str, version: int, arch: Arch, serving: ServingConfi
             ("architecture", record["arch"], arch.name),
             ("context length", record["serving"]["context_length"], serving.context_length),
             ("platform", record["platform"], serving.platform),
-            # They share the input that warms encoders up, and older builders had cn_clip's alone.
-            ("vocabulary", _vocabulary(record), sha256_of_file(arch.vocabulary_file)),
+            # They share the input that warms encoders up.
+            ("vocabulary", record["vocabulary"]["sha256"], sha256_of_file(arch.vocabulary_file)),
         ):
             if theirs != ours:
                 raise RepositoryError(
                     f"{name} version {number} has {what} {theirs}, and versions of a model must share it: "
                     f"serve {what} {ours} under another name (NAME=, --name)"
                 )
-        if record["serving"].get("encoders_only", False) != serving.encoders_only:
+        if record["serving"]["encoders_only"] != serving.encoders_only:
             models = ("encoders alone", "encoders and what prepares for them")
             theirs, ours = models if not serving.encoders_only else reversed(models)
             raise RepositoryError(
                 f"{name} version {number} serves {theirs}, and versions of a model must share it: serve {ours} under "
                 "another name (NAME=, --name)"
             )
-        # An arch of its own is named by a user; older builders wrote no sizes.
-        if not arch.computes_as(record.get("model_info", arch.model_info)):
+        # An arch of its own is named by a user.
+        if not arch.computes_as(record["model_info"]):
             raise RepositoryError(
                 f"{name} version {number} has an architecture of other sizes that is named {arch.name} too, and "
                 "versions of a model must share it: serve this one under another name (NAME=, --name)"
             )
-
-
-def _vocabulary(record: Mapping[str, Any]) -> str:
-    return str(record["vocabulary"]["sha256"]) if "vocabulary" in record else sha256_of_file(cn_clip_vocabulary())
 
 
 def check_same_plans(name: str, version: int, ours: Mapping[str, Any], versions: Mapping[str, Any]) -> None:
@@ -112,7 +108,7 @@ def check_one_tensorrt(models: Mapping[str, Any]) -> None:
     owners: dict[str, list[str]] = {}
     for name, versions in models.items():
         for number, record in versions.items():
-            for plans in record.get("plans", {}).values():
+            for plans in record["plans"].values():
                 for plan in plans:
                     owner = f"{name} version {number}"
                     if owner not in owners.setdefault(plan["tensorrt"], []):

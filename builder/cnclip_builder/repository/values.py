@@ -34,7 +34,7 @@ def kinds_recorded(versions: Mapping[str, Any]) -> tuple[str, ...]:
     Args:
         versions: what the manifest holds of it.
     """
-    return kinds_of(any(record.get("serving", {}).get("encoders_only", False) for record in versions.values()))
+    return kinds_of(any(record["serving"]["encoders_only"] for record in versions.values()))
 
 
 def template_values(
@@ -63,8 +63,7 @@ def template_values(
     encoder = serving.encoder(tower)
     common = {"name": name, "max_batch_size": encoder.max_batch_size, "versions": versions}
     if kind.endswith("-encoder"):
-        checkpoint = facts.get("checkpoint_sha256")
-        engines = f"{name}-{checkpoint[:12]}" if checkpoint else ""
+        engines = f"{name}-{facts['checkpoint_sha256'][:12]}"
         config = encoder_config(serving, arch, tower, plans, engines)
         # Clients that prepare by themselves ask the encoder. Its older versions share this config: so it says of which
         # version it tells. Triton's backends pass over parameters that are not theirs.
@@ -93,8 +92,6 @@ def template_values(
             "parameters": {
                 "context_length": serving.context_length,
                 "lengths": ",".join(map(str, serving.padded_lengths)),
-                # What the tokenisers of older versions read, which share this config: the same for up to two lengths.
-                "length_step": serving.padded_lengths[0],
             },
         }
     return {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import shutil
 import struct
 from collections.abc import Callable, Mapping
@@ -30,8 +29,6 @@ from cnclip_builder.repository.values import KINDS, TOWER_OF, kinds_of, template
 from cnclip_builder.repository.wiring import check_wiring
 from cnclip_builder.system.atomic import let_read, link_tree, locked, replacing_folder, sha256_of_file
 from cnclip_builder.tensors import TOWERS
-
-logger = logging.getLogger(__name__)
 
 _ENSEMBLES = ("image", "text")
 

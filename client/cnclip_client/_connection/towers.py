@@ -192,7 +192,7 @@ class Towers:
             with contextlib.suppress(ModelNotFound):
                 parameters, max_batch_size = transport.config(name, told)
                 version = told
-        info = parse_info(self.slug, name, version, parameters, max_batch_size)
+        info = parse_info(self.slug, kind, name, version, parameters, max_batch_size)
         if self._parts[kind] != "encoder" or info.decoding != "gpu":
             return info
         if not self._told_of_gpu:
@@ -209,11 +209,14 @@ class Towers:
         return dataclasses.replace(info, decoding="exact")
 
 
-def parse_info(slug: str, name: str, version: str, parameters: Mapping[str, str], max_batch_size: int) -> ModelInfo:
+def parse_info(
+    slug: str, kind: Kind, name: str, version: str, parameters: Mapping[str, str], max_batch_size: int
+) -> ModelInfo:
     """Reads the parameters of an ensemble's config, or of an encoder's, which has the same.
 
     Args:
         slug: The slug, such as `vit-b-16`.
+        kind: The tower.
         name: The model's full name, for the message.
         version: The version that the config is of.
         parameters: The config's parameters.
@@ -241,32 +244,36 @@ def parse_info(slug: str, name: str, version: str, parameters: Mapping[str, str]
             embedding_size=int(parameters["embedding_size"]),
             context_length=int(parameters["context_length"]),
             max_batch_size=max_batch_size,
-            precision=parameters.get("precision", ""),
-            decoding=parameters.get("decoding", "exact"),
-            preferred_batch_size=_number(parameters, "preferred_batch_size"),
-            resolution=_number(parameters, "resolution"),
-            max_image_pixels=_number(parameters, "max_image_pixels"),
-            image_formats=parameters.get("image_formats", ""),
-            vocabulary_sha256=parameters.get("vocabulary_sha256", ""),
-            text_lengths=tuple(int(length) for length in parameters.get("text_lengths", "").split(",") if length),
+            precision=parameters["precision"],
+            preferred_batch_size=int(parameters["preferred_batch_size"]),
         )
+        if kind == "image":
+            info = dataclasses.replace(
+                info,
+                decoding=parameters["decoding"],
+                resolution=int(parameters["resolution"]),
+                max_image_pixels=int(parameters["max_image_pixels"]),
+                image_formats=parameters.get("image_formats", ""),
+            )
+        else:
+            info = dataclasses.replace(
+                info,
+                vocabulary_sha256=parameters["vocabulary_sha256"],
+                text_lengths=tuple(map(int, parameters["text_lengths"].split(","))),
+            )
     except KeyError as error:
         raise refuse(f"its config has no parameter {error.args[0]}") from error
     except ValueError as error:
         raise refuse(f"a parameter of its config is no number ({error})") from error
     if info.max_batch_size < 1:
         raise refuse("it takes no batches (max_batch_size is 0)")
-    if info.preferred_batch_size is not None and info.preferred_batch_size < 1:
+    if info.preferred_batch_size < 1:
         raise refuse(f"its preferred_batch_size is {info.preferred_batch_size}")
     if info.embedding_size < 1:
         raise refuse(f"its embedding_size is {info.embedding_size}")
     if not math.isfinite(info.logit_scale):
         raise refuse(f"its logit_scale is {info.logit_scale}")
     return info
-
-
-def _number(parameters: Mapping[str, str], name: str) -> int | None:
-    return int(parameters[name]) if name in parameters else None
 
 
 def combine(image: ModelInfo, text: ModelInfo) -> ModelInfo:
@@ -281,14 +288,13 @@ def combine(image: ModelInfo, text: ModelInfo) -> ModelInfo:
             image_sha256=image.checkpoint_sha256,
             text_sha256=text.checkpoint_sha256,
         )
-    preferred = [one.preferred_batch_size for one in (image, text) if one.preferred_batch_size is not None]
     return dataclasses.replace(
         text,
         version=_of_both(image.version, text.version),
         max_batch_size=min(image.max_batch_size, text.max_batch_size),
         precision=_of_both(image.precision, text.precision),
         decoding=image.decoding,
-        preferred_batch_size=min(preferred, default=None),
+        preferred_batch_size=min(image.preferred_batch_size, text.preferred_batch_size),
         resolution=image.resolution,
         max_image_pixels=image.max_image_pixels,
         image_formats=image.image_formats,

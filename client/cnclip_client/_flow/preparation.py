@@ -40,24 +40,18 @@ class Preparation:
         pillow: The version of Pillow that decodes.
     """
 
-    def __init__(self, model: str, info: ModelInfo, processes: int | None = None) -> None:
+    def __init__(self, info: ModelInfo, processes: int | None = None) -> None:
         """Starts the processes, and waits until they are ready.
 
         Args:
-            model: The encoder's full name, for messages.
-            info: What its server says of it.
+            info: What the encoder's server says of it.
             processes: How many to start; by default as `CNCLIP_PREPARERS` says, or one a core.
 
         Raises:
             MissingExtra: Pillow is not installed.
-            CnclipError: The server does not say how it prepares, or this Pillow cannot do so.
+            CnclipError: This Pillow cannot prepare as the server does.
             ValueError: `CNCLIP_PREPARERS` is no number of processes.
         """
-        if info.resolution is None or info.max_image_pixels is None:
-            raise CnclipError(
-                f"{model} does not say how its images are prepared: it was built before clients could; build its "
-                'repository anew, or leave it to the server (prepare="server", --prepare server)'
-            )
         if importlib.util.find_spec("PIL") is None:
             raise MissingExtra(module="PIL", extra="prepare")
         wanted = processes or _preparers_of_environment()

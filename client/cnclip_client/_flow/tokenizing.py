@@ -33,13 +33,8 @@ class Tokenizing:
         Raises:
             MissingExtra: The tokenizers library is not installed.
             BadFile: The vocabulary cannot be read, or is not the one that the encoder was built with.
-            CnclipError: The server does not say which that is, or it is not cn_clip's and none was given.
+            CnclipError: That is not cn_clip's, and none was given.
         """
-        if not info.vocabulary_sha256:
-            raise CnclipError(
-                f"{model} does not say which vocabulary it was built with: it was built before clients could make "
-                'token ids; build its repository anew, or leave it to the server (prepare="server", --prepare server)'
-            )
         require("tokenizers", extra="prepare")
         from cnclip_token_ids import VOCABULARY, BadText, TokenIds
 

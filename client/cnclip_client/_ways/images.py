@@ -44,7 +44,7 @@ class Preparing:
         preparation, limits = self.start(), self._served.limits
         info = self._served.towers.one("image")
         side = info.resolution or 0
-        rows = rows_of_request("image", info, batch_size)
+        rows = rows_of_request(info, batch_size)
         pipeline = self._served.pipeline(
             "image",
             info,
@@ -71,8 +71,7 @@ class Preparing:
         with self._lock:
             if self._preparation is None:
                 info = self._served.towers.one("image")
-                name = self._served.towers.name("image")
-                self._preparation = Preparation(name, info, self._served.limits.preparers)
+                self._preparation = Preparation(info, self._served.limits.preparers)
                 self._warn_of_other_pillows(info.version, self._preparation.pillow)
             return self._preparation
 
@@ -84,7 +83,7 @@ class Preparing:
                 self._preparation.close()
 
     def _warn_of_other_pillows(self, version: str, ours: str) -> None:
-        """Asks each server which Pillow it decodes with; older ones do not tell, nor those that have encoders alone."""
+        """Asks each server which Pillow it decodes with; those that have encoders alone do not tell."""
         name, told = f"{self._served.towers.slug}-image-preprocess", set()
         for endpoint in self._served.endpoints.inside():
             try:

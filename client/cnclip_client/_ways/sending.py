@@ -29,7 +29,7 @@ class Sending(Way):
         kind, limits = self._kind, self._served.limits
         to_bytes, item_bytes = _BYTES[kind], limits.item_bytes
         info = self._served.towers.one(kind)
-        rows = rows_of_request(kind, info, batch_size)
+        rows = rows_of_request(info, batch_size)
 
         def load(item: object) -> bytes:
             return to_bytes(item, item_bytes)

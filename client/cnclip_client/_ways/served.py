@@ -23,9 +23,6 @@ __all__ = ["Rows", "Served", "Way", "rows_of_request"]
 Rows = Callable[[Sequence[bytes]], NDArray[Any]]
 """Makes a model's input of a request's payloads."""
 
-# Rows a request, where neither the caller nor the server says.
-_BATCH_SIZES: dict[Kind, int] = {"image": 8, "text": 32}
-
 
 class Way(Protocol):
     """A way from items to features."""
@@ -86,6 +83,6 @@ class Served:
         )
 
 
-def rows_of_request(kind: Kind, info: ModelInfo, batch_size: int | None) -> int:
+def rows_of_request(info: ModelInfo, batch_size: int | None) -> int:
     """How many rows a request has."""
-    return min(batch_size or info.preferred_batch_size or _BATCH_SIZES[kind], info.max_batch_size)
+    return min(batch_size or info.preferred_batch_size, info.max_batch_size)

@@ -58,7 +58,7 @@ class Texts(Way):
             return tokenizing.ids(harmless_text().decode(), limits.item_bytes)[0]
 
         pipeline = self._served.pipeline("text", info, normalize, harmless, ("text", tokenizing.padded))
-        rows = rows_of_request("text", info, batch_size)
+        rows = rows_of_request(info, batch_size)
         payloads = (loaded(ids, item) for item in items)
         yield from pipeline.run(batches(payloads, rows, limits.request_bytes))
         if cut:  # what tokenises on a server counts them, too

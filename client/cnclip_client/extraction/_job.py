@@ -115,13 +115,13 @@ class _Job:
             return None
         if found["failures"] and not self._output.places["errors"].exists():
             _log.warning("%s is gone, of %d failures", self._output.places["errors"], found["failures"])
-        if not self._state or found.get("state") != self._state:
+        if not self._state or found["state"] != self._state:
             self._skip(self._source.items(found["items"]), found["items"], found["digest"], ends=True)
             if self._state:
                 self._output.confirm(found, self._state)
         remove_work(self._output.work)
-        counts = {name: found[name] for name in ("items", "failures", "seconds")}
-        return Summary(**counts, already_finished=True, repeated=found.get("repeated", 0))
+        counts = {name: found[name] for name in ("items", "failures", "seconds", "repeated")}
+        return Summary(**counts, already_finished=True)
 
     def _require_same_items(self, progress: Progress) -> None:
         """Refuses to put features in the place of a finished job's whose items were others."""

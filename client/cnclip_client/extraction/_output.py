@@ -21,7 +21,7 @@ __all__ = ["LocalStore", "Output", "Store", "file_for", "room"]
 
 _log = logging.getLogger(__name__)
 
-_RECORDED = {"items": int, "failures": int, "seconds": float, "digest": str}
+_RECORDED = {"items": int, "failures": int, "seconds": float, "digest": str, "repeated": int, "state": str}
 # What a job's progress holds that is of no use once it is finished.
 _OF_WORK = ("sizes", "complete", "last", "after", "state")
 
@@ -170,7 +170,7 @@ class Output:
             return None
         if not all(type(found.get(name)) is kind for name, kind in _RECORDED.items()):
             raise BadFile("not a job's file; start anew with --overwrite", path=str(self.record))
-        self._require_same(found.get("job"), self.record, found.get("repeated"))
+        self._require_same(found.get("job"), self.record, found["repeated"])
         return found  # type: ignore[no-any-return]
 
     def confirm(self, known: Mapping[str, Any], state: str) -> None:
@@ -200,7 +200,7 @@ class Output:
             self._store.write(self.record, {"job": self.job, **known, "sizes": sizes, **(more or {})})
             remove_work(self.work)
 
-    def _require_same(self, known: Any, path: Path, repeated: int | None) -> None:
+    def _require_same(self, known: Any, path: Path, repeated: int) -> None:
         known, now = known if isinstance(known, dict) else {}, self.job
         if repeated == 0:
             # No id was repeated, so what was to be done with such ids makes no difference.

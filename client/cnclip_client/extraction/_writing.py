@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,7 +19,7 @@ from cnclip_client.extraction._options import ExtractOptions
 from cnclip_client.extraction._output import Output, room
 from cnclip_client.extraction._repeats import Repeats
 from cnclip_client.extraction._work_folder import GrowingFiles, Progress
-from cnclip_client.features._ids import id_line, json_text
+from cnclip_client.features._ids import id_line
 from cnclip_client.sources import Item, Place
 
 __all__ = ["Digest", "Writing", "told_apart"]
@@ -37,10 +36,7 @@ class Digest(Protocol):
 def told_apart(kind: Kind, item: Item) -> bytes:
     """Returns what tells an item from another: its id; lines have none of their own, so texts count by their words."""
     value = item.value if kind == "text" else None
-    try:
-        return f"[{json_text(item.id)}, {'null' if value is None else json_text(value)}]".encode()
-    except UnicodeEncodeError:
-        return json.dumps([item.id, value]).encode()
+    return b"[%b, %b]" % (id_line(item.id), b"null" if value is None else id_line(value))
 
 
 class Writing:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cnclip_client._exceptions import BadFile
 
-__all__ = ["id_array", "id_line", "ids_of", "join_ids", "json_text", "require_id"]
+__all__ = ["id_array", "id_line", "ids_of", "join_ids", "require_id"]
 
 
 # Made once: json.dumps would make one for each call, which takes 3 microseconds.
@@ -37,15 +37,10 @@ def join_ids(ids: list[NDArray[Any]]) -> NDArray[Any]:
     return id_array([one for part in ids for one in part.tolist()])
 
 
-def json_text(one: Any) -> str:
-    """Returns an id, or what else is plain, as `json.dumps(one, ensure_ascii=False)` does."""
-    return repr(one) if type(one) is int else _json(one)
-
-
 def id_line(one: Any) -> bytes:
     """Returns an id, or what else is plain, as JSON, UTF-8; only the bytes of a path that are no UTF-8 are escaped."""
     try:
-        return json_text(one).encode()
+        return (repr(one) if type(one) is int else _json(one)).encode()
     except UnicodeEncodeError:
         return json.dumps(one).encode()
 

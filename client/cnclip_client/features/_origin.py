@@ -33,11 +33,11 @@ class Origin:
     """
 
     checkpoint_sha256: str
-    model: str = ""
-    arch: str = ""
+    model: str
+    arch: str
 
     def __str__(self) -> str:
-        return f"checkpoint {self.checkpoint_sha256[:12]} ({self.model or self.arch or 'a model without a name'})"
+        return f"checkpoint {self.checkpoint_sha256[:12]} ({self.model})"
 
 
 def origin_of(path: str | PathLike[str]) -> Origin | None:
@@ -116,8 +116,7 @@ def _of_record(path: Path) -> Origin | None:
     """Returns what the record beside a file says, if it is of this file, as far as its size tells."""
     try:
         record = json.loads(path.with_name(record_name(path.name)).read_bytes())
-        sizes = record.get("sizes", {})
-        return _parsed(record["job"]) if sizes.get(path.name) == path.stat().st_size else None
+        return _parsed(record["job"]) if record["sizes"].get(path.name) == path.stat().st_size else None
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
@@ -133,7 +132,5 @@ def _of_parquet(path: Path) -> Origin | None:
 def _parsed(known: Any) -> Origin | None:
     if not isinstance(known, Mapping):
         return None
-    values = {name: known.get(name, "") for name in ("checkpoint_sha256", "model", "arch")}
-    if not all(isinstance(value, str) for value in values.values()) or not values["checkpoint_sha256"]:
-        return None
-    return Origin(**values)
+    values = {name: known[name] for name in ("checkpoint_sha256", "model", "arch")}
+    return Origin(**values) if all(isinstance(value, str) and value for value in values.values()) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -58,7 +58,7 @@ class Record:
     measured: Measured
     seconds: float
     files: Mapping[str, tuple[int, tuple[int, ...]]]
-    made_by: Mapping[str, str] = field(default_factory=dict)
+    made_by: Mapping[str, str]
     format: int = _FORMAT
 
     @classmethod

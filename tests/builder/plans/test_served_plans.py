@@ -35,18 +35,21 @@ PROFILES = (Profile.parse("batch=1:1:4"), Profile.parse("batch=1:4:8"))
 
 def record(device: Device) -> PlanRecord:
     tensor = InputSpec("pixels", "uint8", ("batch", 32, 32, 3))
-    return PlanRecord("a.trt", "0", "fp16", "17", {}, PROFILES, tensor, BuildOptions(), "10.13", device, 1.0, {})
+    return PlanRecord("a.trt", "0", "fp16", "17", {}, PROFILES, tensor, BuildOptions(), "10.13", device, 1.0, {}, {})
+
+
+FACTS = {"checkpoint_sha256": "c" * 64}
 
 
 def render(serving: ServingConfig, arch: Arch, tower: str, *devices: Device) -> Any:
     kind, plans = f"{tower}-encoder", [record(device) for device in devices]
-    return render_config(kind, template_values(kind, "n", arch, serving, [1], 1, {}, plans))[1]
+    return render_config(kind, template_values(kind, "n", arch, serving, [1], 1, FACTS, plans))[1]
 
 
 def backends_parameters(config: Any) -> dict[str, str]:
     """Those that a backend reads; clients read the others."""
     told = {"preferred_batch_size", "resolution", "max_image_pixels", "decoding", "version"}
-    told |= {"vocabulary_sha256", "text_lengths"}
+    told |= {"vocabulary_sha256", "text_lengths", *FACTS}
     return {name: config.parameters[name].string_value for name in set(config.parameters) - told}
 
 
@@ -69,7 +72,7 @@ def test_plans(tiny_vit: Arch, tower: str) -> None:
 
 def test_one_profile_needs_no_strategy(tiny_vit: Arch) -> None:
     plan = replace(record(A10), profiles=PROFILES[1:])
-    values = template_values("image-encoder", "n", tiny_vit, TRT, [1], 1, {}, [plan])
+    values = template_values("image-encoder", "n", tiny_vit, TRT, [1], 1, FACTS, [plan])
     config = render_config("image-encoder", values)[1]
     assert list(config.instance_group[0].profile) == ["0"]
     assert backends_parameters(config) == {}

@@ -55,7 +55,7 @@ def write_repository(
         facts = {"arch": arch.name, "checkpoint_sha256": str(contents[newest]), "context_length": 40}
         values = template_values(kind, f"{name}-{kind}", arch, serving, sorted(contents), newest, facts)
         (model / "config.pbtxt").write_text(render_config(kind, values)[0], encoding="utf-8")
-    record = {"built": "x"} | ({"serving": {"encoders_only": True}} if serving.encoders_only else {})
+    record = {"built": "x", "serving": serving.as_dict(), "plans": {}}
     write_manifest(folder, _manifest(folder) | {name: dict.fromkeys(map(str, contents), record)})
     return folder
 

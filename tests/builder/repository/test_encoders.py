@@ -100,7 +100,7 @@ def test_what_was_made_otherwise_is_written_again(
     manifest = json.loads(path.read_text(encoding="utf-8"))
     record = manifest["models"]["a"]["1"]
     if key == "served_recipe":
-        del record[key]  # an older builder's
+        record[key] -= 1
     elif key == "versions":
         record[key]["onnx"] = "1.0"
     elif key == "platform":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -81,8 +80,6 @@ def test_the_next_build_keeps_to_it() -> None:
     serving, told = choose_settings({}, ALONE.as_dict(), 40)
     assert serving.encoders_only
     assert "encoders_only" in told
-    old = {name: value for name, value in FULL.as_dict().items() if name != "encoders_only"}
-    assert not choose_settings({}, old, 40)[0].encoders_only
 
 
 @pytest.mark.parametrize(("there", "asked"), [(FULL, ALONE), (ALONE, FULL)])
@@ -96,12 +93,6 @@ def test_versions_of_a_model_share_what_is_beside_the_encoders(
         check_place("a", 2, tiny_vit, asked, repository)
     check_place("a", 1, tiny_vit, asked, repository)
     check_place("b", 2, tiny_vit, asked, repository)
-    if there is FULL:  # older builders did not write it
-        path = repository / "manifest.json"
-        manifest = json.loads(path.read_text())
-        del manifest["models"]["a"]["1"]["serving"]["encoders_only"]
-        path.write_text(json.dumps(manifest))
-        check_place("a", 2, tiny_vit, there, repository)
 
 
 def test_show_names_the_encoders(tiny_artefacts: Artefacts, tiny_vit: Arch, tmp_path: Path) -> None:

@@ -64,9 +64,9 @@ def test_another_target_begins_anew_but_for_what_does_not_rest_on_it() -> None:
     assert choose({}, gpu.as_dict())[0] == gpu  # also on a machine without a GPU: the repository is for one
 
 
-def test_an_old_manifest_lacks_newer_settings_and_a_newer_one_has_unknown_ones() -> None:
-    old = {name: value for name, value in CPU.as_dict().items() if name != "merged_batch_size"}
-    assert choose({}, {**old, "from_the_future": 1})[0] == CPU
+def test_a_manifest_with_settings_that_are_not_known_is_refused() -> None:
+    with pytest.raises(SettingError, match="there is no setting 'from_the_future'"):
+        choose({}, {**CPU.as_dict(), "from_the_future": 1})
 
 
 def test_the_settings_of_an_encoder_are_those_typed_so() -> None:

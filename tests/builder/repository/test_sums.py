@@ -96,9 +96,6 @@ def vouched(folder: Path) -> Path:
 def test_tuned_configs_are_vouched_for_anew(tmp_path: Path, tiny_vit: Arch) -> None:
     repository = vouched(write_repository(tmp_path / "r", tiny_vit, "a", {1: 1}))
     settings = read_settings(repository, "a", "image")
-    models = load_manifest(repository).models
-    models["a"]["1"]["serving"] = {}
-    write_manifest(repository, models, load_manifest(repository).files)
     write_settings(repository, "a", "image", type(settings)(**{**vars(settings), "encoder_instances": 3}))
     update_serving(repository, "a", {"encoder_instances": 3})
     assert read_settings(repository, "a", "image").encoder_instances == 3

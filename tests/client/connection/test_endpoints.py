@@ -169,7 +169,7 @@ def test_one_that_was_never_there(servers: list[Any], fake: Any) -> None:
     [
         ({"sha": "b" * 64}, "checkpoint_sha256 aaaaaaaaaaaa -> bbbbbbbbbbbb"),
         ({"version": "2"}, "version 1 -> 2"),
-        ({"parameters": {"precision": "fp16"}}, "precision  -> fp16"),
+        ({"parameters": {"precision": "fp16"}}, "precision fp32 -> fp16"),
     ],
 )
 def test_one_with_another_model_is_refused_before_anything_is_sent(

@@ -230,7 +230,7 @@ def _replace(server: Any, fake: Any, **changes: Any) -> None:
         ({"version": "2"}, "version 1 -> 2"),
         # What a server that polls says of the version before, once a new one was published to it.
         ({"version": "2", "unloaded": ("1",)}, "version 1 -> 2"),
-        ({"parameters": {"precision": "fp16"}}, "precision  -> fp16"),
+        ({"parameters": {"precision": "fp16"}}, "precision fp32 -> fp16"),
     ],
 )
 @pytest.mark.parametrize("restarted", [True, False])

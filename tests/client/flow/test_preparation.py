@@ -39,6 +39,8 @@ def told(**changes: Any) -> ModelInfo:
         embedding_size=16,
         context_length=52,
         max_batch_size=32,
+        precision="fp32",
+        preferred_batch_size=8,
         **known,  # type: ignore[arg-type]
     )
 
@@ -51,7 +53,7 @@ def picture(colour: int, size: tuple[int, int] = (50, 40), format: str = "JPEG")
 
 @pytest.fixture(scope="module")
 def preparation() -> Iterator[Preparation]:
-    made = Preparation("m-image-encoder", told(), 2)
+    made = Preparation(told(), 2)
     yield made
     made.close()
 
@@ -73,7 +75,7 @@ def test_the_same_bytes_and_the_same_words(preparation: Preparation, shared_imag
 
 def test_the_servers_limits_are_kept_and_not_the_users_changed() -> None:
     before = Image.MAX_IMAGE_PIXELS
-    made = Preparation("m", told(max_image_pixels=1000), 1)
+    made = Preparation(told(max_image_pixels=1000), 1)
     try:
         with pytest.raises(Unsendable, match="DecompressionBombError: Image size .2000 pixels. exceeds limit of 1000"):
             made.prepare(picture(1))
@@ -81,7 +83,7 @@ def test_the_servers_limits_are_kept_and_not_the_users_changed() -> None:
     finally:
         made.close()
     assert before == Image.MAX_IMAGE_PIXELS
-    reduced = Preparation("m", told(decoding="reduced"), 1)
+    reduced = Preparation(told(decoding="reduced"), 1)
     try:
         large = picture(1, (400, 300))
         assert reduced.prepare(large) == decode_pixels(large, SIDE, reduced=True).tobytes()
@@ -95,7 +97,7 @@ def test_formats_that_a_server_does_not_decode_are_not_decoded_here(preparation:
     with pytest.raises(Unsendable, match="^UnidentifiedImageError: cannot identify image file$"):
         preparation.prepare(postscript)
     with pytest.raises(CnclipError, match="this Pillow has no format NONE.*or leave it to the server"):
-        Preparation("m", told(image_formats="none"), 1)
+        Preparation(told(image_formats="none"), 1)
 
 
 def test_a_process_that_is_killed_costs_nothing(preparation: Preparation) -> None:
@@ -156,16 +158,14 @@ def test_a_want_of_memory_is_not_the_images_fault(preparation: Preparation, monk
 
 
 def test_what_keeps_images_from_being_prepared_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CnclipError, match="m does not say how its images are prepared.*build its repository anew"):
-        Preparation("m", told(resolution=None), 1)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "PIL" else find(name))
     with pytest.raises(MissingExtra, match=r"cn-clip-triton\[prepare\]"):
-        Preparation("m", told(), 1)
+        Preparation(told(), 1)
 
 
 def test_processes_end_with_their_client() -> None:
-    made = Preparation("m", told(), 3)
+    made = Preparation(told(), 3)
     processes = [worker._process for worker in made._workers]
     made.close()
     assert len(processes) == 3
@@ -176,7 +176,7 @@ def test_processes_end_with_their_client() -> None:
 
 def test_the_environment_divides_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(module.PREPARERS_VARIABLE, "3")
-    made = Preparation("m", told())
+    made = Preparation(told())
     made.close()
     assert made.processes == 3
 
@@ -185,7 +185,7 @@ def test_the_environment_divides_the_cores(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_environment_that_says_no_number_is_named(monkeypatch: pytest.MonkeyPatch, told_value: str) -> None:
     monkeypatch.setenv(module.PREPARERS_VARIABLE, told_value)
     with pytest.raises(ValueError, match="CNCLIP_PREPARERS is '.*'; give a number of processes from 1 to 1024"):
-        Preparation("m", told())
+        Preparation(told())
 
 
 @pytest.mark.parametrize("nothing", ["", " "])
@@ -193,7 +193,7 @@ def test_an_empty_variable_says_nothing(monkeypatch: pytest.MonkeyPatch, nothing
     monkeypatch.setenv(module.PREPARERS_VARIABLE, nothing)
     assert module._preparers_of_environment() is None
     monkeypatch.setenv(module.PREPARERS_VARIABLE, "abc")
-    made = Preparation("m", told(), 1)  # what is not asked is not looked at
+    made = Preparation(told(), 1)  # what is not asked is not looked at
     made.close()
 
 

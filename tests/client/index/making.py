@@ -26,7 +26,8 @@ def parquet(path: Path, ids: list, features: np.ndarray, kind: str = "image", sh
     flat = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
     table = pa.table({f"{kind}_id": pa.array(ids), "feature": flat})
     if sha is not None:
-        table = table.replace_schema_metadata({"cnclip": json.dumps({"checkpoint_sha256": sha, "model": "vit-b-16"})})
+        told = {"checkpoint_sha256": sha, "model": "vit-b-16", "arch": "ViT-B-16"}
+        table = table.replace_schema_metadata({"cnclip": json.dumps(told)})
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
     return path

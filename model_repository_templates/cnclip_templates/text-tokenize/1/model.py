@@ -13,28 +13,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from cnclip_bad_rows import bad_rows_message
 from cnclip_refusal_log import RefusalLog
-from cnclip_token_ids import BadText, TokenIds, decoded, lengths_in_steps
+from cnclip_token_ids import BadText, TokenIds, decoded
 
 
 class TritonPythonModel:
     """Tokenises; the texts of all waiting requests are padded alike, so that the encoder can batch them."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Reads `context_length` and `lengths` from the model's parameters and `vocab.txt` beside this file.
-
-        Configs of older builds have a `length_step` instead of `lengths`.
-        """
+        """Reads `context_length` and `lengths` from the model's parameters and `vocab.txt` beside this file."""
         parameters = {
             name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()
         }
-        context_length = int(parameters["context_length"])
-        self._token_ids = TokenIds(
-            Path(__file__).with_name("vocab.txt"),
-            context_length,
-            [int(length) for length in parameters["lengths"].split(",")]
-            if "lengths" in parameters
-            else lengths_in_steps(int(parameters["length_step"]), context_length),
-        )
+        lengths = [int(length) for length in parameters["lengths"].split(",")]
+        self._token_ids = TokenIds(Path(__file__).with_name("vocab.txt"), int(parameters["context_length"]), lengths)
         self._log = RefusalLog(args["model_name"], pb_utils.Logger.log_warn)
         # Long captions are everyday, and nothing is wrong with them: fewer lines, and none of those for refused items.
         self._cut_log = RefusalLog(args["model_name"], pb_utils.Logger.log_info, lines_a_second=0.1)
