@@ -25,8 +25,6 @@ Verbose = Annotated[bool, option("Log what happens, and show tracebacks of error
 @contextmanager
 def reporting(verbose: bool, command: str = "cnclip") -> Iterator[None]:
     """Turns errors into one line on stderr, which begins with the command, and an exit status."""
-    # gRPC's C++ core otherwise writes lines of its own when a connection is lost.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if verbose:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
     try:
