@@ -26,7 +26,14 @@ from numpy.typing import NDArray
 from cnclip_client._blocks import Block
 from cnclip_client._connection.endpoint import Endpoint
 from cnclip_client._connection.endpoints import PASSING, Endpoints
-from cnclip_client._connection.mapping import is_death, is_model_death, is_queue_full, is_transient, status_of
+from cnclip_client._connection.mapping import (
+    is_crowded,
+    is_death,
+    is_model_death,
+    is_queue_full,
+    is_transient,
+    status_of,
+)
 from cnclip_client._connection.wire import Tensors, bad_rows, features_output
 from cnclip_client._exceptions import CnclipError, ServerError
 from cnclip_client._flow.batches import Batch
@@ -347,12 +354,11 @@ class Pipeline:
         endpoint = batch.server
         outcome = endpoint.transport.map(error, self._model)
         outcome.__cause__ = error
-        full = is_queue_full(error)
-        if full:
+        if is_queue_full(error):
             self._endpoints.busy(endpoint)
         else:
             self._endpoints.leave_out(endpoint, outcome)
-        if full and not self._endpoints.has_other({endpoint}):
+        if is_crowded(error) and not self._endpoints.has_other({endpoint}):
             self._concurrency.overloaded()
         else:
             self._concurrency.disturbed()
