@@ -74,7 +74,7 @@ class Pipeline:
         limits: Limits,
         found: Found,
         harmless: Callable[[], bytes],
-        verify: Callable[[float], None],
+        verify: Callable[[float, int], None],
     ) -> None:
         """Prepares a run; nothing is sent yet.
 
@@ -184,7 +184,7 @@ class Pipeline:
         if self._ended and len(self._window) == 1:
             self._vouching.at_the_end(self._sent)
         else:
-            self._vouching.now_and_then()
+            self._vouching.now_and_then(self._sent)
         self._fed = False
         return self._window.popleft().block(outcome)
 

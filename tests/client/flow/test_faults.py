@@ -293,9 +293,11 @@ def test_a_single_request_does_not_ask_again_at_once(triton: Any) -> None:
     asked = []
     triton.before_config = lambda: asked.append(1)
     with connect(triton.url) as client:
+        client.encode_texts(["a"])
+        asked.clear()
         for _ in range(20):
             client.encode_texts(["a"])
-    assert len(asked) <= 3
+    assert len(asked) <= 2
 
 
 def test_a_reload_is_waited_for(triton: Any, fake: Any) -> None:

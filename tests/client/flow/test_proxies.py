@@ -1,8 +1,9 @@
-"""What stands before Triton: proxies that answer for themselves."""
+"""What stands before Triton: proxies that answer for themselves, and that share requests among several servers."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import struct
 import threading
@@ -17,6 +18,7 @@ from cnclip_client import (
     AccessDenied,
     Client,
     CnclipError,
+    ModelChanged,
     Retry,
     ServerBusy,
     ServerError,
@@ -128,3 +130,49 @@ def test_a_proxy_without_room_gets_fewer_requests_at_once(triton: Any, fake: Any
         found = client.encode_texts(items, normalize=False, batch_size=2)
     np.testing.assert_array_equal(found, np.stack([fake.features_of(item.encode()) for item in items]))
     assert len(refused) < 30
+
+
+def _served_in_turn(triton: Any, fake: Any) -> Callable[[], None]:
+    """Returns what puts the other one of two models there that differ in their checkpoints."""
+    turns = itertools.cycle([fake.both("vit-b-16", sha="b" * 64), fake.both("vit-b-16")])
+
+    def turn() -> None:
+        triton.models = {model.name: model for model in next(turns)}
+
+    return turn
+
+
+def test_two_models_behind_one_address_are_noticed_before_anything_is_sent(triton: Any, fake: Any) -> None:
+    triton.before_config = _served_in_turn(triton, fake)
+    with Client(triton.url, model="vit-b-16") as client:
+        with pytest.raises(ModelChanged, match="at every server behind this address"):
+            client.encode_texts(["a"])
+    assert triton.requests == []
+
+
+@pytest.mark.parametrize(
+    "call", [lambda client: client.encode_texts(["a"] * 10, batch_size=1), lambda client: client.require_unchanged()]
+)
+def test_another_model_that_joins_behind_an_address_is_noticed(
+    triton: Any, fake: Any, call: Callable[[Client], object]
+) -> None:
+    """What is asked once may be asked of the right one."""
+    with Client(triton.url, model="vit-b-16") as client:
+        client.encode_texts(["a"])
+        triton.before_config = turn = _served_in_turn(triton, fake)
+        turn()
+        with pytest.raises(ModelChanged):
+            call(client)
+
+
+def test_a_proxy_that_answers_once_in_a_while_is_enough(triton: Any, fake: Any) -> None:
+    asked: list[int] = []
+
+    def busy() -> None:
+        asked.append(1)
+        if len(asked) % 2 == 0:
+            raise fake.Fault(grpc.StatusCode.UNAVAILABLE, "Received http2 header with status: 503")
+
+    triton.before_config = busy
+    with Client(triton.url, model="vit-b-16", retry=QUICK) as client:
+        assert client.encode_texts(["a"] * 10, batch_size=1).shape == (10, 16)
