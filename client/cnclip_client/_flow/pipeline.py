@@ -211,7 +211,7 @@ class Pipeline:
 
     def _launch(self, batch: Batch, endpoint: Endpoint) -> None:
         """Sends a batch to a server that counts it as under way already."""
-        batch.endpoint = endpoint
+        batch.endpoint, batch.sent_at = endpoint, time.monotonic()
         with unbroken():
             try:
                 batch.call = endpoint.transport.send(
