@@ -65,6 +65,7 @@ _GRPC_PREAMBLE = re.compile(
     r"^failed to connect to all addresses; last error: [A-Z_]+: (?:\S+: )?(?:Failed to connect to remote host: )?"
 )
 _REFUSED = "Connection refused"
+_NOT_HTTP_2 = "Expected SETTINGS frame as the first frame"
 
 # Words of gRPC's core (1.60 to 1.85) and of BoringSSL in a failed handshake -> what is wrong and how to mend it.
 _HANDSHAKE = ("handshake failed", "Hostname Verification Check failed", "missing selected ALPN property")
@@ -279,6 +280,8 @@ def _unreachable(url: str, status: str, detail: str, timeout_s: float, connectin
             "stands before it"
         )
     why = f"no answer within {timeout_s:g} s" if status == "DEADLINE_EXCEEDED" else _GRPC_PREAMBLE.sub("", detail)
+    if _NOT_HTTP_2 in detail:
+        why = "what is there does not speak HTTP/2"
     proxy = next((f"{name}={_shown(os.environ[name])}" for name in _PROXY_VARIABLES if os.environ.get(name)), None)
     through = f"; gRPC goes through the proxy {proxy} unless no_proxy names the host" if proxy else ""
     # Where nobody listens, nobody wants TLS.

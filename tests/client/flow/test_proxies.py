@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import grpc
@@ -112,6 +113,15 @@ def test_a_proxys_own_answer_is_told_as_such_and_asked_for_again_if_it_passes(
     assert f"at {proxy.url} " in str(caught.value)
     assert f"(HTTP {status})" in str(caught.value)
     assert proxy.asked == asked
+
+
+def test_a_server_of_http_1_is_told_as_such() -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with Client(f"127.0.0.1:{server.server_port}", model="vit-b-16", retry=QUICK) as client:
+            with pytest.raises(ServerUnreachable, match="does not speak HTTP/2.*not HTTP's 8000"):
+                client.encode_texts(["a"])
+        server.shutdown()
 
 
 @pytest.mark.parametrize(("status", "code"), [("429", "UNAVAILABLE"), ("500", "UNKNOWN"), ("504", "UNAVAILABLE")])
