@@ -184,7 +184,7 @@ class Pipeline:
         if self._ended and len(self._window) == 1:
             self._vouching.at_the_end(self._sent)
         else:
-            self._vouching.now_and_then(self._sent)
+            self._vouching.now_and_then()
         self._fed = False
         return self._window.popleft().block(outcome)
 

@@ -34,15 +34,15 @@ class Vouching:
         self._retry = retry
         self._asked_at = time.monotonic()
 
-    def now_and_then(self, requests: int) -> None:
-        """Asks of a run of so many requests if the last time was long ago; who is busy or away need not answer.
+    def now_and_then(self) -> None:
+        """Asks once if the last time was long ago; a server that is busy or away need not answer.
 
         Raises:
             CnclipError: The model is another.
         """
         if time.monotonic() - self._asked_at > _EVERY_S:
             with contextlib.suppress(*PASSING):
-                self._verify(0.0, requests)
+                self._verify(0.0, 1)
             self._asked_at = time.monotonic()
 
     def at_the_end(self, requests: int) -> None:
