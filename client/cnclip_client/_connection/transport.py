@@ -24,7 +24,7 @@ _CLOSE_S = 2.0
 _LAST_PORT = 65_535
 # Balancers and firewalls forget a connection that is idle, some after four minutes and without a word: the next call
 # would wait for half of its deadline. gRPC closes it when the last call is between once and twice so long ago.
-_IDLE_MS = 120_000
+_IDLE_MS = 100_000
 
 # What gRPC itself resolves; any other `scheme:` is taken for a host and fails with a puzzling message.
 _GRPC_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
