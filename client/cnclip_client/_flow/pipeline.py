@@ -6,7 +6,7 @@ against 58,000 texts a second at 32 rows a request, 4 under way, server and clie
 
 A server that has been away may have come back with another model under the same name. So nothing is sent again before
 the server has said that it serves the same one, and the last block comes out only after it has said so once more: a
-run that ends without an error holds features of one model.
+run that ends without an error holds features of one model, unless a proxy has shared it among servers and hidden one.
 """
 
 from __future__ import annotations
