@@ -94,6 +94,10 @@ _TLS_PROBLEMS = (
 # What a proxy's status says -> what mends it. docs/serving.md has the settings.
 _BEHIND = "check that the server behind it runs, and that the proxy speaks gRPC to its gRPC port (8001 by default)"
 _PROXY_PROBLEMS = {
+    "400": (
+        "refuses the request",
+        "give a certificate that it trusts, if it wants a client's (Tls.client_cert; --client-cert), or see its log",
+    ),
     "413": (
         "takes no request of this size",
         "raise its limit (nginx: client_max_body_size; ingress-nginx: proxy-body-size), or send less at once "

@@ -92,6 +92,7 @@ def front() -> Iterator[Callable[[str], Front]]:
     [
         ("200", ServerError, "serves no gRPC there", 1),
         ("302", ServerError, "serves no gRPC there", 1),
+        ("400", ServerError, "refuses the request .*--client-cert", 1),
         ("401", AccessDenied, "what stands before Triton .* denies access .*--token-file", 1),
         ("403", AccessDenied, "what stands before Triton .* denies access .*--token-file", 1),
         ("404", ServerError, "serves no gRPC there", 1),
