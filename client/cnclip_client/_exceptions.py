@@ -169,7 +169,7 @@ class ModelChanged(CnclipError):
         fix = (
             "serve the same at all addresses, or leave this one out"
             if servers > 1
-            else "serve the old one again, or begin anew with the new one"
+            else "serve the old one again, at every server behind this address, or begin anew with the new one"
         )
         super().__init__(
             f"{where} is not the model that this client began with ({told}): features of both would be mixed; {fix}"

@@ -232,7 +232,7 @@ class Gateway:
             {
                 "id": hit.id,
                 "score": round(hit.score, 6),
-                "thumbnail": f"/thumbnails/{hit.row}?of={_mark(hit.id)}" if self._pictures is not None else None,
+                "thumbnail": f"thumbnails/{hit.row}?of={_mark(hit.id)}" if self._pictures is not None else None,
             }
             for hit in hits
         ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import datetime
 import logging
 import os
 import pickle
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -136,6 +138,26 @@ def test_tls_that_only_the_server_complains_of_is_hinted_at(
             pytest.raises(ServerUnreachable, match="whether it wants TLS or a client's certificate"),
         ):
             client.encode_texts(["a"])
+
+
+def test_tls_without_http_2_is_told_as_such(pki: Pki) -> None:
+    """As nginx and haproxy speak it unless told otherwise."""
+    context, leaf = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), pki.ca.issue_cert("127.0.0.1")
+    leaf.configure_cert(context)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as spoken:
+                    spoken.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        url = f"127.0.0.1:{listener.getsockname()[1]}"
+        with Client(url, model="m", credentials=Credentials(tls=Tls(ca_cert=pki.ca_cert))) as client:
+            with pytest.raises(TlsFailed, match="speaks TLS, but not HTTP/2.*alpn h2"):
+                client.encode_texts(["a"])
 
 
 def test_a_failed_handshake_is_not_waited_for(serve: Callable[..., Any], fake: Any, pki: Pki, stranger: Pki) -> None:

@@ -69,6 +69,24 @@ def test_ctrl_c_is_a_commands_own_affair_once_it_runs(tmp_path: Path) -> None:
     assert "default_int_handler" in ran.stdout
 
 
+def test_grpc_is_silent_from_its_import_on(tmp_path: Path) -> None:
+    """It reads how much it is to write as it is imported, and a command's error is one line."""
+    (tmp_path / "imports_grpc.py").write_text(
+        "import os\nread = os.environ['GRPC_VERBOSITY']\nmain = lambda: print(read)\n"
+    )
+    paths = [str(tmp_path), *(path for path in sys.path if path)]
+    env = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    code = "from cnclip_console import start; start.run('imports_grpc')"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**env, "PYTHONPATH": os.pathsep.join(paths)},
+        check=True,
+    )
+    assert ran.stdout == "NONE\n"
+
+
 def test_a_command_without_stdout_runs_all_the_same(tmp_path: Path) -> None:
     """As `>&-` starts it: the next file that it opens must not be taken for stdout."""
     (tmp_path / "command.py").write_text(

@@ -64,12 +64,12 @@ class Running:
         self._thread.start()
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        """Asks once; what is no bytes is sent as JSON."""
+        """Asks once; what is no bytes is sent as JSON, and an address of an answer's begins at the root."""
         if body is not None and not isinstance(body, bytes):
             body, headers = json.dumps(body).encode(), {"Content-Type": "application/json", **headers}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            connection.request(method, path, body, headers)
+            connection.request(method, path if path.startswith("/") else f"/{path}", body, headers)
             return Answer(connection.getresponse())
         finally:
             connection.close()

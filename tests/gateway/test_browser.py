@@ -128,6 +128,25 @@ def test_by_keyboard_alone(page: Any, searching: tuple[Running, Path]) -> None:
     playwright.expect(page.locator("#hits .id").first).to_have_text("3.png")
 
 
+def test_behind_a_proxy_that_has_put_it_under_a_prefix(page: Any, searching: tuple[Running, Path]) -> None:
+    gateway, photos = searching
+    seen = f"{gateway.url}/clip/"
+    page.route(
+        f"{seen}**", lambda route: route.fulfill(response=route.fetch(url=route.request.url.replace("/clip/", "/")))
+    )
+    page.goto(seen)
+    page.get_by_role("searchbox").fill("hello")
+    page.keyboard.press("Enter")
+    status(page, "24 found")
+    require_all_shown(page, 24)
+    assert page.url == f"{seen}?q=hello"
+    page.route(f"{seen}search**", lambda route: route.fulfill(status=413, content_type="text/html", body="<html>"))
+    page.locator("#file").set_input_files(str(photos / "3.png"))
+    status(page, "That did not work: HTTP 413")
+    assert [trouble for trouble in page.troubles if "413" not in trouble] == []
+    page.troubles.clear()
+
+
 def test_a_picture_dropped_on_the_page(page: Any, searching: tuple[Running, Path]) -> None:
     gateway, photos = searching
     page.goto(gateway.url)

@@ -20,13 +20,27 @@ from cnclip_client._exceptions import (
     TlsFailed,
 )
 
-__all__ = ["is_death", "is_model_death", "is_queue_full", "is_transient", "map_error", "status_of", "without_secrets"]
+__all__ = [
+    "is_crowded",
+    "is_death",
+    "is_model_death",
+    "is_queue_full",
+    "is_transient",
+    "map_error",
+    "status_of",
+    "without_secrets",
+]
 
 # gRPC goes through these without a word, for localhost too unless no_proxy names it.
 _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 
 # Words of Triton's core (2.73 and 2.51 alike) in refusals that pass by themselves.
 _QUEUE_FULL = ("maximum queue size", "Request timeout expired")
+# gRPC's core (1.60 to 1.85) of an answer in plain HTTP: nobody answers so but what stands before Triton.
+_IN_HTTP = re.compile(r"Received http2 header with status: (\d{3})")
+_TOO_MANY_REQUESTS = "429"
+# Its words of an answer without the trailers that end one of gRPC's, as a page to log in is.
+_NO_TRAILERS = "Data frame with END_STREAM flag received"
 # Our preprocessing's, where it lacks memory: fewer requests at once need less.
 _NO_ROOM = "no room at present"
 _RESTRICTED = "protocol is restricted"
@@ -51,9 +65,10 @@ _GRPC_PREAMBLE = re.compile(
     r"^failed to connect to all addresses; last error: [A-Z_]+: (?:\S+: )?(?:Failed to connect to remote host: )?"
 )
 _REFUSED = "Connection refused"
+_NOT_HTTP_2 = "Expected SETTINGS frame as the first frame"
 
 # Words of gRPC's core (1.60 to 1.85) and of BoringSSL in a failed handshake -> what is wrong and how to mend it.
-_HANDSHAKE = ("handshake failed", "Hostname Verification Check failed")
+_HANDSHAKE = ("handshake failed", "Hostname Verification Check failed", "missing selected ALPN property")
 # A handshake that the other end broke off, or ended for a trouble of its own, as a proxy that stops.
 _HANDSHAKE_CUT_OFF = ("SSL_ERROR_ZERO_RETURN", "SSL_ERROR_SYSCALL", "ALERT_INTERNAL_ERROR")
 _TLS_PROBLEMS = (
@@ -70,11 +85,43 @@ _TLS_PROBLEMS = (
         "(--ca-cert)",
     ),
     ("WRONG_VERSION_NUMBER", "it does not speak TLS on this port; leave out TLS, or use its TLS port"),
+    *(
+        (words, "it speaks TLS, but not HTTP/2, which gRPC needs; turn that on there (nginx: http2; haproxy: alpn h2)")
+        for words in ("NO_APPLICATION_PROTOCOL", "missing selected ALPN property")
+    ),
 )
+
+# What a proxy's status says -> what mends it. docs/serving.md has the settings.
+_BEHIND = "check that the server behind it runs, and that the proxy speaks gRPC to its gRPC port (8001 by default)"
+_PROXY_PROBLEMS = {
+    "400": (
+        "refuses the request",
+        "give a certificate that it trusts, if it wants a client's (Tls.client_cert; --client-cert), or see its log",
+    ),
+    "413": (
+        "takes no request of this size",
+        "raise its limit (nginx: client_max_body_size; ingress-nginx: proxy-body-size), or send less at once "
+        "(batch_size, --batch-size; Limits.request_bytes)",
+    ),
+    "429": ("takes no more requests for now", "lower Limits.in_flight (--in-flight), or raise its limit"),
+    "500": ("failed by itself", "see its log (nginx: worker_connections), or lower Limits.in_flight (--in-flight)"),
+    "502": ("has no answer from the server behind it", _BEHIND),
+    "503": ("has no server for a request, or no room for it", f"{_BEHIND}, or lower Limits.in_flight (--in-flight)"),
+    "504": (
+        "did not wait for the server's answer",
+        "raise its timeout (nginx: grpc_read_timeout; haproxy: timeout server) above Timeout.request_s "
+        "(--request-timeout), or ask less at once (batch_size; Limits.in_flight, --in-flight)",
+    ),
+}
 
 
 def status_of(error: Any) -> str:
-    """Returns gRPC's name of an InferenceServerException's status, such as `NOT_FOUND`, or nothing."""
+    """Returns gRPC's name of an InferenceServerException's status, such as `NOT_FOUND`, or nothing.
+
+    A proxy's 500, which nginx gives as it has no connections left, passes as its 503 does; gRPC calls it UNKNOWN.
+    """
+    if _http_status(error.message() or "") == "500":
+        return "UNAVAILABLE"
     return (error.status() or "").removeprefix("StatusCode.")
 
 
@@ -120,7 +167,13 @@ def is_model_death(error: Any) -> bool:
 
 def is_queue_full(error: Any) -> bool:
     """Tells whether the server refused a request since others wait already, or since it has no room for it."""
-    return any(words in (error.message() or "") for words in (*_QUEUE_FULL, _NO_ROOM))
+    detail = error.message() or ""
+    return any(words in detail for words in (*_QUEUE_FULL, _NO_ROOM)) or _http_status(detail) == _TOO_MANY_REQUESTS
+
+
+def is_crowded(error: Any) -> bool:
+    """Tells whether fewer requests at once may have passed: a full queue, or a proxy without room or patience."""
+    return is_queue_full(error) or _http_status(error.message() or "") in {"500", "503", "504"}
 
 
 def map_error(
@@ -151,6 +204,8 @@ def map_error(
             url=url,
             timeout_s=timeout_s,
         )
+    if (answered := _http_status(detail)) is not None or _NO_TRAILERS in detail:
+        return _of_a_proxy(url, model, status, answered or "200", detail)
     if is_queue_full(error):
         why = detail[detail.index(_NO_ROOM) :] if _NO_ROOM in detail else "its queue is full"
         return ServerBusy(
@@ -186,6 +241,36 @@ def map_error(
     )
 
 
+def _http_status(detail: str) -> str | None:
+    """Returns the status of an answer in plain HTTP, such as `502`; None of an answer of gRPC's."""
+    found = _IN_HTTP.search(detail)
+    return found[1] if found else None
+
+
+def _of_a_proxy(url: str, model: str, status: str, answered: str, detail: str) -> CnclipError:
+    """Returns what is wrong where not Triton answered, but what stands before it, or in its place."""
+    if answered in {"401", "403"}:
+        return AccessDenied(
+            f"what stands before Triton at {url} denies access (HTTP {answered}); give the token or header that it "
+            "wants (Credentials; --token-file, --header)",
+            url=url,
+            detail=detail,
+        )
+    if answered not in _PROXY_PROBLEMS:
+        message = (
+            f"what answers at {url} serves no gRPC there (HTTP {answered}); check the address, and that what stands "
+            "before Triton passes gRPC on (nginx: grpc_pass, at location /)"
+        )
+        return ServerError(message, model=model, status=status, detail=detail)
+    problem, fix = _PROXY_PROBLEMS[answered]
+    message = f"what stands before Triton at {url} {problem} (HTTP {answered}); {fix}"
+    if answered == _TOO_MANY_REQUESTS:
+        return ServerBusy(message, url=url)
+    if status == "UNAVAILABLE":
+        return ServerUnreachable(message, url=url)
+    return ServerError(message, model=model, status=status, detail=detail)
+
+
 def _is_refused_tls(detail: str) -> bool:
     """Tells whether a handshake failed for what the two are, such as a certificate, which no waiting mends."""
     cut_off = any(words in detail for words in _HANDSHAKE_CUT_OFF)
@@ -194,8 +279,13 @@ def _is_refused_tls(detail: str) -> bool:
 
 def _unreachable(url: str, status: str, detail: str, timeout_s: float, connecting: bool) -> str:
     if not connecting:
-        return f"lost the connection to {url} ({detail}); check that the server still runs"
+        return (
+            f"lost the connection to {url} ({detail}); check that the server still runs, and the timeouts of what "
+            "stands before it"
+        )
     why = f"no answer within {timeout_s:g} s" if status == "DEADLINE_EXCEEDED" else _GRPC_PREAMBLE.sub("", detail)
+    if _NOT_HTTP_2 in detail:
+        why = "what is there does not speak HTTP/2"
     proxy = next((f"{name}={_shown(os.environ[name])}" for name in _PROXY_VARIABLES if os.environ.get(name)), None)
     through = f"; gRPC goes through the proxy {proxy} unless no_proxy names the host" if proxy else ""
     # Where nobody listens, nobody wants TLS.

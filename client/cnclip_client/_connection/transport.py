@@ -22,6 +22,9 @@ __all__ = ["Listed", "Transport", "check_url", "is_worth_asking_again", "require
 _T = TypeVar("_T")
 _CLOSE_S = 2.0
 _LAST_PORT = 65_535
+# Balancers and firewalls forget a connection that is idle, some after four minutes and without a word: the next call
+# would wait for half of its deadline. gRPC closes it when the last call is between once and twice so long ago.
+_IDLE_MS = 100_000
 
 # What gRPC itself resolves; any other `scheme:` is taken for a host and fails with a puzzling message.
 _GRPC_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
@@ -292,6 +295,7 @@ def _channel_args(url: str, timeout: Timeout, retry: Retry, server_name: str | N
         ("grpc.max_reconnect_backoff_ms", delay_ms),
         # Otherwise two clients of one address in a process share a connection, and with it the state above.
         ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.client_idle_timeout_ms", _IDLE_MS),
         # A peer that vanished without a word is noticed by a ping that nobody answers, in half of a request's deadline.
         # A server that has sent nothing for its `--grpc-http2-min-recv-ping-interval-without-data` (300 s) bears three
         # pings and hangs up at the fourth: more than fit into a deadline.

@@ -34,6 +34,7 @@ class Batch:
             instead.
         attempts: How often it failed and may be sent again.
         failed_at: `time.monotonic()` of the first of these failures.
+        sent_at: `time.monotonic()` of when it was sent last.
         call: The handle of the request under way.
         endpoint: The server that it was sent to last, if it was.
         refused_by: Servers that failed it for good, through no fault of its items.
@@ -51,6 +52,7 @@ class Batch:
     outcome: NDArray[np.float32] | Exception | None = None
     attempts: int = 0
     failed_at: float = 0.0
+    sent_at: float = 0.0
     call: Any = None
     endpoint: Endpoint | None = None
     refused_by: set[Endpoint] = field(default_factory=set)

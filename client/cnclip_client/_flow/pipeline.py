@@ -6,7 +6,7 @@ against 58,000 texts a second at 32 rows a request, 4 under way, server and clie
 
 A server that has been away may have come back with another model under the same name. So nothing is sent again before
 the server has said that it serves the same one, and the last block comes out only after it has said so once more: a
-run that ends without an error holds features of one model.
+run that ends without an error holds features of one model, unless a proxy has shared it among servers and hidden one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ from numpy.typing import NDArray
 from cnclip_client._blocks import Block
 from cnclip_client._connection.endpoint import Endpoint
 from cnclip_client._connection.endpoints import PASSING, Endpoints
-from cnclip_client._connection.mapping import is_death, is_model_death, is_queue_full, is_transient, status_of
+from cnclip_client._connection.mapping import (
+    is_crowded,
+    is_death,
+    is_model_death,
+    is_queue_full,
+    is_transient,
+    status_of,
+)
 from cnclip_client._connection.wire import Tensors, bad_rows, features_output
 from cnclip_client._exceptions import CnclipError, ServerError
 from cnclip_client._flow.batches import Batch
@@ -67,7 +74,7 @@ class Pipeline:
         limits: Limits,
         found: Found,
         harmless: Callable[[], bytes],
-        verify: Callable[[float], None],
+        verify: Callable[[float, int], None],
     ) -> None:
         """Prepares a run; nothing is sent yet.
 
@@ -204,7 +211,7 @@ class Pipeline:
 
     def _launch(self, batch: Batch, endpoint: Endpoint) -> None:
         """Sends a batch to a server that counts it as under way already."""
-        batch.endpoint = endpoint
+        batch.endpoint, batch.sent_at = endpoint, time.monotonic()
         with unbroken():
             try:
                 batch.call = endpoint.transport.send(
@@ -347,12 +354,11 @@ class Pipeline:
         endpoint = batch.server
         outcome = endpoint.transport.map(error, self._model)
         outcome.__cause__ = error
-        full = is_queue_full(error)
-        if full:
+        if is_queue_full(error):
             self._endpoints.busy(endpoint)
         else:
             self._endpoints.leave_out(endpoint, outcome)
-        if full and not self._endpoints.has_other({endpoint}):
+        if is_crowded(error) and not self._endpoints.has_other({endpoint}):
             self._concurrency.overloaded()
         else:
             self._concurrency.disturbed()

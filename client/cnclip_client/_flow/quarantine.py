@@ -11,12 +11,14 @@ An item must not be blamed for what another did:
   has to answer harmless ones, several, as one of a model's processes may be dead and another alive.
 - Other clients lost the same server at the same moment, and one of them has the item. All would try at the same moment
   when the server is back; so each waits for a moment of its own first.
-- A connection that breaks is not a process that dies. If the server is back at once it takes more of them.
+- A connection that breaks is not a process that dies. If the server is back at once it takes more of them. If each
+  was silent for long before it broke, it was cut off by what stands between: that ends the run, and blames no item.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections import deque
@@ -27,6 +29,7 @@ import numpy as np
 
 from cnclip_client._connection.endpoint import Endpoint
 from cnclip_client._connection.endpoints import Endpoints
+from cnclip_client._exceptions import ServerUnreachable
 from cnclip_client._flow.batches import Batch
 
 __all__ = ["Quarantine"]
@@ -40,6 +43,8 @@ _DEATH, _BREAK, _GUILTY = 5, 2, 10
 # How many harmless requests must be answered before a request of many items is tried, and before one of a single item,
 # which may be blamed: where one of a model's two processes is dead, eight in a row are answered once in 256 times.
 _PROOFS, _PROOFS_FOR_ONE = 1, 8
+# Seconds of silence after which proxies cut connections off; what kills a server does so sooner.
+_SILENCE_S = 10.0
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +58,7 @@ class _Suspect:
         places: The servers that died while they had it.
         points: What its trials have come to.
         pending: The server whose connection broke in its last trial, until it is seen whether that has died.
+        silence_s: How long the shortest of its trials took, in seconds; 0 once one was a death.
     """
 
     batch: Batch
@@ -61,6 +67,7 @@ class _Suspect:
     places: set[Endpoint] = field(default_factory=set)
     points: int = 0
     pending: Endpoint | None = None
+    silence_s: float = math.inf
 
 
 class Quarantine:
@@ -123,6 +130,7 @@ class Quarantine:
         if len(batch.payloads) == 1:
             suspect.points += _DEATH if certain else 0
             suspect.pending = None if certain else endpoint
+            suspect.silence_s = 0.0 if certain else min(suspect.silence_s, time.monotonic() - batch.sent_at)
             # The others first: they may be done, and no clients' trials of one item meet again and again.
             self._suspects.append(suspect)
             return
@@ -218,11 +226,17 @@ class Quarantine:
     def _judge(self, suspect: _Suspect) -> None:
         """Counts a broken connection, once it is known what it was, and blames the guilty."""
         if suspect.pending is not None and not suspect.pending.out:
-            suspect.points += _BREAK if suspect.pending.probes <= 1 else _DEATH
+            if suspect.pending.probes <= 1:
+                suspect.points += _BREAK
+            else:
+                suspect.points, suspect.silence_s = suspect.points + _DEATH, 0.0
             suspect.pending = None
         batch = suspect.batch
         if suspect.points >= _GUILTY:
             where = ", ".join(sorted(endpoint.transport.url for endpoint in suspect.places))
+            if suspect.silence_s > _SILENCE_S:
+                batch.end(_cut_off(where, suspect.silence_s))
+                return
             _log.warning("item %d killed %s again and again, alone there; it fails", batch.indices[0], where)
             batch.take_out({0: "kills the server, which died of it again and again; see the server's log"})
         if not batch.payloads and batch.outcome is None:
@@ -255,3 +269,12 @@ class Quarantine:
         for endpoint in self._places:
             self._endpoints.let_go(endpoint)
         self._places = set()
+
+
+def _cut_off(where: str, silence_s: float) -> ServerUnreachable:
+    return ServerUnreachable(
+        f"the connection to {where} broke again and again as an answer was awaited for {silence_s:.0f} s; raise the "
+        "timeouts of the proxy between above Timeout.request_s (--request-timeout; haproxy: timeout client, timeout "
+        "server), or see the server's log for one that dies",
+        url=where,
+    )

@@ -24,34 +24,34 @@ class Vouching:
     """What one run asks, for one thread.
 
     Args:
-        verify: Asks whether the model is still the same, unless it was asked less than so many seconds ago, and raises
-            a `CnclipError` if it is not, or cannot be had.
+        verify: Asks whether the model is still the same, unless it was asked less than so many seconds ago, so many
+            times, and raises a `CnclipError` if it is not, or cannot be had.
         retry: How long the last answer is waited for.
     """
 
-    def __init__(self, verify: Callable[[float], None], retry: Retry) -> None:
+    def __init__(self, verify: Callable[[float, int], None], retry: Retry) -> None:
         self._verify = verify
         self._retry = retry
         self._asked_at = time.monotonic()
 
     def now_and_then(self) -> None:
-        """Asks if the last time was long ago; a server that is busy or away need not answer.
+        """Asks once if the last time was long ago; a server that is busy or away need not answer.
 
         Raises:
             CnclipError: The model is another.
         """
         if time.monotonic() - self._asked_at > _EVERY_S:
             with contextlib.suppress(*PASSING):
-                self._verify(0.0)
+                self._verify(0.0, 1)
             self._asked_at = time.monotonic()
 
     def at_the_end(self, requests: int) -> None:
-        """Asks of a run of so many requests, and waits for the answer as `Retry` says.
+        """Asks of a run of so many requests, no more often than it had, and waits for the answers as `Retry` says.
 
         Raises:
             CnclipError: The model is another, or could not be had.
         """
-        vouch(partial(self._verify, _SINGLE_S if requests <= 1 else 0.0), self._retry)
+        vouch(partial(self._verify, _SINGLE_S if requests <= 1 else 0.0, requests), self._retry)
 
 
 def vouch(verify: Callable[[], None], retry: Retry) -> None:

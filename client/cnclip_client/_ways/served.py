@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -79,7 +80,7 @@ class Served:
             limits=self.limits,
             found=self.found,
             harmless=harmless,
-            verify=lambda max_age_s: self.towers.require_unchanged(kind, max_age_s),
+            verify=partial(self.towers.require_unchanged, kind),
         )
 
 

@@ -25,8 +25,6 @@ Verbose = Annotated[bool, option("Log what happens, and show tracebacks of error
 @contextmanager
 def reporting(verbose: bool, command: str = "cnclip") -> Iterator[None]:
     """Turns errors into one line on stderr, which begins with the command, and an exit status."""
-    # gRPC's C++ core otherwise writes lines of its own when a connection is lost.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     handler = _Stderr()
     handler.setFormatter(_Visible("%(name)s: %(message)s" if verbose else f"{command}: %(message)s"))
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])

@@ -24,6 +24,8 @@ def run(module: str) -> None:
         module: Where its `main` is, by name: to import it is what takes the time.
     """
     _open_what_is_closed()
+    # gRPC's C++ core otherwise writes lines of its own when a connection is lost; it reads this as it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     before = signal.getsignal(signal.SIGINT)
     # Whoever starts it with interrupts ignored, as nohup and a shell's & do, goes on ignoring them.
     if before is signal.default_int_handler:

@@ -54,6 +54,8 @@ async function find(address, options) {
   say(words.searching);
   try {
     const answer = await fetch(address, { ...options, signal: mine.signal });
+    // A proxy in front answers in HTML, such as that a picture is too large for it.
+    if (!/^application\/json/.test(answer.headers.get("Content-Type"))) throw new Error(`HTTP ${answer.status}`);
     const found = await answer.json();
     if (!answer.ok) throw new Error(found.error.message);
     hits.replaceChildren(...found.hits.map(shown));
@@ -93,7 +95,7 @@ function keepInSwitch(text) {
 function findText(text) {
   showAsked(null);
   file.value = "";
-  return find(`/search?q=${encodeURIComponent(text)}`, {});
+  return find(`search?q=${encodeURIComponent(text)}`, {});
 }
 
 function findPicture(picture) {
@@ -104,7 +106,7 @@ function findPicture(picture) {
   query.value = "";
   remember("");
   showAsked(picture);
-  find("/search", { method: "POST", headers: { "Content-Type": picture.type }, body: picture });
+  find("search", { method: "POST", headers: { "Content-Type": picture.type }, body: picture });
 }
 
 form.addEventListener("submit", (event) => {

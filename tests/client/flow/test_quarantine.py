@@ -243,6 +243,17 @@ def test_attempts_are_counted(mortals: Callable[..., Mortal]) -> None:
     assert len(server.deaths) == 1
 
 
+def test_an_item_is_not_blamed_for_what_cuts_off_who_is_silent(
+    mortals: Callable[..., Mortal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a proxy that passes bytes on does while the server is busy: each trial would last as long."""
+    monkeypatch.setattr("cnclip_client._flow.quarantine._SILENCE_S", 0.0)
+    server = mortals(0)
+    with connect(server) as client:
+        with pytest.raises(ServerUnreachable, match="broke again and again .* for 0 s; .*timeout server"):
+            client.encode_texts(["a", POISON], batch_size=1)
+
+
 @pytest.mark.parametrize(("breaks", "blamed"), [(4, []), (100, [0])])
 def test_a_connection_that_breaks_is_no_death(
     mortals: Callable[..., Mortal], fake: Any, breaks: int, blamed: list[int]
