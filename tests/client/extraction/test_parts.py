@@ -33,6 +33,7 @@ from cnclip_client import (
     TooManyFailures,
 )
 from cnclip_client.extraction import ExtractOptions, Sharding, Summary, extract, extract_parts
+from cnclip_client.extraction._course import state_of_source
 from cnclip_client.extraction._work_folder import GrowingFiles
 from cnclip_client.features import origin_of
 from cnclip_client.retrieval import read_features
@@ -344,6 +345,45 @@ def test_a_source_that_was_touched_is_read_again_and_gone_on_with(tmp_path: Path
     source.read.clear()
     assert extract_parts(client, source, tmp_path / "out", sharding=Sharding(items=20)).already_finished
     assert source.read == [], "that it is the same was written down"
+
+
+def test_a_source_that_fails_in_the_middle_ends_no_part(tmp_path: Path, client: Client, triton: Any) -> None:
+    """Once it can be read again, it is gone on with there, though it was touched meanwhile."""
+
+    class Torn(Items):
+        def items(self, ids_only: int = 0, *, start: int = 0, after: Any = ()) -> Iterator[Item]:
+            yield from super().items(ids_only, start=start, after=after)
+            raise OSError(errno.EIO, "the disk is gone")
+
+    source, sharding = source_of(50), Sharding(items=20)
+    with pytest.raises(OSError, match="the disk is gone"):
+        extract_parts(client, Torn(source.items_[:30]), tmp_path / "out", sharding=sharding)
+    assert len(list((tmp_path / "out").glob("part-*.job.json"))) == 1
+    triton.forget()
+    source.version = "2"
+    assert extract_parts(client, source, tmp_path / "out", sharding=sharding).items == 50
+    assert sorted(int(item) for request in triton.requests for item in request) == list(range(30, 50))
+    extract(client, source, tmp_path / "out.npy")
+    require_same(tmp_path / "out", tmp_path / "out.npy", "text")
+
+
+def test_the_state_of_a_folder_is_of_the_names_below_it(tmp_path: Path, ordinary_user: None) -> None:
+    def state() -> str:
+        return state_of_source({"format": "folder", "path": str(tmp_path)})
+
+    below, hidden = tmp_path / "a" / "b", tmp_path / ".hidden"
+    below.mkdir(parents=True)
+    hidden.mkdir()
+    (tmp_path / "a" / "again").symlink_to(tmp_path)
+    os.utime(below, (1, 1))
+    before = state()
+    (hidden / "new.jpg").touch()
+    assert before == state() != ""
+    below.chmod(0)
+    assert state() != before, "what is in it was not read"
+    below.chmod(0o700)
+    (below / "new.jpg").touch()
+    assert state() != before
 
 
 @pytest.mark.parametrize("change", ["an item", "one less", "one more", "other work"])
