@@ -577,6 +577,14 @@ def test_damaged_work_and_damaged_records_are_told(tmp_path: Path, client: Clien
     record.unlink()
     extract_parts(client, source, out, sharding=Sharding(items=20))
     require_same(out, tmp_path / "out.npy", "text")
+    known = json.loads(record.read_text())
+    for name, value in (("model", "another"), ("part", 1)):
+        record.write_text(json.dumps({**known, "job": {**known["job"], name: value}}))
+        with pytest.raises(JobRefused, match=rf"is of another job \({name} .*move that part elsewhere"):
+            extract_parts(client, source, out, sharding=Sharding(items=20))
+    (out / "job.json").write_text("{}")
+    with pytest.raises(BadFile, match=r"not a job's file; give another --output, or remove the folder"):
+        extract_parts(client, source, out, sharding=Sharding(items=20))
 
 
 def test_max_errors_counts_all_parts_of_a_job(tmp_path: Path, client: Client) -> None:
