@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import fcntl
 import io
 import json
 import os
@@ -34,6 +35,7 @@ from cnclip_client import (
 )
 from cnclip_client.extraction import ExtractOptions, Sharding, Summary, extract, extract_parts
 from cnclip_client.extraction._course import state_of_source
+from cnclip_client.extraction._parts_folder import PartsFolder
 from cnclip_client.extraction._work_folder import GrowingFiles
 from cnclip_client.features import origin_of
 from cnclip_client.retrieval import read_features
@@ -386,7 +388,7 @@ def test_the_state_of_a_folder_is_of_the_names_below_it(tmp_path: Path, ordinary
     assert state() != before
 
 
-@pytest.mark.parametrize("change", ["an item", "one less", "one more", "other work"])
+@pytest.mark.parametrize("change", ["an item", "one less", "a part less", "one more", "other work"])
 def test_a_changed_source_is_refused_or_overwritten(
     tmp_path: Path, client: Client, triton: Any, fake: Any, change: str
 ) -> None:
@@ -408,6 +410,8 @@ def test_a_changed_source_is_refused_or_overwritten(
             source.items_[30] = Item(30, "another")
         elif change == "one less":
             source.items_.pop()
+        elif change == "a part less":
+            del source.items_[25:]
         else:
             source.items_.append(Item(50, "50"))
     source.version = "2"
@@ -454,7 +458,11 @@ def test_what_it_was_begun_with_is_told(tmp_path: Path, client: Client) -> None:
     ):
         with pytest.raises(JobRefused, match=message):
             extract_parts(client, source, out, options, sharding=sharding)
+    (out / "part-of-mine").mkdir()
+    (out / "notes.txt").touch()
     extract_parts(client, source, out, ExtractOptions(overwrite=True), sharding=Sharding(items=20, format="npy"))
+    (out / "part-of-mine").rmdir()
+    (out / "notes.txt").unlink()
     extract(client, source, tmp_path / "out.npy")
     require_same(out, tmp_path / "out.npy", "text")
     assert not list(out.glob("*.parquet*"))
@@ -492,6 +500,35 @@ def test_two_jobs_of_one_index_and_another_count_while_one_is_at_work(
     assert extract_parts(client, source, out, sharding=Sharding(items=10)).parts == 3
     extract(client, source, tmp_path / "out.npy")
     require_same(out, tmp_path / "out.npy", "text")
+
+
+def test_jobs_that_begin_at_one_moment_wait_for_each_other(
+    tmp_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out, arrived, done = source_of(40), tmp_path / "out", threading.Event(), []
+    enter, flock = PartsFolder._enter, fcntl.flock
+
+    def job(index: int) -> None:
+        done.append(extract_parts(client, source, out, sharding=Sharding(items=10, index=index, jobs=2)).parts)
+
+    second = threading.Thread(target=job, args=[1])
+
+    def entering(self: PartsFolder) -> None:
+        if threading.current_thread() is not second:
+            second.start()
+            assert arrived.wait(5)
+        enter(self)
+
+    def locking(file: Any, how: int) -> None:
+        if threading.current_thread() is second and not how & fcntl.LOCK_NB:
+            arrived.set()
+        flock(file, how)
+
+    monkeypatch.setattr(PartsFolder, "_enter", entering)
+    monkeypatch.setattr(fcntl, "flock", locking)
+    job(0)
+    second.join()
+    assert done == [2, 2]
 
 
 def test_a_folder_that_holds_something_else(tmp_path: Path, client: Client) -> None:
