@@ -21,14 +21,14 @@ def bad_rows_message(reasons: Mapping[int, str]) -> str:
     """Writes the refusal of a request.
 
     Args:
-        reasons: why each bad row is bad, by the row's index in the request.
+        reasons: why each bad row is bad, one at least, by the row's index in the request.
 
     Returns:
         The message, at most about 4 KiB for requests of up to 250 bad rows: reasons are cut short, and in the
         end left out, before a row is.
     """
     rows = {str(row): _one_line(reasons[row]) for row in sorted(reasons)}
-    limit = max((len(reason) for reason in rows.values()), default=0)
+    limit = max(map(len, rows.values()))
     while True:
         message = "bad rows: " + json.dumps({row: reason[:limit] for row, reason in rows.items()})
         if len(message) <= _MAX_MESSAGE_BYTES or limit == 0:

@@ -172,10 +172,26 @@ def test_the_batches_that_the_server_prefers(serve: Callable[..., Any], fake: An
         client.require_unchanged()
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "many"])
-def test_no_size_that_could_be_preferred(serve: Callable[..., Any], fake: Any, value: str) -> None:
-    server = serve(*fake.both("m", parameters={"preferred_batch_size": value}))
-    with Client(server.url, model="m") as client, pytest.raises(ServerError, match="build its repository anew"):
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("arch", None, "its config has no parameter arch"),
+        ("embedding_size", "wide", "a parameter of its config is no number"),
+        ("embedding_size", "0", "its embedding_size is 0"),
+        ("logit_scale", "nan", "its logit_scale is nan"),
+        ("preferred_batch_size", "0", "its preferred_batch_size is 0"),
+        ("preferred_batch_size", "many", "a parameter of its config is no number"),
+    ],
+)
+def test_a_config_that_no_build_wrote_is_refused(triton: Any, name: str, value: str | None, told: str) -> None:
+    parameters = triton.models["vit-b-16-text"].parameters
+    parameters.pop(name, None)
+    if value is not None:
+        parameters[name] = value
+    with (
+        Client(triton.url, model="vit-b-16") as client,
+        pytest.raises(ServerError, match=f"{told}.*: it was not built by cnclip-build; build its repository anew"),
+    ):
         client.encode_texts(["a"])
 
 

@@ -169,6 +169,14 @@ def test_a_folder_of_samples_that_cannot_be_listed_stops_the_job(
             list(source.items())
 
 
+def test_folders_whose_names_alone_may_be_read_are_items(tmp_path: Path, ordinary_user: None) -> None:
+    tree(tmp_path, "a/b/1.jpg", "c/2.jpg")
+    (tmp_path / "a").chmod(0o400)
+    names, _ = zip(*values(image_source(f"{tmp_path}/**/*.jpg")), strict=True)
+    assert names == (f"{tmp_path}/a/b/", f"{tmp_path}/c/2.jpg")
+    (tmp_path / "a").chmod(0o700)
+
+
 @pytest.mark.parametrize("pattern", ["**/*.jpg", "*/*.jpg"])
 def test_a_globs_folder_that_cannot_be_listed_is_an_item(
     tmp_path: Path, forbid: Callable[[Path], None], pattern: str

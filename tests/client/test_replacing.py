@@ -76,6 +76,27 @@ def test_what_cannot_be_written_is_told_by_its_own_name(tmp_path: Path) -> None:
     assert told.value.filename == str(place)
 
 
+def test_the_disk_has_a_whole_file_before_its_name_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int | str] = []
+    fsync, move = os.fsync, Path.replace
+
+    def moved(self: Path, target: Path) -> Path:
+        steps.append("moved")
+        return move(self, target)
+
+    def synced(file: int) -> None:
+        steps.append(os.fstat(file).st_ino)
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", moved)
+    made = tmp_path / "made"
+    made.write_bytes(b"whole")
+    expected = [made.stat().st_ino, "moved", tmp_path.stat().st_ino]
+    put(made, tmp_path / "place")
+    assert steps == expected
+
+
 def test_a_whole_file_is_moved_to_its_place(tmp_path: Path) -> None:
     made, place = tmp_path / "made", tmp_path / "place"
     made.write_bytes(b"whole")

@@ -181,6 +181,11 @@ def test_answers_and_refusals_are_the_exact_ways(served: Any) -> None:
     assert sum("JPEGs are decoded by nvImageCodec" in line for line in served.logged) == 1
 
 
+def test_the_most_pixels_are_those_of_the_config(served: Any) -> None:
+    (refused,) = answers(served.load("exact", limit=16), [("a pixel", "420")])
+    assert '{"1": "DecompressionBombError: Image size (61103 pixels) exceeds limit of 16 pixels' in refused.error[0]
+
+
 def test_a_want_of_memory_blames_no_image(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The request may be asked again; one that holds a bad image besides is told of that, as ever."""
     model = served.load("exact")

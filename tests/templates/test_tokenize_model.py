@@ -16,6 +16,13 @@ from cnclip_builder.arch import cn_clip_vocabulary
 from cnclip_templates import templates_folder
 
 
+class Refusal:
+    INVALID_ARG = "invalid"
+
+    def __init__(self, said: str, code: str) -> None:
+        self.said, self.code = said, code
+
+
 @pytest.fixture
 def version_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A version's folder as it is served, with Triton's own module faked."""
@@ -29,7 +36,8 @@ def version_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     fake.MetricFamily = lambda **_: SimpleNamespace(Metric=lambda labels: metric)  # type: ignore[attr-defined]
     fake.MetricFamily.COUNTER = 0  # type: ignore[attr-defined]
     fake.get_input_tensor_by_name = lambda request, name: request.inputs[name]  # type: ignore[attr-defined]
-    fake.InferenceResponse = lambda tensors: tensors[0]  # type: ignore[attr-defined]
+    fake.InferenceResponse = lambda tensors=(), error=None: error or tensors[0]  # type: ignore[attr-defined]
+    fake.TritonError = Refusal  # type: ignore[attr-defined]
     fake.Tensor = lambda name, array: array  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -43,9 +51,7 @@ def version_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [("40,52", {3: 40, 40: 40, 41: 52, 52: 52}), ("24,32,52", {3: 24, 25: 32, 33: 52}), ("52", {3: 52, 52: 52})],
 )
 def test_padding(version_folder: Path, told: str, lengths: dict[int, int]) -> None:
-    model: Any = runpy.run_path(str(version_folder / "model.py"))["TritonPythonModel"]()
-    config = {name: {"string_value": value} for name, value in {"context_length": "52", "lengths": told}.items()}
-    model.initialize({"model_config": json.dumps({"parameters": config}), "model_name": "n", "model_version": "1"})
+    model = loaded(version_folder, told)
     for tokens, length in lengths.items():
         (ids,) = model.execute([request("龟" * (tokens - 2))])
         assert ids.shape == (1, length)
@@ -54,8 +60,24 @@ def test_padding(version_folder: Path, told: str, lengths: dict[int, int]) -> No
     assert short.shape == long.shape
 
 
-def request(text: str) -> Any:
+def test_a_request_with_a_bad_row_is_refused_alone(version_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = loaded(version_folder, "40,52")
+    first, refused, last = model.execute([request("龟"), request("龟龟龟", b"\xff"), request("龟龟", "龟")])
+    assert [(ids != 0).sum(axis=1).tolist() for ids in (first, last)] == [[3], [4, 3]]
+    assert refused.code == "invalid"
+    assert refused.said.startswith('bad rows: {"1": "')
+    assert '"refused"' in capsys.readouterr().out
+
+
+def loaded(version_folder: Path, lengths: str) -> Any:
+    model: Any = runpy.run_path(str(version_folder / "model.py"))["TritonPythonModel"]()
+    config = {name: {"string_value": value} for name, value in {"context_length": "52", "lengths": lengths}.items()}
+    model.initialize({"model_config": json.dumps({"parameters": config}), "model_name": "n", "model_version": "1"})
+    return model
+
+
+def request(*texts: str | bytes) -> Any:
     import numpy as np
 
-    tensor = SimpleNamespace(as_numpy=lambda: np.array([[text.encode()]], dtype=object))
-    return SimpleNamespace(inputs={"TEXT": tensor}, request_id=lambda: "")
+    rows = np.array([[text.encode() if isinstance(text, str) else text] for text in texts], dtype=object)
+    return SimpleNamespace(inputs={"TEXT": SimpleNamespace(as_numpy=lambda: rows)}, request_id=lambda: "")

@@ -106,8 +106,6 @@ class Quarantine:
         """Cancels what is under way, and lets the servers go."""
         if self._under_way is not None and self._under_way.call is not None:
             self._under_way.call.cancel()
-        self._suspects.clear()
-        self._tried = None
         self._let_go()
 
     def add(self, batch: Batch, endpoint: Endpoint, problem: Exception, *, certain: bool) -> None:

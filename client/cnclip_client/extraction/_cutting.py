@@ -14,23 +14,21 @@ __all__ = ["Piece", "cut"]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What came out of some items of one part.
+    """What came out of some items of one part, or its end.
 
     Attributes:
         part: Its number.
-        encoded: The outcome; None of a part without any item that is still to be done.
+        encoded: The outcome; None is the part's end.
         after: Where the source goes on after them, where that is known.
-        ends: Whether they are the part's last.
     """
 
     part: int
     encoded: Encoded | None
-    after: Place
-    ends: bool
+    after: Place = ()
 
 
 def cut(stream: Iterable[Encoded], course: Course, begun: Mapping[int, int], size: int) -> Iterator[Piece]:
-    """Yields pieces of one part after the other.
+    """Yields pieces of one part after the other, and the end of each as soon as it is there.
 
     Args:
         stream: The outcome of the course's items, in their order, in blocks of any size.
@@ -41,26 +39,20 @@ def cut(stream: Iterable[Encoded], course: Course, begun: Mapping[int, int], siz
     parts, ends = course.parts, course.ends
     done = 0  # of the part that is first in `parts`, before and now
 
-    def without_items() -> Iterator[Piece]:
-        """Yields parts that are to be finished and have no item that is still to be done."""
+    def ended() -> Iterator[Piece]:
+        """Yields the ends of parts that have no item that is still to be done."""
         nonlocal done
         while parts and parts[0] in ends and ends[parts[0]].items == (done or begun.get(parts[0], 0)):
-            yield Piece(parts.popleft(), None, (), True)
+            yield Piece(parts.popleft(), None)
             done = 0
 
     for encoded in stream:
         rest = encoded
         while rest.items:
-            yield from without_items()
-            number = parts[0]
-            done = done or begun.get(number, 0)
-            end = ends[number].items if number in ends else size
-            piece, rest = rest.split(min(end - done, len(rest.items)))
-            after = [course.after.popleft() for _ in piece.items][-1]
+            yield from ended()
+            done = done or begun.get(parts[0], 0)
+            piece, rest = rest.split(min(size - done, len(rest.items)))
             done += len(piece.items)
-            ended = done == end
-            if ended:
-                parts.popleft()
-                done = 0
-            yield Piece(number, piece, after, ended)
-    yield from without_items()
+            yield Piece(parts[0], piece, [course.after.popleft() for _ in piece.items][-1])
+        yield from ended()
+    yield from ended()

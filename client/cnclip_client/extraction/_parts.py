@@ -272,14 +272,13 @@ class _PartsJob:
     def _write(self, writing: Writing, pieces: Iterator[Piece], state: str) -> None:
         """Writes what comes out of one part."""
         for piece in pieces:
-            if piece.encoded is not None:
-                writing.add(piece.encoded, piece.after, state)
-                self._items += len(piece.encoded.items)
-                self._failures += len(piece.encoded.failures)
-                self._report(self._items, self._failures)
-                require_few(self._failures, piece.encoded, self._options, self._folder.failed_parts())
-            if piece.ends:
+            if piece.encoded is None:
                 return  # without a wait for what comes of the next one
+            writing.add(piece.encoded, piece.after, state)
+            self._items += len(piece.encoded.items)
+            self._failures += len(piece.encoded.failures)
+            self._report(self._items, self._failures)
+            require_few(self._failures, piece.encoded, self._options, self._folder.failed_parts())
 
     def _stream(self, course: Course) -> Iterator[Encoded]:
         """Encodes the items of all parts in one stream, so that a server is kept busy."""

@@ -59,6 +59,15 @@ def test_a_plausible_scale(tmp_path: Path, tiny_vit: Arch, weights: StateDict, s
     assert facts.logit_scale == pytest.approx(math.exp(scale), rel=1e-6)
 
 
+def test_integers_are_no_weights_but_a_batchnorms_counter_is_none(
+    tmp_path: Path, tiny_vit: Arch, weights: StateDict
+) -> None:
+    integers = weights["text_projection"].to(torch.int64)
+    with pytest.raises(CheckpointError, match="holds text_projection as int64, and weights are FP32"):
+        open_it(tmp_path, tiny_vit, {**weights, "text_projection": integers})
+    open_it(tmp_path, tiny_vit, {**weights, "visual.bn1.num_batches_tracked": torch.tensor(7)})
+
+
 def write(path: Path, weights: StateDict, form: str) -> None:
     if form == "safetensors":
         save_file(weights, path)

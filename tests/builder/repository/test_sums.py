@@ -22,7 +22,7 @@ from cnclip_builder.repository.pruning import prune_repository
 from cnclip_builder.repository.publishing import publish_repository
 from cnclip_builder.repository.serving import ServingConfig
 from cnclip_builder.repository.store import RepositoryStore
-from cnclip_builder.repository.sums import files_of_folder
+from cnclip_builder.repository.sums import files_of_folder, files_of_store
 from cnclip_builder.repository.write import add_version
 
 from tests.builder.repository.published import write_repository
@@ -125,6 +125,21 @@ def test_what_is_published_pruned_and_added_to_is_vouched_for(
     prune_repository(destination.url, 1, sleep=lambda _: None)
     assert "a-image-encoder/1/model.onnx" not in contents(destination)
     assert destination.manifest().files == contents(destination)
+
+
+def test_what_was_sent_with_its_hash_is_not_read_to_be_hashed(
+    tmp_path: Path, tiny_vit: Arch, destination: RepositoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = vouched(write_repository(tmp_path / "r", tiny_vit, "a", {1: 1, 2: 2}))
+    publish_repository(source, destination.url, sleep=lambda _: None)
+    expected, read = contents(destination), RepositoryStore.read
+
+    def small(self: RepositoryStore, path: str) -> bytes | None:
+        assert "model.onnx" not in path
+        return read(self, path)
+
+    monkeypatch.setattr(RepositoryStore, "read", small)
+    assert files_of_store(destination) == expected
 
 
 def test_a_name_that_was_deleted_by_hand(tmp_path: Path, tiny_vit: Arch, destination: RepositoryStore) -> None:

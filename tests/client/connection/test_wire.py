@@ -42,6 +42,8 @@ def test_bad_rows_are_read_from_any_place_in_the_message(rows: dict[int, str], p
         'bad rows: {"x": "reason"}',
         'bad rows: {"32": "past the end"}',
         'bad rows: {"-1": "before the start"}',
+        'bad rows: {"1": "there", "32": "past the end"}',
+        'in a row {"1": "of another\'s"}',
         'bad rows: {"1": "cut of',
     ],
 )

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,8 @@ from cnclip_client import (
 from cnclip_client._flow.prefetch import Prefetch
 from cnclip_client.classification import Classifier
 from cnclip_client.extraction import ExtractOptions, Summary, encode_items, extract, extract_parts
-from cnclip_client.extraction._work_folder import GrowingFiles, locked
+from cnclip_client.extraction._repeats import Repeats
+from cnclip_client.extraction._work_folder import GrowingFiles, Progress, locked
 from cnclip_client.features import origin_of
 from cnclip_client.retrieval import read_features
 from cnclip_client.sources import Item, image_source, text_source
@@ -912,6 +913,57 @@ def test_what_a_source_gave_before_it_failed_is_kept(tmp_path: Path, client: Cli
     assert extract(client, Items(items), tmp_path / "out.npy", ALWAYS).items == 100
 
 
+@pytest.mark.parametrize("checkpoint_s", [0.0, 1000.0])
+def test_progress_says_no_more_than_is_on_the_disk(
+    tmp_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch, checkpoint_s: float
+) -> None:
+    """Now and then, when something has gone wrong, and at the end: a loss of power loses nothing that it says."""
+    fsync, write = os.fsync, Progress.write
+    on_disk: dict[int, int] = {}
+    held: list[bool] = []
+
+    def synced(file: int) -> None:
+        status = os.fstat(file)
+        fsync(file)
+        on_disk[status.st_ino] = status.st_size
+
+    def written(progress: Progress, path: Path) -> None:
+        found = [(on_disk[path.with_name(name).stat().st_ino], size) for name, size in progress.sizes.items()]
+        held.append(all(there >= size for there, size in found))
+        write(progress, path)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Progress, "write", written)
+    options = replace(ALWAYS, checkpoint_s=checkpoint_s)
+
+    def interrupt(items: int, failures: int) -> None:
+        if items >= 200:
+            raise KeyboardInterrupt
+
+    source = text_source(texts_file(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        extract(client, source, tmp_path / "out.npy", options, report=interrupt)
+    extract(client, source, tmp_path / "out.npy", options)
+    assert len(held) > 1
+    assert all(held)
+
+
+def test_a_slow_disk_keeps_no_server_waiting(
+    tmp_path: Path, client: Client, triton: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first checkpoint comes to its end only when all has been sent."""
+    all_sent = threading.Event()
+    triton.before_infer = lambda attempt, items: all_sent.set() if "第98句".encode() in items else None
+    sync = GrowingFiles.sync
+
+    def slow(self: GrowingFiles) -> None:
+        assert all_sent.wait(5)
+        sync(self)
+
+    monkeypatch.setattr(GrowingFiles, "sync", slow)
+    extract(client, Items([Item(row, f"第{row}句") for row in range(100)]), tmp_path / "out.npy", ALWAYS)
+
+
 @pytest.mark.parametrize("where", ["flush", "sync", "append"])
 def test_a_full_disk_is_told_and_keeps_what_was_done(
     tmp_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch, where: str
@@ -1140,14 +1192,21 @@ def test_in_parquet_an_integer_and_its_digits_are_one_id(tmp_path: Path, client:
 
 
 def test_a_set_of_ids_larger_than_its_cache_stays_within_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = sys.modules["cnclip_client.extraction._repeats"]
-    monkeypatch.setattr(whole, "_CACHE_KIB", 64)
-    with whole.Repeats(tmp_path / "seen?#%", lambda one: b"%d" % one) as repeats:
+    monkeypatch.setattr("cnclip_client.extraction._repeats._CACHE_KIB", 64)
+    with Repeats(tmp_path / "seen?#%", lambda one: b"%d" % one) as repeats:
         for start in range(0, 20_000, 1000):
             assert repeats.add(repeats.keys(range(start, start + 1000))) == []
         assert (tmp_path / "seen?#%").stat().st_size > 4 * 64 * 1024
         assert repeats.add(repeats.keys([20_000, 5, 20_000, 19_999])) == [1, 2, 3]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_too_full_for_the_set_of_ids(tmp_path: Path) -> None:
+    with Repeats(tmp_path / "seen", lambda one: b"%d" % one) as repeats:
+        repeats._database.execute("PRAGMA max_page_count=20")
+        with pytest.raises(OSError, match=r"No space left on device \(.* is full\): '.*seen'") as caught:
+            repeats.add(repeats.keys(range(10_000)))
+    assert caught.value.errno == errno.ENOSPC
 
 
 # --- Where outputs go.

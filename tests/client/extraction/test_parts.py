@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import fcntl
 import io
 import json
 import os
@@ -33,6 +34,8 @@ from cnclip_client import (
     TooManyFailures,
 )
 from cnclip_client.extraction import ExtractOptions, Sharding, Summary, extract, extract_parts
+from cnclip_client.extraction._course import state_of_source
+from cnclip_client.extraction._parts_folder import PartsFolder
 from cnclip_client.extraction._work_folder import GrowingFiles
 from cnclip_client.features import origin_of
 from cnclip_client.retrieval import read_features
@@ -346,7 +349,46 @@ def test_a_source_that_was_touched_is_read_again_and_gone_on_with(tmp_path: Path
     assert source.read == [], "that it is the same was written down"
 
 
-@pytest.mark.parametrize("change", ["an item", "one less", "one more", "other work"])
+def test_a_source_that_fails_in_the_middle_ends_no_part(tmp_path: Path, client: Client, triton: Any) -> None:
+    """Once it can be read again, it is gone on with there, though it was touched meanwhile."""
+
+    class Torn(Items):
+        def items(self, ids_only: int = 0, *, start: int = 0, after: Any = ()) -> Iterator[Item]:
+            yield from super().items(ids_only, start=start, after=after)
+            raise OSError(errno.EIO, "the disk is gone")
+
+    source, sharding = source_of(50), Sharding(items=20)
+    with pytest.raises(OSError, match="the disk is gone"):
+        extract_parts(client, Torn(source.items_[:30]), tmp_path / "out", sharding=sharding)
+    assert len(list((tmp_path / "out").glob("part-*.job.json"))) == 1
+    triton.forget()
+    source.version = "2"
+    assert extract_parts(client, source, tmp_path / "out", sharding=sharding).items == 50
+    assert sorted(int(item) for request in triton.requests for item in request) == list(range(30, 50))
+    extract(client, source, tmp_path / "out.npy")
+    require_same(tmp_path / "out", tmp_path / "out.npy", "text")
+
+
+def test_the_state_of_a_folder_is_of_the_names_below_it(tmp_path: Path, ordinary_user: None) -> None:
+    def state() -> str:
+        return state_of_source({"format": "folder", "path": str(tmp_path)})
+
+    below, hidden = tmp_path / "a" / "b", tmp_path / ".hidden"
+    below.mkdir(parents=True)
+    hidden.mkdir()
+    (tmp_path / "a" / "again").symlink_to(tmp_path)
+    os.utime(below, (1, 1))
+    before = state()
+    (hidden / "new.jpg").touch()
+    assert before == state() != ""
+    below.chmod(0)
+    assert state() != before, "what is in it was not read"
+    below.chmod(0o700)
+    (below / "new.jpg").touch()
+    assert state() != before
+
+
+@pytest.mark.parametrize("change", ["an item", "one less", "a part less", "one more", "other work"])
 def test_a_changed_source_is_refused_or_overwritten(
     tmp_path: Path, client: Client, triton: Any, fake: Any, change: str
 ) -> None:
@@ -368,6 +410,8 @@ def test_a_changed_source_is_refused_or_overwritten(
             source.items_[30] = Item(30, "another")
         elif change == "one less":
             source.items_.pop()
+        elif change == "a part less":
+            del source.items_[25:]
         else:
             source.items_.append(Item(50, "50"))
     source.version = "2"
@@ -414,7 +458,11 @@ def test_what_it_was_begun_with_is_told(tmp_path: Path, client: Client) -> None:
     ):
         with pytest.raises(JobRefused, match=message):
             extract_parts(client, source, out, options, sharding=sharding)
+    (out / "part-of-mine").mkdir()
+    (out / "notes.txt").touch()
     extract_parts(client, source, out, ExtractOptions(overwrite=True), sharding=Sharding(items=20, format="npy"))
+    (out / "part-of-mine").rmdir()
+    (out / "notes.txt").unlink()
     extract(client, source, tmp_path / "out.npy")
     require_same(out, tmp_path / "out.npy", "text")
     assert not list(out.glob("*.parquet*"))
@@ -452,6 +500,35 @@ def test_two_jobs_of_one_index_and_another_count_while_one_is_at_work(
     assert extract_parts(client, source, out, sharding=Sharding(items=10)).parts == 3
     extract(client, source, tmp_path / "out.npy")
     require_same(out, tmp_path / "out.npy", "text")
+
+
+def test_jobs_that_begin_at_one_moment_wait_for_each_other(
+    tmp_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out, arrived, done = source_of(40), tmp_path / "out", threading.Event(), []
+    enter, flock = PartsFolder._enter, fcntl.flock
+
+    def job(index: int) -> None:
+        done.append(extract_parts(client, source, out, sharding=Sharding(items=10, index=index, jobs=2)).parts)
+
+    second = threading.Thread(target=job, args=[1])
+
+    def entering(self: PartsFolder) -> None:
+        if threading.current_thread() is not second:
+            second.start()
+            assert arrived.wait(5)
+        enter(self)
+
+    def locking(file: Any, how: int) -> None:
+        if threading.current_thread() is second and not how & fcntl.LOCK_NB:
+            arrived.set()
+        flock(file, how)
+
+    monkeypatch.setattr(PartsFolder, "_enter", entering)
+    monkeypatch.setattr(fcntl, "flock", locking)
+    job(0)
+    second.join()
+    assert done == [2, 2]
 
 
 def test_a_folder_that_holds_something_else(tmp_path: Path, client: Client) -> None:
@@ -537,6 +614,14 @@ def test_damaged_work_and_damaged_records_are_told(tmp_path: Path, client: Clien
     record.unlink()
     extract_parts(client, source, out, sharding=Sharding(items=20))
     require_same(out, tmp_path / "out.npy", "text")
+    known = json.loads(record.read_text())
+    for name, value in (("model", "another"), ("part", 1)):
+        record.write_text(json.dumps({**known, "job": {**known["job"], name: value}}))
+        with pytest.raises(JobRefused, match=rf"is of another job \({name} .*move that part elsewhere"):
+            extract_parts(client, source, out, sharding=Sharding(items=20))
+    (out / "job.json").write_text("{}")
+    with pytest.raises(BadFile, match=r"not a job's file; give another --output, or remove the folder"):
+        extract_parts(client, source, out, sharding=Sharding(items=20))
 
 
 def test_max_errors_counts_all_parts_of_a_job(tmp_path: Path, client: Client) -> None:

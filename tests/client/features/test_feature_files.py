@@ -8,6 +8,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cnclip_client import BadFile, MissingExtra
+from cnclip_client.features import origin_of
+from cnclip_client.features._features import Features, rebatch
+from cnclip_client.features._origin import PARQUET_KEY, Origin
 from cnclip_client.retrieval import read_features
 
 Ids = list[int] | list[str]
@@ -267,6 +271,32 @@ def test_a_folder_is_read_with_all_in_it_as_one_of_images_is(tmp_path: Path) -> 
         parquet(tmp_path / f"part={part}" / "feats", [part], unit_rows(1))
     (tmp_path / "._feats.parquet").write_bytes(b"what macOS leaves")
     assert [one for block in read_features(tmp_path, "image") for one in block.ids.tolist()] == [0, 1, 2]
+
+
+def test_a_folder_of_two_checkpoints_is_refused_and_one_that_does_not_tell_leaves_all_untold(tmp_path: Path) -> None:
+    def write(number: int, sha: str) -> None:
+        known = {PARQUET_KEY: json.dumps({"checkpoint_sha256": sha})} if sha else {}
+        pq.write_table(table([number], unit_rows(1)).replace_schema_metadata(known), tmp_path / f"{number}.parquet")
+
+    for number in range(3):
+        write(number, "a" * 64)
+    assert origin_of(tmp_path) == Origin(checkpoint_sha256="a" * 64)
+    write(1, "")
+    assert origin_of(tmp_path) is None
+    write(1, "b" * 64)
+    with pytest.raises(BadFile, match=r"1\.parquet: its features are of checkpoint b{12} .* extract both with one"):
+        origin_of(tmp_path)
+
+
+@pytest.mark.parametrize("sizes", [[3, 4, 0, 9, 1], [4, 4], [1] * 9, []])
+def test_blocks_of_another_size_hold_the_same_rows(sizes: list[int]) -> None:
+    ids, features = np.arange(sum(sizes)), unit_rows(sum(sizes))
+    ends = np.cumsum([0, *sizes])
+    blocks = [Features(ids[start:end], features[start:end]) for start, end in pairwise(ends.tolist())]
+    found = list(rebatch(blocks, 4))
+    assert [len(block) for block in found] == [4] * (sum(sizes) // 4) + [sum(sizes) % 4] * (sum(sizes) % 4 > 0)
+    assert [one for block in found for one in block.ids.tolist()] == ids.tolist()
+    assert [row for block in found for row in block.features.tolist()] == features.tolist()
 
 
 def test_ids_that_are_encoded_by_a_dictionary(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import threading
 import time
@@ -26,6 +27,7 @@ from cnclip_client import (
     ServerUnreachable,
     Timeout,
 )
+from cnclip_client._flow.vouching import vouch
 
 QUICK = Retry.patient(20)
 ITEMS = [f"text {number}" for number in range(400)]
@@ -311,6 +313,41 @@ def test_a_single_request_does_not_ask_again_at_once(triton: Any) -> None:
         for _ in range(20):
             client.encode_texts(["a"])
     assert len(asked) <= 2
+
+
+def test_a_long_run_asks_now_and_then(triton: Any, fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a server that is away it wants no answer then; one with another model ends it long before its end."""
+    monkeypatch.setattr("cnclip_client._flow.vouching._EVERY_S", 0.0)
+    away = [fake.Fault(grpc.StatusCode.UNAVAILABLE, "away")]
+
+    def before_config() -> None:
+        if triton.requests and away:
+            raise away.pop()
+
+    triton.before_config = before_config
+    with connect(triton.url) as client:
+        stream = client.iter_texts(map(str, itertools.count()), batch_size=4)
+        next(stream)
+        triton.models["vit-b-16-text"].parameters["checkpoint_sha256"] = "b" * 64
+        with pytest.raises(ModelChanged):
+            for _ in itertools.islice(stream, 1000):
+                pass
+    assert not away
+
+
+def test_the_last_answer_is_not_waited_for_for_ever() -> None:
+    asked = []
+
+    def verify() -> None:
+        asked.append(1)
+        raise ServerUnreachable("away", url="localhost:1")
+
+    with pytest.raises(ServerUnreachable):
+        vouch(verify, Retry(attempts=3, first_delay_s=0.001))
+    assert len(asked) == 3
+    with pytest.raises(ServerUnreachable):
+        vouch(verify, Retry(attempts=1000, first_delay_s=0.001, max_delay_s=0.001, deadline_s=0.01))
+    assert len(asked) < 500
 
 
 def test_a_reload_is_waited_for(triton: Any, fake: Any) -> None:

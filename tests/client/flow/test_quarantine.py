@@ -6,14 +6,18 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from cnclip_client import BadInput, Client, Limits, Retry, ServerError, ServerUnreachable
+from cnclip_client._connection.endpoint import Endpoint
+from cnclip_client._flow.batches import Batch
 from cnclip_client._flow.pipeline import Pipeline
+from cnclip_client._flow.quarantine import Quarantine
 from cnclip_token_ids import VOCABULARY, TokenIds
 
 PATIENT = Retry(attempts=1_000_000, first_delay_s=0.05, max_delay_s=0.1, deadline_s=20)
@@ -387,3 +391,46 @@ def test_a_run_that_waits_for_anothers_suspects_takes_no_processor(
         client.encode_texts(["b"])
         assert time.monotonic() >= until
     assert looked < 100
+
+
+class Servers:
+    """Of `Endpoints` what a quarantine asks: who answers."""
+
+    retry = Retry(attempts=1000, first_delay_s=0.1, max_delay_s=0.1, deadline_s=20)
+
+    def __init__(self) -> None:
+        self.there: list[Endpoint] = []
+
+    def inside(self) -> list[Endpoint]:
+        return self.there
+
+    def take_alone(self, places: Collection[Endpoint]) -> Endpoint | None:
+        return next(iter(places), None)
+
+    def ended(self, endpoint: Endpoint, *, answered: bool) -> None: ...
+
+    def keep(self, endpoint: Endpoint) -> None: ...
+
+    def let_go(self, endpoint: Endpoint) -> None: ...
+
+
+def test_patience_begins_anew_after_each_trial_and_who_killed_alone_goes_to_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("cnclip_client._flow.quarantine.time", SimpleNamespace(monotonic=lambda: now))
+    one, other = (Endpoint(SimpleNamespace(url=url), proofs=8) for url in ("a:1", "b:1"))  # type: ignore[arg-type]
+    servers, batch, problem = Servers(), Batch(0, 1, [0], [b"x"]), ServerUnreachable("away", url="a:1")
+    quarantine = Quarantine(servers, lambda: b"", 2, grace_s=5.0)  # type: ignore[arg-type]
+    quarantine.add(batch, one, problem, certain=True)
+    assert quarantine.next() is None
+    now, servers.there = 10.0, [one]
+    assert quarantine.next() is None, "for a moment of its own"
+    now = 11.0
+    assert quarantine.next() == (batch, one)
+    assert not quarantine.ended(batch)
+    quarantine.add(batch, one, problem, certain=True)
+    servers.there = [other]
+    for now, outcome in ((30.0, None), (31.0, None), (51.0, problem)):  # noqa: B007 - the clock has it
+        assert quarantine.next() is None
+        assert batch.outcome is outcome

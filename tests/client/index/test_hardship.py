@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from cnclip_client import BadFile, JobRefused, MissingExtra
 from cnclip_client.index import Index, IndexOptions, build_index
+from cnclip_client.index._checksums import checksums, require_unchanged
 
 from tests.client.features import test_feature_files as formats
 from tests.client.index.making import OTHER_SHA, SHA, asking, clustered, parquet
@@ -396,3 +397,20 @@ def test_a_disk_that_maps_no_files_for_all_to_see(tmp_path: Path, monkeypatch: p
     build_index(tmp_path / "images.npy", tmp_path / "index", "image")
     with Index.open(tmp_path / "index") as index:
         assert [hits.ids[0] for hits in index.search([asking(features[:3])], k=1)] == [0, 1, 2]
+
+
+def test_every_byte_of_a_file_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnclip_client.index._checksums._CHUNK_BYTES", 8)
+    monkeypatch.setattr("cnclip_client.index._checksums._STEP_BYTES", 3)
+    path, whole = tmp_path / "file", bytes(range(20))
+    path.write_bytes(whole)
+    known = checksums(path)
+    require_unchanged(path, 20, known, "mend it", thorough=True)
+    for at in range(20):
+        path.write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
+        with pytest.raises(BadFile, match="does not hold what was written, .*; mend it"):
+            require_unchanged(path, 20, known, "mend it", thorough=True)
+        require_unchanged(path, 20, known, "mend it", thorough=False)
+    path.write_bytes(whole[:-1])
+    with pytest.raises(BadFile, match="has 19 bytes of the 20 that were written; mend it"):
+        require_unchanged(path, 20, known, "mend it", thorough=False)

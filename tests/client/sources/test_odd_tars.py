@@ -149,3 +149,23 @@ def test_a_size_that_no_disk_has_is_told_of_its_tar_alone(tmp_path: Path, format
     assert torn[0] == "a.tar"
     assert "is damaged at byte 512: a member of a terabyte or more" in torn[1]
     assert last == ("3", b"3")
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "told"),
+    [
+        (tarfile.REGTYPE, b"\xff" * 12, "is damaged: a size of -1"),
+        (tarfile.REGTYPE, b"seven".ljust(12), "is damaged: a size that is no number"),
+        (tarfile.XHDTYPE, b"%011o\0" % 10**9, "is damaged at byte 512: a header of 1,000,000,000 bytes"),
+    ],
+)
+def test_a_size_that_is_none_is_told(tmp_path: Path, kind: bytes, size: bytes, told: str) -> None:
+    header = bytearray(tarfile.TarInfo("1.jpg").tobuf())
+    header[124:136], header[156:157] = size, kind
+    header[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(header))[0]
+    (tmp_path / "a.tar").write_bytes(header + bytes(1024))
+    write_tar(tmp_path / "b.tar", [("3.jpg", b"3")])
+    torn, last = values(image_source(tmp_path))
+    assert torn[0] == "a.tar"
+    assert told in torn[1]
+    assert last == ("3", b"3")

@@ -478,6 +478,13 @@ def test_a_text_a_line_counts_from_one_blank_ones_included(tmp_path: Path) -> No
     assert text_source(path).total() == 4
 
 
+def test_a_line_that_is_too_long_is_no_text_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnclip_client.sources._muge._MOST_TEXT_BYTES", 6)
+    path = tmp_path / "texts.txt"
+    path.write_text("猫猫\n猫猫猫\n狗\n", encoding="utf-8")
+    assert values(text_source(path)) == [(1, "猫猫"), (2, "!is longer than 6 bytes"), (3, "狗")]
+
+
 # --- Parquet.
 
 
