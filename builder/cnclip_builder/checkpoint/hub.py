@@ -126,7 +126,7 @@ def fetch_repository(repository: Repository) -> Path:
         HubError: it could not be fetched, or arrived with another content than is published.
     """
     from_cache = f"({_command(repository)})"
-    if _hugging_face().is_offline_mode():
+    if _hugging_face().constants.HF_HUB_OFFLINE:
         folder = cached_repository(repository)
         if folder is None:
             raise HubError(

@@ -48,7 +48,8 @@ def parse_config(text: str | bytes, where: str) -> Any:
 
 def quote(value: object) -> str:
     """Writes a value as a string of protobuf's text format, quoted and escaped."""
-    return f'"{text_encoding.CEscape(str(value).encode(), as_utf8=True)}"'
+    # protobuf 4 would take a byte for a letter; the stubs know bytes alone.
+    return f'"{text_encoding.CEscape(str(value), as_utf8=True)}"'  # type: ignore[arg-type]
 
 
 @cache

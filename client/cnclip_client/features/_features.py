@@ -40,7 +40,8 @@ class Features:
             )
         finite = np.isfinite(self.features).all(axis=1)
         if not finite.all():
-            raise ValueError(f"the feature of {self.ids[int(finite.argmin())]!r} holds NaN or infinity")
+            (one,) = self.ids[[finite.argmin()]].tolist()  # numpy 2 would show 7 as np.int64(7)
+            raise ValueError(f"the feature of {one!r} holds NaN or infinity")
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -290,7 +290,7 @@ def test_unknown_names_and_addresses(tmp_path: Path, tiny_vit: Arch) -> None:
     with pytest.raises(RepositoryError, match=r"nosuch://x can't be opened"):
         publish(source, "nosuch://x")
     with pytest.raises(MissingRequirementError, match=r"pip install 'cn-clip-triton\[publish\]'"):
-        publish(source, "gs://x")
+        publish(source, "oci://x")
     (tmp_path / "file").touch()
     with pytest.raises(RepositoryError, match="Not a directory; name a folder"):
         publish(source, str(tmp_path / "file/x"))
