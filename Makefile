@@ -160,7 +160,7 @@ test-rtx: $(VENV)/installed  ## Build plans with TensorRT-RTX, for machines with
 	$(BIN)/python -m pytest tests/builder/plans/test_rtx.py -m 'slow or not slow' $(FLAGS)
 
 # The resize is equal to each Pillow by itself; these are those that it knows, the newest of each.
-PILLOWS ?= 11.0.0 11.1.0 11.2.1 11.3.0 12.0.0 12.1.1 12.2.0 12.3.0 13.0.0
+PILLOWS ?= 11.3.0 12.0.0 12.1.1 12.2.0 12.3.0 13.0.0
 
 test-pillows: $(VENV)/installed  ## Run the resize's tests under every Pillow that it knows, fetched to build/pillows.
 	for pillow in $(PILLOWS); do \

@@ -40,7 +40,7 @@ def _shrunk_more_in_height(wide: int, high: int, side: int) -> bool:
 # Pillows that tests found equal, by their first two numbers, and which shapes they shrink in height first: the rounding
 # between the two passes is seen in the bytes.
 _KNOWN: dict[str, Callable[[int, int, int], bool]] = {
-    **dict.fromkeys(("11.0", "11.1", "11.2", "11.3", "12.0", "12.1"), _never),
+    **dict.fromkeys(("11.3", "12.0", "12.1"), _never),
     **dict.fromkeys(("12.2", "12.3"), _hundred_times_as_high),
     "13.0": _shrunk_more_in_height,
 }
@@ -200,20 +200,16 @@ def _resize(image: Image.Image, side: int) -> bytes | None:
     if (image.mode, image.size) != (mode, size) or image.readonly or _imaging.get_alignment() != 1:
         return None
     (wide, high), channels = size, _CHANNELS[mode]
-    schema = array = copied = None
     vertical_first = _KNOWN[_pillow()](wide, high, side)
-    if _pillow() in ("11.0", "11.1", "11.2"):  # Their exports are missing, or young.
-        copied = image.tobytes("raw", "RGBX" if mode == "RGB" else mode)
-    else:
+    try:
+        schema, array = image.__arrow_c_array__()
+    except ValueError:  # Several blocks of memory.
+        strips = _strips(image, max(8, _STRIP_BYTES // (wide * channels) // 8 * 8))
         try:
-            schema, array = image.__arrow_c_array__()
-        except ValueError:  # Several blocks of memory.
-            strips = _strips(image, max(8, _STRIP_BYTES // (wide * channels) // 8 * 8))
-            try:
-                return _native.strips(strips, channels, wide, high, side, vertical_first, _native.BEST)
-            except ValueError:  # A strip has several, too.
-                return None
-    return _native.resize(schema, array, copied, channels, wide, high, side, vertical_first, _native.BEST)
+            return _native.strips(strips, channels, wide, high, side, vertical_first, _native.BEST)
+        except ValueError:  # A strip has several, too.
+            return None
+    return _native.resize(schema, array, channels, wide, high, side, vertical_first, _native.BEST)
 
 
 def _strips(image: Image.Image, rows: int) -> Iterator[tuple[object, object, int]]:

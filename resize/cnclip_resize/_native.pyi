@@ -19,7 +19,6 @@ def jpeg(
 def resize(
     schema: object,
     array: object,
-    copied: bytes | None,
     channels: int,
     wide: int,
     high: int,

@@ -50,13 +50,10 @@ exported(PyObject *schema_capsule, PyObject *array_capsule, int channels, int64_
 static PyObject *
 resize(PyObject *module, PyObject *arguments) {
     PyObject *schema, *array;
-    const char *copied;
-    Py_ssize_t copied_bytes;
     int channels, wide, high, side, vertical_first, path;
     (void)module;
     if (!PyArg_ParseTuple(
-            arguments, "OOz#iiiipi:resize", &schema, &array, &copied, &copied_bytes, &channels, &wide, &high, &side,
-            &vertical_first, &path
+            arguments, "OOiiiipi:resize", &schema, &array, &channels, &wide, &high, &side, &vertical_first, &path
         )) {
         return NULL;
     }
@@ -64,9 +61,8 @@ resize(PyObject *module, PyObject *arguments) {
         side < 1 || side > RESIZE_LARGEST_SQUARE) {
         Py_RETURN_NONE;
     }
-    const int64_t bytes = (int64_t)wide * high * channels;
-    const uint8_t *in = (const uint8_t *)copied;
-    if (copied ? copied_bytes != bytes : !(in = exported(schema, array, channels, bytes))) {
+    const uint8_t *in = exported(schema, array, channels, (int64_t)wide * high * channels);
+    if (!in) {
         if (PyErr_Occurred()) {
             return NULL;
         }
@@ -219,7 +215,7 @@ static PyMethodDef methods[] = {
      "jpeg(file, channels, wide, high, scale, side, vertical_first, path)\n--\n\n"
      "The square's pixels of a JPEG as bytes, or None where they may not be Pillow's."},
     {"resize", resize, METH_VARARGS,
-     "resize(schema, array, copied, channels, wide, high, side, vertical_first, path)\n--\n\n"
+     "resize(schema, array, channels, wide, high, side, vertical_first, path)\n--\n\n"
      "The square's pixels as bytes, or None where they may not be Pillow's."},
     {"strips", strips, METH_VARARGS,
      "strips(strips, channels, wide, high, side, vertical_first, path)\n--\n\n"
