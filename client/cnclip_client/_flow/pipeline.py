@@ -359,7 +359,7 @@ class Pipeline:
         else:
             self._endpoints.leave_out(endpoint, outcome)
         if is_crowded(error) and not self._endpoints.has_other({endpoint}):
-            self._concurrency.overloaded()
+            self._concurrency.overloaded(batch.sent_at)
         else:
             self._concurrency.disturbed()
         return outcome
