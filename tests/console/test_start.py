@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 from cnclip_console import start
 
+COMMANDS = [module.name for module in pkgutil.iter_modules(start.__path__)]
 # Stands for the libraries that commands begin with: whichever comes first is imported until the test is done.
+LIBRARIES = ("numpy", "typer")
 SLOW = "import time; print('importing', flush=True); time.sleep(60)\n"
 
 
 @pytest.fixture
 def slow_libraries(tmp_path: Path) -> Path:
-    for name in ("numpy", "typer"):
+    for name in LIBRARIES:
         (tmp_path / f"{name}.py").write_text(SLOW)
     return tmp_path
 
@@ -34,7 +36,7 @@ def starting(command: str, libraries: Path, before: str = "pass") -> subprocess.
     )
 
 
-@pytest.mark.parametrize("command", [module.name for module in pkgutil.iter_modules(start.__path__)])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_ctrl_c_ends_a_command_that_is_being_imported_without_a_word(command: str, slow_libraries: Path) -> None:
     with starting(command, slow_libraries) as running:
         assert running.stdout is not None
@@ -69,22 +71,17 @@ def test_ctrl_c_is_a_commands_own_affair_once_it_runs(tmp_path: Path) -> None:
     assert "default_int_handler" in ran.stdout
 
 
-def test_grpc_is_silent_from_its_import_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_grpc_is_silent_from_its_import_on_but_in_a_servers_log(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It reads how much it is to write as it is imported, and a command's error is one line."""
-    (tmp_path / "imports_grpc.py").write_text(
-        "import os\nread = os.environ['GRPC_VERBOSITY']\nmain = lambda: print(read)\n"
-    )
-    paths = [str(tmp_path), *(path for path in sys.path if path)]
-    env = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
-    code = "from cnclip_console import start; start.run('imports_grpc')"
-    ran = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**env, "PYTHONPATH": os.pathsep.join(paths)},
-        check=True,
-    )
-    assert ran.stdout == "NONE\n"
+    monkeypatch.delenv("GRPC_VERBOSITY", raising=False)
+    for name in LIBRARIES:
+        (tmp_path / f"{name}.py").write_text("import os, sys; sys.exit(os.environ.get('GRPC_VERBOSITY'))\n")
+    with starting(command, tmp_path) as running:
+        _, told = running.communicate(timeout=30)
+    assert told == ("" if command == "serve" else "NONE\n")
 
 
 def test_a_command_without_stdout_runs_all_the_same(tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def test_pages_load_what_is_here_and_nothing_else(searching: Running, path: str)
 def test_the_description_is_of_the_paths_that_are_there(searching: Running) -> None:
     described = searching.ask("GET", "/openapi.json").json
     assert described["openapi"] == "3.1.0"
+    assert [urljoin("/clip/openapi.json", server["url"]) for server in described["servers"]] == ["/clip/"]
     for path, operations in described["paths"].items():
         assert searching.ask("PATCH", re.sub(r"{row}", "0", path)).status == 405, path
         allowed = set(searching.ask("PATCH", re.sub(r"{row}", "0", path)).headers["Allow"].split(", ")) - {"HEAD"}

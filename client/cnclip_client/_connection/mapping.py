@@ -22,6 +22,7 @@ from cnclip_client._exceptions import (
 
 __all__ = [
     "is_crowded",
+    "is_cut_off",
     "is_death",
     "is_model_death",
     "is_queue_full",
@@ -45,16 +46,10 @@ _NO_TRAILERS = "Data frame with END_STREAM flag received"
 _NO_ROOM = "no room at present"
 _RESTRICTED = "protocol is restricted"
 # Words for a connection that ended while an answer was awaited, as it does when the process at its other end dies:
-# gRPC's own, Envoy's, and what gRPC makes of a "bad gateway". A server that stops in order says "Cancelling all calls".
-_CONNECTION_DIED = (
-    "Socket closed",
-    "reset by peer",
-    "Broken pipe",
-    "connection termination",
-    "remote reset",
-    "HTTP status code 502",
-    "status: 502",
-)
+# gRPC's own, and those of a proxy that lost the server: Envoy's, and gRPC's of a "bad gateway". A server that stops in
+# order says "Cancelling all calls".
+_CONNECTION_DIED = ("Socket closed", "reset by peer", "Broken pipe")
+_DIED_BEHIND = ("connection termination", "remote reset", "HTTP status code 502", "status: 502")
 _NEVER_SENT = ("failed to connect", "connections to all backends failing")
 # Its words where the process of a Python model has died; whoever watches the server starts it again.
 _PROCESS_DIED = "is not healthy"
@@ -156,8 +151,14 @@ def is_transient(error: Any) -> bool:
 def is_death(error: Any) -> bool:
     """Tells whether a request failed so since a process, the server's or a model's, died while it had the request."""
     words = error.message() or ""
-    lost = any(part in words for part in _CONNECTION_DIED) and not any(part in words for part in _NEVER_SENT)
-    return is_model_death(error) or (status_of(error) == "UNAVAILABLE" and lost)
+    lost = is_cut_off(error) or any(part in words for part in _DIED_BEHIND)
+    sent = not any(part in words for part in _NEVER_SENT)
+    return is_model_death(error) or (status_of(error) == "UNAVAILABLE" and lost and sent)
+
+
+def is_cut_off(error: Any) -> bool:
+    """Tells whether a connection just ended: what stands between may have done that, and the process lives."""
+    return any(part in (error.message() or "") for part in _CONNECTION_DIED)
 
 
 def is_model_death(error: Any) -> bool:

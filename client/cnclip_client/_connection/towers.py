@@ -9,9 +9,11 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal, TypeAlias
 
 from cnclip_client._connection.catalogue import explain_not_found
+from cnclip_client._connection.endpoint import Endpoint
 from cnclip_client._connection.endpoints import PASSING, Endpoints
 from cnclip_client._connection.transport import Transport
 from cnclip_client._exceptions import (
@@ -23,6 +25,7 @@ from cnclip_client._exceptions import (
     ServerError,
 )
 from cnclip_client._info import ModelInfo
+from cnclip_client._threads import Waiters
 from cnclip_client._vocabulary import Kind
 
 __all__ = ["Part", "Towers", "combine", "parse_info"]
@@ -38,6 +41,8 @@ _MAY_DIFFER = ("max_batch_size", "preferred_batch_size", "max_image_pixels", "im
 # How often an address is asked what it serves, since a proxy there may share requests among several servers: of two
 # that are chosen at random, the one that serves another model is missed once in 128 times.
 _TIMES = 8
+# Questions at one time: one after the other they would hold each call up, by as many times the way there and back.
+_AT_ONCE = 32
 
 
 class Towers:
@@ -97,8 +102,9 @@ class Towers:
                 self._infos[kind] = self._endpoints.ask(lambda transport: self._ask(transport, kind))
                 try:
                     self._endpoints.recheck()
-                    for endpoint in self._endpoints.inside():
-                        self._check_again(endpoint.transport, kind, _TIMES - 1)
+                    for _, problem in self._problems(kind, self._endpoints.inside() * (_TIMES - 1)):
+                        if not isinstance(problem, PASSING):  # they have just answered
+                            raise problem
                 except BaseException:
                     del self._infos[kind]
                     raise
@@ -135,17 +141,21 @@ class Towers:
         """
         if kind not in self._infos:
             return
-        asked = self._endpoints.inside()
-        for endpoint in asked:
-            if time.monotonic() - self._asked_at.get((kind, endpoint.transport), -math.inf) < max_age_s:
-                continue
-            try:
-                self._check(endpoint.transport, kind)
-                self._check_again(endpoint.transport, kind, min(requests, _TIMES) - 1)
-            except CnclipError as error:
-                self._endpoints.leave_out(endpoint, error)
-                if isinstance(error, ModelChanged) or (len(self._endpoints) == 1):
-                    raise
+        now = time.monotonic()
+        asked = [
+            endpoint
+            for endpoint in self._endpoints.inside()
+            if now - self._asked_at.get((kind, endpoint.transport), -math.inf) >= max_age_s
+        ]
+        problems = self._problems(kind, asked)
+        silent = {endpoint for endpoint, _ in problems}
+        again = [endpoint for endpoint in asked if endpoint not in silent] * (min(requests, _TIMES) - 1)
+        # Now they need not answer: they just have.
+        problems += [one for one in self._problems(kind, again) if not isinstance(one[1], PASSING)]
+        for endpoint, problem in problems:
+            self._endpoints.leave_out(endpoint, problem)
+            if isinstance(problem, ModelChanged) or len(self._endpoints) == 1:
+                raise problem
         if not self._endpoints.inside():
             self._endpoints.revive()
 
@@ -169,11 +179,19 @@ class Towers:
             raise ModelChanged(model=name, before=known, after=now, url=transport.url, servers=len(self._endpoints))
         self._asked_at[kind, transport] = asked_at
 
-    def _check_again(self, transport: Transport, kind: Kind, times: int) -> None:
-        """Asks an address that has just answered so many times more; now it need not answer."""
-        with contextlib.suppress(*PASSING):
-            for _ in range(times):
-                self._check(transport, kind)
+    def _problems(self, kind: Kind, asked: Sequence[Endpoint]) -> list[tuple[Endpoint, CnclipError]]:
+        """Puts `_check` to all of these at once, and returns what was wrong with which."""
+        waiters, problems = Waiters(_AT_ONCE, "question"), []
+        try:
+            check = [waiters.submit(partial(self._check, endpoint.transport, kind)) for endpoint in asked]
+            for endpoint, answer in zip(asked, check, strict=True):
+                try:
+                    answer.result()
+                except CnclipError as error:
+                    problems.append((endpoint, error))
+        finally:
+            waiters.close()
+        return problems
 
     def _ask(self, transport: Transport, kind: Kind) -> ModelInfo:
         problem: ModelNotFound | None = None

@@ -7,6 +7,7 @@ tried for a moment, and kept if the rate rises by a tenth; half as many are kept
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Generator, Hashable, Iterator
@@ -51,6 +52,7 @@ class Concurrency:
         self._clock = clock
         self._least = min(_LEAST * servers, most)
         self._paused_at: float | None = None
+        self._halved_at = -math.inf
         self.measured = 0
         self._begin(self._least)
 
@@ -98,9 +100,16 @@ class Concurrency:
         """Takes note of a failed request: the rate of this moment says nothing."""
         self._restart()
 
-    def overloaded(self) -> None:
-        """Takes note of a full queue at the server: halves the number."""
-        self._begin(max(self.limit // 2, 1))
+    def overloaded(self, sent_at: float) -> None:
+        """Takes note of a full queue at the server: halves the number, once for all that was under way then.
+
+        Args:
+            sent_at: When the refused request was sent, by the clock.
+        """
+        if sent_at > self._halved_at:
+            self._halved_at = self._clock()
+            self._begin(max(self.limit // 2, 1))
+        self._restart()
 
     def _begin(self, limit: int) -> None:
         self.limit = limit

@@ -28,6 +28,7 @@ from cnclip_client._connection.endpoint import Endpoint
 from cnclip_client._connection.endpoints import PASSING, Endpoints
 from cnclip_client._connection.mapping import (
     is_crowded,
+    is_cut_off,
     is_death,
     is_model_death,
     is_queue_full,
@@ -339,7 +340,7 @@ class Pipeline:
             batch.end(outcome)
         elif is_death(error):
             _log.info("%s died with a request of %d rows (%s)", endpoint.transport.url, len(batch.payloads), error)
-            self._quarantine.add(batch, endpoint, outcome, certain=is_model_death(error))
+            self._quarantine.add(batch, endpoint, outcome, certain=is_model_death(error), cut_off=is_cut_off(error))
         else:
             delay_s = 0.0 if self._endpoints.has_other({endpoint}) else self._retry.delay_s(batch.attempts)
             _log.info("request of %d rows failed (%s); again in %.1f s", len(batch.payloads), error, delay_s)
@@ -359,7 +360,7 @@ class Pipeline:
         else:
             self._endpoints.leave_out(endpoint, outcome)
         if is_crowded(error) and not self._endpoints.has_other({endpoint}):
-            self._concurrency.overloaded()
+            self._concurrency.overloaded(batch.sent_at)
         else:
             self._concurrency.disturbed()
         return outcome

@@ -58,7 +58,7 @@ class _Suspect:
         places: The servers that died while they had it.
         points: What its trials have come to.
         pending: The server whose connection broke in its last trial, until it is seen whether that has died.
-        silence_s: How long the shortest of its trials took, in seconds; 0 once one was a death.
+        silence_s: How long the shortest of its trials took, in seconds; 0 once one was a death, or was told.
     """
 
     batch: Batch
@@ -108,7 +108,7 @@ class Quarantine:
             self._under_way.call.cancel()
         self._let_go()
 
-    def add(self, batch: Batch, endpoint: Endpoint, problem: Exception, *, certain: bool) -> None:
+    def add(self, batch: Batch, endpoint: Endpoint, problem: Exception, *, certain: bool, cut_off: bool) -> None:
         """Takes in what a server had as it died.
 
         Args:
@@ -116,6 +116,7 @@ class Quarantine:
             endpoint: The server.
             problem: How it looked.
             certain: Whether it is known to be a death, not just a connection's end.
+            cut_off: Whether what stands between may have ended the connection.
         """
         self._keep(endpoint)
         suspect, self._tried = self._tried, None
@@ -128,7 +129,7 @@ class Quarantine:
         if len(batch.payloads) == 1:
             suspect.points += _DEATH if certain else 0
             suspect.pending = None if certain else endpoint
-            suspect.silence_s = 0.0 if certain else min(suspect.silence_s, time.monotonic() - batch.sent_at)
+            suspect.silence_s = min(suspect.silence_s, time.monotonic() - batch.sent_at) if cut_off else 0.0
             # The others first: they may be done, and no clients' trials of one item meet again and again.
             self._suspects.append(suspect)
             return

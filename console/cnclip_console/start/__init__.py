@@ -17,15 +17,17 @@ __all__ = ["run"]
 _INTERRUPTED = 130
 
 
-def run(module: str) -> None:
+def run(module: str, *, serves: bool = False) -> None:
     """Imports a command and runs it.
 
     Args:
         module: Where its `main` is, by name: to import it is what takes the time.
+        serves: Whether it runs a server for others, whose log tells in gRPC's words why it turned a client away.
     """
     _open_what_is_closed()
-    # gRPC's C++ core otherwise writes lines of its own when a connection is lost; it reads this as it is imported.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    if not serves:
+        # gRPC's C++ core otherwise writes lines of its own when a connection is lost; it reads this as it is imported.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     before = signal.getsignal(signal.SIGINT)
     # Whoever starts it with interrupts ignored, as nohup and a shell's & do, goes on ignoring them.
     if before is signal.default_int_handler:

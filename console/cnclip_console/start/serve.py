@@ -7,4 +7,4 @@ __all__ = ["main"]
 
 def main() -> None:
     """Runs `cnclip-serve`."""
-    run("cnclip_server._cli")
+    run("cnclip_server._cli", serves=True)

@@ -24,6 +24,7 @@ from cnclip_client import (
     ServerBusy,
     ServerError,
     ServerUnreachable,
+    Timeout,
 )
 
 QUICK = Retry(first_delay_s=0.01, max_delay_s=0.02, attempts=100, connect_attempts=3)
@@ -187,3 +188,16 @@ def test_a_proxy_that_answers_once_in_a_while_is_enough(triton: Any, fake: Any) 
     triton.before_config = busy
     with Client(triton.url, model="vit-b-16", retry=QUICK) as client:
         assert client.encode_texts(["a"] * 10, batch_size=1).shape == (10, 16)
+
+
+def test_what_is_asked_again_is_asked_all_at_once(serve: Callable[..., Any], fake: Any) -> None:
+    """One after the other, four servers at 50 ms held each call up for two seconds."""
+    servers = [serve(*fake.both("vit-b-16")) for _ in range(2)]
+    with Client([server.url for server in servers], model="vit-b-16", timeout=Timeout(connect_s=20)) as client:
+        client.encode_texts(["a"])
+        firsts, others = threading.Barrier(2, timeout=10), threading.Barrier(14, timeout=10)
+        turns = itertools.count()
+        for server in servers:
+            server.before_config = lambda: (firsts if next(turns) < 2 else others).wait() and None
+        client.require_unchanged()
+    assert next(turns) == 16

@@ -92,6 +92,8 @@ class Mortal:
         if self.away_s == 0:
             self._born()
         elif self.away_s is not None:
+            if self._birth is not None:
+                self._birth.cancel()  # two requests may kill it at the same moment
             self._birth = threading.Timer(self.away_s, self._born)
             self._birth.start()
 
@@ -256,6 +258,22 @@ def test_an_item_is_not_blamed_for_what_cuts_off_who_is_silent(
     with connect(server) as client:
         with pytest.raises(ServerUnreachable, match="broke again and again .* for 0 s; .*timeout server"):
             client.encode_texts(["a", POISON], batch_size=1)
+
+
+def test_an_item_is_blamed_for_what_a_proxy_says_it_did(
+    triton: Any, fake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has not cut anything off, however long that took: its own connection to the server was lost."""
+    monkeypatch.setattr("cnclip_client._flow.quarantine._SILENCE_S", 0.0)
+
+    def before(attempt: int, items: list[bytes]) -> None:
+        if POISON.encode() in items:
+            raise fake.Fault(grpc.StatusCode.UNAVAILABLE, "Received http2 header with status: 502")
+
+    triton.before_infer = before
+    with Client(triton.url, model="vit-b-16", retry=PATIENT) as client:
+        found = client.encode_texts(["a", POISON], normalize=False, batch_size=1, errors="collect")
+    require_right(found, fake, ["a", POISON], blamed=[1])
 
 
 @pytest.mark.parametrize(("breaks", "blamed"), [(4, []), (100, [0])])
