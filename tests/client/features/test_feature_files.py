@@ -275,12 +275,12 @@ def test_a_folder_is_read_with_all_in_it_as_one_of_images_is(tmp_path: Path) -> 
 
 def test_a_folder_of_two_checkpoints_is_refused_and_one_that_does_not_tell_leaves_all_untold(tmp_path: Path) -> None:
     def write(number: int, sha: str) -> None:
-        known = {PARQUET_KEY: json.dumps({"checkpoint_sha256": sha})} if sha else {}
+        known = {PARQUET_KEY: json.dumps({"checkpoint_sha256": sha, "model": "m", "arch": "a"})} if sha else {}
         pq.write_table(table([number], unit_rows(1)).replace_schema_metadata(known), tmp_path / f"{number}.parquet")
 
     for number in range(3):
         write(number, "a" * 64)
-    assert origin_of(tmp_path) == Origin(checkpoint_sha256="a" * 64)
+    assert origin_of(tmp_path) == Origin(checkpoint_sha256="a" * 64, model="m", arch="a")
     write(1, "")
     assert origin_of(tmp_path) is None
     write(1, "b" * 64)
