@@ -65,6 +65,11 @@ def _until_serving(process: subprocess.Popen[str]) -> dict[str, str]:
     return facts
 
 
+def _but_of_loading(said: str) -> str:
+    """What else a command said than that it loads for long, as it does on a busy machine."""
+    return re.sub(r"\A.* is loading; .*\n", "", said)
+
+
 def _listens(url: str) -> bool:
     host, _, port = url.removeprefix("http://").partition(":")
     with socket.socket() as probe:
@@ -84,7 +89,7 @@ def test_says_where_it_is_and_stops_on_a_signal(repository: Any) -> None:
         process.terminate()
         out, err = process.communicate(timeout=20)
     assert process.returncode == 0
-    assert (out, err) == ("", "stopped\n")
+    assert (out, _but_of_loading(err)) == ("", "stopped\n")
     assert not _listens(facts["grpc"])
 
 
@@ -222,7 +227,8 @@ def test_an_environment_whose_path_is_not_ascii(repository: Any, tmp_path: Path)
         try:
             assert _answers(_until_serving(process)["grpc"])
             process.send_signal(signal.SIGINT)  # as SIGTERM above
-            assert process.communicate(timeout=20) == ("", "stopped\n")
+            out, err = process.communicate(timeout=20)
+            assert (out, _but_of_loading(err)) == ("", "stopped\n")
             assert process.returncode == 0
         finally:
             process.kill()
@@ -296,11 +302,12 @@ def test_a_server_that_dies_is_replaced(repository: Any) -> None:
 
         assert process.stderr is not None
         kill(signal.SIGSEGV)
-        said = [process.stderr.readline() for _ in range(2)]
-        assert said == [
-            "tritonserver has ended (killed by SIGSEGV): restarting the server (1 of 1)\n",
-            "the server is back\n",
-        ]
+        said = ""
+        while _but_of_loading(said).count("\n") < 2 and (line := process.stderr.readline()):
+            said += line
+        assert _but_of_loading(said) == (
+            "tritonserver has ended (killed by SIGSEGV): restarting the server (1 of 1)\nthe server is back\n"
+        )
         assert _answers(facts["grpc"])
         kill(signal.SIGKILL)
         _, err = process.communicate(timeout=20)
@@ -394,8 +401,9 @@ def test_a_model_that_does_not_load_is_one_line(repository: Any, nets: Any, xy: 
         out, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert out == ""
-    late = r"([^\n]* is loading; [^\n]*\n)?"  # on a busy machine
-    assert re.fullmatch(rf"{late}error: tritonserver did not start: model 'broken' failed to load: [^\n]*\n", err)
+    assert re.fullmatch(
+        r"error: tritonserver did not start: model 'broken' failed to load: [^\n]*\n", _but_of_loading(err)
+    )
 
 
 def test_models_that_load_for_long_are_waited_for_with_a_word(

@@ -30,6 +30,7 @@ def show(
       cnclip-build show build/repository --check
     """
     from cnclip_builder.repository.contents import changed_files, describe_repository
+    from cnclip_builder.repository.manifest import MANIFEST_NAME, reading
 
     models = describe_repository(repository)
     changed = changed_files(repository) if check else {}
@@ -38,15 +39,16 @@ def show(
             json.dumps({"models": models, **({"changed": changed} if check else {})}, indent=2, ensure_ascii=False)
         )
     else:
-        for name, versions in models.items():
-            for number, version in versions.items():
-                _print(name, number, version)
+        with reading(repository / MANIFEST_NAME):
+            for name, versions in models.items():
+                for number, version in versions.items():
+                    _print(name, number, version)
         for path, how in changed.items():
             typer.echo(visible(f"{how:8}  {path}"))
     if changed:
         count = "1 file is" if len(changed) == 1 else f"{len(changed)} files are"
         raise RepositoryError(
-            f"{count} not what {repository / 'manifest.json'} says, such as {next(iter(changed))}: build it again, or "
+            f"{count} not what {repository / MANIFEST_NAME} says, such as {next(iter(changed))}: build it again, or "
             "if you meant it, serve it with cnclip-serve --serve-changed and publish it with --changed"
         )
 

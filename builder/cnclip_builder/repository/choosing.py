@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cnclip_builder.errors import SettingError
+from cnclip_builder.repository.manifest import MANIFEST_NAME
 from cnclip_builder.repository.serving import (
     BOUNDED_BY_BATCH,
     SETTINGS,
@@ -71,8 +72,13 @@ def choose_settings(
     Raises:
         SettingError: a name is unknown, or a value out of its range.
     """
-    for name, value in (*kept.items(), *chosen.items()):
+    for name, value in chosen.items():
         check_setting(name, value)
+    for name, value in kept.items():
+        try:
+            check_setting(name, value)
+        except SettingError as error:
+            raise SettingError(f"in {MANIFEST_NAME}: {error}; --no-keep-settings begins anew") from error
     before = dict(kept)
     target: Target = chosen.get("target") or (
         "gpu" if chosen.get("platform") == "tensorrt" else before.get("target", default_target())

@@ -29,7 +29,7 @@ from cnclip_client._exceptions import (
 )
 from cnclip_client._settings import Retry, Timeout
 
-__all__ = ["PASSING", "Endpoints"]
+__all__ = ["PASSING", "Endpoints", "told_of_waiting"]
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,6 @@ class Endpoints:
         transports = [Transport(url, timeout, self.retry, credentials) for url in urls_of(urls)]
         self._all = [Endpoint(transport) for transport in transports]
         self._changed = threading.Condition()
-        self._waiting_since: float | None = None
         self._waiting_told = False
 
     def __len__(self) -> int:
@@ -206,7 +205,7 @@ class Endpoints:
             if answered:
                 if self._waiting_told:
                     _log.warning("%s answers again", endpoint.transport.url)
-                self._waiting_since, self._waiting_told = None, False
+                self._waiting_told = False
             if answered and not endpoint.out:
                 endpoint.failures, endpoint.on_trial = 0, False
                 endpoint.proofs += 1
@@ -235,13 +234,18 @@ class Endpoints:
             RuntimeError: The client was closed.
         """
         with self._changed:
-            self._tell_of_waiting()
             for endpoint in self._all:
                 self._probe(endpoint)
             self._changed.wait_for(lambda: self.inside() or not any(endpoint.probing for endpoint in self._all))
             self._raise_changed()
             if not self.inside():
                 raise self._worst()
+
+    def waits(self, problem: Exception, since: float) -> None:
+        """Takes note that a request waits since a moment, and why; where no server is left that is told."""
+        with self._changed:
+            if not self._waiting_told and not self.inside():
+                self._waiting_told = told_of_waiting(problem, since, self.retry)
 
     def _probe_later(self, endpoint: Endpoint, problem: Exception) -> None:
         endpoint.problem = problem
@@ -296,16 +300,13 @@ class Endpoints:
         if endpoint.problem is None and len(self._all) > 1:
             _log.warning("%s is left out for now: %s", endpoint.transport.url, problem)
 
-    def _tell_of_waiting(self) -> None:
-        """Logs, once and not of a moment, that no server answers and the run waits: it would seem to hang."""
-        if self.inside():
-            return
-        now = time.monotonic()
-        if self._waiting_since is None:
-            self._waiting_since = now
-        elif not self._waiting_told and now - self._waiting_since > _QUIET_S:
-            self._waiting_told = True
-            _log.warning("%s; waiting for it, for %g s at most", self._worst(), self.retry.deadline_s)
+
+def told_of_waiting(problem: Exception, since: float, retry: Retry) -> bool:
+    """Logs that a server is waited for, past a moment, and tells whether it did: a run seems to hang."""
+    told = time.monotonic() - since > _QUIET_S
+    if told:
+        _log.warning("%s; waiting for it, for %g s at most", problem, retry.deadline_s)
+    return told
 
 
 def _may_come(error: CnclipError) -> bool:

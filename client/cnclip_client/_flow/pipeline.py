@@ -254,6 +254,7 @@ class Pipeline:
             self._endpoints.revive()
         except (CnclipError, RuntimeError) as error:
             if isinstance(error, PASSING) and batch.may_retry(self._retry):
+                self._endpoints.waits(error, batch.failed_at)
                 self._resend_at(time.monotonic() + self._retry.delay_s(batch.attempts), batch)
             else:
                 batch.end(batch.refusal or error)

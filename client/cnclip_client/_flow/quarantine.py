@@ -250,6 +250,7 @@ class Quarantine:
             return False
         self._waits += 1
         self._wait_until = now + self._retry.delay_s(self._waits)
+        self._endpoints.waits(self._suspects[0].problem, self._waiting_since)
         late = now - self._waiting_since > self._retry.deadline_s
         for suspect in self._suspects:
             if late or suspect.batch.attempts + self._waits > self._retry.attempts:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from cnclip_client._connection.endpoints import PASSING
+from cnclip_client._connection.endpoints import PASSING, told_of_waiting
 from cnclip_client._settings import Retry
 
 __all__ = ["Vouching", "vouch"]
@@ -60,11 +60,12 @@ def vouch(verify: Callable[[], None], retry: Retry) -> None:
     Raises:
         CnclipError: The model is another, or could not be had.
     """
-    started = time.monotonic()
+    started, told = time.monotonic(), False
     for failures in itertools.count(1):
         try:
             return verify()
-        except PASSING:
+        except PASSING as error:
             if failures >= retry.attempts or time.monotonic() - started > retry.deadline_s:
                 raise
+            told = told or told_of_waiting(error, started, retry)
         time.sleep(retry.delay_s(failures))

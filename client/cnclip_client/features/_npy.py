@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -88,8 +89,7 @@ def _open_npy(path: Path) -> NDArray[Any]:
 def map_npy(path: Path, what: str, fix: str) -> NDArray[Any]:
     """Maps the array of a .npy file. Raises BadFile, which says what was to be in it and what mends it, and OSError."""
     try:
-        # Private, as "r" is not: 9p and FUSE's disks that cache nothing map no files otherwise.
-        array = np.load(path, mmap_mode="c", allow_pickle=False)
+        array = _load_mapped(path)
     except OSError:
         raise
     # Of a damaged header numpy raises ValueError, EOFError, TypeError, SyntaxError, TokenError, OverflowError, ...
@@ -100,6 +100,17 @@ def map_npy(path: Path, what: str, fix: str) -> NDArray[Any]:
         raise BadFile(f"an archive of arrays, not one of {what}; {fix}", path=str(path))
     array.flags.writeable = False
     return array
+
+
+def _load_mapped(path: Path) -> Any:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        # FUSE's disks that cache nothing map a file for one process alone. Not always so: memory has to be there for
+        # such a mapping, and a file larger than it is refused.
+        return np.load(path, mmap_mode="c", allow_pickle=False)
 
 
 def _parse_ids(path: Path, start: int, lines: list[bytes]) -> list[Any]:

@@ -133,9 +133,7 @@ def read(path: Path, *, mapped: bool, fix: str) -> Any:
     try:
         return faiss.read_index(os.fspath(path), getattr(faiss, "IO_FLAG_MMAP_IFC", 0) if mapped else 0)
     except (RuntimeError, MemoryError) as error:
-        if mapped and "could not mmap()" in str(
-            error
-        ):  # 9p and FUSE's disks that cache nothing map no files as faiss asks
+        if mapped and "could not mmap()" in str(error):  # as on FUSE's disks that cache nothing
             return read(path, mapped=False, fix=fix)
         raise BadFile(
             f"no index that faiss {faiss.__version__} reads ({_reason(error)}); {fix}", path=str(path)

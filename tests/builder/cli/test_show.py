@@ -108,6 +108,9 @@ def test_what_is_no_repository(built: Path, tmp_path: Path) -> None:
     (repository / "manifest.json").write_text(json.dumps({key: manifest[key] for key in ("schema", "models")}))
     assert show(str(repository)).exit_code == 0
     assert "has no hashes" in str(show(str(repository), "--check").exception)
+    del manifest["models"]["a"]["1"]["checkpoint"]["sha256"]  # which is only shown
+    (repository / "manifest.json").write_text(json.dumps(manifest))
+    assert "manifest.json is damaged" in str(show(str(repository)).exception)
     (repository / "a-text" / "config.pbtxt").unlink()
     assert "config.pbtxt is missing: copy the repository again" in str(show(str(repository)).exception)
     del manifest["models"]["a"]["1"]["serving"]

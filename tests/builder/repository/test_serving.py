@@ -65,7 +65,9 @@ def test_another_target_begins_anew_but_for_what_does_not_rest_on_it() -> None:
 
 
 def test_a_manifest_with_settings_that_are_not_known_is_refused() -> None:
-    with pytest.raises(SettingError, match="there is no setting 'from_the_future'"):
+    with pytest.raises(
+        SettingError, match="in manifest.json: .* 'from_the_future': .*; --no-keep-settings begins anew"
+    ):
         choose({}, {**CPU.as_dict(), "from_the_future": 1})
 
 

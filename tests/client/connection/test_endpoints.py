@@ -142,6 +142,20 @@ def test_all_of_them_die_and_one_comes_back(
     assert again == f"{servers[-1].url} answers again"
 
 
+def test_who_does_not_wait_is_told_of_no_waiting(
+    servers: list[Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a service, whose requests fail for a while, each at once."""
+    monkeypatch.setattr("cnclip_client._connection.endpoints._QUIET_S", 0.0)
+    with connect(servers[:1], retry=Retry(attempts=1, max_delay_s=0.01)) as client:
+        client.encode_texts(ITEMS)
+        servers[0].stop()
+        for _ in range(3):
+            with pytest.raises(ServerUnreachable):
+                client.encode_texts(ITEMS)
+    assert not [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
 def test_all_of_them_stay_away(servers: list[Any]) -> None:
     with connect(servers, retry=Retry(attempts=1000, deadline_s=0.5, max_delay_s=0.1)) as client:
         stream = client.iter_texts(ITEMS, batch_size=4)

@@ -194,6 +194,17 @@ def test_lines_are_read_several_times_faster_than_the_json_module_parses_them(tm
     assert ours < theirs / 2  # a fifth was measured; and numpy's array of such a list comes on top of theirs
 
 
+def test_an_array_may_be_larger_than_memory(tmp_path: Path) -> None:
+    """A mapping that could be written to is refused then."""
+    with (tmp_path / "large.npy").open("wb") as file:
+        shape = (2**40 // 2048, 512)
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        file.truncate(file.tell() + 2**40)  # a hole
+    (tmp_path / "large.ids.jsonl").write_text("7\n")
+    first = next(read_features(tmp_path / "large.npy", "image"))
+    assert (first.ids.tolist(), first.features.shape) == ([7], (1, 512))
+
+
 def test_a_feature_of_zeros_cannot_be_normalised(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "feats", [1, 2], np.array([[1, 0], [0, 0]]))
     with pytest.raises(BadFile, match="the feature of 2 is all zeros"):

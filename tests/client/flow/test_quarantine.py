@@ -216,6 +216,19 @@ def test_it_kills_two_at_most_where_none_is_started_again(mortals: Callable[...,
     assert sum(len(server.deaths) for server in servers) == 2
 
 
+def test_what_waits_for_the_server_that_had_it_says_so(
+    mortals: Callable[..., Mortal], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cnclip_client._connection.endpoints._QUIET_S", 0.1)
+    server = mortals(away_s=0.8)
+    server.fatal = lambda item: not server.deaths
+    with connect(server) as client:
+        client.encode_texts(["a"])
+    waiting, again = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert waiting.endswith("; waiting for it, for 20 s at most")
+    assert again == f"{server.url} answers again"
+
+
 @pytest.mark.parametrize("kind", ["text", "image"])
 def test_a_single_item(mortals: Callable[..., Mortal], kind: str) -> None:
     server = mortals()
