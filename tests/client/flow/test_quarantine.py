@@ -444,6 +444,8 @@ class Servers:
 
     def let_go(self, endpoint: Endpoint) -> None: ...
 
+    def waits(self, problem: Exception, since: float) -> None: ...
+
 
 def test_patience_begins_anew_after_each_trial_and_who_killed_alone_goes_to_no_other(
     monkeypatch: pytest.MonkeyPatch,
@@ -453,14 +455,14 @@ def test_patience_begins_anew_after_each_trial_and_who_killed_alone_goes_to_no_o
     one, other = (Endpoint(SimpleNamespace(url=url), proofs=8) for url in ("a:1", "b:1"))  # type: ignore[arg-type]
     servers, batch, problem = Servers(), Batch(0, 1, [0], [b"x"]), ServerUnreachable("away", url="a:1")
     quarantine = Quarantine(servers, lambda: b"", 2, grace_s=5.0)  # type: ignore[arg-type]
-    quarantine.add(batch, one, problem, certain=True)
+    quarantine.add(batch, one, problem, certain=True, cut_off=True)
     assert quarantine.next() is None
     now, servers.there = 10.0, [one]
     assert quarantine.next() is None, "for a moment of its own"
     now = 11.0
     assert quarantine.next() == (batch, one)
     assert not quarantine.ended(batch)
-    quarantine.add(batch, one, problem, certain=True)
+    quarantine.add(batch, one, problem, certain=True, cut_off=True)
     servers.there = [other]
     for now, outcome in ((30.0, None), (31.0, None), (51.0, problem)):  # noqa: B007 - the clock has it
         assert quarantine.next() is None
