@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -160,16 +161,16 @@ class IdsWriter:
 
     def finish(self) -> None:
         """Makes the files whole, as `open_ids` wants them."""
-        self._raw.flush()
         # What is written here: the integers themselves, or where lines begin and the last one ends.
         if self._lines is not None:
             self._lines.flush()
             self._raw.write(np.array([self._lines.tell()], dtype="<i8").tobytes())
-            self._raw.flush()
-        made = self._folder / "ids.partial"
-        table = np.memmap(made, dtype="<i8", mode="c") if made.stat().st_size else np.empty(0, "<i8")
-        np.save(self._folder / (_INTEGERS if self._lines is None else _OFFSETS), table)
-        made.unlink()
+        header = {"descr": "<i8", "fortran_order": False, "shape": (self._raw.tell() // 8,)}
+        self._raw.seek(0)
+        with (self._folder / (_INTEGERS if self._lines is None else _OFFSETS)).open("wb") as table:
+            np.lib.format.write_array_header_1_0(table, header)  # type: ignore[no-untyped-call]
+            shutil.copyfileobj(self._raw, table)
+        (self._folder / "ids.partial").unlink()
 
     def _become_lines(self) -> None:
         self._raw.seek(0)
