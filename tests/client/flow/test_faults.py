@@ -335,7 +335,9 @@ def test_a_long_run_asks_now_and_then(triton: Any, fake: Any, monkeypatch: pytes
     assert not away
 
 
-def test_the_last_answer_is_not_waited_for_for_ever() -> None:
+def test_the_last_answer_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     asked = []
 
     def verify() -> None:
@@ -348,6 +350,11 @@ def test_the_last_answer_is_not_waited_for_for_ever() -> None:
     with pytest.raises(ServerUnreachable):
         vouch(verify, Retry(attempts=1000, first_delay_s=0.001, max_delay_s=0.001, deadline_s=0.01))
     assert len(asked) < 500
+    assert not caplog.messages
+    monkeypatch.setattr("cnclip_client._connection.endpoints._QUIET_S", 0.0)
+    with pytest.raises(ServerUnreachable):
+        vouch(verify, Retry(attempts=5, first_delay_s=0.001))
+    assert caplog.messages == ["away; waiting for it, for 30 s at most"]
 
 
 def test_a_reload_is_waited_for(triton: Any, fake: Any) -> None:
