@@ -109,7 +109,8 @@ class Concurrency:
         if sent_at > self._halved_at:
             self._halved_at = self._clock()
             self._begin(max(self.limit // 2, 1))
-        self._restart()
+        else:
+            self._restart()
 
     def _begin(self, limit: int) -> None:
         self.limit = limit
