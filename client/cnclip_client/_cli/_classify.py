@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 from cnclip_console import option
 
 from cnclip_client._cli import _render as render
-from cnclip_client._cli._progress import progress
+from cnclip_client._cli._progress import has_room, progress
 from cnclip_client._cli._shared import as_typed, items_given, require_unread, writing
 from cnclip_client._float32 import rounded
 from cnclip_client._texts import NO_UTF8
@@ -59,8 +58,7 @@ def classify(
         if not named:
             raise typer.BadParameter("name labels with --label, or a file of them with --labels")
         failures = 0
-        shown = sys.stderr.isatty() and (output != "-" or not sys.stdout.isatty())
-        with server.connect() as client, progress(shown, lambda: None) as report, writing(output) as out:
+        with server.connect() as client, progress(has_room(output), lambda: None) as report, writing(output) as out:
             report(0, 0)
             classifier = Classifier.of(client, named, templates=prompts)
             pending: deque[tuple[Id, str]] = deque()

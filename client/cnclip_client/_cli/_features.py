@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from cnclip_client import Block
 from cnclip_client._cli import _render as render
-from cnclip_client._cli._progress import progress
+from cnclip_client._cli._progress import has_room, progress
 from cnclip_client._cli._shared import Normalize, as_typed, items_given, require_unread, write
 from cnclip_client._replacing import replacing
 from cnclip_client._vocabulary import Kind
@@ -92,13 +91,11 @@ def _features(
     target = None if output == "-" else Path(output)
     if target is not None and (target.suffix != ".npy" or not target.parent.is_dir()):
         raise typer.BadParameter(f"--output {output}: write - or the path of an .npy file in an existing folder")
-    # The bar must not run into data on the same terminal.
-    shown = sys.stderr.isatty() and (target is not None or not sys.stdout.isatty())
     total = len(items) if isinstance(items, list) else None
     kept: list[NDArray[np.float32]] = []
     pending: deque[str] = deque()
     done = failures = 0
-    with server.connect() as client, progress(shown, lambda: total) as report:
+    with server.connect() as client, progress(has_room(output), lambda: total) as report:
         report(0, 0)
         # Of a list the client reads well ahead, and it can be looked up.
         source = items if isinstance(items, list) else _remember(items, pending)

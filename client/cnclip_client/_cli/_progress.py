@@ -22,7 +22,16 @@ from cnclip_client.command_line import complain
 from cnclip_client.features import Features
 from cnclip_client.index import Report as StageReport
 
-__all__ = ["ProgressEvery", "ProgressOption", "StageReport", "job_progress", "progress", "stages", "told_of"]
+__all__ = [
+    "ProgressEvery",
+    "ProgressOption",
+    "StageReport",
+    "has_room",
+    "job_progress",
+    "progress",
+    "stages",
+    "told_of",
+]
 
 _RATE_SECONDS = 30.0
 
@@ -45,6 +54,11 @@ def job_progress(style: Style, every_s: float, total: Callable[[], int | None]) 
     if style == "none" or (style == "auto" and sys.stderr.isatty()):
         return progress(style == "auto", total)
     return _Lines(_as_json if style == "json" else _as_words, every_s, total, always=style == "json")
+
+
+def has_room(output: str = "") -> bool:
+    """Tells whether there is a terminal for a bar: not one on which results are printed, with `-` for the output."""
+    return sys.stderr.isatty() and (output != "-" or not sys.stdout.isatty())
 
 
 @contextmanager
@@ -86,13 +100,16 @@ def progress(shown: bool, total: Callable[[], int | None]) -> Iterator[Report]:
 
 
 @contextmanager
-def stages(shown: bool = True) -> Iterator[StageReport]:
-    """Shows what is being done while the context lasts, on stderr where that is a terminal and unless told not to.
+def stages(output: str = "") -> Iterator[StageReport]:
+    """Shows what is being done while the context lasts, on stderr where that is a terminal.
+
+    Args:
+        output: As for `has_room`.
 
     Yields:
         What to call now and then with what is being done, and for how many rows of how many it is; 0 is not known.
     """
-    if not shown or not sys.stderr.isatty():
+    if not has_room(output):
         yield lambda stage, done, total: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

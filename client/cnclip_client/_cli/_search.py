@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Annotated
@@ -85,7 +84,7 @@ def search(
         page = None
         if html is not None:  # before minutes of searching
             page = _Page(outputs.enter_context(writing(str(html))), images, texts, annotations, html_queries)
-        report = outputs.enter_context(stages(shown=output != "-" or not sys.stdout.isatty()))
+        report = outputs.enter_context(stages(output))
         if index:
             opened = asked_of_index(index, image_feats, text_feats, normalize, index_parameters, report)
         elif image_feats and text_feats:
