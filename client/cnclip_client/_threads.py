@@ -62,7 +62,7 @@ class Waiters:
         self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._lock = threading.Lock()
-        self._threads = 0
+        self._threads: list[threading.Thread] = []
         self._closed = False
 
     def submit(self, call: Callable[[], _T]) -> Future[_T]:
@@ -76,7 +76,7 @@ class Waiters:
             if self._closed:
                 raise RuntimeError("the threads that read were told to end")
             self._tasks.put((future, call))
-            if (self._eager and not self._idle.acquire(blocking=False)) or self._threads == 0:
+            if (self._eager and not self._idle.acquire(blocking=False)) or not self._threads:
                 self._start()
         return future
 
@@ -87,9 +87,10 @@ class Waiters:
                 self._start()
 
     def _start(self) -> None:
-        if self._threads < self._most:
-            self._threads += 1
-            threading.Thread(target=self._run, name=f"{self._name}-{self._threads}", daemon=True).start()
+        if len(self._threads) < self._most:
+            thread = threading.Thread(target=self._run, name=f"{self._name}-{len(self._threads) + 1}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
 
     def close(self) -> None:
         """Cancels what was not begun, and has the threads end; it does not wait for them."""
@@ -102,8 +103,13 @@ class Waiters:
                     break
                 if task is not None:
                     task[0].cancel()
-            for _ in range(self._threads):
+            for _ in self._threads:
                 self._tasks.put(None)
+
+    def join(self) -> None:
+        """Waits for the threads, which were told to end: for those that have done all that they were given."""
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
         while (task := self._tasks.get()) is not None:

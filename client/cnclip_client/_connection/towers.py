@@ -191,6 +191,7 @@ class Towers:
                     problems.append((endpoint, error))
         finally:
             waiters.close()
+        waiters.join()  # else a client that was used and closed leaves some behind for a moment
         return problems
 
     def _ask(self, transport: Transport, kind: Kind) -> ModelInfo:
