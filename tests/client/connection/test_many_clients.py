@@ -5,7 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from typing import Any
+
+import pytest
+from cnclip_client import Client
+from cnclip_client._threads import Waiters
 
 SCRIPT = """
 import json, os, sys, threading
@@ -31,3 +37,16 @@ def test_memory_threads_and_files_stay_as_they_are(triton: Any) -> None:
     assert after[0] - before[0] < 5 * 1024  # 17 KiB for each of 300 would fail
     assert after[1] <= before[1] + 2
     assert after[2] <= before[2] + 10  # those of the last few close in the background
+
+
+def test_a_call_leaves_none_of_its_questions_behind(triton: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Waiters._run
+
+    def slow_to_end(waiters: Waiters) -> None:
+        run(waiters)
+        time.sleep(0.1)
+
+    monkeypatch.setattr(Waiters, "_run", slow_to_end)
+    with Client(triton.url, model="vit-b-16") as client:
+        client.encode_texts(["a"])
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("question")]
